@@ -144,6 +144,21 @@ def test_eps_is_in_units_of_the_direction(scale: float) -> None:
     assert auto_eps(lambda t: 2 + t * scale, scale)[0] == pytest.approx(auto_eps(lambda t: 2 + t)[0] / scale)
 
 
+@pytest.mark.parametrize("steepness", [30.0, 1e3, 2e4, 1e5])
+def test_eps_stays_within_the_clip_range(steepness: float) -> None:
+    """Along a policy's previous update RLOO's ratios left [0.8, 1.2] within 1e-4 (steepness 2e3)."""
+    generator = random.Random(0)
+    rows = [(generator.gauss(0, 1), steepness * generator.gauss(0, 1)) for _ in range(16)]  # advantage, slope
+
+    def surrogate(t: float) -> float:
+        ratios = [(advantage, math.exp(min(slope * t, 50.0))) for advantage, slope in rows]
+        return -sum(min(ratio * a, min(max(ratio, 0.8), 1.2) * a) for a, ratio in ratios) / len(rows)
+
+    eps, _ = auto_eps(noisy(surrogate, 1e-6, seed=1))
+    measured = (surrogate(eps) - surrogate(-eps)) / (2 * eps)
+    assert measured == pytest.approx(-sum(a * slope for a, slope in rows) / len(rows), rel=0.1)
+
+
 def test_flat_and_broken_losses_do_not_crash() -> None:
     eps, sigma = auto_eps(lambda t: 1.5)
     assert eps == PROBES[-1] and math.isnan(sigma), "constant: any eps does, and the noise is unknown"

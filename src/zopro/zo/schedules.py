@@ -7,12 +7,15 @@ perturbation from it, so that a projected gradient means something.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 INITIAL_SHARE = 1 - 1e-3  # d at the first step: d = 1 would add no noise (the paper)
 FINAL_EXPONENTIAL_SHARE = 1e-3  # d at the last step of the exponential decay
-PROBES = tuple(3e-5 * 3**k for k in range(7))  # eps candidates (to 0.022) for directions of root mean square 1
+# eps candidates (to 0.022) for directions of root mean square 1. Along a policy's previous update the clip range of RLOO
+# can be left within 3e-5 (measured on a 270M model), so they begin far below it.
+PROBES = tuple(3e-5 * 3**k for k in range(-5, 7))
+LONGEST_SKIP = 3  # candidates passed over at most where rounding hides the slope
 NOISE_POINTS = 7
 NOISE_ORDER = 3  # third differences cancel the smooth part up to its quadratic term
 FLOAT32_ROUNDING = 2**-24  # relative; a loss of fp32 numbers is not known better than this
@@ -72,8 +75,9 @@ def loss_noise(loss_at: Callable[[float], float], eps: float, scale: float = 1.0
         sigma, at least the rounding of an fp32 number of the loss's size; NaN if a loss was not finite, or if the loss
         is constant (RLOO where all advantages are 0), which says nothing about its rounding elsewhere.
     """
-    sigma = 0.0
-    for _, values in _across(loss_at, eps, max(eps, PROBES[-1] / scale)):
+    sigma, losses = 0.0, _Losses(loss_at, eps)
+    for exponent in range(math.ceil(math.log(max(1.0, PROBES[-1] / scale / eps), 3)) + 1):
+        values = losses.across(exponent)
         if not all(math.isfinite(value) for value in values):
             return math.nan
         sigma = max(sigma, noise_floor(values))
@@ -104,9 +108,14 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     if math.isfinite(at_theta) and loss_at(-largest) == at_theta == loss_at(largest):
         return largest, math.nan
     chosen, slope, sigma, known = math.nan, math.nan, math.nan, False
-    for eps, values in _across(loss_at, PROBES[0] / scale, largest):
+    losses, exponent, skip, longest = _Losses(loss_at, PROBES[0] / scale), 0, 1, LONGEST_SKIP
+    while exponent < len(PROBES):
+        eps, values = PROBES[exponent] / scale, losses.across(exponent)
         if not all(math.isfinite(value) for value in values):
-            break
+            if skip == 1:
+                break
+            exponent, skip, longest = exponent - skip + 1, 1, 1  # the candidates passed over may be fit
+            continue
         noise = max(noise_floor(values), _float32_rounding(values))
         if not math.isnan(sigma):  # fewer roundings change at close points: noise only grows with the distance
             noise = max(noise, sigma)
@@ -120,19 +129,27 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         if known and signal >= TARGET_SIGNAL:
             break
         known = signal >= KNOWN_SIGNAL
+        wanted = math.log(KNOWN_SIGNAL / max(signal, 1e-3), 3)  # further candidates until the slope shows
+        skip = min(max(1, int(wanted)), longest, max(1, len(PROBES) - 1 - exponent))
+        exponent += skip
     return chosen, sigma
 
 
-def _across(loss_at: Callable[[float], float], eps: float, largest: float) -> Iterator[tuple[float, list[float]]]:
-    """Yield (eps, losses at seven even points across +-eps) for eps, 3 eps, 9 eps, ... up to `largest`.
+class _Losses:
+    """Losses at multiples of unit / 3, each evaluated once."""
 
-    The middle three points of each span are the ends and the middle of the one before.
-    """
-    minus, at_theta, plus = (loss_at(t) for t in (-eps / 3, 0.0, eps / 3))
-    while eps <= largest * (1 + 1e-9):
-        values = [loss_at(-eps), loss_at(-2 / 3 * eps), minus, at_theta, plus, loss_at(2 / 3 * eps), loss_at(eps)]
-        yield eps, values
-        minus, plus, eps = values[0], values[-1], 3 * eps
+    def __init__(self, loss_at: Callable[[float], float], unit: float) -> None:
+        self.loss_at, self.unit = loss_at, unit
+        self.known: dict[int, float] = {}
+
+    def across(self, exponent: int) -> list[float]:
+        """Losses at seven even points across +-eps, eps = 3^exponent unit."""
+        return [self._at(k * 3**exponent) for k in range(-3, 4)]
+
+    def _at(self, thirds: int) -> float:
+        if thirds not in self.known:
+            self.known[thirds] = self.loss_at(thirds * self.unit / 3)
+        return self.known[thirds]
 
 
 def _float32_rounding(values: Sequence[float]) -> float:
