@@ -174,3 +174,54 @@ def test_rollouts_depend_on_seed_step_and_prompts_only(tmp_path: Path) -> None:
     b.state.global_step = 1
     other = generated(b)["completion_ids"]
     assert other.shape != first.shape or not torch.equal(first, other)
+
+
+def slope(trainer: Any, inputs: dict[str, Any], eps: float) -> float:
+    """Central difference of the trainer's loss along one direction of its adapters."""
+    named = [(tensor_name(name), p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    z = Gaussian().sample(named, seed=3, step=0)
+    losses = []
+    for sign in (1, -2):
+        for name, parameter in named:
+            parameter.data.add_(z[name], alpha=sign * eps)
+        trainer._measuring = True
+        with torch.no_grad():
+            losses.append(float(trainer._compute_loss(trainer.model, dict(inputs))))
+    for name, parameter in named:
+        parameter.data.add_(z[name], alpha=eps)
+    return (losses[0] - losses[1]) / (2 * eps)
+
+
+def test_log_ratios_have_the_slope_of_the_clipped_ratio_and_keep_it_further_out(tmp_path: Path) -> None:
+    trainers = {
+        surrogate: zopro(tmp_path, model=with_adapter(), surrogate=surrogate) for surrogate in ("clipped", "log_ratio")
+    }
+    inputs = generated(trainers["clipped"])
+    inputs["advantages"] = torch.randn(len(inputs["advantages"]), generator=torch.Generator().manual_seed(0))
+    near = {name: slope(trainer, inputs, 1e-4) for name, trainer in trainers.items()}
+    far = {name: slope(trainer, inputs, 0.02) for name, trainer in trainers.items()}
+    assert near["log_ratio"] == pytest.approx(near["clipped"], rel=0.02)
+    assert far["log_ratio"] == pytest.approx(near["log_ratio"], rel=0.2)
+    assert far["clipped"] != pytest.approx(near["clipped"], rel=0.4)
+
+
+@pytest.mark.parametrize("surrogate", ["clipped", "log_ratio"])
+def test_one_sided_steps_evaluate_once(surrogate: str, tmp_path: Path) -> None:
+    trainer = zopro(tmp_path, max_steps=3, sides=1, eps=1e-3, surrogate=surrogate)
+    counts, losses = [], trainer._compute_loss
+
+    def counted(*args: Any) -> torch.Tensor:
+        counts.append(trainer.state.global_step)
+        return losses(*args)
+
+    trainer._compute_loss = counted
+    trainer.train()
+    assert trainer.spsa.trusts_known_loss
+    assert [counts.count(step) for step in (1, 2)] == [1, 1]
+
+
+def test_off_policy_steps_take_the_clipped_ratio(tmp_path: Path) -> None:
+    trainer = zopro(tmp_path, max_steps=2, num_iterations=2, surrogate="log_ratio")
+    assert not trainer.on_policy
+    trainer.train()
+    assert all("clip_ratio/region_mean" in line for line in lines(trainer))

@@ -49,8 +49,8 @@ class EngineRLOOTrainer(RLOOTrainer):
         reference: name -> tensor, adapter weights of the reference policy (the SFT adapter in the iterated loop). By
             default the weights that training starts from, as in TRL.
 
-    Departures from TRL: old log-probs come with the rollout instead of another forward pass (on-policy they are the
-    same numbers), and the entropy, which nothing uses, is logged as missing. vLLM (`use_vllm=True`), continuous
+    Departures from TRL: in float32 old log-probs come with the rollout instead of another forward pass (on-policy they
+    are the same numbers), and the entropy, which nothing uses, is logged as missing. vLLM (`use_vllm=True`), continuous
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
@@ -159,8 +159,18 @@ class EngineRLOOTrainer(RLOOTrainer):
             )
         return logprobs[torch.argsort(rows)]
 
+    def _takes_rollout_logprobs(self, model: Any) -> bool:
+        """Whether the rollout's log-probs are near enough to a forward pass's to be the denominator of a ratio.
+
+        In bfloat16 they are not: on a 270M model the log-probs of 32-token answers differed by 0.16 nats in the mean
+        between decoding and one pass over the whole, next to RLOO's clip range of 0.2; in float32 by 1e-5.
+        """
+        return bool(model.dtype == torch.float32) and not self.args.bf16
+
     def _drawn_from(self, model: Any, rollout: Rollouts, completion_ids: Tensor) -> bool:
         """Whether these are the completions just drawn from this policy, so that their log-probs are known."""
-        active = getattr(self.accelerator.unwrap_model(model), "active_adapter", ADAPTER)
+        unwrapped = self.accelerator.unwrap_model(model)
+        active = getattr(unwrapped, "active_adapter", ADAPTER)
         same_shape = rollout.completion_ids.shape == completion_ids.shape
-        return active == ADAPTER and same_shape and bool((rollout.completion_ids == completion_ids).all())
+        same = active == ADAPTER and same_shape and bool((rollout.completion_ids == completion_ids).all())
+        return same and self._takes_rollout_logprobs(unwrapped)

@@ -178,15 +178,37 @@ def test_a_known_loss_at_theta_saves_an_evaluation() -> None:
     known = float(closure().detach())
     opt = SPSA(trainable(module), lr=0, sides=1, queries=3)
     opt.estimate(counted, loss_at_theta=known)
+    opt.apply()
+    assert len(calls) == 4, "the first estimate compares it with an evaluation"
+    calls.clear()
+    opt.estimate(counted, loss_at_theta=known)
     saved = opt.apply()
     assert len(calls) == 3
+    calls.clear()
     opt = SPSA(trainable(module), lr=0, sides=1, queries=3)
     opt.step(counted)
-    assert len(calls) == 3 + 4
+    opt.step(counted)
+    assert len(calls) == 4 + 4
     assert opt.last.projected_gradients == pytest.approx(saved.projected_gradients)
     calls.clear()
     SPSA(trainable(module), lr=0, queries=3).step(counted)
     assert len(calls) == 6
+
+
+def test_a_known_loss_that_an_evaluation_contradicts_is_not_used() -> None:
+    module, closure = mlp()
+    expected = SPSA(trainable(module), lr=0, sides=1)
+    expected.step(closure)
+    opt = SPSA(trainable(module), lr=0, sides=1)
+    for _ in range(2):
+        opt.estimate(closure, loss_at_theta=float(closure().detach()) + 0.1)
+        opt.apply()
+        opt.step_count = 0
+    assert opt.trusts_known_loss is False
+    assert opt.last.projected_gradient == expected.last.projected_gradient
+    again = SPSA(trainable(module), lr=0, sides=1)
+    again.load_state_dict(opt.state_dict())
+    assert again.trusts_known_loss is False
 
 
 # The update.

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,20 +25,20 @@ _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
-class CausalParts:
-    """Backbone and head of one model; `scale` and `softcap` are what some architectures do to the head's output."""
+class Decoder:
+    """A model and its backbone: what takes tokens to hidden states."""
 
     model: Any
     backbone: nn.Module
-    head: nn.Module
-    scale: float
-    softcap: float | None
-    takes_positions: bool
 
     @property
     def config(self) -> Any:
         """Configuration of the text model."""
         return self.model.config.get_text_config(decoder=True)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(type(self.backbone).forward).parameters
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
         """Last hidden states (B, T, H), after the final norm. `cache` is extended in place; None keeps nothing."""
@@ -50,6 +51,15 @@ class CausalParts:
             **positions,
         )
         return output.last_hidden_state
+
+
+@dataclass(frozen=True)
+class CausalParts(Decoder):
+    """Backbone and head of one model; `scale` and `softcap` are what some architectures do to the head's output."""
+
+    head: nn.Module
+    scale: float
+    softcap: float | None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits (rows, V) of contiguous hidden states (rows, H)."""
@@ -82,14 +92,12 @@ def causal_parts(model: Any) -> CausalParts:
     if model.config.is_encoder_decoder or head is None:
         raise InputError(f"model: must be a decoder-only causal language model, got {name}.")
     config = model.config.get_text_config(decoder=True)
-    parameters = inspect.signature(type(model.base_model).forward).parameters
     parts = CausalParts(
         model=model,
         backbone=model.base_model,
         head=head,
         scale=_logit_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
-        takes_positions="position_ids" in parameters,
     )
     if model not in _checked:
         _check(parts)

@@ -16,9 +16,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
 
 from zopro.engine.causal import CausalParts, causal_parts, positions
+from zopro.engine.shared import hidden_shared
 
 MAX_LOGIT_ELEMENTS = 2**25  # 128 rows of a 262144-token vocabulary: 128 MiB in fp32
 
@@ -99,7 +99,7 @@ def completion_logprobs(
 
     checkpoints = parts.model.training and getattr(parts.model, "is_gradient_checkpointing", False)
     if num_generations > 1 and not checkpoints:
-        hidden = _hidden_shared(parts, ids, mask, split, num_generations)
+        hidden = hidden_shared(parts, ids[:, :-1], mask[:, :-1], split, num_generations)
     else:
         hidden = parts.hidden(ids, mask, positions(mask), None)[:, split - 1 : -1]
 
@@ -110,28 +110,6 @@ def completion_logprobs(
     beyond = (0, completion_length - real.shape[1])
     result = [torch.nn.functional.pad(empty.masked_scatter(real, value), beyond) for value in values]
     return (result[0], result[1]) if return_entropy else result[0]
-
-
-def _hidden_shared(parts: CausalParts, ids: Tensor, mask: Tensor, split: int, copies: int) -> Tensor:
-    """Hidden states (B, C, H) that predict the completion tokens, each prompt passed once for its `copies` rows."""
-    for tensor in (ids, mask):
-        groups = tensor[:, :split].unflatten(0, (-1, copies))  # (B / K, K, P)
-        if not torch.equal(groups, groups[:, :1].expand_as(groups)):
-            raise ValueError(f"num_generations: each {copies} consecutive rows must have the same prompt.")
-    where = positions(mask)
-    cache = DynamicCache(config=parts.model.config)
-    prompt = parts.hidden(ids[::copies, :split], mask[::copies, :split], where[::copies, :split], cache)
-    hidden = prompt[:, -1:].repeat_interleave(copies, dim=0)
-    if ids.shape[1] - split == 1:
-        return hidden
-    select_rows(cache, torch.arange(len(ids), device=ids.device) // copies)
-    completion = parts.hidden(ids[:, split:-1], mask[:, :-1], where[:, split:-1], cache)
-    return torch.cat([hidden, completion], dim=1)
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Make the cache's batch the given rows of it, repeated or left out as `rows` (int64) says; differentiable."""
-    cache.reorder_cache(rows)  # the one operation of this kind that every cache layer has, recurrent ones included
 
 
 def _packed(

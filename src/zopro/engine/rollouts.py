@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from zopro.engine.causal import CausalParts, causal_parts, evaluating, positions
-from zopro.engine.logprobs import MAX_LOGIT_ELEMENTS, exponentiate_, select_rows
+from zopro.engine.logprobs import MAX_LOGIT_ELEMENTS, exponentiate_
+from zopro.engine.shared import select_rows
 from zopro.errors import InputError
 
 MAX_BATCH_TOKENS = 2**16  # tokens in the cache at once

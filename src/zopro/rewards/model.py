@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zopro.engine.scores import can_share, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
+from zopro.rewards.correlation import pearson, spearman
 from zopro.rewards.interpolation import State, check_same_tensors, interpolate, read_state
 from zopro.rewards.sequences import Pair, Scored, Sequences, finite_scores
 from zopro.rewards.training import fit_pairs, fit_scores, pad_right
@@ -130,10 +133,16 @@ class RewardModel:
     ) -> list[float]:
         """Rewards of token ids, in the order given. What follows a completion's first EOS (padding) is left out.
 
+        Where every prompt comes K times in a row, as in policy optimisation, it goes through the network once.
+
         Raises:
             InputError: the two differ in length, or a prompt fills max_length.
         """
-        return self._score(self.sequences.from_ids(prompts, completions), batch_size)
+        sequences = self.sequences.from_ids(prompts, completions)
+        copies = {len(list(group)) for _, group in groupby(prompts)}
+        if len(copies) == 1 and copies != {1} and can_share(self.model):
+            return self._score_shared(prompts, sequences, copies.pop(), batch_size)
+        return self._score(sequences, batch_size)
 
     def score_texts(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 32) -> list[float]:
         """Rewards of rendered prompts and answers, in the order given; errors as `score`."""
@@ -171,8 +180,8 @@ class RewardModel:
         rewards = self.score_texts([r.prompt for r in rows], [r.answer for r in rows], batch_size)
         left, right = (torch.tensor(values, dtype=torch.float64) for values in (rewards, scores))
         return {
-            "pearson": _pearson(left, right),
-            "spearman": _pearson(_ranks(left), _ranks(right)),
+            "pearson": pearson(left, right),
+            "spearman": spearman(left, right),
             "n": len(rows),
         }
 
@@ -190,6 +199,20 @@ class RewardModel:
             return self.score([ids[prompt] for prompt in prompts], completion_ids, batch_size)
 
         return reward_model
+
+    def _score_shared(
+        self, prompts: Sequence[Sequence[int]], sequences: list[list[int]], copies: int, batch_size: int
+    ) -> list[float]:
+        endings = [sequence[len(prompt) :] for prompt, sequence in zip(prompts, sequences, strict=True)]
+        rewards = [0.0] * len(sequences)
+        by_length = sorted(range(0, len(sequences), copies), key=lambda i: len(sequences[i]), reverse=True)
+        size = max(1, batch_size // copies)
+        for start in range(0, len(by_length), size):
+            rows = [i + k for i in by_length[start : start + size] for k in range(copies)]
+            values = shared_scores(self.model, [prompts[i] for i in rows[::copies]], [endings[i] for i in rows], copies)
+            for i, value in zip(rows, values.tolist(), strict=True):
+                rewards[i] = value - self.offset
+        return rewards
 
     @torch.no_grad()
     def _score(self, sequences: list[list[int]], batch_size: int) -> list[float]:
@@ -278,13 +301,3 @@ def _read_record(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: must be a folder written by RewardModel.save, but has no {RECORD_FILE}.")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _pearson(left: Tensor, right: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([left, right]))[0, 1])
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Rank of every value, [n] float64; equal values share the mean of their ranks."""
-    _, group, sizes = values.unique(return_inverse=True, return_counts=True)
-    return (sizes.cumsum(0).double() - (sizes - 1) / 2)[group]

@@ -15,7 +15,7 @@ FINAL_EXPONENTIAL_SHARE = 1e-3  # d at the last step of the exponential decay
 # eps candidates (to 0.022) for directions of root mean square 1. Along a policy's previous update the clip range of RLOO
 # can be left within 3e-5 (measured on a 270M model), so they begin far below it.
 PROBES = tuple(3e-5 * 3**k for k in range(-5, 7))
-LONGEST_SKIP = 3  # candidates passed over at most where rounding hides the slope
+LONGEST_SKIP = 4  # candidates passed over at most where rounding hides the slope
 NOISE_POINTS = 7
 NOISE_ORDER = 3  # third differences cancel the smooth part up to its quadratic term
 FLOAT32_ROUNDING = 2**-24  # relative; a loss of fp32 numbers is not known better than this

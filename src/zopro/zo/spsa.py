@@ -31,6 +31,8 @@ from zopro.zo.schedules import auto_eps, loss_noise
 
 logger = logging.getLogger(__name__)
 
+KNOWN_LOSS_TOLERANCE = 0.1  # of the difference L(theta + eps z) - L(theta)
+
 
 class SPSA(torch.optim.Optimizer):
     """Simultaneous perturbation stochastic approximation.
@@ -93,6 +95,7 @@ class SPSA(torch.optim.Optimizer):
         self.skipped_steps = 0
         self.signal = SignalMonitor()
         self.second_moment = SecondMoment(second_moment_beta)
+        self.trusts_known_loss: bool | None = None  # of L(theta) given to `measure`; None: not compared yet
         self.last: StepRecord | None = None
         self._accumulated = Accumulated()
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
@@ -121,7 +124,8 @@ class SPSA(torch.optim.Optimizer):
         Args:
             closure: () -> scalar loss, evaluated `sides` times per query (plus once for one-sided).
             loss_at_theta: L(theta), averaged over ranks, where it is known without a forward pass (on-policy RLOO).
-                Used one-sided only.
+                Used one-sided only, and only if it agrees with an evaluation at the first estimate, whose slopes
+                it must not move by more than a tenth (in bfloat16 a model's losses depend on how they are computed).
         """
         evaluate = self._evaluator(closure)
         self._calibrate(evaluate)
@@ -133,10 +137,14 @@ class SPSA(torch.optim.Optimizer):
             pairs = list(zip(values[0::2], values[1::2], strict=True))
             return Estimate(pairs, [(plus - minus) / 2 for plus, minus in pairs])
         offsets: list[Offset | None] = [self._offset(seed, 1.0) for seed in seeds]
-        if loss_at_theta is None:
-            loss_at_theta, *values = evaluate.losses([None, *offsets])
-        else:
+        if loss_at_theta is not None and self.trusts_known_loss:
             values = evaluate.losses(offsets)
+        else:
+            known = loss_at_theta
+            loss_at_theta, *values = evaluate.losses([None, *offsets])
+            if known is not None and self.trusts_known_loss is None:
+                slopes = sum(abs(plus - loss_at_theta) for plus in values) / len(values)
+                self.trusts_known_loss = abs(known - loss_at_theta) <= KNOWN_LOSS_TOLERANCE * slopes
         return Estimate([(plus, loss_at_theta) for plus in values], [plus - loss_at_theta for plus in values])
 
     def accumulate(self, estimate: Estimate, weight: float = 1.0) -> None:
@@ -225,6 +233,7 @@ class SPSA(torch.optim.Optimizer):
             "mean_square": self.second_moment.mean_square,
             "moment_weight": self.second_moment.weight,
             "noise_floor": self.signal.noise_floor,
+            "trusts_known_loss": self.trusts_known_loss,
         }
         return state
 
@@ -236,6 +245,7 @@ class SPSA(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self.step_count, self.skipped_steps, self.seed = own["step_count"], own["skipped_steps"], own["seed"]
         self.signal.low_steps, self.signal.noise_floor = own["low_signal_steps"], own["noise_floor"]
+        self.trusts_known_loss = own["trusts_known_loss"]
         self.second_moment.mean_square, self.second_moment.weight = own["mean_square"], own["moment_weight"]
 
     def _evaluator(self, closure: Closure) -> Evaluator:

@@ -1,0 +1,114 @@
+"""The command: every measurement in a fresh process, one after another, and the table of their ratios."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from zopro.bench.work import Work
+from zopro.errors import InputError
+
+PEERS = {"trl": ("peer", "peer-plain")}
+LIBRARIES = ("torch", "transformers", "trl", "peft")
+
+
+def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Measure one policy step.
+
+    Returns:
+        step_s, floor_s, floor_ratio, phases and floor_phases (seconds), peak_mb, inference_peak_mb, memory_ratio; with
+        a peer peer_step_s, peer_peak_mb (its defaults), peer_plain_step_s, peer_plain_peak_mb (without gradient
+        checkpointing), and the ratios to ours, speed_ratio, peer_memory_ratio and the same with `plain_`.
+
+    Raises:
+        InputError: an unknown peer, or the model cannot be loaded.
+    """
+    if peer is not None and peer not in PEERS:
+        raise InputError(f"peer: must be one of {', '.join(PEERS)}, got {peer!r}.")
+    say(f"{work.steps} steps after one to warm up, with the floor between them")
+    result = _run("step", work)
+    result.pop("peak_mb")
+    say("peak memory of a step, and of generating the same batch")
+    result["peak_mb"] = _run("step-memory", work)["peak_mb"]
+    result["inference_peak_mb"] = _run("inference-memory", work)["peak_mb"]
+    result["memory_ratio"] = result["peak_mb"] / result["inference_peak_mb"]
+    for kind in PEERS[peer] if peer else ():
+        say(f"{peer} RLOO, first-order, {'its defaults' if kind == 'peer' else 'without gradient checkpointing'}")
+        name, measured = kind.replace("-", "_"), _run(kind, work)
+        plain = name.removeprefix("peer").removeprefix("_") + "_" * (name != "peer")
+        result |= {f"{name}_step_s": measured["step_s"], f"{name}_peak_mb": measured["peak_mb"]}
+        result[f"{plain}speed_ratio"] = measured["step_s"] / result["step_s"]
+        result[f"{plain}peer_memory_ratio"] = measured["peak_mb"] / result["peak_mb"]
+    versions = {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    return {**result, "work": asdict(work), "machine": _machine(), "versions": versions}
+
+
+def _run(kind: str, work: Work) -> dict[str, Any]:
+    environment = dict(os.environ)
+    if work.threads:
+        environment["OMP_NUM_THREADS"] = str(work.threads)
+    process = subprocess.run(
+        [sys.executable, "-m", "zopro.bench.worker", kind],
+        input=json.dumps(asdict(work)),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode} (out of memory?)"]
+        raise InputError(f"bench: the measurement '{kind}' failed: {lines[-1]}")
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    if "error" in result:
+        raise InputError(result["error"])
+    return result
+
+
+def _machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurements for people."""
+    work, phases, floors = result["work"], result["phases"], result["floor_phases"]
+    adapter = f"LoRA r = {work['lora_r']}" if work["lora_r"] else "all parameters"
+    head = [
+        f"{work['model'] or 'random weights, ' + work['size']}: {result['parameters'] / 1e6:.0f} M parameters, "
+        f"{result['dtype']}, {adapter}",
+        f"{work['prompts']} prompts of {work['prompt_length']} tokens x K = {work['num_generations']}, "
+        f"{work['completion_length']} new tokens, beta {work['beta']}, {work['sides']}-sided, "
+        f"{work['queries']} direction{'s' * (work['queries'] > 1)}",
+        f"{result['machine']}, {result['threads']} threads; "
+        + ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
+    ]
+    rows = [("", "step", "floor")]
+    rows += [(name, f"{s:.3f} s", f"{floors[name]:.3f} s" if name in floors else "") for name, s in phases.items()]
+    rows.append(("all", f"{result['step_s']:.3f} s", f"{result['floor_s']:.3f} s"))
+    lines = [f"{name:<12}{step:>12}{floor:>12}" for name, step, floor in rows]
+    lines.append(f"step / floor {result['floor_ratio']:.3f}")
+    lines.append("")
+    lines.append(
+        f"peak memory {result['peak_mb']:.0f} MB, of generating the same batch {result['inference_peak_mb']:.0f} MB: "
+        f"ratio {result['memory_ratio']:.3f}"
+    )
+    for name, prefix, what in (("peer", "", "its defaults"), ("peer_plain", "plain_", "no gradient checkpointing")):
+        if f"{name}_step_s" in result:
+            lines.append(
+                f"TRL RLOO, {what}: {result[f'{name}_step_s']:.3f} s ({result[f'{prefix}speed_ratio']:.2f}x ours), "
+                f"{result[f'{name}_peak_mb']:.0f} MB ({result[f'{prefix}peer_memory_ratio']:.2f}x ours)"
+            )
+    return "\n".join([*head, "", *lines])

@@ -1,0 +1,81 @@
+"""The floor: the bare forward passes that a policy step cannot do without, on the step's own model and shapes.
+
+Prompts are prefilled once for their K completions. A pass is the backbone and the output matrix on the completion
+positions: no sampling, no log-softmax, no loss, no reward function's own work, no trainer. What is left out is what the
+ratio of step and floor charges to the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from zopro.bench.work import Setting
+from zopro.engine.causal import Decoder, causal_parts, evaluating, positions
+from zopro.engine.logprobs import MAX_LOGIT_ELEMENTS
+from zopro.engine.shared import hidden_shared, select_rows
+
+if TYPE_CHECKING:
+    from zopro.bench.measure import Clock
+
+
+def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
+    """A function that runs the passes and returns their seconds: rollout, scoring, reference (beta > 0), log-probs."""
+    work = setting.work
+    if setting.classifier is None:
+        raise ValueError("setting: must have the reward model's classifier, got None")
+    judge = setting.classifier
+    parts = causal_parts(setting.policy)
+    device = setting.policy.device
+    width = max(map(len, setting.prompt_ids))
+    pad = setting.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in setting.prompt_ids], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in setting.prompt_ids], device=device)
+    copies = torch.arange(len(ids), device=device).repeat_interleave(work.num_generations)
+    completions = ids[copies][:, -1:].expand(-1, work.completion_length).contiguous()
+    after = mask.sum(-1)[copies]
+    seen = torch.cat([mask[copies], torch.ones_like(completions)], dim=1)
+    joined = torch.cat([ids[copies], completions], dim=1)
+    classifier = Decoder(judge, judge.base_model)
+
+    def complete(decoder: Decoder) -> Tensor:
+        return hidden_shared(decoder, joined, seen, width, work.num_generations)[:, 1:]
+
+    def rollout() -> None:
+        cache = DynamicCache(config=parts.model.config)
+        hidden = parts.hidden(ids, mask, positions(mask), cache)[:, -1][copies]
+        select_rows(cache, copies)
+        for step in range(work.completion_length):
+            parts.head(hidden.contiguous())
+            if step < work.completion_length - 1:
+                hidden = parts.hidden(
+                    completions[:, step : step + 1], seen[:, : width + step + 1], (after + step)[:, None], cache
+                )[:, -1]
+
+    def logprobs() -> None:
+        rows = complete(parts).flatten(0, 1)
+        for piece in rows.split(max(1, MAX_LOGIT_ELEMENTS // parts.config.vocab_size)):
+            parts.head(piece)
+
+    def run(clock: Clock) -> dict[str, float]:
+        seconds: dict[str, float] = {}
+
+        def timed(name: str, work_of: Callable[[], object], times: int = 1) -> None:
+            start = clock.now()
+            for _ in range(times):
+                work_of()
+            seconds[name] = clock.now() - start
+
+        with torch.no_grad(), evaluating(setting.policy), evaluating(judge):
+            timed("rollout", rollout)
+            timed("scoring", lambda: complete(classifier))
+            if work.beta:
+                timed("reference", logprobs)
+            timed("log-probs", logprobs, work.sides * work.queries)
+        return seconds
+
+    return run

@@ -1,0 +1,156 @@
+"""The work that is measured: one model with its adapters and a batch of prompts, made from a `Work`."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from zopro.config import ModelOptions
+from zopro.engine import models
+from zopro.errors import InputError
+from zopro.random_state import preserve_random_state
+
+# hidden, intermediate, layers, heads, key-value heads: the shapes of Llama 3 models of these sizes, 0.1b like SmolLM.
+SIZES = {
+    "0.1b": (576, 1536, 30, 9, 3),
+    "1b": (2048, 8192, 16, 32, 8),
+    "3b": (3072, 8192, 28, 24, 8),
+    "8b": (4096, 14336, 32, 32, 8),
+}
+WORDS = ("a", "the", "river", "model", "under", "seven", "birds", "wrote", "slowly", "green", "and", "over", "paper")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One policy step. Lengths in tokens; every completion has exactly `completion_length` of them (no EOS ends one)."""
+
+    model: str = ""  # folder or Hub id; empty: random weights of `size`
+    size: str = "1b"
+    vocab_size: int = 128256  # of a random-weight model
+    prompts: int = 8
+    num_generations: int = 4
+    prompt_length: int = 100
+    completion_length: int = 32
+    lora_r: int = 8  # on all linear layers; 0: every parameter is trained
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 0  # 0: torch's own choice
+    beta: float = 0.05  # of full-parameter training: 0, as its reference would be a second model
+    sides: int = 2
+    queries: int = 1
+    directions: str = "targeted"
+    steps: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"prompts": 1, "num_generations": 2, "prompt_length": 4, "completion_length": 1, "queries": 1, "steps": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise InputError(f"{name}: must be at least {low}, got {getattr(self, name)}.")
+        for name in ("lora_r", "threads", "beta"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: must not be negative, got {getattr(self, name)}.")
+        allowed = {
+            "size": tuple(SIZES),
+            "sides": (1, 2),
+            "dtype": ("auto", "float32", "bfloat16"),
+            "directions": ("targeted", "gaussian", "rademacher"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                choices = ", ".join(map(str, values))
+                raise InputError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.lora_r == 0 and self.beta:
+            raise InputError("beta: must be 0 with lora_r=0 (a second model would be the reference), got a positive one.")
+
+
+@dataclass
+class Setting:
+    """A `Work` with its objects: base model, policy (a PeftModel, or the base itself), tokenizer and prompts."""
+
+    work: Work
+    base: PreTrainedModel
+    policy: Any
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[str]
+    prompt_ids: list[list[int]]
+    classifier: PreTrainedModel | None
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the base model."""
+        return sum(parameter.numel() for name, parameter in self.base.named_parameters() if "lora_" not in name)
+
+
+def build(work: Work, classifier: bool = True) -> Setting:
+    """Load or make the model and the prompts; the reward model's classifier shares its weights."""
+    if work.threads:
+        torch.set_num_threads(work.threads)
+    device = models.resolve_device(work.device)
+    dtype = models.resolve_dtype(work.dtype, device)
+    with preserve_random_state():
+        torch.manual_seed(work.seed)
+        if work.model:
+            tokenizer = models.load_tokenizer(work.model)
+            base = models.load_base(work.model, dtype, device)
+        else:
+            tokenizer, base = _random_model(work, dtype, device)
+        judge = models.sequence_classifier(base, tokenizer, work.seed) if classifier else None
+        policy: Any = base.requires_grad_(not work.lora_r)
+        if work.lora_r:
+            policy = get_peft_model(base, models.lora_config(adapter_options(work), "CAUSAL_LM"))
+    prompts = [_prompt(tokenizer, work, number) for number in range(work.prompts)]
+    return Setting(work, base, policy, tokenizer, prompts, tokenizer(prompts)["input_ids"], judge)
+
+
+def adapter_options(work: Work) -> ModelOptions:
+    """The adapters' shape; the reward model has one in full-parameter mode too."""
+    return ModelOptions(model=work.model or work.size, lora_r=work.lora_r or 8)
+
+
+def _random_model(
+    work: Work, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    hidden, intermediate, layers, heads, key_value_heads = SIZES[work.size]
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<eos>", *WORDS])}
+    vocabulary |= {f"w{number}": number for number in range(len(vocabulary), work.vocab_size)}
+    text = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<pad>"))
+    text.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=text, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+    config = LlamaConfig(
+        vocab_size=work.vocab_size,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=hidden < 4096,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with device:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            model = LlamaForCausalLM(config)
+        finally:
+            torch.set_default_dtype(before)
+    return tokenizer, model.eval()
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, work: Work, number: int) -> str:
+    """Words until there are `prompt_length` tokens."""
+    draw = random.Random(f"{work.seed}/{number}")
+    words: list[str] = []
+    while len(tokenizer(" ".join(words))["input_ids"]) < work.prompt_length:
+        words.append(draw.choice(WORDS))
+    return " ".join(words)
