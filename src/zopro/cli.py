@@ -29,7 +29,7 @@ Result = tuple[dict[str, Any], str]
 
 BENCH_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "model": (str, "folder or Hub id (default: random weights of --size)"),
-    "size": (str, "shape of a random-weight model: 0.1b, 1b, 3b or 8b (default: 1b)"),
+    "size": (str, "shape of a random-weight model: tiny, 0.1b, 1b, 3b or 8b (default: 1b)"),
     "vocab_size": (int, "vocabulary of a random-weight model (default: 128256)"),
     "prompts": (int, "prompts in a step (default: 8)"),
     "num_generations": (int, "completions of each prompt, K (default: 4)"),

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zopro.zo import Gaussian
-from zopro.zo.perturbation import IN_PLACE_LIMIT, InPlace, Perturbation, Virtual, choose, displaced
+from zopro.zo.perturbation import IN_PLACE_LIMIT, KEPT_FROM, InPlace, Perturbation, Virtual, choose, displaced
 
 KINDS = {"in_place": InPlace, "virtual": Virtual}
 
@@ -232,3 +232,17 @@ def test_auto_keeps_originals_of_small_sets_only() -> None:
     assert isinstance(choose("auto", [large]), Virtual)
     assert isinstance(choose("virtual", [small]), Virtual)
     assert isinstance(choose("in_place", [large]), InPlace)
+
+
+def test_a_large_parameter_read_in_a_row_is_displaced_once() -> None:
+    large, other = torch.ones(KEPT_FROM), torch.ones(KEPT_FROM)
+    drawn: list[int] = []
+
+    def offset(index: int) -> Tensor:
+        drawn.append(index)
+        return torch.full((KEPT_FROM,), float(index + 1))
+
+    with Virtual([large, other]).at(offset):
+        sums = [float(parameter.sum()) for parameter in (large, large, other, large)]
+    assert sums == [2 * KEPT_FROM, 2 * KEPT_FROM, 3 * KEPT_FROM, 2 * KEPT_FROM]
+    assert drawn == [0, 1, 0]

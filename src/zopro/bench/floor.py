@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 
 from zopro.bench.work import Setting
@@ -38,12 +37,9 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
     copies = torch.arange(len(ids), device=device).repeat_interleave(work.num_generations)
     completions = ids[copies][:, -1:].expand(-1, work.completion_length).contiguous()
     after = mask.sum(-1)[copies]
-    seen = torch.cat([mask[copies], torch.ones_like(completions)], dim=1)
-    joined = torch.cat([ids[copies], completions], dim=1)
+    seen = torch.cat([mask[copies], torch.ones_like(completions), torch.ones_like(after)[:, None]], dim=1)
+    joined = torch.cat([ids[copies], completions, completions[:, -1:]], dim=1)  # the reward is read at an EOS after it
     classifier = Decoder(judge, judge.base_model)
-
-    def complete(decoder: Decoder) -> Tensor:
-        return hidden_shared(decoder, joined, seen, width, work.num_generations)[:, 1:]
 
     def rollout() -> None:
         cache = DynamicCache(config=parts.model.config)
@@ -57,7 +53,7 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
                 )[:, -1]
 
     def logprobs() -> None:
-        rows = complete(parts).flatten(0, 1)
+        rows = hidden_shared(parts, joined[:, :-2], seen[:, :-2], width, work.num_generations).flatten(0, 1)
         for piece in rows.split(max(1, MAX_LOGIT_ELEMENTS // parts.config.vocab_size)):
             parts.head(piece)
 
@@ -72,7 +68,7 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
 
         with torch.no_grad(), evaluating(setting.policy), evaluating(judge):
             timed("rollout", rollout)
-            timed("scoring", lambda: complete(classifier))
+            timed("scoring", lambda: hidden_shared(classifier, joined, seen, width, work.num_generations))
             if work.beta:
                 timed("reference", logprobs)
             timed("log-probs", logprobs, work.sides * work.queries)

@@ -17,8 +17,9 @@ from zopro.engine import models
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
 
-# hidden, intermediate, layers, heads, key-value heads: the shapes of Llama 3 models of these sizes, 0.1b like SmolLM.
+# hidden, intermediate, layers, heads, key-value heads: as Llama 3 models of these sizes, 0.1b as SmolLM, tiny for tests.
 SIZES = {
+    "tiny": (64, 128, 2, 4, 2),
     "0.1b": (576, 1536, 30, 9, 3),
     "1b": (2048, 8192, 16, 32, 8),
     "3b": (3072, 8192, 28, 24, 8),

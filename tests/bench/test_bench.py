@@ -1,0 +1,99 @@
+"""`zopro bench step`: the step does the floor's forward passes and no others, and the command reports as documented."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from zopro.bench import measure, worker
+from zopro.bench.command import bench_step, table
+from zopro.bench.floor import floor_passes
+from zopro.bench.work import Work, build
+from zopro.errors import InputError
+
+TINY = Work(size="tiny", vocab_size=64, prompts=2, num_generations=3, prompt_length=7, completion_length=5, steps=2)
+TINY = dataclasses.replace(TINY, dtype="float32")
+
+
+class Counted:
+    """Tokens through the backbone's layers and rows through the output matrix."""
+
+    def __init__(self, setting: Any) -> None:
+        self.counts: Counter[str] = Counter()
+        for name, model in (("policy", setting.base), ("classifier", setting.classifier)):
+            layer = model.base_model.layers[0]
+            layer.register_forward_hook(lambda module, inputs, output, name=name: self.add(name, inputs[0]))
+        setting.base.lm_head.register_forward_hook(lambda module, inputs, output: self.add("head", inputs[0]))
+
+    def add(self, name: str, hidden: torch.Tensor) -> None:
+        self.counts[name] += hidden[..., 0].numel()
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+def test_a_step_passes_no_token_more_than_its_floor(sides: int, beta: float, tmp_path: Any) -> None:
+    setting = build(dataclasses.replace(TINY, sides=sides, beta=beta))
+    trainer = measure.step_trainer(setting, 3, str(tmp_path))
+    passes, counted, seen = floor_passes(setting), Counted(setting), []
+
+    def after() -> None:
+        step = counted.counts.copy()
+        counted.counts.clear()
+        passes(trainer.clock)
+        seen.append((step, counted.counts.copy()))
+        counted.counts.clear()
+
+    trainer.add_callback(measure._Steps(trainer.clock, after))
+    trainer.train()
+    for step, floor in seen[1:]:  # the first one compares L(theta) with an evaluation
+        assert step == floor
+
+
+def test_phases_add_up_to_the_step() -> None:
+    result = worker.measure("step", TINY)
+    assert set(result["phases"]) == {*measure.PHASES, "other"}
+    assert all(seconds >= 0 for seconds in result["phases"].values())
+    assert sum(result["phases"].values()) == pytest.approx(result["step_s"], rel=0.2)
+    assert sum(result["floor_phases"].values()) == pytest.approx(result["floor_s"], rel=0.2)
+    assert set(result["floor_phases"]) == {"rollout", "scoring", "reference", "log-probs"}
+
+
+@pytest.mark.parametrize("kind", ["peer", "peer-plain"])
+def test_the_peer_does_the_same_work(kind: str, tmp_path: Any) -> None:
+    setting = build(TINY)
+    trainer = measure.peer_trainer(setting, 1, str(tmp_path), checkpointing=kind == "peer")
+    trainer.train()
+    assert trainer.args.gradient_checkpointing == (kind == "peer")
+    logged = next(line for line in trainer.state.log_history if "completions/mean_length" in line)
+    assert logged["completions/min_length"] == logged["completions/max_length"] == TINY.completion_length
+    assert logged["num_tokens"] == 6 * (7 + 5)
+
+
+@pytest.mark.parametrize("lora_r", [0, 4])
+def test_the_command_reports_what_it_promises(lora_r: int) -> None:
+    work = dataclasses.replace(TINY, lora_r=lora_r, beta=0.05 if lora_r else 0.0, threads=1)
+    result = bench_step(work)
+    names = {"step_s", "floor_s", "floor_ratio", "phases", "peak_mb", "inference_peak_mb", "memory_ratio"}
+    assert names <= set(result)
+    assert result["memory_ratio"] == result["peak_mb"] / result["inference_peak_mb"] > 0.5
+    assert "step / floor" in table(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "2b"}, "size: must be one of tiny, 0.1b, 1b, 3b, 8b, got '2b'"),
+        ({"num_generations": 1}, "num_generations: must be at least 2, got 1"),
+        ({"lora_r": 0}, "beta: must be 0 with lora_r=0"),
+        ({"model": "no/such/folder", "prompts": 1}, "model: no folder and no Hub id"),
+    ],
+)
+def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        bench_step(Work(**options))
+    with pytest.raises(InputError, match="peer: must be one of trl, got 'verl'"):
+        bench_step(TINY, peer="verl")
