@@ -172,6 +172,10 @@ class PolicyOptions:
     eps: str = _option("", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's.")
     queries: int = _option(1, "Directions averaged in a step.")
     sides: int = _option(2, "2: central difference. 1: forward difference, one evaluation less per direction.")
+    surrogate: str = _option(
+        "",
+        "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
+    )
     decay: str = _option("linear", "How the share of the previous update, d, decays: linear or exponential.")
     weight_decay: float = _option(0.0, "Decoupled weight decay (not on biases and norms).")
 
@@ -185,6 +189,9 @@ class PolicyOptions:
             self.num_generations,
         )
         _check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
+        _check(
+            self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate
+        )
         _check(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}", self.preset)
         _check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
         if self.eps not in ("", "auto"):

@@ -95,6 +95,7 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool) -> Trainer:
         eps=float(config.eps) if config.eps not in ("", "auto") else (config.eps or None),
         queries=config.queries,
         sides=config.sides,
+        surrogate=config.surrogate or None,
         decay=config.decay,
         weight_decay=config.weight_decay,
     )
