@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
 MAX_POINTS = 400
+CHANCE = "chance"  # a style that begins so is a dashed level with a shaded band around it, without whiskers
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _draw(series: Series, scale: _Scale) -> list[Markup]:
         edges = [(x, scale.y(low), scale.y(high)) for (x, _), (low, high) in zip(at, series.band, strict=True)]
         outline = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
         parts.append(Markup('<polygon class="{} band" points="{}"/>').format(series.style, _path(outline)))
-        parts += [_line(f"{series.style} whisker", x, low, x, high) for x, low, high in edges]
+        if not series.style.startswith(CHANCE):
+            parts += [_line(f"{series.style} whisker", x, low, x, high) for x, low, high in edges]
     if len(at) > 1:
         parts.append(Markup('<polyline class="{}" points="{}"/>').format(series.style, _path(at)))
     if series.dots or len(at) == 1:
