@@ -52,7 +52,8 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict
         stage("refine", iteration, outputs["refine"], refine_reward)
         stage("evaluation", iteration, directory.evaluation(iteration, ".json"), evaluate)
         session.say(_headline(directory, iteration))
-        write.refresh(directory.path)
+        if iteration + 1 < config.iterations:
+            write.refresh(directory.path)
     summary = _summary(session)
     write_text(directory.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
     write.finish(directory.path)

@@ -174,7 +174,7 @@ def test_folders_that_hold_no_checkpoints(tmp_path):
     with pytest.raises(InputError, match="pickle"):
         of_folder(one, "policy")
     (one / "1" / "adapter_config.json").write_text("{")
-    with pytest.raises(InputError, match="adapter_config.json"):
+    with pytest.raises(InputError, match="adapter_config"):
         of_folder(one, "policy")
 
 

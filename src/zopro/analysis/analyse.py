@@ -129,4 +129,4 @@ def _trajectories(
             after += len(others)
     if method == "pca":
         found["explained_variance"] = pca(grams.total, np.concatenate(predicted), 3)[1].tolist()
-    return plain(found)  # type: ignore[no-any-return]
+    return dict(plain(found))

@@ -13,6 +13,7 @@ Three intervals, all 95 %, are kept apart:
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import betaincinv
@@ -96,11 +97,12 @@ def _tails(values: np.ndarray) -> np.ndarray:
     return tails
 
 
+@lru_cache
 def distance_correlation_chance(size: int, seed: int) -> tuple[float, float, float]:
     """Mean, low and high of the distance correlation of `size` independent normal pairs."""
     generator = np.random.default_rng(seed)
     values = [distance_correlation(*generator.standard_normal((2, size))) for _ in range(SHUFFLES)]
-    return float(np.mean(values)), *map(float, np.quantile(values, TAILS))
+    return _mean_and_tails(np.array(values))
 
 
 def shuffled_distance_correlation(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float]:
@@ -109,6 +111,11 @@ def shuffled_distance_correlation(a: np.ndarray, b: np.ndarray, seed: int) -> tu
     values = [distance_correlation(a, generator.permutation(b)) for _ in range(SHUFFLES)]
     low, high = np.quantile(values, TAILS)
     return float(low), float(high)
+
+
+def _mean_and_tails(values: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.quantile(values, TAILS)
+    return float(values.mean()), float(low), float(high)
 
 
 def procrustes_chance(policy: np.ndarray, reward: np.ndarray, dimension: int, seed: int) -> tuple[float, float, float]:
@@ -123,7 +130,7 @@ def procrustes_chance(policy: np.ndarray, reward: np.ndarray, dimension: int, se
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan"), float("nan")
-    return float(values.mean()), *map(float, np.quantile(values, TAILS))
+    return _mean_and_tails(values)
 
 
 def step_lengths(gram: np.ndarray) -> np.ndarray:

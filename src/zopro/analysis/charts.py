@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from markupsafe import Markup, escape
@@ -27,6 +27,7 @@ class Series:
     band: Sequence[tuple[float, float]] = ()
     style: str = "c1"
     dots: bool = False
+    area: bool = True  # shade the band; without it only whiskers show it
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _clean(series: Series, log: bool) -> Series:
         size = math.ceil(len(points) / MAX_POINTS)
         chunks = [points[i : i + size] for i in range(0, len(points), size)]
         points = [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
-    return Series(series.name, points, [band for _, band in kept if band], series.style, series.dots)
+    return replace(series, points=points, band=[band for _, band in kept if band])
 
 
 def _draw(series: Series, scale: _Scale) -> list[Markup]:
@@ -154,7 +155,8 @@ def _draw(series: Series, scale: _Scale) -> list[Markup]:
     if series.band:
         edges = [(x, scale.y(low), scale.y(high)) for (x, _), (low, high) in zip(at, series.band, strict=True)]
         outline = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
-        parts.append(Markup('<polygon class="{} band" points="{}"/>').format(series.style, _path(outline)))
+        if series.area:
+            parts.append(Markup('<polygon class="{} band" points="{}"/>').format(series.style, _path(outline)))
         if not series.style.startswith(CHANCE):
             parts += [_line(f"{series.style} whisker", x, low, x, high) for x, low, high in edges]
     if len(at) > 1:

@@ -220,9 +220,8 @@ def _same_tensors(first: Checkpoint, other: Checkpoint) -> None:
     for name, stored in other.tensors.items():
         shape = first.tensors[name].shape
         if stored.shape != shape:
-            raise InputError(
-                f"{stored.path}: '{name}' must have the shape {shape} as in {first.tensors[name].path}, got {stored.shape}."
-            )
+            before = first.tensors[name].path
+            raise InputError(f"{stored.path}: '{name}' must have the shape {shape} as in {before}, got {stored.shape}.")
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

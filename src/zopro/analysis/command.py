@@ -139,7 +139,8 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
         value, band = (numbers[table]["procrustes_disparity"][view] for table in ("metrics", "chance"))
         yield f"  {'procrustes_disparity':<30}{_number(value):>10}{'':{10 * (len(heads) - 1)}}   {_band(band)}"
     for kind, lacking in numbers["left_out"].items():
-        yield f"not compared, only in the {kind}: {len(lacking)} tensors ({', '.join(lacking[:3])}{' ...' * (len(lacking) > 3)})"
+        more = " ..." if len(lacking) > 3 else ""
+        yield f"not compared, only in the {kind}: {len(lacking)} tensors ({', '.join(lacking[:3])}{more})"
     yield f"report       {written['report']}"
 
 

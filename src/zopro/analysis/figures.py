@@ -58,7 +58,7 @@ def _lines(numbers: Numbers, name: str, view: str, style: str) -> Iterator[Serie
         yield Series(f"{view} by chance", points, [(low, high) for *_, low, high in levels], f"{CHANCE} {style}")
     intervals = numbers["intervals"].get(name, {}).get(view)
     whiskers = [intervals[int(x)] or (value, value) for x, value in here] if intervals else []
-    yield Series(view, here, [(low, high) for low, high in whiskers], style, dots=True)
+    yield Series(view, here, [(low, high) for low, high in whiskers], style, dots=True, area=False)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def table(numbers: Numbers, tables: Numbers) -> list[TableRow]:
             band = _of(tables, "chance", name, view) or {}
             low, high = (_last(band.get(edge)) for edge in ("low", "high"))
             level = span((low, high)) if low is not None and high is not None else ""
-            rows.append(TableRow(name, view, [short(v) for v in ([values] if single else values)], *texts, level))
+            cells = [short(value) for value in ([values] if single else values)]
+            rows.append(TableRow(name, view, cells, texts[0], texts[1], level))
     return rows
 
 

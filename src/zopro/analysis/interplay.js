@@ -5,7 +5,8 @@
   const plot = byId("trajectory"), form = byId("trajectory-controls"), state = byId("trajectory-state");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const names = { policy: ["policy", "--c1"], reward: ["reward model", "--c2"] };
-  let camera = { theta: 0.8, phi: 0.5, radius: 1.9 };
+  const start = { theta: 0.8, phi: 0.5, radius: 2.3 };
+  let camera = start;
 
   async function inflate(text) {
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -60,7 +61,8 @@
     const exact = method === "pca";
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--text"), family: "system-ui, sans-serif", size: 12 },
-      margin: { l: 50, r: 10, t: 10, b: 45 }, legend: { orientation: "h", y: -0.16, yanchor: "top" }, hoverlabel: { font: { size: 13 } },
+      margin: { l: 50, r: 10, t: 10, b: 45 }, legend: { orientation: "h", y: -0.16, yanchor: "top" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--text") }, hoverlabel: { font: { size: 13 } },
       xaxis: axis(0), yaxis: { ...axis(1), ...(exact ? { scaleanchor: "x" } : {}) },
       scene: { xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "cube", camera: { eye: eye() }, dragmode: "orbit" },
     };
@@ -70,11 +72,12 @@
     return Plotly.react(plot, lines, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
   }
 
+  const move = (change) => (camera = { ...camera, ...change });
   const turns = {
-    left: () => (camera.theta -= 0.2), right: () => (camera.theta += 0.2),
-    up: () => (camera.phi = Math.min(1.5, camera.phi + 0.2)), down: () => (camera.phi = Math.max(-1.5, camera.phi - 0.2)),
-    nearer: () => (camera.radius /= 1.2), farther: () => (camera.radius *= 1.2),
-    reset: () => (camera = { theta: 0.8, phi: 0.5, radius: 1.9 }),
+    left: () => move({ theta: camera.theta - 0.2 }), right: () => move({ theta: camera.theta + 0.2 }),
+    up: () => move({ phi: Math.min(1.5, camera.phi + 0.2) }), down: () => move({ phi: Math.max(-1.5, camera.phi - 0.2) }),
+    nearer: () => move({ radius: camera.radius / 1.2 }), farther: () => move({ radius: camera.radius * 1.2 }),
+    reset: () => move(start),
   };
 
   function turn(event) {
@@ -92,7 +95,7 @@
     camera = { theta: Math.atan2(at.y, at.x), phi: Math.asin(at.z / radius), radius };
   }
 
-  async function start() {
+  async function begin() {
     try {
       const bundle = document.createElement("script");
       bundle.textContent = await inflate(byId("plotly").textContent);
@@ -110,5 +113,5 @@
     }
   }
 
-  start();
+  begin();
 })();

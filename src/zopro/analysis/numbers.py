@@ -82,7 +82,8 @@ def _add_distance(tables: Numbers, view: str, grams: Grams, layout: Layout, shif
         a, b = u @ grams.coordinates, v @ grams.coordinates
         value = distance_correlation(a, b) if a.size > 1 else math.nan
         values.append(value)
-        permutation.append(None if math.isnan(value) else list(chance.shuffled_distance_correlation(a, b, seed)))
+        shuffled = not shift and not math.isnan(value)  # seconds of sorting: off by one has the chance level only
+        permutation.append(list(chance.shuffled_distance_correlation(a, b, seed)) if shuffled else None)
     size = grams.coordinates.shape[1]
     levels = chance.distance_correlation_chance(size, seed) if not all(map(math.isnan, values)) else (math.nan,) * 3
     band = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ _METHODS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"tsn
 def extrapolations(positions: Sequence[int], total: int) -> np.ndarray:
     """[len(positions) - 1, total] coefficients of 2 x_i - x_{i-1}: where each step would lead if it were repeated."""
     rows = np.zeros((len(positions) - 1, total))
-    for row, (before, here) in zip(rows, zip(positions[:-1], positions[1:], strict=True), strict=True):
+    for row, (before, here) in zip(rows, pairwise(positions), strict=True):
         row[here] += 2
         row[before] -= 1
     return rows

@@ -63,7 +63,7 @@ class SixSums:
 
     def weighted(self, weights: np.ndarray) -> SixSums:
         """Sums over parts, each counted `weights` [m, n] times."""
-        return SixSums(*(weights @ np.nan_to_num(value) * _defined(value) for value in vars(self).values()))
+        return SixSums(**{name: weights @ np.nan_to_num(value) * _defined(value) for name, value in vars(self).items()})
 
 
 def _defined(value: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def six_sums(gram: np.ndarray, sums: np.ndarray, counts: np.ndarray, a: np.ndarr
         return np.einsum("ip,npq,iq->ni", left, gram, right, optimize=True)
 
     floor = ZERO * np.einsum("npp->np", gram).max(1, keepdims=True)
-    ones = [np.einsum("ip,np->ni", side, sums) for side in (a, b)]
-    return SixSums(inner(a, b), inner(a, a), inner(b, b), *ones, counts[:, None].astype(float), floor)
+    a1, b1 = (np.einsum("ip,np->ni", side, sums) for side in (a, b))
+    return SixSums(inner(a, b), inner(a, a), inner(b, b), a1, b1, counts[:, None].astype(float), floor)
 
 
 def cosine(s: SixSums) -> np.ndarray:

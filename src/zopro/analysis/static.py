@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from zopro.analysis.report import run_charts
 
 COLOURS = {"c1": "#0a62a8", "c2": "#a94b00", "faint": "#9dc1de"}
 SIDES = {"policy": COLOURS["c1"], "reward": COLOURS["c2"]}
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zopro",  # the same figure is the same file
     "font.size": 9,
@@ -51,22 +52,22 @@ def figures(run: Path, numbers: dict[str, Any] | None) -> Iterator[tuple[str, tu
     """Name, size in inches and drawing of each figure."""
     for chart in run_charts(run):
         if chart.svg():
-            yield slug(chart.title), (4.5, 2.9), lambda f, chart=chart: _chart(f, chart)
+            yield slug(chart.title), (4.5, 2.9), partial(_chart, chart=chart)
     if numbers is None:
         return
     for chart in metric_charts(numbers):
         if chart.series:
-            yield slug(chart.title), (4.5, 2.9), lambda f, chart=chart: _chart(f, chart)
+            yield slug(chart.title), (4.5, 2.9), partial(_chart, chart=chart)
     for heat in heat_maps(numbers):
         size = (1.8 + 0.55 * len(heat.columns), 1.1 + 0.24 * len(heat.rows))
-        yield slug(f"{heat.title} {heat.view}"), size, lambda f, heat=heat: _heat(f, heat)
+        yield slug(f"{heat.title} {heat.view}"), size, partial(_heat, heat=heat)
     for view, methods in numbers["trajectories"].items():
         for method, data in methods.items():
             for dimensions in (2, 3):
                 yield (
                     f"trajectory-{method}-{dimensions}d-{view}",
                     (5.2, 4.2),
-                    lambda f, data=data, m=method, d=dimensions, v=view: _trajectory(f, data, m, d, v),
+                    partial(_trajectory, data=data, method=method, dimensions=dimensions, view=view),
                 )
 
 
@@ -119,7 +120,7 @@ def _series(axes: Any, series: Series) -> None:
 def _heat(figure: Figure, heat: HeatMap) -> None:
     axes = figure.add_subplot(title=f"{heat.title} ({heat.view})", xlabel="iteration")
     values = np.array([[math.nan if value is None else value for value in row] for _, row in heat.rows])
-    limits = {"vmin": heat.middle - heat.reach, "vmax": heat.middle + heat.reach}
+    limits: Any = {"vmin": heat.middle - heat.reach, "vmax": heat.middle + heat.reach}
     image = axes.imshow(values, aspect="auto", cmap="RdBu_r", interpolation="nearest", **limits)
     axes.set_xticks(range(len(heat.columns)), heat.columns)
     axes.set_yticks(range(len(heat.rows)), [name for name, _ in heat.rows])

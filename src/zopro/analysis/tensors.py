@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ class Stored:
     def _read(self, ranges: list[tuple[int, int]], out: Tensor | None = None) -> Tensor:
         size = self.dtype.itemsize
         data = torch.empty(sum(last - first for first, last in ranges), dtype=self.dtype) if out is None else out
-        view, at = memoryview(data.view(torch.uint8).numpy()), 0
+        buffer: Any = data.view(torch.uint8).numpy()
+        view, at = memoryview(buffer), 0
         try:
             with self.path.open("rb", buffering=0) as stream:
                 for first, last in ranges:
