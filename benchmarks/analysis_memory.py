@@ -89,7 +89,8 @@ def analyse(folder: Path) -> None:
     found = run(*(of_folder(folder / side, side) for side in ("policy", "reward")))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps({"seconds": seconds, "peak_rss_gb": peak, "dimension": found["dimension"]}))
+    cpu = time.process_time()
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_rss_gb": peak, "dimension": found["dimension"]}))
 
 
 def main() -> int:

@@ -3,15 +3,17 @@
 Three intervals, all 95 %, are kept apart:
 
 - chance: two independent uniformly random directions in the same number of dimensions. Their cosine c has
-  c^2 ~ Beta(1/2, (D - 1)/2) (Muirhead 1982, theorem 1.5.7), about 0 +- 1.96 / sqrt(D).
+  c^2 ~ Beta(1/2, (D - 1)/2) (Fisher 1915, for correlations), about 0 +- 1.96 / sqrt(D).
 - bootstrap: the value itself, with the tensors of the model drawn again with replacement (Efron 1979). Coordinates of
   one tensor move together, so tensors and not coordinates are the sample; for that reason it is wider than the first.
 - permutation: the value if there were no relation between the two. Cosines: every tensor's inner product keeps its size
-  and gets a random sign, which keeps each tensor's length and structure. Distance correlation: shuffled coordinates.
+  and gets a random sign, which keeps each tensor's length and structure. Distance correlation: shuffled coordinates,
+  pooled over iterations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -23,6 +25,7 @@ from zopro.analysis.shape import distance_correlation, procrustes_disparity, ran
 
 DRAWS = 1000  # of bootstrap and sign-flip samples
 SHUFFLES = 39  # of a distance correlation, each O(D log D): 39 give the 2.5 % and 97.5 % points as its extremes
+BATCH = 50  # draws of trajectories held at a time
 MIN_PARTS = 5  # tensors below which resampling them says nothing
 TAILS = (0.025, 0.975)
 
@@ -105,10 +108,14 @@ def distance_correlation_chance(size: int, seed: int) -> tuple[float, float, flo
     return _mean_and_tails(np.array(values))
 
 
-def shuffled_distance_correlation(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float]:
-    """Low and high with the coordinates of `b` shuffled."""
+def shuffled_distance_correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> tuple[float, float]:
+    """Low and high with the coordinates of one of the two shuffled, pooled over all `pairs` (one per iteration).
+
+    Without a relation the estimate hardly depends on what the coordinates are, only on how many there are.
+    """
     generator = np.random.default_rng(seed)
-    values = [distance_correlation(a, generator.permutation(b)) for _ in range(SHUFFLES)]
+    each = -(-SHUFFLES // len(pairs))
+    values = [distance_correlation(a, generator.permutation(b)) for a, b in pairs for _ in range(each)]
     low, high = np.quantile(values, TAILS)
     return float(low), float(high)
 
@@ -125,8 +132,12 @@ def procrustes_chance(policy: np.ndarray, reward: np.ndarray, dimension: int, se
     walks of equal step lengths have a disparity near 0. Only what exceeds this band says that the paths differ.
     """
     generator = np.random.default_rng(seed)
-    walks = [random_walk_grams(step_lengths(gram), dimension, DRAWS, generator) for gram in (policy, reward)]
-    values = procrustes_disparity(*walks)
+    lengths = [step_lengths(gram) for gram in (policy, reward)]
+    batches = [
+        procrustes_disparity(*(random_walk_grams(steps, dimension, BATCH, generator) for steps in lengths))
+        for _ in range(DRAWS // BATCH)
+    ]
+    values = np.concatenate(batches)
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan"), float("nan")
@@ -146,8 +157,8 @@ def procrustes_bootstrap(policy: np.ndarray, reward: np.ndarray, seed: int) -> t
         return None
     generator = np.random.default_rng(seed)
     values = []
-    for _ in range(DRAWS // 50):  # 50 at a time: memory
-        weights = generator.multinomial(parts, np.full(parts, 1 / parts), 50).astype(float)
+    for _ in range(DRAWS // BATCH):
+        weights = generator.multinomial(parts, np.full(parts, 1 / parts), BATCH).astype(float)
         values.append(procrustes_disparity(*(np.tensordot(weights, gram, 1) for gram in (policy, reward))))
     low, high = np.quantile(np.concatenate(values), TAILS)
     return (float(low), float(high)) if np.isfinite([low, high]).all() else None

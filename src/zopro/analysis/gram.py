@@ -28,8 +28,8 @@ from zopro.analysis.parts import FACTORS, PRODUCT, Factors, Pairing, Part
 from zopro.analysis.tensors import Stored, read_rows
 from zopro.errors import InputError
 
-PIECE_BYTES = 64 << 20  # read at a time, of all checkpoints together; two pieces are held (one is read ahead)
-BLOCK = 8192  # columns converted to float64 and multiplied at a time: they stay in the cache
+PIECE_BYTES = 32 << 20  # read at a time, of all checkpoints together; up to three pieces are held (one is read ahead)
+BLOCK = 4096  # columns converted to float64 and multiplied at a time: they stay in the cache
 PAIR_BYTES = 256 << 20  # of the two (checkpoints * r)^2 matrices of a product before they are computed in groups of rows
 
 T = TypeVar("T")

@@ -76,14 +76,15 @@ def _pairs(tails: np.ndarray | None, length: int) -> list[list[float] | None]:
 
 
 def _add_distance(tables: Numbers, view: str, grams: Grams, layout: Layout, shift: int, seed: int) -> None:
-    policy, reward = layout.policy_updates(), layout.reward_updates(shift)
-    values, permutation = [], []
-    for u, v in zip(policy, reward, strict=True):
-        a, b = u @ grams.coordinates, v @ grams.coordinates
-        value = distance_correlation(a, b) if a.size > 1 else math.nan
-        values.append(value)
-        shuffled = not shift and not math.isnan(value)  # seconds of sorting: off by one has the chance level only
-        permutation.append(list(chance.shuffled_distance_correlation(a, b, seed)) if shuffled else None)
+    pairs = [
+        (u @ grams.coordinates, v @ grams.coordinates)
+        for u, v in zip(layout.policy_updates(), layout.reward_updates(shift), strict=True)
+    ]
+    values = [distance_correlation(a, b) for a, b in pairs]
+    # Off by one has the chance level only: shuffling costs more than everything else together.
+    defined = [pair for pair, value in zip(pairs, values, strict=True) if not math.isnan(value) and not shift]
+    shuffled = chance.shuffled_distance_correlation(defined, seed) if defined else None
+    permutation = [None if math.isnan(value) else shuffled for value in values]
     size = grams.coordinates.shape[1]
     levels = chance.distance_correlation_chance(size, seed) if not all(map(math.isnan, values)) else (math.nan,) * 3
     band = {

@@ -48,7 +48,7 @@ def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
     absolute differences (Szekely, Rizzo and Bakirov 2007); by `dcor`'s O(D log D) method for univariate samples
     (Huo and Szekely 2016). Of D independent pairs the estimate is about 1.5 / sqrt(D), not 0: see its chance level.
     """
-    if not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     import dcor  # four seconds to import: only where it is needed
 

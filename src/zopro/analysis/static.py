@@ -41,6 +41,8 @@ def write_figures(run: Path, folder: Path, numbers: dict[str, Any] | None) -> li
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
             draw(figure)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # arranged once, for both files
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 path = folder / f"{name}.{suffix}"
                 figure.savefig(path, metadata=metadata)
