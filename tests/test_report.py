@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -138,8 +139,8 @@ def test_the_page_stands_alone(run):
 def analysed(run, tmp_path_factory):
     """The run with an analysis, whose checkpoints have a name of their own making."""
     folder = tmp_path_factory.mktemp("walks")
-    sides = [of_folder(lora_walk(folder / name, seed=seed, steps=2).folder, name) for seed, name in enumerate("pr")]
-    numbers = analyse(*sides)
+    policy, reward = (lora_walk(folder / name, seed=seed, steps=2).folder for seed, name in enumerate("pr"))
+    numbers = analyse(of_folder(policy, "policy"), of_folder(reward, "reward"))
     numbers["trajectories"]["product"]["pca"]["policy"]["labels"][0] = f"</script>{EVIL}&"
     (run / "analysis.json").write_text(json.dumps(numbers))
     return run
@@ -160,6 +161,7 @@ def test_only_our_own_scripts_can_run(analysed):
     """The content security policy names two scripts by their hash: ours, and the inflated plotly bundle."""
     html = write_report(analysed).read_text("utf-8")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html).group(1)
+    policy = unescape(policy)
     rule = next(rule for rule in policy.split(";") if rule.strip().startswith("script-src"))
     scripts = dict(re.findall(r"<script([^>]*)>(.*?)</script>", html, re.S))
     plotly = gzip.decompress(base64.b64decode(scripts[' type="application/octet-stream" id="plotly"'])).decode()

@@ -95,7 +95,7 @@ def test_a_run_in_progress_keeps_going(run, caplog):
     write.refresh(run)
     assert "policy/000/adapter_model.safetensors" in caplog.text
     assert not (run / "analysis.json").exists()
-    assert "trajectory" not in (run / "report.html").read_text()
+    assert "trajectory-data" not in (run / "report.html").read_text()
 
 
 def test_bad_input(folders, run, capsys):

@@ -13,15 +13,16 @@ import torch
 from safetensors.torch import save_file
 
 from walks import lora_walk
-from zopro.analysis import gram, tensors
+from zopro.analysis import streaming, tensors
 from zopro.analysis.checkpoints import of_folder
-from zopro.analysis.gram import Points, gram_matrices
+from zopro.analysis.gram import gram_matrices
 from zopro.analysis.parts import pair
+from zopro.analysis.streaming import Points
 
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_no_more_is_read_at_once_than_a_piece(tmp_path, monkeypatch, lora):
-    monkeypatch.setattr(gram, "PIECE_BYTES", 4096)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 4096)
     read: list[int] = []
     original = tensors.Stored._read
     monkeypatch.setattr(
@@ -49,7 +50,7 @@ def count(ranges: list[tuple[int, int]]) -> int:
 
 
 def test_python_holds_a_few_pieces_at_its_peak(tmp_path, monkeypatch):
-    monkeypatch.setattr(gram, "PIECE_BYTES", 1 << 20)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 1 << 20)
     sides = []
     for name in ("policy", "reward"):
         for step in range(20):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial import procrustes
 
 from walks import Walk, angles, cosines, dense_walk, lora_walk
-from zopro.analysis import gram
+from zopro.analysis import products, streaming
 from zopro.analysis.analyse import analyse
 from zopro.analysis.checkpoints import of_folder
 from zopro.analysis.shape import procrustes_disparity, random_walk_grams
@@ -88,7 +88,7 @@ def test_off_by_one_pairs_a_reward_update_with_the_next_policy_update(walks, num
 @pytest.mark.parametrize("pieces", [{"PIECE_BYTES": 600, "BLOCK": 7}, {"PAIR_BYTES": 2000}])
 def test_reading_in_pieces_changes_nothing(walks, numbers, pieces, monkeypatch):
     for name, value in pieces.items():
-        monkeypatch.setattr(gram, name, value)
+        monkeypatch.setattr(products if name == "PAIR_BYTES" else streaming, name, value)
     found = analysed(*walks)
     for name, views in numbers["metrics"].items():
         for view, values in views.items():
@@ -138,7 +138,7 @@ def test_a_whole_policy_against_a_lora_reward_model(tmp_path, transposed, monkey
     if transposed:
         for config in reward.folder.glob("*/adapter_config.json"):
             config.write_text(json.dumps({**json.loads(config.read_text()), "fan_in_fan_out": True}))
-    monkeypatch.setattr(gram, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 1000)
     found = analysed(Walk(tmp_path / "policy", *2 * (torch.stack(rows).numpy(),)), reward)
     assert found["views"] == ["product"]
     wanted = expected(torch.stack(rows).numpy(), reward.product)

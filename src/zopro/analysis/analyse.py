@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from zopro.analysis.checkpoints import Trajectory
-from zopro.analysis.gram import Grams, Points, gram_matrices
+from zopro.analysis.gram import gram_matrices
 from zopro.analysis.numbers import all_numbers, plain
 from zopro.analysis.parts import pair
 from zopro.analysis.projection import extrapolations, pca, project
 from zopro.analysis.series import Layout
+from zopro.analysis.streaming import Grams, Points
 from zopro.errors import InputError
 
 FORMAT = 1

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from zopro.analysis import chance
-from zopro.analysis.gram import Grams
 from zopro.analysis.series import BETWEEN, WITHIN, Layout, Metric, SixSums
 from zopro.analysis.shape import distance_correlation, procrustes_disparity
+from zopro.analysis.streaming import Grams
 
 Numbers = dict[str, Any]
 DISTANCE = "update_distance_correlation"

@@ -2,8 +2,8 @@
 
 With p_0 ... p_n the policies (p_0 after SFT) and r_0 ... r_m the reward models, iteration i makes the updates
 u_i = p_{i+1} - p_i and v_i = r_{i+1} - r_i, and from the second one on the velocities u_i - u_{i-1} and v_i - v_{i-1}
-(angles, velocities and correlations of updates: Galatolo et al. 2025, arXiv 2503.03460). Every metric here is a function
-of six sums over coordinates of two such combinations a and b,
+(policy-reward interplay: Galatolo et al. 2025, arXiv 2503.03460). Every metric here is a function of six sums over
+coordinates of two such combinations a and b,
 
     <a, b>, <a, a>, <b, b>, <a, 1>, <b, 1>, D,
 
