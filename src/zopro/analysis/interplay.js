@@ -36,7 +36,7 @@
       {
         ...kind, ...column(points), name: title, mode: "lines+markers", text: side.labels, hovertemplate: "%{text}<extra>" + title + "</extra>",
         line: { color: line, width: dimensions === 3 ? 4 : 2 },
-        marker: { color: line, size: points.map((_, i) => size(i)), symbol: points.map((_, i) => symbol(i)), line: { color: line, width: 2 } },
+        marker: { opacity: 1, color: line, size: points.map((_, i) => size(i)), symbol: points.map((_, i) => symbol(i)), line: { color: line, width: 2 } },
       },
       {
         ...kind, ...column(dashes), name: title + ", last step repeated", mode: "lines", text: words, hovertemplate: "%{text}<extra></extra>",
@@ -61,7 +61,7 @@
     const exact = method === "pca";
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--text"), family: "system-ui, sans-serif", size: 12 },
-      margin: { l: 50, r: 10, t: 10, b: 45 }, legend: { orientation: "h", y: -0.16, yanchor: "top" },
+      margin: { l: 50, r: 10, t: 10, b: 45 }, showlegend: false, autosize: true,
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--text") }, hoverlabel: { font: { size: 13 } },
       xaxis: axis(0), yaxis: { ...axis(1), ...(exact ? { scaleanchor: "x" } : {}) },
       scene: { xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "cube", camera: { eye: eye() }, dragmode: "orbit" },
@@ -107,6 +107,7 @@
       form.addEventListener("change", draw);
       byId("trajectory-turn").addEventListener("click", turn);
       plot.on("plotly_relayout", follow);
+      new ResizeObserver(() => Plotly.Plots.resize(plot)).observe(plot);
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
     } catch (error) {
       state.textContent = "This browser cannot draw the trajectories (" + error.message + "). The folder figures beside this page has them as pictures.";

@@ -52,8 +52,9 @@ def pca(gram: np.ndarray, others: np.ndarray, dimensions: int) -> tuple[np.ndarr
     kept = values[:dimensions] > 1e-12 * max(values[0], 0.0)
     size = min(dimensions, len(values))
     scale = np.sqrt(np.where(kept, values[:size], 1.0))
-    # A sign is arbitrary: the last point lies on the positive side, so that a longer run keeps its picture.
-    signs = np.where(vectors[-1, :size] < 0, -1.0, 1.0)
+    # A sign is arbitrary: what is farthest out lies on the positive side, so that a longer run keeps its picture.
+    farthest = np.abs(vectors[:, :size]).argmax(0)
+    signs = np.where(vectors[farthest, np.arange(size)] < 0, -1.0, 1.0)
     axes = np.where(kept, vectors[:, :size] * signs / scale, 0.0)  # [n, size] centred points -> coordinates
     mean = gram.mean(0)
     rows = np.concatenate([np.eye(len(gram)), others])
