@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -88,7 +87,9 @@ def analyse(folder: Path) -> None:
     start = time.perf_counter()
     found = run(*(of_folder(folder / side, side) for side in ("policy", "reward")))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Not ru_maxrss, which a process inherits from the one that starts it, and that one has made 20 GB of tensors.
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
     cpu = time.process_time()
     print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_rss_gb": peak, "dimension": found["dimension"]}))
 
