@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from zopro import __version__
+from zopro.analysis import command as analyse
 from zopro.config import GROUPS
 from zopro.errors import InputError, nearest
 
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description="Align language models to preferences with forward passes only.")
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_demo, _add_run, _add_generate, _add_export, _add_bench):
+    for add in (_add_demo, _add_run, analyse.add, _add_generate, _add_export, _add_bench):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zopro.analysis.report import write_report
+from zopro.analysis import write
 from zopro.config import RunConfig
 from zopro.evaluation import evaluate
 from zopro.rundir import RunDirectory, read_rows, write_text
@@ -52,10 +52,11 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict
         stage("refine", iteration, outputs["refine"], refine_reward)
         stage("evaluation", iteration, directory.evaluation(iteration, ".json"), evaluate)
         session.say(_headline(directory, iteration))
-        write_report(directory.path)
+        if iteration + 1 < config.iterations:
+            write.refresh(directory.path)
     summary = _summary(session)
     write_text(directory.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
-    write_report(directory.path)
+    write.finish(directory.path)
     return summary
 
 

@@ -113,6 +113,10 @@ class RunDirectory:
     def reward(self, iteration: int) -> Path:
         return self.path / "reward" / f"{iteration:03d}"
 
+    def snapshots(self, kind: str, iteration: int) -> Path:
+        """Weights inside one iteration, by step; `kind` is policy or reward."""
+        return self.path / "snapshots" / kind / f"{iteration:03d}"
+
     def iteration(self, iteration: int) -> Path:
         return self.path / "iterations" / f"{iteration:03d}"
 

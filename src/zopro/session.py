@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
 
 from zopro import judges, tasks
-from zopro.callbacks import MetricsCallback
+from zopro.callbacks import MetricsCallback, SnapshotCallback
 from zopro.config import RunConfig
 from zopro.engine import models
 from zopro.engine.rollouts import Rollouts, generate
@@ -112,6 +114,13 @@ class Session:
 
     def callback(self, stage: str, iteration: int | None) -> MetricsCallback:
         return MetricsCallback(self.directory.log, stage, iteration, quiet=self.quiet)
+
+    def snapshots(self, kind: str, iteration: int, save: Callable[[Path], object]) -> list[SnapshotCallback]:
+        """The callback that keeps weights inside an iteration, if the run does; what is there of a stopped one goes."""
+        folder = self.directory.snapshots(kind, iteration)
+        shutil.rmtree(folder, ignore_errors=True)
+        every = self.config.snapshot_every
+        return [SnapshotCallback(save, folder, every)] if every else []
 
     @contextmanager
     def stage(self, name: str, iteration: int | None) -> Iterator[None]:

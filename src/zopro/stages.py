@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -153,6 +154,11 @@ def train_policy(session: Session, iteration: int) -> None:
         preserve_random_state(),
     ):
         model.config._name_or_path = str(start if policies.full else config.model)
+
+        def save(snapshot: Path) -> None:
+            with whole_folder(snapshot) as partial:
+                policies.save(model, partial)
+
         inputs = PolicyInputs(
             model=model,
             tokenizer=session.tokenizer,
@@ -162,7 +168,7 @@ def train_policy(session: Session, iteration: int) -> None:
             seed=session.seed("policy", iteration),
             folder=directory.trainer(f"policy-{iteration:03d}"),
             config=config,
-            callbacks=[session.callback("policy", iteration)],
+            callbacks=[session.callback("policy", iteration), *session.snapshots("policy", iteration, save)],
             previous_update=mu,
             reward_update=v,
             reference=policies.reference(directory.sft()),
@@ -260,7 +266,7 @@ def refine_reward(session: Session, iteration: int) -> None:
             batch_size=min(config.reward_batch_size, len(judged)),
             learning_rate=config.refine_learning_rate,
             seed=session.seed("refine", iteration),
-            callbacks=[session.callback("refine", iteration)],
+            callbacks=[session.callback("refine", iteration), *session.snapshots("reward", iteration, model.save)],
             report_to=config.report_to,
         )
         model.interpolate_with(previous, config.interpolation)
