@@ -101,7 +101,9 @@ def test_kl_estimates() -> None:
 @pytest.mark.parametrize("generations", [1, 5])
 def test_groups_must_fit(generations: int) -> None:
     for function in (objectives.rloo_advantages, objectives.group_normalised_advantages, objectives.best_and_worst):
-        with pytest.raises(ValueError, match=rf"num_generations: must be at least 2 and divide 12 rows, got {generations}"):
+        with pytest.raises(
+            ValueError, match=rf"num_generations: must be at least 2 and divide 12 rows, got {generations}"
+        ):
             function(values(), generations)
 
 

@@ -1,6 +1,6 @@
 """How one policy iteration is optimised: a registry of methods, each a function from its inputs to a trainer.
 
-A further method (PPO, online DPO, guided directions) is one more row here; the loop does not change.
+A further method is one more row here; the loop does not change.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import Trainer
 from trl import RLOOConfig
 
 from zopro.config import RunConfig
+from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZOPrOConfig, ZOPrOTrainer
 
@@ -102,8 +103,33 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool) -> Trainer:
     return _trainer(ZOPrOTrainer, arguments, inputs, **updates)
 
 
+def guided(inputs: PolicyInputs) -> Trainer:
+    """RLOO with residual feedback for a gradient: in AdamW (`guide: adam`), or as a direction of SPSA (spsa, mixed)."""
+    config = inputs.config
+    shared = {
+        **_arguments(inputs),
+        "learning_rate": config.guided_learning_rate,
+        "local": config.guide_local,
+        "top_blocks": config.guide_blocks,
+    }
+    if config.guide == "adam":
+        arguments = GuidedConfig(**shared, weight_decay=config.weight_decay, guard_every=config.guard_every)
+        return _trainer(GuidedTrainer, arguments, inputs)
+    along = GuidedSPSAConfig(
+        **shared,
+        lr_scheduler_type="constant",
+        sides=config.sides,
+        decay=config.decay,
+        weight_decay=config.weight_decay,
+        guide=1.0 if config.guide == "spsa" else 0.5,
+    )
+    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
+    return _trainer(GuidedSPSATrainer, along, inputs, **updates)
+
+
 METHODS: dict[str, Method] = {
     "zopro": partial(_zeroth_order, targeted=True),
     "mezo": partial(_zeroth_order, targeted=False),
+    "guided": guided,
     "rloo": first_order,
 }

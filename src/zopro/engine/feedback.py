@@ -6,8 +6,13 @@ residual stream and the input of every norm on the way (shapes below). What it r
 those adapters in name only: `backward` hands each the guess of `zopro.zo.guided`. So any loss of log-probs, any trainer
 and any torch optimiser can use it, and the loss's own derivative is the only one that is exact.
 
-`local="mlp"` carries the error signal back from block to block through the token-wise parts (their MLPs) by block-local
-vector-Jacobian products: attention is still passed over, prompts are never touched, and MLP adapters are guided too.
+Three kinds, of rising cost and cosine (benchmarks/feedback_cosine.py measures both):
+
+    none    the error signal at the end of the stream is every block's; only adapters that write to the stream are guided
+    mlp     and inside a block it goes back through the token-wise part (its MLP) by a block-local vector-Jacobian
+            product: all MLP adapters are guided, and those of attention see what the MLP makes of the signal
+    chain   and so on from block to block, through the MLPs alone. That is a backward sweep, though not back-propagation:
+            attention is passed over, prompts are never touched, and no graph reaches beyond one MLP
 
     feedback = Feedback(model)
     loss = -(feedback.logprobs(ids, mask, 32).sum(1) * advantages).mean()
@@ -36,7 +41,7 @@ from zopro.engine.stream import Block, Write, hooked, is_adapted, residual_strea
 from zopro.errors import InputError
 from zopro.zo.guided import factor_gradient, local_vjp
 
-LOCAL = ("none", "mlp")
+LOCAL = ("none", "mlp", "chain")
 Gradients = dict[int, Tensor]  # id of a parameter -> its pseudo-gradient
 
 
@@ -47,8 +52,7 @@ class Feedback:
         model: a PEFT model with LoRA adapters, or the model they were injected into.
         adapter: the adapter that is trained.
         top_blocks: guide the last so many blocks only; 0 guides all.
-        local: "none" takes the error signal at the end of the stream for every block; "mlp" carries it back through
-            each block's token-wise part.
+        local: "none", "mlp" or "chain", see above.
 
     Attributes:
         parameters: name -> parameter, in the order of the model: those that get a pseudo-gradient.
@@ -73,7 +77,7 @@ class Feedback:
         for block in self.blocks:
             for parameter in (p for write in block.writes for p in self._factors(write)):
                 guided[id(parameter)] = parameter
-            if local == "mlp" and block.mlp is not None:
+            if local != "none" and block.mlp is not None:
                 guided.update({id(p): p for p in block.mlp.body.parameters() if p.requires_grad})
         self.parameters: dict[str, Tensor] = {
             tensor_name(name): p for name, p in self.parts.model.named_parameters() if id(p) in guided
@@ -138,7 +142,11 @@ class Feedback:
     def _factors(self, write: Write) -> list[Tensor]:
         """LoRA's B of a layer, if it has the adapter and that is trained."""
         layer: Any = write.layer
-        if not is_adapted(layer) or self.adapter not in layer.lora_A or self.adapter in getattr(layer, "lora_variant", ()):
+        if (
+            not is_adapted(layer)
+            or self.adapter not in layer.lora_A
+            or self.adapter in getattr(layer, "lora_variant", ())
+        ):
             return []
         weight = layer.lora_B[self.adapter].weight
         return [weight] if weight.requires_grad else []
@@ -148,11 +156,11 @@ class Feedback:
         if self.final_norm is not None:
             capture.inputs_of(self.final_norm)
         for block in self.blocks:
-            carried = self.local == "mlp" and block.mlp is not None
-            if carried and block.mlp is not None:
+            through = self.local != "none" and block.mlp is not None
+            if through and block.mlp is not None:
                 capture.inputs_of(block.mlp.reads)
             for write in block.writes:
-                if self._factors(write) and not (carried and self._in_mlp(block, write)):
+                if self._factors(write) and not (through and self._in_mlp(block, write)):
                     layer: Any = write.layer
                     capture.outputs_of(layer.lora_A[self.adapter])
                     if write.norm is not None:
@@ -169,17 +177,19 @@ class Feedback:
             delta = local_vjp(self.final_norm, kept[id(self.final_norm), "in"], error)[0].float()
         found: Gradients = {}
         for block in reversed(self.blocks):
-            mlp = block.mlp if self.local == "mlp" else None
-            at_end = delta
+            mlp = block.mlp if self.local != "none" else None
+            before = delta  # where attention writes
             if mlp is not None:
                 parameters = [p for p in mlp.body.parameters() if p.requires_grad]
                 back, gradients = local_vjp(mlp, kept[id(mlp.reads), "in"], delta, parameters)
                 found.update({id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)})
-                delta = delta + back.float()
+                before = delta + back.float()
             for write in block.writes:
                 if self._factors(write) and (mlp is None or not self._in_mlp(block, write)):
-                    signal = at_end if mlp is None or block.parallel else delta
+                    signal = delta if block.parallel else before
                     found.update(self._write_gradient(write, signal * write.scale, kept))
+            if self.local == "chain":
+                delta = before
         return found
 
     def _write_gradient(self, write: Write, delta: Tensor, kept: Mapping[tuple[int, str], Tensor]) -> Gradients:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from zopro.zo.directions import Directions, Gaussian
 
+LOCAL_ROWS = 256  # rows in a local graph at once, which bounds its memory
+
 
 def local_vjp(
     function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor, parameters: Sequence[Tensor] = ()
@@ -39,11 +41,17 @@ def local_vjp(
     Returns:
         The gradient with respect to x, (n, H) in the dtype of x, and those with respect to `parameters`.
     """
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        y = function(leaf)
-        gradients = torch.autograd.grad(y, [leaf, *parameters], cotangent.to(y.dtype))
-    return gradients[0], gradients[1:]
+    back, totals = torch.empty_like(x), [torch.zeros_like(parameter) for parameter in parameters]
+    for start in range(0, len(x), LOCAL_ROWS):
+        rows = slice(start, start + LOCAL_ROWS)
+        with torch.enable_grad():
+            leaf = x[rows].detach().requires_grad_()
+            y = function(leaf)
+            gradients = torch.autograd.grad(y, [leaf, *parameters], cotangent[rows].to(y.dtype))
+        back[rows] = gradients[0]
+        for total, gradient in zip(totals, gradients[1:], strict=True):
+            total.add_(gradient)
+    return back, tuple(totals)
 
 
 def factor_gradient(delta: Tensor, inner: Tensor, scaling: float) -> Tensor:
