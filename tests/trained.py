@@ -1,4 +1,4 @@
-"""Tiny models trained for a second on a language of their own, so that their gradients have the structure real ones have."""
+"""Tiny models trained for a second on a language of their own: their gradients have the structure that real ones have."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 from zopro.errors import InputError, nearest
 
 WARM_STARTS = ("first_order", "sft", "spsa")
-METHODS = ("zopro", "mezo", "guided", "rloo")
+METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "online-dpo")
 GUIDES = ("adam", "spsa", "mixed")
 GUIDE_LOCAL = ("none", "mlp", "chain")
 PRESETS = ("default", "paper")
@@ -89,7 +89,11 @@ class LoopOptions:
 
     output_dir: str = _option("", "Run directory. Empty: runs/<task>-<method>-<time>.")
     seed: int = _option(0, "Seed of everything random: data order, sampling, directions, initialisation.")
-    method: str = _option("zopro", "How the policy is optimised: zopro, mezo (Gaussian directions), guided or rloo.")
+    method: str = _option(
+        "zopro",
+        "How the policy is optimised: zopro, zopro-paper (with preset paper), mezo (Gaussian directions), guided "
+        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, online-dpo.",
+    )
     iterations: int = _option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = _option(
         "first_order", "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa."

@@ -1,6 +1,6 @@
 """TRL's RLOOTrainer with guided directions: first-order steps in forward passes (`zopro.zo.guided` says how).
 
-The log-prob pass that RLOO makes anyway yields the loss and, from the derivative of the loss with respect to the log-probs
+The log-prob pass that RLOO makes anyway yields the loss and, from the loss's derivative with respect to the log-probs
 alone, a pseudo-gradient. Three things can be made of it (`guide`):
 
     adam    the pseudo-gradient takes the gradient's place in AdamW. Every `guard_every` steps the slope along it is
@@ -74,15 +74,16 @@ class _FeedbackScores:
     args: Any
     _feedback: Feedback | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.accelerator.num_processes > 1:  # type: ignore[attr-defined]
+            raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
+
     @property
     def feedback(self) -> Feedback:
         """Of the policy under training; made at first use."""
         trainer: Any = self
         if self._feedback is None:
-            if trainer.accelerator.num_processes > 1:
-                raise ValueError(
-                    "model: guided trainers run in one process; DDP synchronises gradients that they do not have"
-                )
             policy = trainer.accelerator.unwrap_model(trainer.model)
             self._feedback = Feedback(policy, top_blocks=self.args.top_blocks, local=self.args.local)
         return self._feedback

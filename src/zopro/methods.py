@@ -6,7 +6,7 @@ A further method is one more row here; the loop does not change.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from trl import RLOOConfig
 
 from zopro.config import RunConfig
 from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.online_dpo import OnlineDPOTrainer
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZOPrOConfig, ZOPrOTrainer
 
@@ -80,14 +81,15 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
     )
 
 
-def first_order(inputs: PolicyInputs) -> Trainer:
-    """RLOO with back-propagation and AdamW."""
-    arguments = RLOOConfig(**_arguments(inputs), learning_rate=inputs.config.first_order_learning_rate)
-    return _trainer(EngineRLOOTrainer, arguments, inputs)
+def first_order(inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False) -> Trainer:
+    """Back-propagation and AdamW: RLOO, or online DPO. Checkpointing keeps one block's activations at a time."""
+    arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing}
+    rate = inputs.config.first_order_learning_rate
+    return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs)
 
 
-def _zeroth_order(inputs: PolicyInputs, targeted: bool) -> Trainer:
-    config = inputs.config
+def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = None) -> Trainer:
+    config = replace(inputs.config, preset=preset) if preset else inputs.config
     arguments = ZOPrOConfig(
         **_arguments(inputs),
         learning_rate=config.learning_rate or LEARNING_RATES[config.preset],
@@ -129,7 +131,13 @@ def guided(inputs: PolicyInputs) -> Trainer:
 
 METHODS: dict[str, Method] = {
     "zopro": partial(_zeroth_order, targeted=True),
+    "zopro-paper": partial(_zeroth_order, targeted=True, preset="paper"),
     "mezo": partial(_zeroth_order, targeted=False),
     "guided": guided,
     "rloo": first_order,
+    "rloo-checkpointed": partial(first_order, checkpointing=True),
+    "online-dpo": partial(first_order, trainer_cls=OnlineDPOTrainer),
 }
+
+SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "online-dpo")
+"""Methods that need no previous update, so that iteration 0 is theirs and no warm start's."""

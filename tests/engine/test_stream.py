@@ -54,25 +54,20 @@ def test_bfloat16() -> None:
     assert names(tiny_model("gemma3", tiny_tokenizer()).bfloat16()) == [WRITES["gemma3"]] * 2
 
 
-def test_a_branch_adds_what_the_block_s_mlp_adds() -> None:
-    for kind in ("llama", "gemma3", "gpt_neox"):
-        model = tiny_model(kind, tiny_tokenizer())
-        block = residual_stream(model).blocks[0]
-        seen: dict[str, torch.Tensor] = {}
-        hooks = [
-            block.mlp.reads.register_forward_hook(lambda m, args, out: seen.update(read=args[0][0])),
-            block.module.register_forward_hook(lambda m, args, out: seen.update(out=out[0])),
-        ]
-        attention = block.writes[0]
-        source = attention.norm or attention.layer
-        hooks.append(source.register_forward_hook(lambda m, args, out: seen.update(attention=out[0])))
-        with torch.no_grad():
-            model(input_ids=torch.arange(3, 9)[None])
-            before = seen["read"] + (seen["attention"] if block.parallel else 0.0)
-            out = seen["out"][0] if seen["out"].dim() == 3 else seen["out"]
-            assert torch.allclose(before + block.mlp(seen["read"]), out, atol=1e-5), kind
-        for hook in hooks:
-            hook.remove()
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt_neox"])
+def test_a_branch_adds_what_the_block_s_mlp_adds(kind: str) -> None:
+    model = tiny_model(kind, tiny_tokenizer())
+    block = residual_stream(model).blocks[0]
+    assert block.mlp is not None
+    attention = block.writes[0].norm or block.writes[0].layer
+    seen: dict[str, torch.Tensor] = {}
+    block.mlp.reads.register_forward_hook(lambda m, args, out: seen.update(read=args[0][0]))
+    attention.register_forward_hook(lambda m, args, out: seen.update(attention=out[0]))
+    block.module.register_forward_hook(lambda m, args, out: seen.update(out=out.squeeze(0)))
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 9)[None])
+        before = seen["read"] + (seen["attention"] if block.parallel else 0.0)
+        assert torch.allclose(before + block.mlp(seen["read"]), seen["out"], atol=1e-5)
 
 
 def test_scaled_residuals() -> None:

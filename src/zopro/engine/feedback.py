@@ -142,11 +142,7 @@ class Feedback:
     def _factors(self, write: Write) -> list[Tensor]:
         """LoRA's B of a layer, if it has the adapter and that is trained."""
         layer: Any = write.layer
-        if (
-            not is_adapted(layer)
-            or self.adapter not in layer.lora_A
-            or self.adapter in getattr(layer, "lora_variant", ())
-        ):
+        if not is_adapted(layer) or self.adapter not in layer.lora_A:
             return []
         weight = layer.lora_B[self.adapter].weight
         return [weight] if weight.requires_grad else []
@@ -221,7 +217,7 @@ class _Selection:
 
 
 class _Capture:
-    """Keeps chosen inputs and outputs at the positions that predict completion tokens; hooks are on during passes only."""
+    """Keeps inputs and outputs at the positions that predict completion tokens; hooks are on during passes only."""
 
     def __init__(self) -> None:
         self._watched: list[tuple[nn.Module, str]] = []

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -194,7 +194,7 @@ def _blocks(parts: CausalParts, calls: dict[str, _Call]) -> list[tuple[nn.Module
         names = [f"{prefix}.{index}" if prefix else str(index) for index in range(len(modules))]
         row = [calls.get(name) for name in names]
         if all(call is not None and call.result is not None for call in row) and all(
-            _equal(before.result, after.given) for before, after in zip(row, row[1:], strict=False) if before and after
+            _equal(before.result, after.given) for before, after in pairwise(row) if before and after
         ):
             found = list(zip(modules, names, strict=True))
     if not found:
@@ -208,8 +208,8 @@ def _block(parts: CausalParts, calls: dict[str, _Call], name: str) -> Block:
     inside: list[_Call] = []
     for call in calls.values():  # a container's output is often its last layer's: the layer ended first and is kept
         if call.name.startswith(f"{name}.") and call.result is not None:
-            if not any(_equal(call.result, other.result) for other in inside):
-                inside.append(call)
+            known = any(_equal(call.result, other.result) for other in inside)
+            inside += [] if known else [call]
     chosen, scales = _summands(block, inside)
     writes, read = [], block.given
     mlp: Branch | None = None
