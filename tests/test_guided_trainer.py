@@ -11,9 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tiny_trainers import PROMPTS, head_only, lines, llama, mean_reward, online, same, weights
+from zopro import zeroth_order
 from zopro.engine.models import tensor_name
 from zopro.errors import InputError
-from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.guided_trainer import FeedbackScores, GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.online_dpo import OnlineDPOTrainer
 from zopro.random_state import preserve_random_state
 from zopro.zo.guided import ResidualFeedback
 
@@ -110,6 +112,29 @@ def test_a_direction_that_goes_uphill_is_not_followed(tmp_path: Path, monkeypatc
     trainer.compute_loss(trainer.model, batch(trainer)).backward()
     assert trainer._metrics["train"]["guide/refused"] == [1.0]
     assert all(float(p.grad.abs().max()) == 0 for p in trainer.feedback.parameters.values())
+
+
+def test_equal_rewards_are_neither_followed_nor_refused(tmp_path: Path) -> None:
+    trainer = adam(tmp_path, guard_every=1)
+    inputs = batch(trainer)
+    inputs["advantages"] = torch.zeros_like(inputs["advantages"])
+    trainer.compute_loss(trainer.model, inputs).backward()
+    assert not trainer._metrics["train"]["guide/refused"]
+
+
+class GuidedOnlineDPOTrainer(FeedbackScores, OnlineDPOTrainer):
+    """Another objective on the same guess: nothing but its name."""
+
+
+@pytest.mark.parametrize("trainer_cls", [GuidedOnlineDPOTrainer, zeroth_order(OnlineDPOTrainer)])
+def test_other_objectives_take_the_same_parts(trainer_cls: type, tmp_path: Path) -> None:
+    steps, rate = (20, 5e-2) if trainer_cls is GuidedOnlineDPOTrainer else (2, 1e-3)
+    options = {"model": adapted(), "beta": 0.1, "max_steps": steps, "learning_rate": rate}
+    trainer = online(trainer_cls, GuidedConfig, tmp_path, options)
+    before = mean_reward(trainer)
+    trainer.train()
+    assert len(lines(trainer)) == steps
+    assert steps == 2 or mean_reward(trainer) > before + 0.3
 
 
 def test_evaluation_needs_no_guess(tmp_path: Path) -> None:

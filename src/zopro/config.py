@@ -216,7 +216,8 @@ class GuidedOptions:
     )
     guide_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
     guard_every: int = _option(
-        0, "With adam: every so many steps measure the slope and follow it only downhill (a forward pass more); 0: never."
+        10,
+        "With adam: every so many steps measure the slope and follow only what goes downhill (one more pass); 0: never.",
     )
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ class GuidedConfig(RLOOConfig):
     bf16: bool | None = _option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
     local: str = _option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
     top_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
-    guard_every: int = _option(0, "Measure the slope along the pseudo-gradient every so many steps; 0 never does.")
+    guard_every: int = _option(10, "Measure the slope along the pseudo-gradient every so many steps; 0 never does.")
     guard_eps: float = _option(1e-4, "Root mean square change of a guided weight in that measurement.")
 
     def __post_init__(self) -> None:
@@ -68,8 +68,11 @@ class GuidedSPSAConfig(ZOPrOConfig):
             raise ValueError(f"guide: must lie in (0, 1], got {self.guide}")
 
 
-class _FeedbackScores:
-    """Log-probs that are asked for with autograd on come from `Feedback`."""
+class FeedbackScores:
+    """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
+
+    `args` has `local` and `top_blocks`, as `GuidedConfig` does. Raises ValueError where there is more than one process.
+    """
 
     args: Any
     _feedback: Feedback | None = None
@@ -107,7 +110,7 @@ class _FeedbackScores:
         )
 
 
-class GuidedTrainer(_FeedbackScores, EngineRLOOTrainer):
+class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
     """TRL's RLOOTrainer, AdamW and all, with residual feedback in place of the backward pass.
 
     Arguments are those of `EngineRLOOTrainer`; `args` is a `GuidedConfig`. Adapters that the feedback does not reach stay
@@ -126,6 +129,8 @@ class GuidedTrainer(_FeedbackScores, EngineRLOOTrainer):
         if not (every and torch.is_grad_enabled() and self.state.global_step % every == 0):
             return loss
         slope, predicted = self._slope(model, inputs, loss)
+        if not predicted > 0:  # nothing to follow or to refuse: no completion was better than another, or NaN
+            return loss
         downhill = slope > 0
         for name, value in (("slope", slope), ("slope_ratio", slope / predicted), ("refused", float(not downhill))):
             if math.isfinite(value):
@@ -138,7 +143,7 @@ class GuidedTrainer(_FeedbackScores, EngineRLOOTrainer):
         parameters = self.feedback.parameters
         square = sum(float(g.float().square().sum()) for g in gradients.values())
         if not 0 < square < math.inf:
-            return math.nan, math.nan
+            return (0.0, 0.0) if square == 0 else (math.nan, math.nan)
         scale = self.args.guard_eps * math.sqrt(sum(g.numel() for g in gradients.values()) / square)
         ordered = list(gradients.values())
         with torch.no_grad(), InPlace(list(parameters.values())).at(lambda index: ordered[index].float() * -scale):
@@ -147,7 +152,7 @@ class GuidedTrainer(_FeedbackScores, EngineRLOOTrainer):
         return (float(loss.detach()) - moved) / length, math.sqrt(square)
 
 
-class GuidedSPSATrainer(_FeedbackScores, ZOPrOTrainer):
+class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):
     """`ZOPrOTrainer` whose directions are pseudo-gradients, or mixtures of them with its own.
 
     Arguments are those of `ZOPrOTrainer`; `args` is a `GuidedSPSAConfig`. Micro-batches of one step share the first

@@ -38,7 +38,9 @@ def test_rates_lie_around_the_configured_one() -> None:
     plan = Plan(("rloo",), steps=1)
     assert plan.rates("rloo", CONFIG) == pytest.approx([2e-4 / 3, 2e-4, 6e-4], rel=1e-5)
     assert plan.rates("zopro", CONFIG)[1] == 1e-4, "the default preset's"
-    assert plan.rates("zopro-paper", CONFIG)[1] == 1.0, "the paper's preset's"
+    tuned = replace(CONFIG, learning_rate=0.5)
+    assert plan.rates("zopro-paper", tuned)[1] == 1.0, "the paper's preset's: its rates are relative to |mu|"
+    assert plan.rates("zopro-paper", replace(tuned, preset="paper"))[1] == 0.5
     assert replace(plan, learning_rates=1).rates("guided", CONFIG) == [CONFIG.guided_learning_rate]
     assert replace(plan, learning_rates=2).rates("mezo", replace(CONFIG, learning_rate=0.5)) == [0.5, 1.5]
 

@@ -78,8 +78,10 @@ class Plan:
         >>> Plan(("rloo",), steps=1).rates("rloo", RunConfig(model="m", task="chat", train_data="x", seed=0))[1]
         0.0002
         """
-        preset = "paper" if method == "zopro-paper" else config.preset
-        middle = float(getattr(config, RATE_KEYS.get(method, "learning_rate"))) or PRESET_RATES[preset]
+        if method == "zopro-paper" and config.preset != "paper":  # `learning_rate` is the other preset's
+            middle = PRESET_RATES["paper"]
+        else:
+            middle = float(getattr(config, RATE_KEYS.get(method, "learning_rate"))) or PRESET_RATES[config.preset]
         first = -((self.learning_rates - 1) // 2)
         return [float(f"{middle * RATE_STEP ** (first + i):.6g}") for i in range(self.learning_rates)]
 
