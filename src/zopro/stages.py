@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from zopro.callbacks import be_quiet
 from zopro.errors import InputError
 from zopro.judges import judge_pairs
-from zopro.methods import METHODS, Method, PolicyInputs
+from zopro.methods import METHODS, SELF_STARTING, Method, PolicyInputs
 from zopro.random_state import preserve_random_state
 from zopro.rewards import Pair, Scored
 from zopro.rewards.training import quiet_arguments
@@ -183,7 +183,9 @@ def _method_and_updates(session: Session, iteration: int) -> tuple[Method, Mappi
     """How this iteration is optimised, the policy's previous update mu and the reward model's update v."""
     config, directory, policies = session.config, session.directory, session.policies
     if iteration == 0:
-        if config.method == "rloo" or config.warm_start == "first_order":
+        if config.method in SELF_STARTING:
+            return METHODS[config.method], {}, {}
+        if config.warm_start == "first_order":
             return METHODS["rloo"], {}, {}
         if config.warm_start == "spsa":
             return METHODS["mezo"], {}, {}
