@@ -170,6 +170,11 @@ def test_a_direction_that_happens_to_be_flat_does_not_take_eps_to_where_the_loss
     assert eps < 3e-3 and (eps * 1e3) ** 2 < max(3e-3, 300 * sigma)
 
 
+def test_a_slope_that_nothing_shows_takes_a_usual_eps() -> None:
+    eps, sigma = auto_eps(noisy(lambda t: 1e-3 * t, 0.05, seed=4))
+    assert 1e-5 < eps <= 1e-3 and 0.01 < sigma < 0.2
+
+
 def test_flat_and_broken_losses_do_not_crash() -> None:
     eps, sigma = auto_eps(lambda t: 1.5)
     assert eps == PROBES[-1] and math.isnan(sigma), "constant: any eps does, and the noise is unknown"

@@ -15,6 +15,7 @@ FINAL_EXPONENTIAL_SHARE = 1e-3  # d at the last step of the exponential decay
 # eps candidates (to 0.022) for directions of root mean square 1. Along a policy's previous update the clip range of RLOO
 # can be left within 3e-5 (measured on a 270M model), so they begin far below it.
 PROBES = tuple(3e-5 * 3**k for k in range(-5, 7))
+UNSEEN_EPS = 1e-3  # as MeZO takes; at most this where rounding hides the slope at every candidate
 LONGEST_SKIP = 4  # candidates passed over at most where rounding hides the slope
 NOISE_POINTS = 7
 NOISE_ORDER = 3  # third differences cancel the smooth part up to its quadratic term
@@ -102,6 +103,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
 
     Returns:
         eps, and sigma, the standard deviation of one loss value. A candidate whose losses are not finite is unfit.
+        Where rounding hides the slope at every candidate, the last one tried up to `UNSEEN_EPS`: the largest would be
+        far outside of where the model is itself, and other directions may slope more.
         (largest candidate, NaN) if the loss is constant between the largest candidates: any eps does, ask again with
         another batch or direction. (NaN, NaN) if the loss near theta is not finite.
     """
@@ -109,6 +112,7 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     if math.isfinite(at_theta) and loss_at(-largest) == at_theta == loss_at(largest):
         return largest, math.nan
     chosen, slope, sigma, known = math.nan, math.nan, math.nan, False
+    unseen = math.nan, math.nan  # eps and noise where no candidate shows a slope
     losses, exponent, skip, longest = _Losses(loss_at, PROBES[0] / scale), 0, 1, LONGEST_SKIP
     while exponent < len(PROBES):
         eps, values = PROBES[exponent] / scale, losses.across(exponent)
@@ -129,6 +133,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         if known and abs(new_slope - slope) > explained:
             break
         chosen, slope, sigma = eps, new_slope, noise
+        if math.isnan(unseen[0]) or eps * scale <= UNSEEN_EPS:
+            unseen = eps, noise
         signal = abs(difference) / (math.sqrt(2) * sigma)
         if known and signal >= TARGET_SIGNAL:
             break
@@ -136,6 +142,9 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         wanted = math.log(KNOWN_SIGNAL / max(signal, 1e-3), 3)  # further candidates until the slope shows
         skip = min(max(1, int(wanted)), longest, max(1, len(PROBES) - 1 - exponent))
         exponent += skip
+    else:
+        if not known:
+            return unseen
     return chosen, sigma
 
 
