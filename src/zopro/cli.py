@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description="Align language models to preferences with forward passes only.")
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_demo, _add_run, _add_generate, _add_export, _add_bench):
+    for add in (_add_demo, _add_run, _add_replay, _add_generate, _add_export, _add_bench):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")
@@ -115,7 +115,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         description="Run the whole loop as CONFIG says. Every key of CONFIG can be given as --key value, which wins.",
     )
     command.add_argument("config", metavar="CONFIG", help="YAML file of configuration keys")
-    command.add_argument("--resume", action="store_true", help="continue after the last finished stage")
+    command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
     for group in GROUPS:
         section = command.add_argument_group((group.__doc__ or "").rstrip("."))
         for name, field in group.__dataclass_fields__.items():
@@ -125,6 +125,18 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
             if "_" in name:
                 section.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **shared)
     command.set_defaults(handler=_run)
+    return command
+
+
+def _add_replay(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "replay", help="the policy of any zeroth-order step, rebuilt from its journal without a forward pass"
+    )
+    command.add_argument("run", metavar="RUN", help="run directory")
+    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: newest with a journal)")
+    command.add_argument("--to-step", type=int, metavar="S", help="steps to take, 0 to all (default: all)")
+    command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
+    command.set_defaults(handler=_replay)
     return command
 
 
@@ -189,6 +201,13 @@ def _run(args: argparse.Namespace) -> Result:
 
     summary = pipeline.run(config, resume=args.resume)
     return summary, demo.table(summary)
+
+
+def _replay(args: argparse.Namespace) -> Result:
+    from zopro import replay
+
+    result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
+    return result, replay.describe(result)
 
 
 def _generate(args: argparse.Namespace) -> Result:

@@ -95,6 +95,9 @@ class LoopOptions:
     iteration_share: float = _option(
         0.05, "Share of the training rows used by one iteration (the paper's 5 %); 1.0 is a whole epoch, 2.0 two."
     )
+    checkpoint_steps: int = _option(
+        10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: begin it anew."
+    )
     report_to: list[str] = field(
         default_factory=list,
         metadata={"help": "tensorboard, wandb, trackio: as in transformers. metrics.jsonl is always kept."},
@@ -116,7 +119,7 @@ class LoopOptions:
             nearest(self.warm_start, WARM_STARTS).strip(),
         )
         _positive(self, "iterations", "iteration_share")
-        _not_negative(self, "seed")
+        _not_negative(self, "seed", "checkpoint_steps")
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to in ("", "none") else self.report_to.split(",")
 

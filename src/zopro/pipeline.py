@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.analysis.report import write_report
+from zopro.checkpoints import clear
 from zopro.config import RunConfig
 from zopro.evaluation import evaluate
 from zopro.rundir import RunDirectory, read_rows, write_text
@@ -41,6 +42,7 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict
         if not output.exists():
             with session.stage(name, iteration):
                 work(session, *(() if iteration is None else (iteration,)))
+        clear(directory.trainer(name, iteration))
 
     stage("sft", None, directory.sft(), train_sft)
     stage("reward", None, directory.reward(0), train_reward)

@@ -15,6 +15,7 @@ from peft import get_peft_model
 
 from zopro import judges, tasks
 from zopro.callbacks import MetricsCallback
+from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import models
 from zopro.engine.rollouts import Rollouts, generate
@@ -115,8 +116,8 @@ class Session:
 
     @contextmanager
     def stage(self, name: str, iteration: int | None) -> Iterator[None]:
-        """Time one stage; what an interrupted attempt at it had logged is dropped first."""
-        self.directory.discard(name, iteration)
+        """Time one stage; what an interrupted attempt at it had logged after its checkpoint is dropped first."""
+        self.directory.discard(name, iteration, after=newest(self.directory.trainer(name, iteration))[0])
         start = time.perf_counter()
         yield
         line = {"stage": name, "iteration": iteration, "step": None, "event": "end"}
