@@ -1,9 +1,9 @@
 """Continuing in the middle of a stage: checkpoints that are whole or not there, and smaller than transformers' own.
 
 A checkpoint holds the trained parameters, optimiser, schedule, random states and the trainer's state; the base model, the
-tokenizer and the reference policy are where they were. It is written beside its place, flushed and renamed, so a
-checkpoint that can be seen is complete; then the one before it goes. Transformers does the rest of resuming: data order,
-random states, schedules.
+tokenizer and the reference policy are where they were. Parameters that a journal rebuilds (`rebuilt`) are left out. It is
+written beside its place, flushed and renamed, so a checkpoint that can be seen is complete; then the one before it goes.
+Transformers does the rest of resuming: data order, random states, schedules.
 
     trainer = checkpointed(SFTTrainer)(model, args=SFTConfig(folder, **save_arguments(10)), ...)
     fit(trainer)            # from the newest checkpoint in the trainer's folder, or from the beginning
@@ -62,6 +62,8 @@ def fit(trainer: Trainer) -> TrainOutput:
 class CheckpointMixin:
     """What `checkpointed` puts in front of a trainer class; use that function rather than this class."""
 
+    rebuilt = False  # whoever sets this puts the parameters back when a resumed training begins
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = self
         # After the last step transformers would resume with one more; the stage's own output is a moment away.
@@ -70,7 +72,8 @@ class CheckpointMixin:
         trainer.store_flos()
         folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
         with whole_folder(folder) as partial:
-            save_file(self._trained(), partial / PARAMETERS)
+            if not self.rebuilt:
+                save_file(self._trained(), partial / PARAMETERS)
             trainer._save_optimizer_and_scheduler(str(partial))
             trainer._save_rng_state(str(partial))
             trainer.state.save_to_json(str(partial / "trainer_state.json"))
@@ -80,14 +83,17 @@ class CheckpointMixin:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
+        for name, value in json.loads((folder / "counters.json").read_text("utf-8")).items():
+            setattr(self, name, value)
+        if not (folder / PARAMETERS).exists():
+            self.rebuilt = True
+            return
         saved, trained = load_file(folder / PARAMETERS), self._trained()
         if saved.keys() != trained.keys():
             raise InputError(f"{folder}: must hold this stage's parameters, got others. Delete it to begin anew.")
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(saved[name])
-        for name, value in json.loads((folder / "counters.json").read_text("utf-8")).items():
-            setattr(self, name, value)
 
     def _trained(self) -> dict[str, torch.Tensor]:
         model: torch.nn.Module = self.model  # type: ignore[attr-defined]

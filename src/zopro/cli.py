@@ -1,7 +1,7 @@
 """The `zopro` command: what can be typed, and where it goes. All work is done by the modules imported in the handlers.
 
 Progress and messages go to stderr; stdout carries the result, with `--json` exactly one JSON object. Exit code 2 and
-one line for bad input, 130 when interrupted.
+one line for bad input, 1 and one line for a full disk, 130 when interrupted.
 
     zopro demo
 """
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from zopro import __version__
 from zopro.config import GROUPS
-from zopro.errors import InputError, nearest
+from zopro.errors import InputError, Stopped, nearest
 
 Result = tuple[dict[str, Any], str]
 """What a handler returns: the object for `--json`, and the text for people."""
@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"zopro: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"zopro: stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130

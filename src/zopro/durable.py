@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from zopro.errors import Stopped
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors, torch and pyarrow write in their own languages and raise errors of their own.
 _DISK_FULL_TEXT = re.compile(
-    r"no space left|os error (28|27|122)\b|file too large|quota exceeded|PytorchStreamWriter", re.IGNORECASE
+    r"no space left|os error (28|27|122)\b|file too large|quota exceeded|PytorchStreamWriter|unexpected pos \d+ vs",
+    re.IGNORECASE,
 )
 
 
@@ -119,6 +122,23 @@ def mend(path: Path) -> None:
     """Cut off a last line that a death has torn, so that the next one does not run into it."""
     if path.exists():
         keep_lines(path, len(whole_lines(path)))
+
+
+@contextmanager
+def stopped_by_full_disk(folder: Path, remedy: str) -> Iterator[None]:
+    """Raise `Stopped` in place of what any library raises when the disk that `folder` is on is full."""
+    try:
+        yield
+    except Exception as error:
+        cause = disk_full(error)
+        if cause is None:
+            raise
+        reason = str(cause).strip().splitlines()[0]
+        free = shutil.disk_usage(folder).free / 1e6
+        raise Stopped(
+            f"the disk is full, or a quota or size limit is reached: {reason}. Free space on the file system of {folder} "
+            f"({free:.0f} MB are free there now). Nothing finished is lost. {remedy}"
+        ) from error
 
 
 def disk_full(error: BaseException | None) -> BaseException | None:

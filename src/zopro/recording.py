@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from zopro.config import RunConfig
 from zopro.engine.models import tensor_name
-from zopro.journal import Header, JournalWriter, Step
+from zopro.journal import Header, JournalWriter, Step, read
 from zopro.rundir import RunDirectory
 from zopro.updates import tensor_files
 from zopro.zo import SPSA, Targeted, groups
@@ -65,17 +65,18 @@ class Recorder(TrainerCallback):
     """Writes the journal of one policy iteration.
 
     Args:
-        trainer: its optimiser is a `zopro.SPSA`, else nothing is recorded.
+        trainer: a `checkpointed` one; its optimiser is a `zopro.SPSA`, else nothing is recorded.
         path: the journal. A trainer that begins at step 0 begins it anew; one that continues a checkpoint keeps the
             lines up to it and appends to them.
         origin: what the journal's header says.
+        rebuild: leave the parameters out of checkpoints (they are whole models) and rebuild them from the journal.
 
     Raises (when training begins):
         InputError: the journal on the disk does not fit the checkpoint; see `JournalWriter`.
     """
 
-    def __init__(self, trainer: Trainer, path: Path, origin: Origin) -> None:
-        self.trainer, self.path, self.origin = trainer, path, origin
+    def __init__(self, trainer: Any, path: Path, origin: Origin, rebuild: bool = False) -> None:
+        self.trainer, self.path, self.origin, self.rebuild = trainer, path, origin, rebuild
         self._writer: JournalWriter | None = None
 
     def attach(self) -> None:
@@ -88,6 +89,10 @@ class Recorder(TrainerCallback):
         if not isinstance(spsa, SPSA) or not state.is_world_process_zero:
             return
         self._writer = JournalWriter(self.path, header_of(self.origin, spsa), keep=state.global_step)
+        if state.global_step and self.trainer.rebuilt:
+            for step in read(self.path).steps:
+                spsa.replay(step.record)
+        self.trainer.rebuilt = self.rebuild and type(spsa.directions) in KINDS
         spsa.before_apply = self._write
 
     def _write(self, record: StepRecord) -> None:

@@ -69,6 +69,7 @@ class Session:
         self.policies = Policies(self.base, config)
         self.eos_token_ids = models.stop_ids(self.base, self.tokenizer)
         self._reward_model = self._new_reward_model()
+        self._callback: MetricsCallback | None = None
         self.directory.create()
         self.say(
             f"{len(self.train)} training rows, {len(self.eval)} held-out prompts"
@@ -112,14 +113,19 @@ class Session:
         return derived_seed(self.config.seed, *names)
 
     def callback(self, stage: str, iteration: int | None) -> MetricsCallback:
-        return MetricsCallback(self.directory.log, stage, iteration, quiet=self.quiet)
+        self._callback = MetricsCallback(self.directory.log, stage, iteration, quiet=self.quiet)
+        return self._callback
 
     @contextmanager
     def stage(self, name: str, iteration: int | None) -> Iterator[None]:
         """Time one stage; what an interrupted attempt at it had logged after its checkpoint is dropped first."""
         self.directory.discard(name, iteration, after=newest(self.directory.trainer(name, iteration))[0])
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        finally:
+            if self._callback is not None:
+                self._callback.close()
         line = {"stage": name, "iteration": iteration, "step": None, "event": "end"}
         self.directory.log(
             {**line, "seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak_rss_mb(), 1)}

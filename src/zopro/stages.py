@@ -175,7 +175,7 @@ def train_policy(session: Session, iteration: int) -> None:
         )
         trainer = METHODS[origin.method](inputs)
         be_quiet(trainer)
-        Recorder(trainer, directory.iteration(iteration) / "journal.jsonl", origin).attach()
+        Recorder(trainer, directory.iteration(iteration) / "journal.jsonl", origin, rebuild=policies.full).attach()
         fit(trainer)
         policies.save(model, folder)
 
