@@ -72,6 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as error:
         print(f"zopro: stopped: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except Exception as error:
+        from zopro.durable import disk_full
+
+        cause = disk_full(error)
+        if cause is None:
+            raise
+        print(
+            f"zopro: stopped: the disk is full ({' '.join(str(cause).split())}). Free space, then again.", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130

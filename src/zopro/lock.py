@@ -6,13 +6,17 @@ says who it is. Within one process a directory can be locked again: the lock goe
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import socket
 from pathlib import Path
 from typing import IO
 
 from zopro.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 FILE = ".lock"
 _held: dict[Path, tuple[IO[str], int]] = {}  # closing any handle of a file ends the process's lock: one for each
@@ -56,7 +60,10 @@ def _open(folder: Path) -> IO[str]:
     stream = (folder / FILE).open("a+", encoding="utf-8")
     try:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            logger.warning("%s cannot be locked (%s): see to it that no other process writes there", folder, error)
+            return stream
         stream.seek(0)
         owner = stream.read().strip() or "another process"
         stream.close()
