@@ -1,8 +1,9 @@
 """Files and folders that survive a death at any moment: whole or not at all, and on the disk before they count.
 
 A file or folder is written beside its place, flushed to the disk, then renamed; the rename is flushed too. A file that
-only grows (metrics, journal) may end in a torn line after a death: `whole_lines` leaves it out, `mend` cuts it off. What
-a full disk raises is recognised by `disk_full`, whichever library was writing.
+only grows (metrics, journal) may end in a torn line after a death: `whole_lines` leaves it out, `mend` cuts it off. Lines
+that need not be on the disk at once are there before the next file or folder appears. What a full disk raises is told
+apart by `disk_full`, whichever library was writing.
 
     python -c "from pathlib import Path; from zopro.durable import write_text; write_text(Path('a.txt'), 'whole')"
 """
@@ -27,6 +28,9 @@ _DISK_FULL_TEXT = re.compile(
 )
 
 
+_unflushed: set[Path] = set()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that it is there whole or not at all. Raises OSError where the disk refuses."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,7 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+    _flush_lines()
     os.replace(beside, path)
     fsync_folder(path.parent)
 
@@ -52,6 +57,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield beside
         fsync_tree(beside)
+        _flush_lines()
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -83,8 +89,19 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append `line` to `path` and flush it to the disk; what a full disk took only in part is cut off again."""
+def _flush_lines() -> None:
+    while _unflushed:
+        path = _unflushed.pop()
+        if path.exists():
+            _fsync(path)
+
+
+def append_line(path: Path, line: str, flush: bool = True) -> None:
+    """Append `line` to `path`; what a full disk took only in part is cut off again. Raises OSError where it refuses.
+
+    It is on the disk when this returns, or without `flush` (which takes milliseconds) before the next file or folder
+    that this module writes appears.
+    """
     new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -93,7 +110,10 @@ def append_line(path: Path, line: str) -> None:
         try:
             while data:
                 data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)
+            if flush:
+                os.fsync(descriptor)
+            else:
+                _unflushed.add(path)
         except OSError:
             with suppress(OSError):
                 os.ftruncate(descriptor, size)

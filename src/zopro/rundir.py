@@ -107,8 +107,9 @@ class RunDirectory:
         return self.path / "evaluations" / (name + suffix)
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, stamped with the time; it is on the disk when this returns."""
-        append_line(self.metrics_path, json.dumps({"time": round(time.time(), 3), **line}))
+        """Append one line to metrics.jsonl, stamped with the time; a step's is on the disk before its checkpoint."""
+        stamped = {"time": round(time.time(), 3), **line}
+        append_line(self.metrics_path, json.dumps(stamped), flush=line.get("step") is None)
 
     def discard(self, stage: str, iteration: int | None, after: int = 0) -> None:
         """Drop an interrupted attempt's lines of a stage after step `after`, so that no step is counted twice."""
