@@ -86,14 +86,15 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = kwargs["optimizer"]
         spsa = getattr(optimizer, "optimizer", optimizer)
-        if not isinstance(spsa, SPSA) or not state.is_world_process_zero:
+        if not isinstance(spsa, SPSA):
             return
-        self._writer = JournalWriter(self.path, header_of(self.origin, spsa), keep=state.global_step)
-        if state.global_step and self.trainer.rebuilt:
-            for step in read(self.path).steps:
+        if state.global_step and self.trainer.rebuilt:  # on every rank
+            for step in read(self.path).steps[: state.global_step]:
                 spsa.replay(step.record)
         self.trainer.rebuilt = self.rebuild and type(spsa.directions) in KINDS
-        spsa.before_apply = self._write
+        if state.is_world_process_zero:
+            self._writer = JournalWriter(self.path, header_of(self.origin, spsa), keep=state.global_step)
+            spsa.before_apply = self._write
 
     def _write(self, record: StepRecord) -> None:
         assert self._writer is not None
