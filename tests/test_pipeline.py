@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from tiny_runs import config, fingerprint, rows, write_inputs
 from zopro import pipeline
+from zopro.analysis.checkpoints import of_run
 from zopro.config import METHODS as METHOD_NAMES
 from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.methods import METHODS
+from zopro.methods import METHODS, SELF_STARTING
 from zopro.policies import Policies
 from zopro.rewards import RewardModel
 from zopro.rundir import RunDirectory, read_rows
@@ -42,6 +43,13 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     return options, summary
 
 
+@pytest.fixture(autouse=True)
+def no_report(finished: tuple[RunConfig, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs but the finished one go without their report, which takes longer than they do."""
+    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
+    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
+
+
 def test_run_directory_is_complete(finished: tuple[RunConfig, dict[str, Any]]) -> None:
     options, summary = finished
     run = Path(options.output_dir)
@@ -55,6 +63,38 @@ def test_run_directory_is_complete(finished: tuple[RunConfig, dict[str, Any]]) -
     assert summary["iterations"] == 2 and len(summary["samples"]) == 5
     for line in summary["evaluations"]:
         assert line["reward_low"] <= line["reward"] <= line["reward_high"] and line["n"] == 6
+
+
+def test_run_directory_holds_its_analysis(finished: tuple[RunConfig, dict[str, Any]]) -> None:
+    run = Path(finished[0].output_dir)
+    analysis = json.loads((run / "analysis.json").read_text())
+    assert analysis["iterations"] == [0, 1] and analysis["views"] == ["factors", "product"]
+    states = [
+        {name: tensor.double() for name, tensor in load_file(run / folder / "adapter_model.safetensors").items()}
+        for folder in ("sft", "policy/000", "policy/001")
+    ]
+    updates = [torch.cat([(b[n] - a[n]).flatten() for n in sorted(a)]) for a, b in pairwise(states)]
+    momentum = torch.cosine_similarity(updates[0], updates[1], dim=0).item()
+    assert analysis["metrics"]["policy_momentum_cosine"]["factors"] == [None, pytest.approx(momentum)]
+    assert (run / "figures" / "trajectory-umap-3d-product.svg").is_file()
+    assert {row["win"] for row in read_rows(run / "evaluations/base.jsonl")} <= {0, 0.5, 1}
+
+
+def test_snapshots_inside_an_iteration_change_nothing_else(
+    folder: Path, finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    options = config(folder, tmp_path / "run", snapshot_every=1, policy_steps=2, refine_steps=2)
+    plainly = config(folder, tmp_path / "plain", policy_steps=2, refine_steps=2)
+    for one in (options, plainly):
+        pipeline.run(one, quiet=True)
+    run, plain = Path(options.output_dir), Path(plainly.output_dir)
+    kept = sorted(str(path.relative_to(run)) for path in (run / "snapshots").glob("*/*/*"))
+    assert kept == [f"snapshots/{kind}/00{i}/000001" for kind in ("policy", "reward") for i in (0, 1)]
+    ours = {name: value for name, value in fingerprint(run).items() if not name.startswith("snapshots")}
+    assert ours == fingerprint(plain)
+    policy, _ = of_run(run)
+    labels = [checkpoint.label for checkpoint in policy.checkpoints]
+    assert labels == ["SFT", "policy 0, step 1", "policy 0", "policy 1, step 1", "policy 1"]
 
 
 def test_first_iteration_is_first_order_and_later_ones_are_not(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -152,6 +192,8 @@ def test_a_run_of_another_config_is_refused(finished: tuple[RunConfig, dict[str,
     [
         {"method": "mezo"},
         {"method": "rloo"},
+        {"method": "guided", "guard_every": 1},
+        {"method": "guided", "guide": "mixed"},
         {"warm_start": "sft", "preset": "paper"},
         {"warm_start": "spsa", "sides": 1, "queries": 2},
         {"lora_r": 0, "warm_start": "sft"},
@@ -167,9 +209,9 @@ def test_methods_and_warm_starts_run_the_same_loop(folder: Path, tmp_path: Path,
         for line in RunDirectory(settings, resume=True).metrics()
         if line["stage"] == "policy" and "loss" in line and "projected_gradient" not in line
     ]
-    if settings.method == "rloo":
+    if settings.method == "rloo" or (settings.method, settings.guide) == ("guided", "adam"):
         assert set(first_order) == {0, 1}
-    elif settings.warm_start == "first_order":
+    elif settings.warm_start == "first_order" and settings.method not in SELF_STARTING:
         assert set(first_order) == {0}
     else:
         assert not first_order, "no step of this run may back-propagate through the policy"

@@ -47,6 +47,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     original = ZOPrOTrainer.log
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ZOPrOTrainer, "log", keep)
+        _no_report(patch)
         pipeline.run(config(folder, out, policy_steps=STEPS, **RUNS[request.param]), quiet=True)
     return out
 
@@ -96,8 +97,16 @@ def test_the_journal_has_the_rows_and_rewards_of_every_step(run: Path) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_inputs(tmp_path_factory.mktemp("inputs"))
     out = tmp_path_factory.mktemp("run") / "run"
-    pipeline.run(config(folder, out), quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        _no_report(patch)
+        pipeline.run(config(folder, out), quiet=True)
     return out
+
+
+def _no_report(patch: pytest.MonkeyPatch) -> None:
+    """The report takes longer than these runs."""
+    patch.setattr(pipeline.write, "refresh", lambda run: None)
+    patch.setattr(pipeline.write, "finish", lambda run: None)
 
 
 def test_as_a_user_types_it(one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 
+from walks import lora_walk
+from zopro.analysis.analyse import analyse
 from zopro.analysis.charts import Chart, Series, nice_ticks, running_mean
+from zopro.analysis.checkpoints import of_folder
 from zopro.analysis.report import latest_evaluations, samples, stage_seconds, training_charts, write_report
 from zopro.config import RunConfig
 from zopro.errors import InputError
@@ -44,7 +51,7 @@ def run(tmp_path: Path) -> Path:
         lines.append({**policy, "event": "end", "seconds": 3.0 + i, "peak_rss_mb": 800})
         lines.append(evaluation(i, 0.25 + i, win_rate=0.6 + i / 10, win_rate_low=0.5, win_rate_high=0.8))
     write_jsonl(tmp_path / "metrics.jsonl", lines)
-    for name, win in (("sft", None), ("000", 0), ("001", 1)):
+    for name, win in (("base", 0), ("sft", None), ("000", 0), ("001", 1)):
         rows = [
             {
                 "prompt": f"question {k} {EVIL}",
@@ -103,9 +110,10 @@ def test_a_finished_run_gives_every_part(run):
     assert "-0.50 → 1.25" in page.text
     assert "70.0 % 95 % interval 50.0 to 80.0 %" in page.text
     assert "83.0 %" in page.text and "finished" in page.text
-    assert page.count("svg") == 6  # reward, win rate, KL; training reward, loss, signal to noise
+    assert page.count("svg") == 7  # reward, win rate, KL; training reward, loss, signal to noise; memory
     assert "question 19" in page.text and "question 20" not in page.text
-    assert page.text.count("▲ beats SFT") == page.text.count("▼ loses to SFT") == 20
+    assert page.text.count("▲ beats SFT") == 20 and page.text.count("▼ loses to SFT") == 40
+    assert page.text.index("base answer 0") < page.text.index("sft answer 0") < page.text.index("001 answer 0")
     assert "set by this run" in page.text and "packages.torch" in page.text
     assert [p.name for p in run.glob("report*")] == ["report.html"]
 
@@ -125,6 +133,45 @@ def test_the_page_stands_alone(run):
     html = (run / "report.html").read_text("utf-8")
     assert "@import" not in html and "url(" not in html
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
+
+
+@pytest.fixture
+def analysed(run, tmp_path_factory):
+    """The run with an analysis, whose checkpoints have a name of their own making."""
+    folder = tmp_path_factory.mktemp("walks")
+    policy, reward = (lora_walk(folder / name, seed=seed, steps=2).folder for seed, name in enumerate("pr"))
+    numbers = analyse(of_folder(policy, "policy"), of_folder(reward, "reward"))
+    numbers["trajectories"]["product"]["pca"]["policy"]["labels"][0] = f"</script>{EVIL}&"
+    (run / "analysis.json").write_text(json.dumps(numbers))
+    return run
+
+
+def test_an_analysis_adds_trajectories_metrics_and_heat_maps(analysed):
+    page = page_of(analysed)
+    assert page.count("svg") == 7 + 10
+    assert "update_angle_degrees" in page.text and "procrustes_disparity" in page.text
+    assert "Angle between updates, degrees, by layer" in page.text and "layer 2" in page.text
+    assert page.count("select") == 3 and page.count("button") == 7
+    labels = [attributes.get("aria-label") for _, attributes in page.elements]
+    assert "turn left" in labels and "Turn the plot" in labels
+    assert (analysed / "report.html").stat().st_size < 3e6
+
+
+def test_only_our_own_scripts_can_run(analysed):
+    """The content security policy names two scripts by their hash: ours, and the inflated plotly bundle."""
+    html = write_report(analysed).read_text("utf-8")
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html).group(1)
+    policy = unescape(policy)
+    rule = next(rule for rule in policy.split(";") if rule.strip().startswith("script-src"))
+    scripts = dict(re.findall(r"<script([^>]*)>(.*?)</script>", html, re.S))
+    plotly = gzip.decompress(base64.b64decode(scripts[' type="application/octet-stream" id="plotly"'])).decode()
+    for source in (scripts[""], plotly):
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'" in rule
+    assert len(rule.split()) == 3 and "unsafe" not in rule and "default-src 'none'" in policy
+    assert html.count("<script") == 3
+    data = json.loads(scripts[' type="application/json" id="trajectory-data"'])
+    assert data["product"]["pca"]["policy"]["labels"][0] == f"</script>{EVIL}&"
+    assert not re.search(r"(src|href)=", html.replace(scripts[""], ""))
 
 
 def test_charts_say_in_words_what_they_show(run):

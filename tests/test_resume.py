@@ -27,7 +27,7 @@ from zopro.zo import SPSA
 
 STEPS = {"sft_steps": 5, "reward_steps": 5, "policy_steps": 5, "refine_steps": 5, "checkpoint_steps": 2}
 KINDS: dict[str, dict[str, Any]] = {
-    "adapter": {},
+    "adapter": {"snapshot_every": 2},
     "paper-one-sided": {"preset": "paper", "sides": 1, "queries": 2, "warm_start": "sft", "iterations": 1},
     "full": {"lora_r": 0, "warm_start": "sft", "iterations": 1},
 }
@@ -41,6 +41,13 @@ class Died(BaseException):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report takes longer than these runs."""
+    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
+    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
 
 
 def stages(settings: RunConfig) -> list[tuple[str, int | None]]:

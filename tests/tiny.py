@@ -16,6 +16,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -70,7 +72,11 @@ def tiny_model(kind: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **o
         config = Gemma3TextConfig(**{**common, **attention, **layers, "query_pre_attn_scalar": 8, **options})
         cls = Gemma3ForCausalLM
     else:
-        configs = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+        configs = {
+            "llama": (LlamaConfig, LlamaForCausalLM),
+            "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+            "mistral": (MistralConfig, MistralForCausalLM),
+        }
         config_cls, cls = configs[kind]
         config = config_cls(**{**common, **attention, **options})
     with torch.random.fork_rng(devices=[]):

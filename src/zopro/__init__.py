@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zopro.config import RunConfig
     from zopro.errors import InputError
+    from zopro.guided_trainer import GuidedConfig, GuidedTrainer
     from zopro.trainer import ZOPrOConfig, ZOPrOTrainer, zeroth_order
-    from zopro.zo import SPSA, Gaussian, Rademacher, Targeted
+    from zopro.zo import SPSA, Gaussian, Rademacher, ResidualFeedback, Targeted
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SPSA",
     "Gaussian",
+    "GuidedConfig",
+    "GuidedTrainer",
     "InputError",
     "Rademacher",
+    "ResidualFeedback",
     "RunConfig",
     "Targeted",
     "ZOPrOConfig",
@@ -34,6 +38,9 @@ _HOME = {
     "Gaussian": "zopro.zo",
     "Rademacher": "zopro.zo",
     "Targeted": "zopro.zo",
+    "ResidualFeedback": "zopro.zo",
+    "GuidedConfig": "zopro.guided_trainer",
+    "GuidedTrainer": "zopro.guided_trainer",
     "ZOPrOConfig": "zopro.trainer",
     "ZOPrOTrainer": "zopro.trainer",
     "zeroth_order": "zopro.trainer",

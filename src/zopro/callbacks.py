@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -25,6 +26,24 @@ def be_quiet(trainer: Trainer) -> None:
     """Remove the callbacks with which a trainer prints its logs and draws its own bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+
+
+class SnapshotCallback(TrainerCallback):
+    """Saves the weights every `every` steps (the paper's within-iteration log); not the last ones, which are kept anyway.
+
+    Args:
+        save: writes the weights as they are to a folder.
+        folder: the snapshot of step 10 becomes `folder`/000010.
+        every: steps from one snapshot to the next.
+    """
+
+    def __init__(self, save: Callable[[Path], object], folder: Path, every: int) -> None:
+        self.save, self.folder, self.every = save, folder, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        if step % self.every == 0 and step < state.max_steps and state.is_world_process_zero:
+            self.save(self.folder / f"{step:06d}")
 
 
 class MetricsCallback(TrainerCallback):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from zopro import __version__
+from zopro.analysis import command as analyse
 from zopro.config import GROUPS
 from zopro.errors import InputError, Stopped, nearest
 
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description="Align language models to preferences with forward passes only.")
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_demo, _add_run, _add_replay, _add_generate, _add_export, _add_bench):
+    for add in (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, _add_bench):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")
@@ -127,8 +128,14 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="the whole loop on your model and data",
         description="Run the whole loop as CONFIG says. Every key of CONFIG can be given as --key value, which wins.",
     )
-    command.add_argument("config", metavar="CONFIG", help="YAML file of configuration keys")
     command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
+    _add_configuration(command)
+    command.set_defaults(handler=_run)
+    return command
+
+
+def _add_configuration(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="YAML file of configuration keys")
     for group in GROUPS:
         section = command.add_argument_group((group.__doc__ or "").rstrip("."))
         for name, field in group.__dataclass_fields__.items():
@@ -137,7 +144,27 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
             section.add_argument(f"--{name}", help=field.metadata["help"].replace("%", "%%"), **shared)
             if "_" in name:
                 section.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **shared)
-    command.set_defaults(handler=_run)
+
+
+def _add_compare(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="methods side by side on the same work: reward, KL, seconds and memory",
+        description="Train every method from the same policy on the same work, measure it, and write tables and plots. "
+        "Finished trainings are kept, so the same command goes on where it was stopped.",
+    )
+    plan = command.add_argument_group("Comparison")
+    plan.add_argument("--methods", metavar="NAMES", required=True, help="comma separated, such as guided,rloo")
+    plan.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each method (default: 1)")
+    length = plan.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
+    length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
+    plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
+    plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried for each (default: 3)")
+    plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
+    plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
+    _add_configuration(command)
+    command.set_defaults(handler=_compare)
     return command
 
 
@@ -207,8 +234,7 @@ def _demo(args: argparse.Namespace) -> Result:
 def _run(args: argparse.Namespace) -> Result:
     from zopro.options import load_config
 
-    overrides = {name.removeprefix("key."): value for name, value in vars(args).items() if name.startswith("key.")}
-    config = load_config(args.config, overrides)
+    config = load_config(args.config, _overrides(args))
 
     from zopro import demo, pipeline
 
@@ -221,6 +247,32 @@ def _replay(args: argparse.Namespace) -> Result:
 
     result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
     return result, replay.describe(result)
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, str]:
+    return {name.removeprefix("key."): value for name, value in vars(args).items() if name.startswith("key.")}
+
+
+def _compare(args: argparse.Namespace) -> Result:
+    from zopro.options import load_config
+
+    overrides = {**_overrides(args), **({"output_dir": args.out} if args.out else {})}
+    config = load_config(args.config, overrides)
+
+    from zopro.compare import Plan, compare
+    from zopro.compare.summary import text
+
+    plan = Plan(
+        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
+        seeds=args.seeds,
+        steps=args.steps,
+        budget_minutes=args.budget_minutes,
+        points=args.points,
+        learning_rates=args.learning_rates,
+        start=args.start,
+    )
+    result = compare(config, plan)
+    return result, text(result)
 
 
 def _generate(args: argparse.Namespace) -> Result:

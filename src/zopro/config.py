@@ -16,7 +16,9 @@ from typing import Any
 from zopro.errors import InputError, nearest
 
 WARM_STARTS = ("first_order", "sft", "spsa")
-METHODS = ("zopro", "mezo", "rloo")
+METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "online-dpo")
+GUIDES = ("adam", "spsa", "mixed")
+GUIDE_LOCAL = ("none", "mlp", "chain")
 PRESETS = ("default", "paper")
 
 
@@ -87,13 +89,20 @@ class LoopOptions:
 
     output_dir: str = _option("", "Run directory. Empty: runs/<task>-<method>-<time>.")
     seed: int = _option(0, "Seed of everything random: data order, sampling, directions, initialisation.")
-    method: str = _option("zopro", "How the policy is optimised: zopro, mezo (Gaussian directions) or rloo.")
+    method: str = _option(
+        "zopro",
+        "How the policy is optimised: zopro, zopro-paper (with preset paper), mezo (Gaussian directions), guided "
+        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, online-dpo.",
+    )
     iterations: int = _option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = _option(
         "first_order", "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa."
     )
     iteration_share: float = _option(
         0.05, "Share of the training rows used by one iteration (the paper's 5 %); 1.0 is a whole epoch, 2.0 two."
+    )
+    snapshot_every: int = _option(
+        0, "Also keep the adapters every this many steps inside an iteration, for finer trajectories; 0: never."
     )
     checkpoint_steps: int = _option(
         10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: begin it anew."
@@ -119,7 +128,7 @@ class LoopOptions:
             nearest(self.warm_start, WARM_STARTS).strip(),
         )
         _positive(self, "iterations", "iteration_share")
-        _not_negative(self, "seed", "checkpoint_steps")
+        _not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to in ("", "none") else self.report_to.split(",")
 
@@ -206,6 +215,33 @@ class PolicyOptions:
 
 
 @dataclass
+class GuidedOptions:
+    """The policy stage of method guided: residual feedback in place of the gradient."""
+
+    guided_learning_rate: float = _option(2e-4, "Learning rate of method guided.")
+    guide: str = _option(
+        "adam",
+        "What is made of the guess: adam (AdamW's gradient), spsa (a direction whose slope is measured) or mixed "
+        "(as spsa, half of it ZOPrO's direction).",
+    )
+    guide_local: str = _option(
+        "chain", "Local products: none, mlp (inside each block's MLP) or chain (from MLP to MLP; best and dearest)."
+    )
+    guide_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
+    guard_every: int = _option(
+        10,
+        "With adam: every so many steps measure the slope and follow only what goes downhill (one more pass); 0: never.",
+    )
+
+    def __post_init__(self) -> None:
+        _positive(self, "guided_learning_rate")
+        _not_negative(self, "guide_blocks", "guard_every")
+        _check(self.guide in GUIDES, "guide", f"must be one of {', '.join(GUIDES)}", self.guide)
+        rule = f"must be one of {', '.join(GUIDE_LOCAL)}"
+        _check(self.guide_local in GUIDE_LOCAL, "guide_local", rule, self.guide_local)
+
+
+@dataclass
 class PairOptions:
     """Sampled pairs and their judge."""
 
@@ -239,6 +275,7 @@ GROUPS = (
     SFTOptions,
     RewardOptions,
     PolicyOptions,
+    GuidedOptions,
     PairOptions,
     EvaluationOptions,
 )
@@ -246,7 +283,15 @@ GROUPS = (
 
 @dataclass
 class RunConfig(
-    EvaluationOptions, PairOptions, PolicyOptions, RewardOptions, SFTOptions, LoopOptions, DataOptions, ModelOptions
+    EvaluationOptions,
+    PairOptions,
+    GuidedOptions,
+    PolicyOptions,
+    RewardOptions,
+    SFTOptions,
+    LoopOptions,
+    DataOptions,
+    ModelOptions,
 ):
     """All settings of one run; `GROUPS` says which belong together. Raises `InputError` on a value out of range."""
 

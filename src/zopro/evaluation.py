@@ -23,6 +23,7 @@ from zopro.tasks import metric
 
 Z95 = NormalDist().inv_cdf(0.975)
 EVALUATION_SEED = "evaluation"
+BASE_ANSWERS = 20  # as many prompts as the report shows
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -71,9 +72,27 @@ def evaluate(session: Session, iteration: int | None = None) -> dict[str, Any]:
     line["length"] = fmean(len(row) for row in ids)
     line |= _metric(session, rows)
     directory.write_rows(directory.evaluation(iteration), rows)
+    if iteration is None:
+        _answer_by_base(session, rows[:BASE_ANSWERS])
     directory.log(line)
     write_text(directory.evaluation(iteration, ".json"), json.dumps(line, indent=2))
     return line
+
+
+def _answer_by_base(session: Session, sft: Sequence[dict[str, Any]]) -> None:
+    """The base model's answers to the first held-out prompts, for the report: evaluations/base.jsonl."""
+    items = session.eval[: len(sft)]
+    rows: list[dict[str, Any]] = []
+    for number, batch in enumerate(batches(items, session.config.eval_batch_size)):
+        ids = trimmed(session.sample(session.base, batch, session.seed(EVALUATION_SEED) + number))
+        rewards = session.reward_model(0).score([item.ids for item in batch], ids, session.config.eval_batch_size)
+        rows += [
+            {"prompt": item.prompt, "completion": answer, "reward": reward, "reference": item.example.reference}
+            for item, answer, reward in zip(batch, session.texts(ids), rewards, strict=True)
+        ]
+    for row, win in zip(rows, _wins(session, rows), strict=True):
+        row["win"] = win
+    session.directory.write_rows(session.directory.path / "evaluations" / "base.jsonl", rows)
 
 
 def _kl(session: Session, rollouts: Sequence[Rollouts]) -> float:
@@ -93,7 +112,7 @@ def _kl(session: Session, rollouts: Sequence[Rollouts]) -> float:
 
 def _wins(session: Session, rows: Sequence[dict[str, Any]]) -> list[float]:
     """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's."""
-    sft = read_rows(session.directory.evaluation(None))
+    sft = read_rows(session.directory.evaluation(None))[: len(rows)]
     result = judge_pairs(
         session.judge,
         [row["prompt"] for row in rows],

@@ -1,12 +1,12 @@
 """How one policy iteration is optimised: a registry of methods, each a function from its inputs to a trainer.
 
-A further method (PPO, online DPO, guided directions) is one more row here; the loop does not change.
+A further method is one more row here; the loop does not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from trl import RLOOConfig
 
 from zopro.checkpoints import checkpointed, save_arguments
 from zopro.config import RunConfig
+from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.online_dpo import OnlineDPOTrainer
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZOPrOConfig, ZOPrOTrainer
 
@@ -81,14 +83,15 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
     )
 
 
-def first_order(inputs: PolicyInputs) -> Trainer:
-    """RLOO with back-propagation and AdamW."""
-    arguments = RLOOConfig(**_arguments(inputs), learning_rate=inputs.config.first_order_learning_rate)
-    return _trainer(EngineRLOOTrainer, arguments, inputs)
+def first_order(inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False) -> Trainer:
+    """Back-propagation and AdamW: RLOO, or online DPO. Checkpointing keeps one block's activations at a time."""
+    arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing}
+    rate = inputs.config.first_order_learning_rate
+    return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs)
 
 
-def _zeroth_order(inputs: PolicyInputs, targeted: bool) -> Trainer:
-    config = inputs.config
+def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = None) -> Trainer:
+    config = replace(inputs.config, preset=preset) if preset else inputs.config
     arguments = ZOPrOConfig(
         **_arguments(inputs),
         learning_rate=config.learning_rate or LEARNING_RATES[config.preset],
@@ -105,8 +108,39 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool) -> Trainer:
     return _trainer(ZOPrOTrainer, arguments, inputs, **updates)
 
 
+def guided(inputs: PolicyInputs) -> Trainer:
+    """RLOO with residual feedback for a gradient: in AdamW (`guide: adam`), or as a direction of SPSA (spsa, mixed)."""
+    config = inputs.config
+    shared = {
+        **_arguments(inputs),
+        "learning_rate": config.guided_learning_rate,
+        "local": config.guide_local,
+        "top_blocks": config.guide_blocks,
+    }
+    if config.guide == "adam":
+        arguments = GuidedConfig(**shared, weight_decay=config.weight_decay, guard_every=config.guard_every)
+        return _trainer(GuidedTrainer, arguments, inputs)
+    along = GuidedSPSAConfig(
+        **shared,
+        lr_scheduler_type="constant",
+        sides=config.sides,
+        decay=config.decay,
+        weight_decay=config.weight_decay,
+        guide=1.0 if config.guide == "spsa" else 0.5,
+    )
+    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
+    return _trainer(GuidedSPSATrainer, along, inputs, **updates)
+
+
 METHODS: dict[str, Method] = {
     "zopro": partial(_zeroth_order, targeted=True),
+    "zopro-paper": partial(_zeroth_order, targeted=True, preset="paper"),
     "mezo": partial(_zeroth_order, targeted=False),
+    "guided": guided,
     "rloo": first_order,
+    "rloo-checkpointed": partial(first_order, checkpointing=True),
+    "online-dpo": partial(first_order, trainer_cls=OnlineDPOTrainer),
 }
+
+SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "online-dpo")
+"""Methods that need no previous update, so that iteration 0 is theirs and no warm start's."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from zopro.analysis.report import write_report
+from zopro.analysis import write
 from zopro.checkpoints import clear
 from zopro.config import RunConfig
 from zopro.durable import stopped_by_full_disk
@@ -81,10 +81,11 @@ def _loop(session: Session) -> dict[str, Any]:
         stage("refine", iteration, outputs["refine"], refine_reward)
         stage("evaluation", iteration, directory.evaluation(iteration, ".json"), evaluate)
         session.say(_headline(directory, iteration))
-        write_report(directory.path)
+        if iteration + 1 < config.iterations:
+            write.refresh(directory.path)
     summary = _summary(session)
     write_text(directory.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
-    write_report(directory.path)
+    write.finish(directory.path)
     return summary
 
 

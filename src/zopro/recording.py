@@ -42,8 +42,8 @@ class Origin:
         return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
 
 
-def origin_of(config: RunConfig, directory: RunDirectory, iteration: int) -> Origin:
-    """How an iteration is optimised (`method`, or in iteration 0 the warm start) and what from.
+def origin_of(config: RunConfig, directory: RunDirectory, iteration: int, self_starting: bool) -> Origin:
+    """How an iteration is optimised and from what: by `method`, in iteration 0 by the warm start unless it needs none.
 
     Its directions are made of the policy's previous update mu and the reward model's update v over the same iteration.
     """
@@ -52,11 +52,11 @@ def origin_of(config: RunConfig, directory: RunDirectory, iteration: int) -> Ori
     if iteration > 0:
         mu = start, directory.sft() if iteration == 1 else directory.policy(iteration - 2)
         v = directory.reward(iteration), directory.reward(iteration - 1)
-    elif name == "rloo" or config.warm_start == "first_order":
+    elif not self_starting and config.warm_start == "first_order":
         name = "rloo"
-    elif config.warm_start == "spsa":
+    elif not self_starting and config.warm_start == "spsa":
         name = "mezo"
-    else:
+    elif not self_starting:
         mu = start, Path(config.model) if config.lora_r == 0 else directory.initial()
     return Origin(directory.path, iteration, name, start, mu, v)
 

@@ -166,16 +166,21 @@ class EngineRLOOTrainer(RLOOTrainer):
         order = sorted(range(len(prompts)), key=prompts.__getitem__)
         counts = {len(list(group)) for _, group in groupby(prompts[row] for row in order)}
         rows = torch.tensor(order, device=input_ids.device)
+        copies = counts.pop() if len(counts) == 1 else 1
         with self.accelerator.autocast():
-            logprobs = completion_logprobs(
-                self.accelerator.unwrap_model(model),
-                input_ids[rows],
-                attention_mask[rows],
-                length,
-                temperature=self.temperature,
-                num_generations=counts.pop() if len(counts) == 1 else 1,
-            )
+            logprobs = self._score(model, input_ids[rows], attention_mask[rows], length, copies)
         return logprobs[torch.argsort(rows)]
+
+    def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
+        """Log-probs [B, C] of rows of which each `copies` share a prompt. What a guided trainer overrides."""
+        return completion_logprobs(
+            self.accelerator.unwrap_model(model),
+            input_ids,
+            attention_mask,
+            length,
+            temperature=self.temperature,
+            num_generations=copies,
+        )
 
     def _takes_rollout_logprobs(self, model: Any) -> bool:
         """Whether the rollout's log-probs are near enough to a forward pass's to be the denominator of a ratio.

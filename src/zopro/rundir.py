@@ -89,7 +89,7 @@ class RunDirectory:
         """The policy's adapter before SFT, from which the SFT update is measured."""
         return self.path / "initial"
 
-    def trainer(self, stage: str, iteration: int | None) -> Path:
+    def trainer(self, stage: str, iteration: int | None = None) -> Path:
         """Where a stage's trainer may write: logs of `report_to`, and checkpoints while it runs."""
         return self.path / "trainer" / (stage if iteration is None else f"{stage}-{iteration:03d}")
 
@@ -98,6 +98,10 @@ class RunDirectory:
 
     def reward(self, iteration: int) -> Path:
         return self.path / "reward" / f"{iteration:03d}"
+
+    def snapshots(self, kind: str, iteration: int) -> Path:
+        """Weights inside one iteration, by step; `kind` is policy or reward."""
+        return self.path / "snapshots" / kind / f"{iteration:03d}"
 
     def iteration(self, iteration: int) -> Path:
         return self.path / "iterations" / f"{iteration:03d}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
 
 from zopro import judges, tasks
-from zopro.callbacks import MetricsCallback
+from zopro.callbacks import MetricsCallback, SnapshotCallback
 from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import models
@@ -115,6 +117,17 @@ class Session:
     def callback(self, stage: str, iteration: int | None) -> MetricsCallback:
         self._callback = MetricsCallback(self.directory.log, stage, iteration, quiet=self.quiet)
         return self._callback
+
+    def snapshots(self, kind: str, iteration: int, save: Callable[[Path], object]) -> list[SnapshotCallback]:
+        """The callback that keeps weights inside an iteration, if the run does.
+
+        What a stopped attempt left goes, unless the attempt is continued from its checkpoint.
+        """
+        folder = self.directory.snapshots(kind, iteration)
+        if newest(self.directory.trainer("refine" if kind == "reward" else kind, iteration))[1] is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        every = self.config.snapshot_every
+        return [SnapshotCallback(save, folder, every)] if every else []
 
     @contextmanager
     def stage(self, name: str, iteration: int | None) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -17,7 +18,7 @@ from zopro.callbacks import be_quiet
 from zopro.checkpoints import checkpointed, fit
 from zopro.errors import InputError
 from zopro.judges import judge_pairs
-from zopro.methods import METHODS, PolicyInputs
+from zopro.methods import METHODS, SELF_STARTING, PolicyInputs
 from zopro.random_state import preserve_random_state
 from zopro.recording import Recorder, origin_of
 from zopro.rewards import Pair, Scored
@@ -147,7 +148,7 @@ def iteration_items(session: Session, iteration: int, count: int) -> list[Item]:
 def train_policy(session: Session, iteration: int) -> None:
     """Optimise the policy against the current reward model, by `method` or, in iteration 0, by the warm start."""
     config, directory, policies = session.config, session.directory, session.policies
-    origin = origin_of(config, directory, iteration)
+    origin = origin_of(config, directory, iteration, config.method in SELF_STARTING)
     mu = policies.update(*origin.previous_update) if origin.previous_update else {}
     v = policies.reward_update(*origin.reward_update) if origin.reward_update else {}
     steps = policy_steps(session)
@@ -158,6 +159,11 @@ def train_policy(session: Session, iteration: int) -> None:
         preserve_random_state(),
     ):
         model.config._name_or_path = str(origin.start if policies.full else config.model)
+
+        def save(snapshot: Path) -> None:
+            with whole_folder(snapshot) as partial:
+                policies.save(model, partial)
+
         inputs = PolicyInputs(
             model=model,
             tokenizer=session.tokenizer,
@@ -168,7 +174,7 @@ def train_policy(session: Session, iteration: int) -> None:
             seed=session.seed("policy", iteration),
             folder=directory.trainer("policy", iteration),
             config=config,
-            callbacks=[session.callback("policy", iteration)],
+            callbacks=[session.callback("policy", iteration), *session.snapshots("policy", iteration, save)],
             previous_update=mu,
             reward_update=v,
             reference=policies.reference(directory.sft()),
@@ -251,7 +257,7 @@ def refine_reward(session: Session, iteration: int) -> None:
             batch_size=min(config.reward_batch_size, len(judged)),
             learning_rate=config.refine_learning_rate,
             seed=session.seed("refine", iteration),
-            callbacks=[session.callback("refine", iteration)],
+            callbacks=[session.callback("refine", iteration), *session.snapshots("reward", iteration, model.save)],
             report_to=config.report_to,
             output_dir=directory.trainer("refine", iteration),
             checkpoint_steps=config.checkpoint_steps,

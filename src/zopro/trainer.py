@@ -24,6 +24,7 @@ from torch import Tensor
 from trl import RLOOConfig
 
 from zopro.engine.models import tensor_name
+from zopro.objectives import log_ratio_surrogate
 from zopro.rloo import EngineRLOOTrainer
 from zopro.zo import SPSA, Directions, Gaussian, Targeted
 from zopro.zo.records import Estimate
@@ -298,8 +299,7 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         )
         mask = inputs["completion_mask"]
         logprobs, _, _ = self._get_per_token_logps_and_entropies(model, input_ids, attention_mask, mask.size(1))
-        log_ratio = (logprobs.double() * mask).sum(1) - inputs["old_logps"]  # [B] nats
-        return -(inputs["advantages"] * log_ratio).mean()
+        return log_ratio_surrogate((logprobs * mask).sum(1), inputs["old_logps"], inputs["advantages"])
 
     def spsa_arguments(self) -> dict[str, Any]:
         options: Any = self.args

@@ -159,6 +159,17 @@ def test_eps_stays_within_the_clip_range(steepness: float) -> None:
     assert measured == pytest.approx(-sum(a * slope for a, slope in rows) / len(rows), rel=0.1)
 
 
+@pytest.mark.parametrize("sigma", [1e-7, 1e-4, 1e-2])
+def test_a_direction_that_happens_to_be_flat_does_not_take_eps_to_where_the_loss_bends(sigma: float) -> None:
+    """A 270M model in bfloat16: noise 0.01, answers' log-probs collapse by nats beyond 1e-3 of root mean square."""
+
+    def loss(t: float) -> float:
+        return t + min((t * 1e3) ** 2, 50.0)
+
+    eps, _ = auto_eps(noisy(loss, sigma, seed=2))
+    assert eps < 3e-3 and (eps * 1e3) ** 2 < max(3e-3, 300 * sigma)
+
+
 def test_flat_and_broken_losses_do_not_crash() -> None:
     eps, sigma = auto_eps(lambda t: 1.5)
     assert eps == PROBES[-1] and math.isnan(sigma), "constant: any eps does, and the noise is unknown"
@@ -174,3 +185,12 @@ def test_target_share_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"decay: must be 'linear' or 'exponential', got 'cosine'"):
         target_share(0, 5, "cosine")
     assert target_share(0, 1) == target_share(5, 1) == 0.999
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+def test_a_loss_of_exactly_zero_nearby_divides_by_nothing(sides: int) -> None:
+    """Log-ratios of a float32 model do not change at all until eps stands above the rounding."""
+    eps, _ = auto_eps(lambda t: 0.0 if abs(t) < 1e-5 else t, sides=sides)
+    assert eps > 1e-5
+    _, sigma = auto_eps(lambda t: 0.0 if abs(t) < 1e-5 else t * t * 1e9, sides=sides)
+    assert math.isnan(sigma) or sigma > 0

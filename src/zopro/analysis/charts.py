@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from markupsafe import Markup, escape
@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
 MAX_POINTS = 400
+CHANCE = "chance"  # a style that begins so is a dashed level with a shaded band around it, without whiskers
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Series:
     band: Sequence[tuple[float, float]] = ()
     style: str = "c1"
     dots: bool = False
+    area: bool = True  # shade the band; without it only whiskers show it
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _clean(series: Series, log: bool) -> Series:
         size = math.ceil(len(points) / MAX_POINTS)
         chunks = [points[i : i + size] for i in range(0, len(points), size)]
         points = [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
-    return Series(series.name, points, [band for _, band in kept if band], series.style, series.dots)
+    return replace(series, points=points, band=[band for _, band in kept if band])
 
 
 def _draw(series: Series, scale: _Scale) -> list[Markup]:
@@ -153,8 +155,10 @@ def _draw(series: Series, scale: _Scale) -> list[Markup]:
     if series.band:
         edges = [(x, scale.y(low), scale.y(high)) for (x, _), (low, high) in zip(at, series.band, strict=True)]
         outline = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
-        parts.append(Markup('<polygon class="{} band" points="{}"/>').format(series.style, _path(outline)))
-        parts += [_line(f"{series.style} whisker", x, low, x, high) for x, low, high in edges]
+        if series.area:
+            parts.append(Markup('<polygon class="{} band" points="{}"/>').format(series.style, _path(outline)))
+        if not series.style.startswith(CHANCE):
+            parts += [_line(f"{series.style} whisker", x, low, x, high) for x, low, high in edges]
     if len(at) > 1:
         parts.append(Markup('<polyline class="{}" points="{}"/>').format(series.style, _path(at)))
     if series.dots or len(at) == 1:

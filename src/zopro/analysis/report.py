@@ -20,6 +20,7 @@ import jinja2
 import yaml
 
 from zopro.analysis.charts import Chart, Series, boundaries, number, running_mean
+from zopro.analysis.interplay import page_parts
 from zopro.config import GROUPS
 from zopro.errors import InputError
 
@@ -27,44 +28,54 @@ Record = dict[str, Any]
 SAMPLE_PROMPTS = 20
 
 
-def write_report(run: str | Path) -> Path:
-    """Write `run`/report.html from what the run directory holds and return its path.
+def write_report(run: str | Path, target: Path | None = None, analysis: Record | None = None) -> Path:
+    """Write `run`/report.html (or `target`) from what the run directory holds and return its path.
 
-    The page replaces the previous one in one step, so a reader never sees half of it. Raises `InputError` if `run`
-    is not a folder.
+    The page replaces the previous one in one step, so a reader never sees half of it. `analysis` is what
+    `zopro.analysis.analyse` gives, by default that in `run`/analysis.json. Raises `InputError` if `run` is not a folder.
     """
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"RUN: must be a run directory, got '{run}' (no such folder).")
-    target = run / "report.html"
-    partial = run / "report.html.partial"
+    target = target or run / "report.html"
+    partial = target.with_name("report.html.partial")
     # Data may hold lone surrogates, which UTF-8 cannot: they become question marks.
-    partial.write_bytes(render(run).encode("utf-8", "replace"))
+    partial.write_bytes(render(run, analysis).encode("utf-8", "replace"))
     os.replace(partial, target)
     return target
 
 
-def render(run: Path) -> str:
+def render(run: Path, analysis: Record | None = None) -> str:
     """Return the page of run directory `run`."""
     metrics = read_jsonl(run / "metrics.jsonl")
     config = _read(run / "config.yaml", yaml.safe_load)
-    evaluations = latest_evaluations(metrics)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _cell, "fixed": _fixed, "interval": _interval}
-    charts = [(chart, chart.svg()) for chart in [*evaluation_charts(evaluations), *training_charts(metrics)]]
+    found = analysis if analysis is not None else _read(run / "analysis.json", json.loads)
     return environment.get_template("report.html.j2").render(
         run=run.resolve().name,
         config=config,
         groups=_config_groups(config),
         environment=_flat(_read(run / "environment.json", json.loads)),
         summary=_read(run / "summary.json", json.loads),
-        evaluations=evaluations,
-        charts=[(chart, svg) for chart, svg in charts if svg],
+        evaluations=latest_evaluations(metrics),
+        charts=_drawn(run_charts(run)),
         stages=stage_seconds(metrics),
         samples=samples(run),
+        **page_parts(found),
     )
+
+
+def run_charts(run: Path) -> list[Chart]:
+    """All curves of a run directory; those without a point draw nothing."""
+    metrics = read_jsonl(run / "metrics.jsonl")
+    return [*evaluation_charts(latest_evaluations(metrics)), *training_charts(metrics), memory_chart(metrics)]
+
+
+def _drawn(charts: Iterable[Chart]) -> list[tuple[Chart, str]]:
+    return [(chart, svg) for chart in charts if (svg := chart.svg())]
 
 
 def read_jsonl(path: Path) -> list[Record]:
@@ -132,6 +143,7 @@ def training_charts(metrics: Iterable[Record]) -> list[Chart]:
     return [
         policy_chart("Reward while training the policy", "reward"),
         policy_chart("Loss while training the policy", "loss"),
+        policy_chart("KL to the SFT policy while training", "kl"),
         policy_chart("Signal to noise of the projected gradient", "signal_to_noise", log=True, rule=(3.0, "3")),
         loss_chart("sft", "Loss of supervised fine-tuning"),
         loss_chart("reward", "Loss of the first reward model"),
@@ -149,6 +161,14 @@ def stage_seconds(metrics: Iterable[Record]) -> list[Record]:
     return [{**line, "share": line["seconds"] / longest} for line in ends.values()]
 
 
+def memory_chart(metrics: Iterable[Record]) -> Chart:
+    """Peak resident memory over the seconds of the stages, one after the other."""
+    stages = [line for line in stage_seconds(metrics) if _is_number(line.get("peak_rss_mb"))]
+    ends = boundaries([*(line["seconds"] for line in stages), 0.0])[1:]
+    points = [(x, line["peak_rss_mb"]) for x, line in zip(ends, stages, strict=True)]
+    return Chart("Peak memory so far, MB", [Series("peak memory", points, dots=True)], "seconds")
+
+
 @dataclass(frozen=True)
 class Sample:
     """A held-out prompt with every policy's answer to it; `answers` rows: name, completion, reward, win."""
@@ -159,13 +179,14 @@ class Sample:
 
 
 def samples(run: Path) -> list[Sample]:
-    """The first held-out prompts with the SFT answer and each iteration's."""
-    files = sorted((run / "evaluations").glob("[0-9]*.jsonl"))
-    sft = run / "evaluations" / "sft.jsonl"
+    """The first held-out prompts with the answers of the base model, of SFT and of each iteration."""
+    files = [run / "evaluations" / f"{name}.jsonl" for name in ("base", "sft")]
+    files += sorted((run / "evaluations").glob("[0-9]*.jsonl"))
+    names = {"base": "base model", "sft": "SFT"}
     answers: dict[str, list[Record]] = {}
     references: dict[str, str | None] = {}
-    for path in [sft, *files]:
-        name = "SFT" if path == sft else f"iteration {int(path.stem)}" if path.stem.isdigit() else path.stem
+    for path in files:
+        name = f"iteration {int(path.stem)}" if path.stem.isdigit() else names.get(path.stem, path.stem)
         for row in read_jsonl(path):
             prompt = str(row.get("prompt", ""))
             if prompt not in answers:

@@ -11,14 +11,16 @@ Prompts shared by K consecutive completions can go through the backbone once (`n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zopro.engine.causal import CausalParts, causal_parts, positions
-from zopro.engine.shared import hidden_shared
+from zopro.engine.shared import hidden_shared, unwatched
 
 MAX_LOGIT_ELEMENTS = 2**23  # 32 rows of a 262144-token vocabulary: 32 MiB in fp32; more rows were not faster
 
@@ -81,6 +83,51 @@ def completion_logprobs(
     Raises:
         ValueError: shapes do not fit, or rows that should share a prompt do not.
     """
+    parts = causal_parts(model)
+    states = completion_states(parts, input_ids, attention_mask, completion_length, num_generations)
+    chunk = max(1, max_logit_elements // parts.config.vocab_size)
+    values = _packed(parts, states.hidden, states.targets, temperature, chunk, return_entropy)
+    result = [states.unpacked(value) for value in values]
+    return (result[0], result[1]) if return_entropy else result[0]
+
+
+@dataclass(frozen=True)
+class CompletionStates:
+    """What predicts the real completion tokens of a batch, packed into rows: N of them, in reading order."""
+
+    hidden: Tensor  # (N, H), after the final norm
+    targets: Tensor  # (N,), the token that each predicts
+    real: Tensor  # (B, C'), where they stand; C' leaves out columns at the end that are padding in every row
+    completion_length: int  # C
+
+    def unpacked(self, values: Tensor) -> Tensor:
+        """Values (N,) at their places in (B, C) fp32, 0 on padding."""
+        empty = torch.zeros(self.real.shape, dtype=torch.float32, device=values.device)
+        beyond = (0, self.completion_length - self.real.shape[1])
+        return torch.nn.functional.pad(empty.masked_scatter(self.real, values), beyond)
+
+
+class Watch(Protocol):
+    """Something that looks on while the backbone runs and keeps what it sees at the positions that predict."""
+
+    def passing(self, select: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Around one pass; `select` takes any (b, T, ...) of it to (B, c, ...): what predicts the next c tokens."""
+
+
+def completion_states(
+    parts: CausalParts,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_length: int,
+    num_generations: int = 1,
+    watch: Watch | None = None,
+) -> CompletionStates:
+    """Run the backbone over prompts and completions. Arguments and errors as in `completion_logprobs`.
+
+    Args:
+        watch: entered around each pass of the backbone; the selections of all passes, joined along time and packed by
+            `real`, are the rows of `hidden`.
+    """
     rows, length = input_ids.shape
     if attention_mask.shape != input_ids.shape or not 0 < completion_length < length:
         raise ValueError(
@@ -89,7 +136,6 @@ def completion_logprobs(
         )
     if num_generations < 1 or rows % num_generations:
         raise ValueError(f"num_generations: must divide the {rows} rows, got {num_generations}.")
-    parts = causal_parts(model)
     prompt_length = length - completion_length
     used = attention_mask.any(0).nonzero()
     first = min(int(used[0]) if len(used) else 0, prompt_length - 1)
@@ -98,18 +144,14 @@ def completion_logprobs(
     split = prompt_length - first
 
     checkpoints = parts.model.training and getattr(parts.model, "is_gradient_checkpointing", False)
+    passing = watch.passing if watch is not None else unwatched
     if num_generations > 1 and not checkpoints:
-        hidden = hidden_shared(parts, ids[:, :-1], mask[:, :-1], split, num_generations)
+        hidden = hidden_shared(parts, ids[:, :-1], mask[:, :-1], split, num_generations, passing)
     else:
-        hidden = parts.hidden(ids, mask, positions(mask), None)[:, split - 1 : -1]
-
+        with passing(lambda states: states[:, split - 1 : -1]):
+            hidden = parts.hidden(ids, mask, positions(mask), None)[:, split - 1 : -1]
     real = mask[:, split:].bool()
-    chunk = max(1, max_logit_elements // parts.config.vocab_size)
-    values = _packed(parts, hidden[real], ids[:, split:][real], temperature, chunk, return_entropy)
-    empty = torch.zeros(real.shape, dtype=torch.float32, device=ids.device)
-    beyond = (0, completion_length - real.shape[1])
-    result = [torch.nn.functional.pad(empty.masked_scatter(real, value), beyond) for value in values]
-    return (result[0], result[1]) if return_entropy else result[0]
+    return CompletionStates(hidden[real], ids[:, split:][real], real, completion_length)
 
 
 def _packed(

@@ -1,6 +1,7 @@
 """Zeroth-order optimisation for PyTorch: directions, schedules and the SPSA optimiser. Imports nothing but torch."""
 
 from zopro.zo.directions import Directions, Gaussian, Rademacher, Targeted
+from zopro.zo.guided import ResidualFeedback
 from zopro.zo.records import Estimate, StepRecord
 from zopro.zo.schedules import auto_eps, noise_floor, target_share
 from zopro.zo.spsa import SPSA
@@ -11,6 +12,7 @@ __all__ = [
     "Estimate",
     "Gaussian",
     "Rademacher",
+    "ResidualFeedback",
     "StepRecord",
     "Targeted",
     "auto_eps",

@@ -92,7 +92,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     Goes from the smallest candidate to larger ones until the difference stands `TARGET_SIGNAL` times above the noise
     floor at its distance and the slope agrees with the candidate's before, or until it no longer does (within 10 % and
     what the noise explains): a larger eps than needed only bends away from the slope, all the more where the loss is
-    clipped.
+    clipped. It also ends where the loss bends clearly more than it slopes: along a direction that happens to be flat no
+    eps shows a slope, and the search would otherwise go on to where the model is no longer itself.
 
     Args:
         loss_at: t -> L(theta + t z).
@@ -121,18 +122,21 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
             noise = max(noise, sigma)
         difference = values[-1] - (values[0] if sides == 2 else values[NOISE_POINTS // 2])
         new_slope = difference / (sides * eps)
+        bend = abs(values[-1] + values[0] - 2 * values[NOISE_POINTS // 2])
+        if not math.isnan(chosen) and bend > max(abs(values[-1] - values[0]), 2 * KNOWN_SIGNAL * noise):
+            break
         explained = 0.1 * abs(slope) + 12 * sigma / (sides * chosen)
         if known and abs(new_slope - slope) > explained:
             break
         chosen, slope, sigma = eps, new_slope, noise
-        signal = abs(difference) / (math.sqrt(2) * sigma)
+        signal = abs(difference) / (math.sqrt(2) * sigma) if sigma > 0 else 0.0  # all losses 0: too near to differ
         if known and signal >= TARGET_SIGNAL:
             break
         known = signal >= KNOWN_SIGNAL
         wanted = math.log(KNOWN_SIGNAL / max(signal, 1e-3), 3)  # further candidates until the slope shows
         skip = min(max(1, int(wanted)), longest, max(1, len(PROBES) - 1 - exponent))
         exponent += skip
-    return chosen, sigma
+    return chosen, sigma or math.nan
 
 
 class _Losses:

@@ -1,0 +1,154 @@
+"""`zopro analyse`: what can be typed, what it does, and how its numbers read on a terminal.
+
+zopro analyse runs/mine
+zopro analyse --policy their/policy --reward their/reward --out comparison
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zopro.errors import InputError, nearest
+
+PROJECTIONS = ("pca", "tsne", "umap")
+DESCRIPTION = """How policy and reward model moved: angles, correlations and distances between their updates, exact in
+weight space, with what random directions would give; trajectories by PCA, t-SNE and UMAP. Writes analysis.json,
+report.html and figures/ (PNG and SVG)."""
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Register the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "analyse",
+        help="metrics and an interactive report of policy and reward trajectories",
+        description=DESCRIPTION,
+        epilog="Examples: 'zopro analyse runs/mine'; 'zopro analyse --policy a/checkpoints --reward b/checkpoints "
+        "--out analysis'. docs/interplay.md says what each number means.",
+    )
+    command.add_argument("run", metavar="RUN", nargs="?", help="run directory of zopro")
+    command.add_argument(
+        "--policy",
+        metavar="FOLDER",
+        help="instead of RUN: a folder of checkpoints (adapters or models, ours or others', as safetensors), in the "
+        "natural order of their names",
+    )
+    command.add_argument("--reward", metavar="FOLDER", help="the reward model's, likewise; i-th update against i-th")
+    command.add_argument("--out", metavar="DIR", help="where to write (default: RUN, or 'analysis' with --policy)")
+    command.add_argument(
+        "--projections",
+        metavar="LIST",
+        default="",
+        help="of pca, tsne and umap, comma separated (default: those installed; pip install 'zopro[projections]')",
+    )
+    command.add_argument(
+        "--reward-ema",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="the reward checkpoints are moving averages, w * new + (1 - w) * before: analyse them without (default: 1)",
+    )
+    command.add_argument(
+        "--coordinates",
+        type=int,
+        metavar="N",
+        default=10_000,
+        help="coordinates sampled for the distance correlation, the one metric that is not exact (default: 10000)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of sample, intervals, t-SNE and UMAP (default: 0)")
+    command.set_defaults(handler=handle)
+    return command
+
+
+def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Read, compute, write; returns the object of `--json` and the text."""
+    _check(args)
+    projections = _projections(args.projections)
+    from zopro.analysis import write
+    from zopro.analysis.analyse import analyse
+    from zopro.analysis.checkpoints import of_folder, of_run
+
+    if args.run is not None:
+        out = Path(args.out or args.run)
+        sides = of_run(Path(args.run))
+    else:
+        out = Path(args.out or "analysis")
+        sides = of_folder(args.policy, "policy"), of_folder(args.reward, "reward")
+    if out.is_file():
+        raise InputError(f"--out: must be a folder, got the file '{out}'.")
+    numbers = analyse(
+        *sides,
+        coordinates=args.coordinates,
+        reward_ema=args.reward_ema,
+        projections=projections,
+        seed=args.seed,
+    )
+    written = write.everything(out, numbers, source=None if args.run is None else Path(args.run))
+    return {**numbers, **written}, "\n".join(_text(numbers, written))
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.run is not None and (args.policy or args.reward):
+        raise InputError("RUN: must not be given together with --policy or --reward.")
+    if args.run is None and not (args.policy and args.reward):
+        raise InputError("RUN: must be given, or --policy and --reward. See 'zopro analyse --help'.")
+    if args.coordinates < 2:
+        raise InputError(f"--coordinates: must be at least 2, got {args.coordinates}.")
+    if not 0 < args.reward_ema <= 1:
+        raise InputError(f"--reward-ema: must lie in (0, 1], got {args.reward_ema}.")
+    if args.seed < 0:
+        raise InputError(f"--seed: must not be negative, got {args.seed}.")
+
+
+def _projections(words: str) -> list[str]:
+    chosen = [word.strip().lower() for word in words.split(",") if word.strip()]
+    for word in chosen:
+        if word not in PROJECTIONS:
+            raise InputError(
+                f"--projections: must be of {', '.join(PROJECTIONS)}, got '{word}'.{nearest(word, PROJECTIONS)}"
+            )
+    from zopro.analysis.projection import PACKAGES, available
+
+    installed = available()
+    for word in chosen:
+        if word not in installed:
+            raise InputError(f"--projections: '{word}' needs {PACKAGES[word]}: pip install 'zopro[projections]'.")
+    return [word for word in PROJECTIONS if word in (chosen or installed)]
+
+
+def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
+    """A table for each view, each value with the band of random directions."""
+    names = [
+        "update_angle_degrees",
+        "velocity_angle_degrees",
+        "update_pearson",
+        "update_distance_correlation",
+        "policy_momentum_cosine",
+        "policy_extrapolation_error",
+    ]
+    for view in numbers["views"]:
+        yield f"{view} ({numbers['dimension'][view]:,} coordinates in {numbers['tensors']} weights)"
+        heads = [f"{i}" for i in numbers["iterations"]]
+        yield f"  {'iteration':<30}" + "".join(f"{head:>10}" for head in heads) + "   by chance (95 %)"
+        for name in names:
+            values, band = numbers["metrics"][name][view], numbers["chance"][name][view]
+            row = "".join(f"{_number(value):>10}" for value in values)
+            yield f"  {name:<30}{row}   {_band(band)}"
+        value, band = (numbers[table]["procrustes_disparity"][view] for table in ("metrics", "chance"))
+        yield f"  {'procrustes_disparity':<30}{_number(value):>10}{'':{10 * (len(heads) - 1)}}   {_band(band)}"
+    for kind, lacking in numbers["left_out"].items():
+        more = " ..." if len(lacking) > 3 else ""
+        yield f"not compared, only in the {kind}: {len(lacking)} tensors ({', '.join(lacking[:3])}{more})"
+    yield f"report       {written['report']}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def _band(band: dict[str, Any]) -> str:
+    """Low and high; of bands that differ between iterations the last."""
+    low, high = (value[-1] if isinstance(value, list) else value for value in (band["low"], band["high"]))
+    return "-" if low is None else f"{_number(low)} to {_number(high)}"

@@ -1,0 +1,142 @@
+"""What reading in pieces needs: the rows there are, the sums that grow, and the pieces themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zopro.analysis.parts import FACTORS, Part
+from zopro.analysis.tensors import Stored
+from zopro.errors import InputError
+
+PIECE_BYTES = 32 << 20  # read at a time, of all checkpoints together; up to three pieces are held (one is read ahead)
+BLOCK = 4096  # columns converted to float64 and multiplied at a time: they stay in the cache
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Which rows there are: `policy` checkpoints, then the reward model's; `main` begin or end an iteration."""
+
+    policy: int
+    total: int
+    main: tuple[int, ...]
+
+    def displace(self, rows: np.ndarray) -> np.ndarray:
+        """Subtract each trajectory's first row from its rows, in place."""
+        rows[: self.policy] -= rows[0].copy()
+        rows[self.policy :] -= rows[self.policy].copy()
+        return rows
+
+    @property
+    def displacement(self) -> np.ndarray:
+        """[total, total]: the same as a matrix."""
+        return self.displace(np.eye(self.total))
+
+
+@dataclass(frozen=True)
+class Grams:
+    """One view's inner products. P main rows, Q rows with snapshots, n parts, k sampled coordinates."""
+
+    view: str
+    parts: tuple[Part, ...]
+    counts: np.ndarray  # [n] coordinates
+    gram: np.ndarray  # [n, P, P]
+    sums: np.ndarray  # [n, P] <x_t - x_0, 1>
+    total: np.ndarray  # [Q, Q]
+    coordinates: np.ndarray  # [P, k]
+
+    @property
+    def dimension(self) -> int:
+        return int(self.counts.sum())
+
+
+class Sums:
+    """What is accumulated of one view."""
+
+    def __init__(self, view: str, parts: tuple[Part, ...], points: Points, coordinates: int, seed: int) -> None:
+        self.view, self.parts, self.points = view, parts, points
+        self.counts = np.array([part.stored_numel if view == FACTORS else part.numel for part in parts])
+        main = len(points.main)
+        self.gram, self.sums = np.zeros((len(parts), main, main)), np.zeros((len(parts), main))
+        self.total = np.zeros((points.total, points.total))
+        self.wanted = _sample(self.counts, coordinates, seed)
+        self.found: list[list[np.ndarray]] = [[] for _ in parts]
+
+    def add(self, index: int, gram: np.ndarray, sums: np.ndarray) -> None:
+        main = list(self.points.main)
+        self.gram[index] += gram[np.ix_(main, main)]
+        self.sums[index] += sums[main]
+        self.total += gram
+
+    def keep(self, index: int, values: np.ndarray) -> None:
+        """Values [Q, some] of the wanted coordinates, in their order."""
+        self.found[index].append(values[list(self.points.main)])
+
+    def inside(self, index: int, first: int, last: int) -> np.ndarray:
+        """Which wanted coordinates of a part lie in [first, last), counted from `first`."""
+        wanted = self.wanted[index]
+        low, high = np.searchsorted(wanted, [first, last])
+        return wanted[low:high] - first
+
+    def result(self) -> Grams:
+        values = [piece for pieces in self.found for piece in pieces]
+        coordinates = np.concatenate(values, 1) if values else np.zeros((len(self.points.main), 0))
+        return Grams(self.view, self.parts, self.counts, self.gram, self.sums, self.total, coordinates)
+
+
+def _sample(counts: np.ndarray, size: int, seed: int) -> list[np.ndarray]:
+    """Sorted coordinates of every part, together a uniform sample without repetition."""
+    generator, left = np.random.default_rng(seed), int(counts.sum())
+    size = min(size, left)
+    chosen = []
+    for count in counts.tolist():
+        # A part's share of a uniform sample is hypergeometric; numpy's generator takes at most 1e9 of either kind.
+        share = size / left if left else 0.0
+        if left - count < 1_000_000_000 and count < 1_000_000_000:
+            mine = int(generator.hypergeometric(count, left - count, size)) if size else 0
+        else:
+            mine = int(min(size, count, generator.binomial(size, count / left))) if size and share else 0
+        chosen.append(np.sort(generator.choice(count, mine, replace=False, shuffle=False)))
+        left, size = left - count, size - mine
+    return chosen
+
+
+def piece_size(bytes_each: int) -> int:
+    """How many columns fit in a piece."""
+    return max(1, PIECE_BYTES // bytes_each)
+
+
+def edges_of(length: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, length, size):
+        yield first, min(length, first + size)
+
+
+def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The jobs' results in order, the next one worked out (by a thread: they read files) while this one is used."""
+    iterator = iter(jobs)
+    with ThreadPoolExecutor(1) as pool:
+        first = next(iterator, None)
+        pending = pool.submit(first) if first else None
+        while pending is not None:
+            result = pending.result()
+            following = next(iterator, None)
+            pending = pool.submit(following) if following else None
+            yield result
+            del result
+
+
+def refuse_not_finite(gram: np.ndarray, raw: Sequence[Tensor], stored: Sequence[Stored]) -> None:
+    """Refuse NaN and infinity, with the file that holds them; a Gram matrix shows them all."""
+    if np.isfinite(gram).all():
+        return
+    for piece, source in zip(raw, stored, strict=True):
+        if not torch.isfinite(piece.double()).all():
+            raise InputError(f"{source.path}: must hold finite numbers, but '{source.name}' has NaN or infinity.")

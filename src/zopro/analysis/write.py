@@ -1,0 +1,67 @@
+"""What an analysis leaves on disk: analysis.json, report.html, and figures/ with a PNG and an SVG of every figure.
+
+from zopro.analysis import write
+write.refresh("RUN")        # while a run is going on: numbers and PCA
+write.finish("RUN")         # at its end: also t-SNE and UMAP where installed, and the figures
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from zopro.analysis.analyse import analyse
+from zopro.analysis.checkpoints import of_run
+from zopro.analysis.projection import available
+from zopro.analysis.report import write_report
+from zopro.errors import InputError
+from zopro.rundir import write_text
+
+log = logging.getLogger(__name__)
+
+
+def refresh(run: str | Path) -> None:
+    """Bring analysis.json and report.html of a run up to date. A checkpoint that cannot be read costs the numbers,
+    with a warning, and never the run."""
+    _of_run(Path(run), ["pca"])
+    write_report(run)
+
+
+def finish(run: str | Path) -> None:
+    """The same with every projection that is installed, and the figures."""
+    run = Path(run)
+    numbers = _of_run(run, available())
+    write_report(run)
+    _figures(run, run, numbers)
+
+
+def everything(out: Path, numbers: dict[str, Any], source: Path | None = None) -> dict[str, str]:
+    """Write `numbers`, their report and figures to `out`; with `source`, a run directory, the rest of the run too."""
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out, numbers)
+    report = write_report(source or out, target=out / "report.html", analysis=numbers)
+    _figures(source or out, out, numbers)
+    return {"report": str(report), "analysis": str(out / "analysis.json"), "figures": str(out / "figures")}
+
+
+def _of_run(run: Path, projections: list[str]) -> dict[str, Any] | None:
+    try:
+        numbers = analyse(*of_run(run), projections=projections)
+    except InputError as error:
+        log.warning("no analysis of the trajectories: %s", error)
+        (run / "analysis.json").unlink(missing_ok=True)
+        return None
+    _write(run, numbers)
+    return numbers
+
+
+def _write(out: Path, numbers: dict[str, Any]) -> None:
+    write_text(out / "analysis.json", json.dumps(numbers, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _figures(run: Path, out: Path, numbers: dict[str, Any] | None) -> None:
+    from zopro.analysis.static import write_figures
+
+    write_figures(run, out / "figures", numbers)

@@ -1,0 +1,133 @@
+"""What is compared and how, and one training of it as plain data: a `Job`, which becomes a process and a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from zopro.config import METHODS, RunConfig
+from zopro.errors import InputError, nearest
+
+STARTS = ("sft", "iteration")
+RATE_KEYS = {
+    "rloo": "first_order_learning_rate",
+    "rloo-checkpointed": "first_order_learning_rate",
+    "online-dpo": "first_order_learning_rate",
+    "guided": "guided_learning_rate",
+}  # which key of the configuration holds a method's learning rate; `learning_rate` for the others
+PRESET_RATES = {"default": 1e-4, "paper": 1.0}  # of zopro.methods, where `learning_rate` is 0
+RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
+PROBE_STEPS = 3  # that tell how many steps fit a budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One comparison.
+
+    Args:
+        methods: names of `zopro.config.METHODS`, compared in this order.
+        seeds: trainings of each method, with seeds 0, 1, ...
+        steps: policy steps of each training; 0 if a budget is given.
+        budget_minutes: minutes of training, evaluation left out; each method takes the steps that fit; 0: by `steps`.
+        points: measurements along each training, evenly spaced over its steps (the start is one more).
+        learning_rates: rates tried for each method, by factors of 3 around the configured one; 1 searches nothing.
+        search_share: length of a trial of a rate, as a share of a training.
+        start: "sft", every method starts from the SFT policy, whose update is the previous one; or "iteration": from
+            iteration 0's policy, with its update and the reward model's.
+
+    Raises:
+        InputError: an argument out of range.
+    """
+
+    methods: tuple[str, ...]
+    seeds: int = 1
+    steps: int = 0
+    budget_minutes: float = 0.0
+    points: int = 5
+    learning_rates: int = 3
+    search_share: float = 0.25
+    start: str = "sft"
+
+    def __post_init__(self) -> None:
+        _check(len(self.methods) > 0, "methods", "must name at least one method", list(self.methods))
+        for method in self.methods:
+            if method not in METHODS:
+                raise InputError(
+                    f"methods: must be among {', '.join(METHODS)}, got {method!r}.{nearest(method, METHODS)}"
+                )
+        _check(len(set(self.methods)) == len(self.methods), "methods", "must differ", ",".join(self.methods))
+        _check(self.seeds >= 1, "seeds", "must be at least 1", self.seeds)
+        timed = self.budget_minutes > 0
+        _check(
+            self.steps >= 0 and self.budget_minutes >= 0 and (self.steps > 0) != timed,
+            "steps",
+            "one of steps and budget_minutes must be given, greater than 0",
+            f"{self.steps} and {self.budget_minutes}",
+        )
+        _check(self.points >= 1, "points", "must be at least 1", self.points)
+        _check(self.learning_rates >= 1, "learning_rates", "must be at least 1", self.learning_rates)
+        _check(0 < self.search_share <= 1, "search_share", "must lie in (0, 1]", self.search_share)
+        _check(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}", self.start)
+
+    def rates(self, method: str, config: RunConfig) -> list[float]:
+        """The learning rates tried, in ascending order: the configured one in the middle (or just above it).
+
+        >>> Plan(("rloo",), steps=1).rates("rloo", RunConfig(model="m", task="chat", train_data="x", seed=0))[1]
+        0.0002
+        """
+        if method == "zopro-paper" and config.preset != "paper":  # `learning_rate` is the other preset's
+            middle = PRESET_RATES["paper"]
+        else:
+            middle = float(getattr(config, RATE_KEYS.get(method, "learning_rate"))) or PRESET_RATES[config.preset]
+        first = -((self.learning_rates - 1) // 2)
+        return [float(f"{middle * RATE_STEP ** (first + i):.6g}") for i in range(self.learning_rates)]
+
+    def trial(self, job: Job) -> Job:
+        """A short training of the search from a full one."""
+        return replace(
+            job,
+            steps=max(1, math.ceil(job.steps * self.search_share)),
+            budget_seconds=job.budget_seconds * self.search_share,
+            points=1,
+            prompts="search",
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and the measurements along it."""
+
+    kind: str  # "prepare", "inference" or "train"
+    start: str = "sft"
+    method: str = ""
+    seed: int = 0
+    learning_rate: float = 0.0
+    steps: int = 0
+    budget_seconds: float = 0.0  # the training stops after it; 0: it does not
+    points: int = 0  # measurements; 0 only takes the time
+    prompts: str = "test"  # those measured on: "test", or "search" for the search of the learning rate
+
+    @property
+    def name(self) -> str:
+        """Folder of the job: what it is, and a digest of all of it."""
+        digest = hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=4).hexdigest()
+        words: Sequence[object] = (self.kind, self.start) if self.kind != "train" else (
+            self.method, "trial" if self.prompts == "search" else f"seed{self.seed}", f"lr{self.learning_rate:g}",
+        )  # fmt: skip
+        return "-".join(map(str, (*words, digest)))
+
+    def marks(self) -> list[int]:
+        """Steps after which the policy is kept to be measured; the last step is one.
+
+        >>> Job("train", steps=10, points=4).marks()
+        [3, 5, 8, 10]
+        """
+        return sorted({math.ceil(self.steps * (i + 1) / self.points) for i in range(self.points)})
+
+
+def _check(ok: bool, name: str, rule: str, value: object) -> None:
+    if not ok:
+        raise InputError(f"{name}: {rule}, got {value}.")

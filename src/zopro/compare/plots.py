@@ -1,0 +1,78 @@
+"""Plots of a comparison, for a paper: reward against seconds, reward against KL, and memory. PNG and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # fonts as text, which journals ask for
+}
+SIZE = (4.2, 3.0)  # inches: one column of two
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # told apart by all (Okabe, Ito)
+MARKERS = "osD^vPX"
+
+
+def write_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write reward_seconds, reward_kl and memory to `folder` and return the paths."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        return [
+            *_write(folder / "reward_seconds", lambda axes: _curves(axes, result, "seconds", "training time (s)")),
+            *_write(
+                folder / "reward_kl", lambda axes: _curves(axes, result, "kl", "KL to the SFT policy (nats an answer)")
+            ),
+            *_write(folder / "memory", lambda axes: _memory(axes, result)),
+        ]
+
+
+def _write(stem: Path, draw: Callable[[Any], None]) -> list[Path]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for path in paths:
+        figure.savefig(path, dpi=200)
+    return paths
+
+
+def _curves(axes: Any, result: Mapping[str, Any], key: str, label: str) -> None:
+    for index, (name, method) in enumerate(result["methods"].items()):
+        curve = method["curve"]
+        x = [point[key] for point in curve]
+        low, high = ([point[f"reward_{side}"] for point in curve] for side in ("low", "high"))
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.plot(x, [point["reward"] for point in curve], color=colour, marker=marker, label=name)
+        if key == "seconds":
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xlabel(label)
+    axes.set_ylabel("reward on held-out prompts")
+    axes.legend()
+
+
+def _memory(axes: Any, result: Mapping[str, Any]) -> None:
+    names = list(result["methods"])
+    peaks = [result["methods"][name]["peak_mb"] for name in names]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
+    bars = axes.barh(names, peaks, color=colours, height=0.6)
+    axes.bar_label(bars, [f"{peak:,.0f}" for peak in peaks], padding=3, fontsize=8)
+    axes.axvline(result["inference_peak_mb"], color="#444444", linestyle="--", linewidth=1, label="sampling alone")
+    axes.set_xlim(0, 1.2 * max(*peaks, result["inference_peak_mb"]))
+    axes.set_xlabel("peak memory of training (MB)")
+    axes.grid(visible=False, axis="y")
+    axes.invert_yaxis()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15))

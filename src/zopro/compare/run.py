@@ -1,0 +1,139 @@
+"""Carry out a plan: jobs in processes of their own, one after the other, then tables and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from zopro.compare.plan import PROBE_STEPS, Job, Plan
+from zopro.compare.plots import write_plots
+from zopro.compare.summary import gain_ratios, markdown, method_summary, start_point
+from zopro.config import RunConfig
+from zopro.errors import InputError
+from zopro.rundir import RunDirectory, write_text
+
+
+class JobFailed(RuntimeError):
+    """A job's process ended without a result; the message is the last line it wrote."""
+
+
+def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
+    """Compare the plan's methods and return what `config.output_dir`/compare.json says.
+
+    Also written: compare.md (the table) and, in PNG and PDF, reward_seconds, reward_kl and memory. A method whose process
+    fails is reported under `failed` and the others go on.
+
+    Raises:
+        InputError: bad input, or no method could be run.
+    """
+    out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
+    runner = _Runner(out, replace(config, output_dir=str(out / "shared"), method="zopro"), quiet)
+    RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
+    start = runner.result(Job("prepare", plan.start))["start"]
+    inference = runner.result(Job("inference", plan.start))["peak_mb"]
+    methods: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for method in plan.methods:
+        try:
+            methods[method] = _method(runner, plan, method, start)
+        except JobFailed as error:
+            failed[method] = str(error)
+            runner.say(f"{method}: failed: {error}")
+    if not methods:
+        raise InputError(f"methods: none could be run; {next(iter(failed))}: {next(iter(failed.values()))}")
+    result: dict[str, Any] = {
+        "plan": {**asdict(plan), "methods": list(plan.methods)},
+        "beta": config.beta,
+        "prompts": len(start["rewards"]),
+        "inference_peak_mb": inference,
+        "start": start_point(start),
+        "methods": methods,
+        "gain_ratios": gain_ratios(methods),
+        "failed": failed,
+        "out": str(out),
+    }
+    write_text(out / "compare.json", json.dumps(result, indent=2))
+    write_text(out / "compare.md", markdown(result))
+    write_plots(result, out)
+    return result
+
+
+def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
+    """Search the learning rate, train with every seed, and summarise."""
+    rates = plan.rates(method, runner.config)
+    full = Job("train", plan.start, method, 0, rates[len(rates) // 2], plan.steps, plan.budget_minutes * 60, plan.points)
+    if plan.budget_minutes:
+        probe = runner.result(replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
+        full = replace(full, steps=max(1, math.floor(full.budget_seconds * probe["steps"] / probe["seconds"])))
+    search = _search(runner, plan, full, rates) if len(rates) > 1 else []
+    best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rates[0]
+    results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
+    return {**method_summary(results, start), "learning_rate": best, "seeds": plan.seeds, "search": search}
+
+
+def _search(runner: _Runner, plan: Plan, full: Job, rates: Sequence[float]) -> list[dict[str, float]]:
+    """Reward, KL and what is maximised, reward less beta KL, of a short training with each rate; diverged ones out."""
+    lines = []
+    for rate in rates:
+        try:
+            point = runner.result(plan.trial(replace(full, learning_rate=rate)))["points"][-1]
+        except JobFailed as error:
+            runner.say(f"{full.method}: learning rate {rate:g} failed: {error}")
+            continue
+        reward, kl = fmean(point["rewards"]), fmean(point["kl"])
+        if math.isfinite(reward) and math.isfinite(kl):
+            objective = reward - runner.config.beta * kl
+            lines.append({"learning_rate": rate, "reward": reward, "kl": kl, "objective": objective})
+    if not lines:
+        raise JobFailed(f"no learning rate among {', '.join(f'{rate:g}' for rate in rates)} could be trained")
+    return lines
+
+
+def _launch(described: Path, log: Any) -> int:
+    """A process of its own for one job; its exit code."""
+    command = [sys.executable, "-m", "zopro.compare.worker", str(described)]
+    return subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+
+
+class _Runner:
+    """Runs jobs whose result is not there yet."""
+
+    def __init__(self, out: Path, config: RunConfig, quiet: bool) -> None:
+        self.out, self.config, self.quiet = out, config, quiet
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def result(self, job: Job) -> dict[str, Any]:
+        """The job's result, from its folder if it is finished.
+
+        Raises:
+            InputError: the process refused its input.
+            JobFailed: it ended otherwise, without a result.
+        """
+        folder = self.out / "jobs" / job.name
+        path = folder / "result.json"
+        if not path.exists():
+            began = time.perf_counter()
+            values = {"job": asdict(job), "config": self.config.to_dict()}
+            write_text(folder / "job.json", json.dumps(values, indent=2))
+            with (folder / "log.txt").open("w", encoding="utf-8") as log:
+                code = _launch(folder / "job.json", log)
+            if code != 0 or not path.exists():
+                lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                message = lines[-1] if lines else f"ended with code {code}"
+                if code == 2 and message.startswith("zopro: error: "):
+                    raise InputError(message.removeprefix("zopro: error: "))
+                raise JobFailed(f"{message} (see {folder / 'log.txt'})")
+            self.say(f"{job.name}: {time.perf_counter() - began:.1f} s")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return dict(values)

@@ -1,0 +1,163 @@
+"""From measurements to curves with intervals, gains at equal seconds and at equal KL, and a Markdown table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import NormalDist, fmean, variance
+from typing import Any
+
+Z95 = NormalDist().inv_cdf(0.975)
+Curve = Sequence[Mapping[str, Any]]
+
+
+def interval(rewards: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean and 95 % normal interval of rewards [seed][prompt], all seeds measured on the same prompts.
+
+    The variance of the mean is that over prompts (of each prompt's mean over seeds) plus that over seeds (of each
+    seed's mean): prompts and trainings are both samples of what could have been.
+
+    >>> interval([[1.0, 3.0]])[0]
+    2.0
+    """
+    means = [fmean(values) for values in zip(*rewards, strict=True)]
+    of_seeds = [fmean(values) for values in rewards]
+    spread = variance(means) / len(means) if len(means) > 1 else 0.0
+    spread += variance(of_seeds) / len(of_seeds) if len(of_seeds) > 1 else 0.0
+    mean, half = fmean(means), Z95 * math.sqrt(spread)
+    return mean, mean - half, mean + half
+
+
+def _point(step: float, seconds: float, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    reward, low, high = interval([line["rewards"] for line in measured])
+    kl = fmean(fmean(line["kl"]) for line in measured)
+    return {"step": step, "seconds": seconds, "reward": reward, "reward_low": low, "reward_high": high, "kl": kl}
+
+
+def start_point(start: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy every method starts from, as a point of a curve."""
+    return _point(0, 0.0, [start])
+
+
+def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Curve, peak memory (the largest of the seeds) and seconds per step of one method from its seeds' results."""
+    count = min(len(result["points"]) for result in results)  # a budget may end a seed's training early
+    curve = [start_point(start)]
+    for index in range(count):
+        points = [result["points"][index] for result in results]
+        step = round(fmean(point["step"] for point in points))
+        curve.append(_point(step, fmean(point["seconds"] for point in points), points))
+    return {
+        "curve": curve,
+        "peak_mb": max(result["peak_mb"] for result in results),
+        "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
+    }
+
+
+def reward_at(curve: Curve, key: str, value: float) -> float:
+    """Reward where `key` (seconds or kl) first reaches `value` along the curve, linearly between points.
+
+    >>> reward_at([{"kl": 0.0, "reward": 0.0}, {"kl": 2.0, "reward": 4.0}], "kl", 1.0)
+    2.0
+    """
+    for before, after in pairwise(curve):
+        if before[key] <= value <= after[key]:
+            width = after[key] - before[key]
+            share = (value - before[key]) / width if width > 0 else 1.0
+            return float(before["reward"] + share * (after["reward"] - before["reward"]))
+    return float(curve[-1]["reward"] if value > curve[-1][key] else curve[0]["reward"])
+
+
+def gain_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """[a][b]: the reward gained by a over that gained by b, at the seconds (and at the KL) that both have reached.
+
+    None where b has gained nothing there, so that a ratio would mean nothing.
+    """
+    table: dict[str, dict[str, dict[str, float | None]]] = {}
+    for a, first in methods.items():
+        for b, second in methods.items():
+            if a != b:
+                curves = first["curve"], second["curve"]
+                table.setdefault(a, {})[b] = {f"equal_{key}": _ratio(*curves, key) for key in ("seconds", "kl")}
+    return table
+
+
+def _ratio(first: Curve, second: Curve, key: str) -> float | None:
+    shared = min(max(point[key] for point in curve) for curve in (first, second))
+    gains = [reward_at(curve, key, shared) - curve[0]["reward"] for curve in (first, second)]
+    return gains[0] / gains[1] if shared > 0 and gains[1] > 0 else None
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The comparison as a Markdown page: one table, and how to read it."""
+    start, plan = result["start"], result["plan"]
+    length = f"{plan['budget_minutes']:g} minutes" if plan["budget_minutes"] else f"{plan['steps']} steps"
+    against = "rloo" if "rloo" in result["methods"] else next(iter(result["methods"]))
+    rows = [
+        "| Method | Learning rate | Reward [95 %] | Gain | KL | Seconds a step | Peak MB | / inference "
+        f"| Gain / {against}, equal seconds | equal KL |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, method in result["methods"].items():
+        end = method["curve"][-1]
+        ratios = result["gain_ratios"].get(name, {}).get(against, {})
+        cells = [
+            name,
+            f"{method['learning_rate']:g}",
+            f"{end['reward']:.3f} [{end['reward_low']:.3f}, {end['reward_high']:.3f}]",
+            f"{end['reward'] - start['reward']:+.3f}",
+            f"{end['kl']:.2f}",
+            f"{method['seconds_per_step']:.3f}",
+            f"{method['peak_mb']:.0f}",
+            f"{method['peak_mb'] / result['inference_peak_mb']:.3f}",
+            *("" if ratios.get(f"equal_{key}") is None else f"{ratios[f'equal_{key}']:.2f}" for key in ("seconds", "kl")),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    lines = [
+        f"{length} of each method, {plan['seeds']} seeds, {result['prompts']} prompts. What all start from has "
+        f"reward {start['reward']:.3f} [{start['reward_low']:.3f}, {start['reward_high']:.3f}], KL {start['kl']:.2f}. "
+        f"Sampling a batch takes {result['inference_peak_mb']:.0f} MB.",
+        "",
+        *rows,
+        "",
+        "Learning rates were searched by short trainings on other prompts, for the largest reward - "
+        f"{result['beta']:g} KL:",
+        "",
+        *(f"- {name}: {_searched(method)}" for name, method in result["methods"].items()),
+    ]
+    lines += [f"- {name} failed: {reason}" for name, reason in result["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _searched(method: Mapping[str, Any]) -> str:
+    if not method["search"]:
+        return f"{method['learning_rate']:g} as configured"
+    tried = ", ".join(f"{line['learning_rate']:g} gave {line['objective']:.3f}" for line in method["search"])
+    return f"{tried}; chosen {method['learning_rate']:g}"
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """For a terminal: the table's numbers in columns, and where everything is."""
+    names = ("method", "reward", "95 %", "KL", "s/step", "peak MB", "learning rate")
+    rows = [names]
+    for name, method in result["methods"].items():
+        end = method["curve"][-1]
+        rows.append(
+            (
+                name,
+                f"{end['reward']:.3f}",
+                f"[{end['reward_low']:.3f}, {end['reward_high']:.3f}]",
+                f"{end['kl']:.2f}",
+                f"{method['seconds_per_step']:.3f}",
+                f"{method['peak_mb']:.0f}",
+                f"{method['learning_rate']:g}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    failed = "".join(f"\n{name} failed: {reason}" for name, reason in result["failed"].items())
+    return (
+        f"start   reward {result['start']['reward']:.3f}, inference {result['inference_peak_mb']:.0f} MB\n\n"
+        f"{table}{failed}\n\nwritten to {result['out']}: compare.json, compare.md and plots"
+    )

@@ -1,0 +1,271 @@
+"""Log-probs whose backward pass is residual feedback: pseudo-gradients of LoRA factors from one forward pass.
+
+`Feedback.logprobs` gives the numbers of `completion_logprobs`. It runs without an autograd graph, and while it runs it
+keeps, at the positions that predict completion tokens, the rank-r activations of the adapters that write to the
+residual stream and the input of every norm on the way (shapes below). What it returns is differentiable with respect to
+those adapters in name only: `backward` hands each the guess of `zopro.zo.guided`. So any loss of log-probs, any trainer
+and any torch optimiser can use it, and the loss's own derivative is the only one that is exact.
+
+Three kinds, of rising cost and cosine (benchmarks/feedback_cosine.py measures both):
+
+    none    the error signal at the end of the stream is every block's; only adapters that write to the stream are guided
+    mlp     and inside a block it goes back through the token-wise part (its MLP) by a block-local vector-Jacobian
+            product: all MLP adapters are guided, and those of attention see what the MLP makes of the signal
+    chain   and so on from block to block, through the MLPs alone. That is a backward sweep, though not back-propagation:
+            attention is passed over, prompts are never touched, and no graph reaches beyond one MLP
+
+    feedback = Feedback(model)
+    loss = -(feedback.logprobs(ids, mask, 32).sum(1) * advantages).mean()
+    loss.backward()                                # fills .grad of feedback.parameters.values()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zopro.engine.causal import CausalParts, evaluating
+from zopro.engine.logprobs import (
+    MAX_LOGIT_ELEMENTS,
+    completion_states,
+    exponentiate_,
+    token_logprobs,
+)
+from zopro.engine.models import tensor_name
+from zopro.engine.stream import Block, Write, hooked, is_adapted, residual_stream
+from zopro.errors import InputError
+from zopro.zo.guided import factor_gradient, local_vjp
+
+LOCAL = ("none", "mlp", "chain")
+Gradients = dict[int, Tensor]  # id of a parameter -> its pseudo-gradient
+
+
+class Feedback:
+    """Pseudo-gradients of the LoRA adapters of one model.
+
+    Args:
+        model: a PEFT model with LoRA adapters, or the model they were injected into.
+        adapter: the adapter that is trained.
+        top_blocks: guide the last so many blocks only; 0 guides all.
+        local: "none", "mlp" or "chain", see above.
+
+    Attributes:
+        parameters: name -> parameter, in the order of the model: those that get a pseudo-gradient.
+        elements_kept: elements held from the forward pass to the backward one, of the last call.
+
+    Raises:
+        InputError: the model has no residual stream, or no layer that writes to it (in the chosen blocks) has a
+            trainable LoRA adapter.
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, model: Any, adapter: str = "default", top_blocks: int = 0, local: str = "none") -> None:
+        if local not in LOCAL:
+            raise ValueError(f"local: must be one of {', '.join(LOCAL)}, got {local!r}")
+        if top_blocks < 0:
+            raise ValueError(f"top_blocks: must not be negative, got {top_blocks}")
+        stream = residual_stream(model)
+        self.model, self.adapter, self.local = model, adapter, local
+        self.parts, self.final_norm = stream.parts, stream.final_norm
+        self.blocks = stream.blocks[-top_blocks:] if top_blocks else stream.blocks
+        guided: dict[int, Tensor] = {}
+        for block in self.blocks:
+            for parameter in (p for write in block.writes for p in self._factors(write)):
+                guided[id(parameter)] = parameter
+            if local != "none" and block.mlp is not None:
+                guided.update({id(p): p for p in block.mlp.body.parameters() if p.requires_grad})
+        self.parameters: dict[str, Tensor] = {
+            tensor_name(name): p for name, p in self.parts.model.named_parameters() if id(p) in guided
+        }
+        if not self.parameters:
+            names = sorted({write.name.rpartition(".")[2] for block in self.blocks for write in block.writes})
+            raise InputError(
+                f"lora_target_modules: must name layers that write to the residual stream ({', '.join(names)}), "
+                "none of which has a trainable adapter. Use all-linear, or add them."
+            )
+        self.elements_kept = 0
+
+    def block_of(self, name: str) -> int:
+        """Which of `blocks` the parameter of this name is in."""
+        parameter = self.parameters[name]
+        return next(i for i, block in enumerate(self.blocks) if any(p is parameter for p in block.module.parameters()))
+
+    def logprobs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_length: int,
+        *,
+        temperature: float = 1.0,
+        num_generations: int = 1,
+        max_logit_elements: int = MAX_LOGIT_ELEMENTS,
+    ) -> Tensor:
+        """(B, C) fp32 log-probs as `completion_logprobs` gives them; their backward pass is residual feedback.
+
+        Arguments and errors are those of `completion_logprobs`.
+        """
+
+        def forward() -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
+            capture = _Capture()
+            self._watch(capture)
+            states = completion_states(
+                self.parts, input_ids, attention_mask, completion_length, num_generations, watch=capture
+            )
+            kept = capture.packed(states.real)
+            chunk = max(1, max_logit_elements // self.parts.config.vocab_size)
+            pieces = zip(states.hidden.split(chunk), states.targets.split(chunk), strict=True)
+            scored = [logprobs_and_errors(self.parts, rows, picked, temperature) for rows, picked in pieces]
+            errors = torch.cat([error for _, error in scored])
+            self.elements_kept = errors.numel() + sum(tensor.numel() for tensor in kept.values())
+
+            def backward(upstream: Tensor) -> list[Tensor | None]:
+                weights = upstream[:, : states.real.shape[1]][states.real]
+                with evaluating(self.parts.model):  # a local graph must not draw dropout masks
+                    found = self._gradients(errors * weights[:, None].float(), kept)
+                return [found.get(id(parameter)) for parameter in self.parameters.values()]
+
+            return states.unpacked(torch.cat([score for score, _ in scored])), backward
+
+        result: Tensor = _PseudoGradient.apply(forward, *self.parameters.values())
+        return result
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """Pseudo-gradients by name of a loss of `logprobs`, without touching `.grad`; the loss can be used again."""
+        found = torch.autograd.grad(loss, list(self.parameters.values()), retain_graph=True)
+        return dict(zip(self.parameters, found, strict=True))
+
+    def _factors(self, write: Write) -> list[Tensor]:
+        """LoRA's B of a layer, if it has the adapter and that is trained."""
+        layer: Any = write.layer
+        if not is_adapted(layer) or self.adapter not in layer.lora_A:
+            return []
+        weight = layer.lora_B[self.adapter].weight
+        return [weight] if weight.requires_grad else []
+
+    def _watch(self, capture: _Capture) -> None:
+        """What is to be kept: (B, c, H) at the end of the stream and where a norm or MLP reads, (B, c, r) in adapters."""
+        if self.final_norm is not None:
+            capture.inputs_of(self.final_norm)
+        for block in self.blocks:
+            through = self.local != "none" and block.mlp is not None
+            if through and block.mlp is not None:
+                capture.inputs_of(block.mlp.reads)
+            for write in block.writes:
+                if self._factors(write) and not (through and self._in_mlp(block, write)):
+                    layer: Any = write.layer
+                    capture.outputs_of(layer.lora_A[self.adapter])
+                    if write.norm is not None:
+                        capture.inputs_of(write.norm)
+
+    @staticmethod
+    def _in_mlp(block: Block, write: Write) -> bool:
+        return block.mlp is not None and any(module is write.layer for module in block.mlp.body.modules())
+
+    def _gradients(self, error: Tensor, kept: Mapping[tuple[int, str], Tensor]) -> Gradients:
+        """Pseudo-gradients from the gradient of the loss with respect to the last hidden states, (N, H) fp32."""
+        delta = error
+        if self.final_norm is not None:
+            delta = local_vjp(self.final_norm, kept[id(self.final_norm), "in"], error)[0].float()
+        found: Gradients = {}
+        for block in reversed(self.blocks):
+            mlp = block.mlp if self.local != "none" else None
+            before = delta  # where attention writes
+            if mlp is not None:
+                parameters = [p for p in mlp.body.parameters() if p.requires_grad]
+                back, gradients = local_vjp(mlp, kept[id(mlp.reads), "in"], delta, parameters)
+                found.update({id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)})
+                before = delta + back.float()
+            for write in block.writes:
+                if self._factors(write) and (mlp is None or not self._in_mlp(block, write)):
+                    signal = delta if block.parallel else before
+                    found.update(self._write_gradient(write, signal * write.scale, kept))
+            if self.local == "chain":
+                delta = before
+        return found
+
+    def _write_gradient(self, write: Write, delta: Tensor, kept: Mapping[tuple[int, str], Tensor]) -> Gradients:
+        layer: Any = write.layer
+        if write.norm is not None:
+            delta = local_vjp(write.norm, kept[id(write.norm), "in"], delta)[0]
+        weight = layer.lora_B[self.adapter].weight
+        inner = kept[id(layer.lora_A[self.adapter]), "out"]
+        return {id(weight): factor_gradient(delta, inner, layer.scaling[self.adapter]).to(weight.dtype)}
+
+
+class _PseudoGradient(torch.autograd.Function):
+    """Log-probs from `forward`, and its backward function in place of their derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Callable[[], tuple[Tensor, Callable]], *parameters: Tensor) -> Tensor:
+        logprobs, ctx.pseudo = forward()
+        return logprobs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.pseudo(upstream)
+
+
+@dataclass
+class _Selection:
+    select: Callable[[Tensor], Tensor] | None = None
+
+
+class _Capture:
+    """Keeps inputs and outputs at the positions that predict completion tokens; hooks are on during passes only."""
+
+    def __init__(self) -> None:
+        self._watched: list[tuple[nn.Module, str]] = []
+        self._pieces: dict[tuple[int, str], list[Tensor]] = {}
+
+    def inputs_of(self, module: nn.Module) -> None:
+        self._watched.append((module, "in"))
+
+    def outputs_of(self, module: nn.Module) -> None:
+        self._watched.append((module, "out"))
+
+    @contextmanager
+    def passing(self, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """As `zopro.engine.logprobs.Watch` says."""
+        hooks = []
+        for module, side in dict.fromkeys(self._watched):
+            pieces = self._pieces.setdefault((id(module), side), [])
+
+            def keep(module: nn.Module, args: Any, output: Any, side: str = side, pieces: list = pieces) -> None:
+                pieces.append(select(args[0] if side == "in" else output).detach().clone())
+
+            hooks.append(module.register_forward_hook(keep))
+        with hooked(hooks):
+            yield
+
+    def packed(self, real: Tensor) -> dict[tuple[int, str], Tensor]:
+        """(module, side) -> (N, width), the rows where `real` (B, C') is true."""
+        return {key: torch.cat(pieces, dim=1)[real] for key, pieces in self._pieces.items()}
+
+
+def logprobs_and_errors(parts: CausalParts, hidden: Tensor, picked: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs (n,) of tokens `picked` (n,) and their gradient with respect to the last hidden states, (n, H) fp32.
+
+    In closed form, (onehot - softmax) W / T, in the one buffer of logits (n, V); by autograd through the head alone where
+    the head is more than a matrix.
+    """
+    if type(parts.head) is not nn.Linear:
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            scores = token_logprobs(parts.logits(leaf), picked, temperature)
+            (error,) = torch.autograd.grad(scores.sum(), leaf)
+        return scores.detach(), error.float()
+    logits = parts.logits(hidden)
+    slope = None if parts.softcap is None else 1 - (logits / parts.softcap).square()
+    shifted, total = exponentiate_(logits, temperature, picked)
+    logits.div_(-total[:, None])
+    logits[torch.arange(len(picked), device=picked.device), picked] += 1
+    if slope is not None:
+        logits.mul_(slope)
+    weight = parts.head.weight
+    return shifted - total.log(), (logits.to(weight.dtype) @ weight).float() * (parts.scale / temperature)

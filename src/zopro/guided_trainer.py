@@ -1,0 +1,171 @@
+"""TRL's RLOOTrainer with guided directions: first-order steps in forward passes (`zopro.zo.guided` says how).
+
+The log-prob pass that RLOO makes anyway yields the loss and, from the loss's derivative with respect to the log-probs
+alone, a pseudo-gradient. Three things can be made of it (`guide`):
+
+    adam    the pseudo-gradient takes the gradient's place in AdamW. Every `guard_every` steps the slope along it is
+            measured by one more forward pass, and a direction that does not go downhill is not followed.
+    spsa    a direction for SPSA: each step measures the slope along it; the running root mean square bounds the step.
+    mixed   as spsa, with ZOPrO's direction in the mixture: z = guide g + (1 - guide) (b mu + c n_perp).
+
+    GuidedTrainer(model, reward_funcs, args=GuidedConfig(...), train_dataset=..., peft_config=LoraConfig(...)).train()
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import RLOOConfig
+
+from zopro.engine.feedback import Feedback
+from zopro.objectives import clipped_surrogate
+from zopro.rloo import EngineRLOOTrainer
+from zopro.trainer import ZOPrOConfig, ZOPrOTrainer
+from zopro.zo.directions import Directions
+from zopro.zo.guided import ResidualFeedback
+from zopro.zo.perturbation import InPlace
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class GuidedConfig(RLOOConfig):
+    """`trl.RLOOConfig` with the options of the guide, for Adam on pseudo-gradients."""
+
+    gradient_checkpointing: bool = _option(False, "There is no backward pass: leave it off.")
+    bf16: bool | None = _option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
+    local: str = _option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
+    top_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
+    guard_every: int = _option(10, "Measure the slope along the pseudo-gradient every so many steps; 0 never does.")
+    guard_eps: float = _option(1e-4, "Root mean square change of a guided weight in that measurement.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guard_every < 0 or self.guard_eps <= 0:
+            raise ValueError(
+                f"guard_every: must not be negative, and guard_eps greater than 0, got {self.guard_every} "
+                f"and {self.guard_eps}"
+            )
+
+
+@dataclass
+class GuidedSPSAConfig(ZOPrOConfig):
+    """`ZOPrOConfig` with the options of the guide, for SPSA along pseudo-gradients."""
+
+    local: str = _option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
+    top_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
+    guide: float = _option(1.0, "Weight of the pseudo-gradient in z; the rest, 1 - guide, is ZOPrO's direction.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.guide <= 1:
+            raise ValueError(f"guide: must lie in (0, 1], got {self.guide}")
+
+
+class FeedbackScores:
+    """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
+
+    `args` has `local` and `top_blocks`, as `GuidedConfig` does. Raises ValueError where there is more than one process.
+    """
+
+    args: Any
+    _feedback: Feedback | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.accelerator.num_processes > 1:  # type: ignore[attr-defined]
+            raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
+
+    @property
+    def feedback(self) -> Feedback:
+        """Of the policy under training; made at first use."""
+        trainer: Any = self
+        if self._feedback is None:
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            self._feedback = Feedback(policy, top_blocks=self.args.top_blocks, local=self.args.local)
+        return self._feedback
+
+    def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
+        trainer: Any = self
+        if not torch.is_grad_enabled():
+            return super()._score(model, input_ids, attention_mask, length, copies)  # type: ignore[misc]
+        return self.feedback.logprobs(
+            input_ids, attention_mask, length, temperature=trainer.temperature, num_generations=copies
+        )
+
+    def _surrogate(self, model: Any, inputs: Any) -> Tensor:
+        """RLOO's loss alone, without what TRL logs beside it."""
+        trainer: Any = self
+        ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+        tokens = trainer._logprobs(model, ids, mask, inputs["completion_ids"].size(1))
+        logprobs = (tokens * inputs["completion_mask"]).sum(1)
+        return clipped_surrogate(
+            logprobs, inputs["old_logps"], inputs["advantages"], trainer.epsilon_low, trainer.epsilon_high
+        )
+
+
+class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
+    """TRL's RLOOTrainer, AdamW and all, with residual feedback in place of the backward pass.
+
+    Arguments are those of `EngineRLOOTrainer`; `args` is a `GuidedConfig`. Adapters that the feedback does not reach stay
+    as they are. Logged beside TRL's numbers where the guard measures: `guide/slope`, the measured slope along the
+    pseudo-gradient; `guide/slope_ratio`, that over the slope the pseudo-gradient predicts (1 if it were the gradient);
+    `guide/refused`, 1 for a direction that was not followed.
+
+    Raises:
+        InputError: the model has no residual stream, or no adapter that writes to it is trained (at the first step).
+        ValueError: more than one process.
+    """
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().compute_loss(model, inputs, *args, **kwargs)
+        every = self.args.guard_every
+        if not (every and torch.is_grad_enabled() and self.state.global_step % every == 0):
+            return loss
+        slope, predicted = self._slope(model, inputs, loss)
+        if not predicted > 0:  # nothing to follow or to refuse: no completion was better than another, or NaN
+            return loss
+        downhill = slope > 0
+        for name, value in (("slope", slope), ("slope_ratio", slope / predicted), ("refused", float(not downhill))):
+            if math.isfinite(value):
+                self._metrics["train"][f"guide/{name}"].append(value)
+        return loss if downhill else 0.0 * loss
+
+    def _slope(self, model: Any, inputs: Any, loss: Tensor) -> tuple[float, float]:
+        """How fast the loss falls against the pseudo-gradient: as measured one-sided, and as the guess predicts."""
+        gradients = self.feedback.gradients(loss)
+        parameters = self.feedback.parameters
+        square = sum(float(g.float().square().sum()) for g in gradients.values())
+        if not 0 < square < math.inf:
+            return (0.0, 0.0) if square == 0 else (math.nan, math.nan)
+        scale = self.args.guard_eps * math.sqrt(sum(g.numel() for g in gradients.values()) / square)
+        ordered = list(gradients.values())
+        with torch.no_grad(), InPlace(list(parameters.values())).at(lambda index: ordered[index].float() * -scale):
+            moved = float(self._surrogate(model, inputs))
+        length = scale * math.sqrt(square)
+        return (float(loss.detach()) - moved) / length, math.sqrt(square)
+
+
+class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):
+    """`ZOPrOTrainer` whose directions are pseudo-gradients, or mixtures of them with its own.
+
+    Arguments are those of `ZOPrOTrainer`; `args` is a `GuidedSPSAConfig`. Micro-batches of one step share the first
+    one's pseudo-gradient, as they share directions.
+    """
+
+    def directions(self) -> Directions:
+        return ResidualFeedback(self.args.guide, 1 - self.args.guide, super().directions())
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        directions = self.spsa.directions if self._measuring else None
+        if isinstance(directions, ResidualFeedback) and directions.step != self.spsa.step_count:
+            with torch.enable_grad():
+                gradients = self.feedback.gradients(self._surrogate(model, inputs))
+            directions.update(gradients, self.spsa.step_count)
+        return super().compute_loss(model, inputs, *args, **kwargs)

@@ -1,0 +1,204 @@
+"""Which checkpoints are found, in which order, and the one line that names the file of one that does not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from walks import dense_walk, lora_walk, write
+from zopro.analysis.analyse import analyse
+from zopro.analysis.checkpoints import AdapterOptions, of_folder, of_run, plain
+from zopro.analysis.parts import Part, pair
+from zopro.errors import InputError
+
+A, B = "base_model.model.model.layers.0.up.lora_A.weight", "base_model.model.model.layers.0.up.lora_B.weight"
+
+
+def adapter(**change: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    tensors = {A: torch.ones(2, 5), B: torch.ones(4, 2), **change}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def tree(root: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        write(root / name, adapter(**{A: torch.full((2, 5), float(i + 1))}))
+    return root
+
+
+def refused(*sides: Path) -> str:
+    with pytest.raises(InputError) as error:
+        analyse(*(of_folder(side, name) for side, name in zip(sides, ("policy", "reward"), strict=True)))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_names_are_ordered_naturally(tmp_path):
+    names = [f"checkpoint-{step}" for step in (0, 9, 10, 100)]
+    tree(tmp_path, *reversed(names))
+    (tmp_path / "logs").mkdir()
+    assert [c.label for c in of_folder(tmp_path, "policy").checkpoints] == names
+
+
+def test_single_files_are_checkpoints_too(tmp_path):
+    for name in ("step2.safetensors", "step10.safetensors"):
+        save_file(adapter(), tmp_path / name)
+    assert [c.label for c in of_folder(tmp_path, "policy").checkpoints] == ["step2", "step10"]
+
+
+def test_a_model_in_several_files(tmp_path):
+    for step in range(2):
+        place = tmp_path / str(step)
+        place.mkdir()
+        index = {}
+        for i, name in enumerate(("model.layers.0.a.weight", "model.layers.1.a.weight")):
+            file = f"model-0000{i + 1}-of-00002.safetensors"
+            save_file({name: torch.full((3,), float(step + i))}, place / file)
+            index[name] = file
+        (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert len(of_folder(tmp_path, "policy").tensors) == 2
+    missing = tmp_path / "1" / "model-00002-of-00002.safetensors"
+    missing.unlink()
+    with pytest.raises(InputError, match=re.escape(str(missing))):
+        of_folder(tmp_path, "policy")
+
+
+def run_directory(root: Path) -> Path:
+    for i, name in enumerate(("sft", "policy/000", "policy/001", "reward/000", "reward/001", "reward/002")):
+        write(root / name, adapter(**{A: torch.full((2, 5), float(i + 1))}))
+    return root
+
+
+def test_a_run_starts_with_sft(tmp_path):
+    policy, reward = of_run(run_directory(tmp_path))
+    assert [c.label for c in policy.checkpoints] == ["SFT", "policy 0", "policy 1"]
+    assert [c.label for c in reward.checkpoints] == ["reward 0", "reward 1", "reward 2"]
+    assert analyse(policy, reward)["iterations"] == [0, 1]
+
+
+def test_snapshots_lie_between_iterations_and_leave_the_metrics_alone(tmp_path):
+    plainly = analyse(*of_run(run_directory(tmp_path)))
+    for place in ("policy/001/000005", "policy/001/000010", "reward/000/000003"):
+        write(tmp_path / "snapshots" / place, adapter(**{A: torch.full((2, 5), 2.5)}))
+    policy, reward = of_run(tmp_path)
+    labels = ["SFT", "policy 0", "policy 1, step 5", "policy 1, step 10", "policy 1"]
+    assert [c.label for c in policy.checkpoints] == labels
+    assert [c.label for c in reward.checkpoints][:2] == ["reward 0", "reward 0, step 3"]
+    finely = analyse(policy, reward)
+    assert finely["metrics"] == plainly["metrics"]
+    shown = finely["trajectories"]["product"]["pca"]["policy"]
+    assert len(shown["points"]["2d"]) == 5 and shown["main"] == [0, 1, 4]
+
+
+@pytest.mark.parametrize("missing", ["sft", "reward/000", "policy/000/adapter_model.safetensors"])
+def test_a_run_that_lacks_something(tmp_path, missing):
+    run = run_directory(tmp_path / "run")
+    (run / missing).rename(tmp_path / "away")
+    if missing == "reward/000":
+        (run / "reward/001").rename(tmp_path / "away too")
+    with pytest.raises(InputError, match="must"):
+        of_run(run)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [A, B])
+def test_numbers_that_are_none_are_named(tmp_path, bad, name):
+    policy, reward = tree(tmp_path / "p", "1", "2", "3"), tree(tmp_path / "r", "1", "2", "3")
+    tensors = adapter()
+    tensors[name][1, 1] = bad
+    place = write(reward / "2", tensors)
+    message = refused(policy, reward)
+    assert str(place / "adapter_model.safetensors") in message and plain(name) in plain(message)
+
+
+def test_a_whole_model_with_nan(tmp_path):
+    points = torch.ones(3, 30).double().numpy()
+    policy, reward = dense_walk(tmp_path / "p", points).folder, dense_walk(tmp_path / "r", points * 2).folder
+    points[1, 7] = float("nan")
+    broken = dense_walk(tmp_path / "q", points).folder
+    assert str(broken / "step1") in refused(broken, reward)
+    assert str(broken / "step1") in refused(policy, broken)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1, -30])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    policy, reward = tree(tmp_path / "p", "1", "2", "3"), tree(tmp_path / "r", "1", "2", "3")
+    file = policy / "2" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    message = refused(policy, reward)
+    assert str(file) in message and ("whole safetensors file" in message)
+
+
+def test_garbage_is_named(tmp_path):
+    policy, reward = tree(tmp_path / "p", "1", "2"), tree(tmp_path / "r", "1", "2")
+    file = policy / "2" / "adapter_model.safetensors"
+    file.write_bytes((20).to_bytes(8, "little") + b"this is no JSON text" + bytes(200))
+    assert str(file) in refused(policy, reward)
+
+
+def test_tensors_that_do_not_match_are_named(tmp_path):
+    policy, reward = tree(tmp_path / "p", "1", "2"), tree(tmp_path / "r", "1", "2")
+    write(policy / "3", adapter(**{A: torch.ones(3, 5), B: torch.ones(4, 3)}))
+    assert str(policy / "3") in (message := refused(policy, reward)) and "(2, 5)" in message
+    write(policy / "3", adapter(**{B: None}))
+    assert str(policy / "3") in (message := refused(policy, reward)) and "lora_B" in message
+
+
+def test_the_two_must_be_of_one_model(tmp_path):
+    policy, reward = tree(tmp_path / "p", "1", "2"), tmp_path / "r"
+    for name in "12":
+        write(reward / name, {A: torch.ones(2, 6), B: torch.ones(4, 2)})
+    assert str(reward / "1") in (message := refused(policy, reward)) and "(4, 6)" in message
+    for name in "12":
+        write(reward / name, {"other.lora_A.weight": torch.ones(2, 6), "other.lora_B.weight": torch.ones(4, 2)})
+    assert "weights in common" in refused(policy, reward)
+
+
+def test_folders_that_hold_no_checkpoints(tmp_path):
+    one = tree(tmp_path / "p", "1")
+    with pytest.raises(InputError, match="no such folder"):
+        of_folder(tmp_path / "absent", "policy")
+    with pytest.raises(InputError, match="at least 2"):
+        of_folder(one, "policy")
+    with pytest.raises(InputError, match="Give the one above"):
+        of_folder(one / "1", "policy")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="which has none"):
+        of_folder(tmp_path / "empty", "policy")
+    (one / "2").mkdir()
+    (one / "2" / "adapter_model.bin").touch()
+    with pytest.raises(InputError, match="pickle"):
+        of_folder(one, "policy")
+    (one / "1" / "adapter_config.json").write_text("{")
+    with pytest.raises(InputError, match="adapter_config"):
+        of_folder(one, "policy")
+
+
+def test_different_ranks_share_only_the_product(tmp_path):
+    sides = [of_folder(lora_walk(tmp_path / n, rank=r, seed=r).folder, n) for n, r in (("policy", 2), ("reward", 5))]
+    pairing = pair(*sides)
+    assert pairing.views == ("product",)
+
+
+def test_the_size_of_the_product_follows_the_adapter_configuration():
+    assert AdapterOptions(alpha=16).scale("model.layers.0.up", 8) == 2
+    assert AdapterOptions(alpha=16, rslora=True).scale("model.layers.0.up", 16) == 4
+    assert AdapterOptions(alpha=16, alpha_pattern={"up": 4}).scale("model.layers.0.up", 8) == 0.5
+    assert AdapterOptions().scale("model.layers.0.up", 8) == 1
+
+
+def test_names_lose_what_peft_wraps_around_them():
+    assert plain("base_model.model.model.a.lora_A.my_adapter.weight") == "model.a.lora_A.weight"
+    assert plain("base_model.model.score.modules_to_save.default.weight") == "score.weight"
+    assert plain("base_model.model.emb.lora_embedding_A.default") == "emb.lora_embedding_A"
+    assert plain(A) == "model.layers.0.up.lora_A.weight"
+
+
+def test_layers_and_modules_are_read_from_names():
+    assert Part("transformer.h.11.attn.c_proj.weight", ()).layer == "layer 11"
+    assert Part("transformer.h.11.attn.c_proj.weight", ()).module == "c_proj"
+    assert Part("model.embed_tokens.weight", ()).layer == "other"

@@ -1,0 +1,126 @@
+"""`zopro analyse` as a user types it: what it writes, what it prints, and its one line on bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from walks import lora_walk
+from zopro import cli
+from zopro.analysis import projection, write
+
+METRICS = {
+    "update_angle_degrees",
+    "velocity_angle_degrees",
+    "update_pearson",
+    "update_distance_correlation",
+    "policy_momentum_cosine",
+}
+
+
+@pytest.fixture(autouse=True)
+def plainly(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(write, "_figures", lambda *args: None)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    for seed, name in enumerate(("policy", "reward")):
+        lora_walk(tmp_path / name, seed=seed, steps=3)
+    return ["--policy", "policy", "--reward", "reward"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folders of a run, with nothing else in it."""
+    policy = lora_walk(tmp_path / "walk", steps=2, seed=1).folder
+    reward = lora_walk(tmp_path / "walk2", steps=2, seed=2).folder
+    run = tmp_path / "run"
+    (run / "policy").mkdir(parents=True)
+    (run / "reward").mkdir()
+    for step, name in ((0, "sft"), (5, "policy/000"), (10, "policy/001")):
+        (policy / f"checkpoint-{step}").rename(run / name)
+    for step in range(3):
+        (reward / f"checkpoint-{5 * step}").rename(run / "reward" / f"{step:03d}")
+    return run
+
+
+def refused(capsys, *argv: str) -> str:
+    before = sorted(Path().rglob("*"))
+    assert cli.main(["analyse", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("zopro: error: ") and err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+    return err.removeprefix("zopro: error: ").strip()
+
+
+def test_two_folders(folders, capsys):
+    assert cli.main(["analyse", *folders, "--out", "here", "--projections", "pca", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads(Path("here/analysis.json").read_text())
+    assert {key: printed[key] for key in written} == written
+    for name in METRICS:
+        assert {len(values) for values in written["metrics"][name].values()} == {3}
+        assert set(written["metrics"][name]) == {"factors", "product"}
+    assert written["metrics"]["velocity_angle_degrees"]["product"][0] is None
+    assert isinstance(written["metrics"]["procrustes_disparity"]["factors"], float)
+    assert Path(printed["report"]).is_file()
+    pictures = sorted(path.name for path in Path("here/figures").iterdir())
+    for name in ("trajectory-pca-2d-product", "trajectory-pca-3d-factors", "angle-between-updates-degrees"):
+        assert f"{name}.png" in pictures and f"{name}.svg" in pictures
+
+
+def test_a_run_gets_its_analysis_beside_it(run, no_figures, capsys, monkeypatch):
+    monkeypatch.setattr(projection, "available", lambda: ["pca"])
+    assert cli.main(["analyse", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "update_angle_degrees" in out and "by chance (95 %)" in out and "run/report.html" in out
+    assert json.loads((run / "analysis.json").read_text())["iterations"] == [0, 1]
+    assert cli.main(["analyse", "run", "--out", "other", "--seed", "3"]) == 0
+    assert Path("other/report.html").is_file()
+
+
+def test_a_run_in_progress_keeps_going(run, caplog):
+    write.refresh(run)
+    assert (run / "analysis.json").is_file() and (run / "report.html").is_file()
+    (run / "policy/000/adapter_model.safetensors").write_bytes(b"broken")
+    write.refresh(run)
+    assert "policy/000/adapter_model.safetensors" in caplog.text
+    assert not (run / "analysis.json").exists()
+    assert "trajectory-data" not in (run / "report.html").read_text()
+
+
+def test_bad_input(folders, run, capsys):
+    assert "no such folder" in refused(capsys, "absent")
+    assert "must be given" in refused(capsys)
+    assert "must be given" in refused(capsys, "--policy", "policy")
+    assert "together" in refused(capsys, "run", "--policy", "policy")
+    assert "--reward-ema" in refused(capsys, *folders, "--reward-ema", "0")
+    assert "--coordinates" in refused(capsys, *folders, "--coordinates", "1")
+    assert "Did you mean 'tsne'?" in refused(capsys, *folders, "--projections", "pca,tsnee")
+    assert "sft and policy" in refused(capsys, "policy")
+    Path("file").touch()
+    assert "--out" in refused(capsys, *folders, "--out", "file")
+    broken = Path("policy/checkpoint-5/adapter_model.safetensors")
+    broken.write_bytes(broken.read_bytes()[:-9])
+    assert str(broken) in refused(capsys, *folders)
+
+
+def test_a_projection_that_is_not_installed(folders, capsys, monkeypatch):
+    monkeypatch.setattr(projection, "available", lambda: ["pca"])
+    assert "pip install 'zopro[projections]'" in refused(capsys, *folders, "--projections", "umap")
+
+
+def test_help_says_what_to_read(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["analyse", "--help"])
+    out = capsys.readouterr().out
+    assert "--policy" in out and "docs/interplay.md" in out

@@ -1,0 +1,271 @@
+"""Every metric against a dense reference on small random trajectories, and on shapes whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dcor
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import procrustes
+
+from walks import Walk, angles, cosines, dense_walk, lora_walk
+from zopro.analysis import products, streaming
+from zopro.analysis.analyse import analyse
+from zopro.analysis.checkpoints import of_folder
+from zopro.analysis.shape import procrustes_disparity, random_walk_grams
+
+
+def analysed(policy: Walk, reward: Walk, **options: Any) -> dict[str, Any]:
+    return analyse(of_folder(policy.folder, "policy"), of_folder(reward.folder, "reward"), **options)
+
+
+def expected(p: np.ndarray, r: np.ndarray) -> dict[str, Any]:
+    """The metrics from dense trajectories [T, D]."""
+    u, v = np.diff(p, axis=0), np.diff(r, axis=0)
+    return {
+        "update_angle_degrees": angles(u, v),
+        "velocity_angle_degrees": [None, *angles(np.diff(u, axis=0), np.diff(v, axis=0))],
+        "update_pearson": [np.corrcoef(a, b)[0, 1] for a, b in zip(u, v, strict=True)],
+        "update_distance_correlation": [dcor.distance_correlation(a, b) for a, b in zip(u, v, strict=True)],
+        "policy_momentum_cosine": [None, *cosines(u[1:], u[:-1])],
+        "reward_momentum_cosine": [None, *cosines(v[1:], v[:-1])],
+        "policy_extrapolation_error": [
+            None,
+            *(np.linalg.norm(2 * p[1:-1] - p[:-2] - p[2:], axis=1) / np.linalg.norm(u[1:], axis=1)),
+        ],
+        "policy_update_norm": np.linalg.norm(u, axis=1),
+        "reward_update_norm": np.linalg.norm(v, axis=1),
+        "procrustes_disparity": procrustes(p, r)[2],
+    }
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    if not isinstance(found, list):
+        assert found == pytest.approx(float(wanted), abs=1e-9)
+        return
+    assert [value is None for value in found] == [value is None for value in wanted]
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a is not None]
+    np.testing.assert_allclose(*zip(*pairs, strict=True), rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Walk, Walk]:
+    folder = tmp_path_factory.mktemp("walks")
+    head = {"base_model.model.score.weight": torch.ones(1, 10)}
+    return lora_walk(folder / "policy", seed=1), lora_walk(folder / "reward", seed=2, extra=head)
+
+
+@pytest.fixture(scope="module")
+def numbers(walks: tuple[Walk, Walk]) -> dict[str, Any]:
+    return analysed(*walks)
+
+
+@pytest.mark.parametrize("view", ["factors", "product"])
+def test_every_metric_equals_its_dense_reference(walks, numbers, view):
+    wanted = expected(*(getattr(walk, view) for walk in walks))
+    for name, values in wanted.items():
+        assert_close(numbers["metrics"][name][view], values)
+    assert numbers["dimension"][view] == getattr(walks[0], view).shape[1]
+    assert numbers["left_out"] == {"reward": ["score.weight"]}
+
+
+@pytest.mark.parametrize("view", ["factors", "product"])
+def test_off_by_one_pairs_a_reward_update_with_the_next_policy_update(walks, numbers, view):
+    p, r = (getattr(walk, view) for walk in walks)
+    u, v = np.diff(p, axis=0), np.diff(r, axis=0)
+    found = {name: values[view] for name, values in numbers["off_by_one"]["metrics"].items()}
+    assert_close(found["update_angle_degrees"], [None, *angles(u[1:], v[:-1])])
+    velocities = angles(np.diff(u, axis=0)[1:], np.diff(v, axis=0)[:-1])
+    assert_close(found["velocity_angle_degrees"], [None, None, *velocities])
+    assert_close(found["procrustes_disparity"], procrustes(p[1:], r[:-1])[2])
+
+
+@pytest.mark.parametrize("pieces", [{"PIECE_BYTES": 600, "BLOCK": 7}, {"PAIR_BYTES": 2000}])
+def test_reading_in_pieces_changes_nothing(walks, numbers, pieces, monkeypatch):
+    for name, value in pieces.items():
+        monkeypatch.setattr(products if name == "PAIR_BYTES" else streaming, name, value)
+    found = analysed(*walks)
+    for name, views in numbers["metrics"].items():
+        for view, values in views.items():
+            assert_close(found["metrics"][name][view], values)
+
+
+def test_layers_and_modules_are_metrics_of_their_own(walks, numbers):
+    p, r = (walk.product.reshape(5, 3, 3, -1) for walk in walks)  # checkpoint, layer, module, coordinate
+    u, v = np.diff(p, axis=0), np.diff(r, axis=0)
+    by_layer = numbers["by_layer"]["product"]["update_angle_degrees"]
+    assert list(by_layer) == ["layer 0", "layer 1", "layer 2"]
+    for i, values in enumerate(by_layer.values()):
+        assert_close(values, angles(u[:, i].reshape(4, -1), v[:, i].reshape(4, -1)))
+    by_module = numbers["by_module"]["product"]["policy_momentum_cosine"]
+    assert list(by_module) == ["down_proj", "q_proj", "up_proj"]
+    mine = u[:, :, 1].reshape(4, -1)  # up_proj
+    assert_close(by_module["up_proj"], [None, *cosines(mine[1:], mine[:-1])])
+
+
+def test_whole_models_have_one_view(tmp_path):
+    generator = np.random.default_rng(3)
+    p, r = generator.normal(size=(2, 5, 60)).cumsum(1)
+    found = analysed(dense_walk(tmp_path / "p", p), dense_walk(tmp_path / "r", r))
+    assert found["views"] == ["product"]
+    for name, values in expected(p, r).items():
+        assert_close(found["metrics"][name]["product"], values)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_whole_policy_against_a_lora_reward_model(tmp_path, transposed, monkeypatch):
+    """fan_in_fan_out: the base model stores its weight as [in, out]."""
+    import json
+
+    from safetensors.torch import save_file
+
+    reward = lora_walk(tmp_path / "reward", layers=1)
+    generator = torch.Generator().manual_seed(1)
+    names = [f"model.layers.0.{name}.weight" for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")]
+    rows = []
+    for step in range(5):
+        weights = torch.randn(3, 14, 10, generator=generator)
+        place = tmp_path / "policy" / f"{step}"
+        place.mkdir(parents=True)
+        stored = weights.mT.contiguous() if transposed else weights
+        save_file({n: w.clone() for n, w in zip(names, stored, strict=True)}, place / "model.safetensors")
+        rows.append(weights.flatten().double())
+    if transposed:
+        for config in reward.folder.glob("*/adapter_config.json"):
+            config.write_text(json.dumps({**json.loads(config.read_text()), "fan_in_fan_out": True}))
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 1000)
+    found = analysed(Walk(tmp_path / "policy", *2 * (torch.stack(rows).numpy(),)), reward)
+    assert found["views"] == ["product"]
+    wanted = expected(torch.stack(rows).numpy(), reward.product)
+    for name, values in wanted.items():
+        assert_close(found["metrics"][name]["product"], values)
+
+
+def test_bfloat16_is_read_as_it_is(tmp_path):
+    points = np.random.default_rng(0).normal(size=(2, 4, 30))
+    p, r = (torch.from_numpy(x).bfloat16().double().numpy() for x in points)
+    found = analysed(*(dense_walk(tmp_path / n, x, torch.bfloat16) for n, x in (("p", p), ("r", r))))
+    assert_close(found["metrics"]["update_angle_degrees"]["product"], expected(p, r)["update_angle_degrees"])
+
+
+def test_averaged_reward_models_are_taken_apart(tmp_path):
+    generator = np.random.default_rng(5)
+    p, r = generator.normal(size=(2, 5, 60)).cumsum(1)
+    averaged = [r[0]]
+    for point in r[1:]:
+        averaged.append(0.3 * point + 0.7 * averaged[-1])
+    walks = dense_walk(tmp_path / "p", p), dense_walk(tmp_path / "r", np.stack(averaged))
+    found = analysed(*walks, reward_ema=0.3)
+    for name, values in expected(p, r).items():
+        assert_close(found["metrics"][name]["product"], values)
+
+
+# Shapes whose answer is known.
+
+
+def line(tmp_path: Path, name: str, direction: np.ndarray, steps: int = 4) -> Walk:
+    return dense_walk(tmp_path / name, np.arange(steps + 1)[:, None] * direction + 1.0)
+
+
+def test_parallel_and_orthogonal_lines(tmp_path):
+    x, y = np.eye(12)[:2]
+    same = analysed(line(tmp_path, "a", x), line(tmp_path, "b", 3 * x))["metrics"]
+    assert same["update_angle_degrees"]["product"] == [0] * 4
+    assert same["policy_momentum_cosine"]["product"] == [None, 1, 1, 1]
+    assert same["policy_extrapolation_error"]["product"] == [None, 0, 0, 0]
+    assert same["velocity_angle_degrees"]["product"] == [None] * 4  # a straight line has no velocity change
+    across = analysed(line(tmp_path, "c", x), line(tmp_path, "d", y))["metrics"]
+    assert across["update_angle_degrees"]["product"] == [90] * 4
+    assert across["procrustes_disparity"]["product"] == pytest.approx(0, abs=1e-12)  # a rotation apart
+    back = analysed(line(tmp_path, "e", x), line(tmp_path, "f", -x))["metrics"]
+    assert back["update_angle_degrees"]["product"] == [180] * 4
+
+
+def test_a_circle_turns_by_the_same_angle(tmp_path):
+    turn = np.linspace(0, 2 * np.pi, 9)
+    circle = np.zeros((9, 12))
+    circle[:, 3], circle[:, 8] = np.cos(turn), np.sin(turn)
+    wide = 5 * circle[:, ::-1]
+    found = analysed(dense_walk(tmp_path / "p", circle), dense_walk(tmp_path / "r", wide), projections=("pca",))
+    momentum = found["metrics"]["policy_momentum_cosine"]["product"]
+    np.testing.assert_allclose(momentum[1:], np.cos(2 * np.pi / 8))
+    assert found["metrics"]["procrustes_disparity"]["product"] == pytest.approx(0, abs=1e-12)
+
+
+def test_what_does_not_move_has_no_angle(tmp_path):
+    x = np.eye(12)[0]
+    still = dense_walk(tmp_path / "r", np.ones((4, 12)))
+    found = analysed(line(tmp_path, "p", x, 3), still)["metrics"]
+    for name in ("update_angle_degrees", "update_pearson", "update_distance_correlation"):
+        assert found[name]["product"] == [None] * 3
+    assert found["procrustes_disparity"]["product"] is None
+    assert found["policy_momentum_cosine"]["product"] == [None, 1, 1]
+
+
+def test_trajectories_of_different_lengths(tmp_path):
+    p, r = np.random.default_rng(0).normal(size=(2, 5, 60)).cumsum(1)
+    found = analysed(dense_walk(tmp_path / "p", p), dense_walk(tmp_path / "r", r[:3]))["metrics"]
+    assert found["update_angle_degrees"]["product"][2:] == [None, None]
+    assert None not in found["update_angle_degrees"]["product"][:2]
+    assert found["procrustes_disparity"]["product"] == pytest.approx(procrustes(p[:3], r[:3])[2])
+
+
+# Invariances.
+
+TRAJECTORIES = st.tuples(st.integers(2, 7), st.integers(1, 9), st.integers(0, 2**32 - 1))
+
+
+def trajectories(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
+    steps, dimension, seed = shape
+    generator = np.random.default_rng(seed)
+    return *generator.normal(size=(2, steps, dimension)), generator
+
+
+@settings(max_examples=60, deadline=None)
+@given(TRAJECTORIES)
+def test_procrustes_is_scipys(shape):
+    x, y, _ = trajectories(shape)
+    assert procrustes_disparity(x @ x.T, y @ y.T) == pytest.approx(procrustes(x, y)[2], abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TRAJECTORIES, st.floats(0.01, 100))
+def test_procrustes_knows_no_place_rotation_or_size(shape, scale):
+    x, y, generator = trajectories(shape)
+    rotation, _ = np.linalg.qr(generator.normal(size=(x.shape[1], x.shape[1])))
+    moved = scale * x @ rotation + generator.normal(size=x.shape[1])
+    assert procrustes_disparity(x @ x.T, moved @ moved.T) == pytest.approx(0, abs=1e-7)
+    wanted = procrustes_disparity(x @ x.T, y @ y.T)
+    assert procrustes_disparity(moved @ moved.T, y @ y.T) == pytest.approx(wanted, abs=1e-7)
+    assert procrustes_disparity(y @ y.T, x @ x.T) == pytest.approx(wanted, abs=1e-7)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(1e-4, 1e4))
+def test_metrics_know_no_unit_or_origin(tmp_path_factory, seed, scale):
+    folder = tmp_path_factory.mktemp("scaled")
+    generator = np.random.default_rng(seed)
+    p, r = generator.normal(size=(2, 4, 30)).cumsum(1)
+    first = analysed(dense_walk(folder / "p", p), dense_walk(folder / "r", r))
+    second = analysed(dense_walk(folder / "q", scale * p), dense_walk(folder / "s", r + generator.normal(size=30)))
+    for name, views in first["metrics"].items():
+        if not name.endswith("_norm"):
+            found, wanted = second["metrics"][name]["product"], views["product"]
+            np.testing.assert_allclose(np.array(found, float), np.array(wanted, float), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 1000))
+def test_random_walks_have_the_lengths_they_were_given(steps, dimension, seed):
+    lengths = np.linspace(1, 2, steps)
+    grams = random_walk_grams(lengths, dimension, 4, np.random.default_rng(seed))
+    assert grams.shape == (4, steps + 1, steps + 1)
+    squares = np.einsum("stt->st", grams)
+    gaps = squares[:, 1:] + squares[:, :-1] - 2 * np.einsum("stt->st", grams[:, :-1, 1:])
+    np.testing.assert_allclose(np.sqrt(gaps), np.tile(lengths, (4, 1)))
+    assert (np.linalg.matrix_rank(grams, tol=1e-8) <= dimension).all()

@@ -1,0 +1,131 @@
+"""A comparison from the command line to its files, on a model made on the spot; resumed, extended, and failing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zopro import cli
+from zopro.compare import Plan, compare, run, worker
+from zopro.config import RunConfig
+from zopro.demo import model, task
+from zopro.errors import InputError
+from zopro.rundir import read_rows
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    made = tmp_path_factory.mktemp("demo")
+    train, test = task.write(made, 0, train_rows=60, test_rows=12)
+    talk = [(row["prompt"], row[key]) for row in read_rows(train) for key in ("chosen", "rejected")]
+    model.write(made / "model", 0, talk, steps=30)
+    return {
+        "model": str(made / "model"), "train_data": str(train), "eval_data": str(test), "task": "preference",
+        "judge": "python:zopro.demo.task:judge", "device": "cpu", "max_prompt_length": 32, "max_completion_length": 12,
+        "sft_steps": 2, "reward_steps": 2, "refine_steps": 1, "pair_prompts": 4, "prompts_per_step": 2,
+        "eval_prompts": 12, "policy_steps": 1, "dtype": "float32",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Jobs run in this process, for speed; their folders' names."""
+    names: list[str] = []
+
+    def launch(described: Path, log: Any) -> int:
+        names.append(described.parent.name)
+        return worker.main(str(described))
+
+    monkeypatch.setattr(run, "_launch", launch)
+    return names
+
+
+def config(settings: dict[str, Any], out: Path, **changes: Any) -> RunConfig:
+    return RunConfig(**{**settings, "output_dir": str(out), **changes})
+
+
+def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
+    plan = Plan(("guided",), seeds=2, steps=4, points=2, learning_rates=2)
+    result = compare(config(settings, tmp_path), plan, quiet=True)
+    assert len(launched) == 2 + 2 + 2, "shared work and inference; the search; the seeds"
+    assert json.loads((tmp_path / "compare.json").read_text()) == result
+    found = result["methods"]["guided"]
+    assert set(found) == {"curve", "peak_mb", "seconds_per_step", "learning_rate", "seeds", "search"}
+    assert [point["step"] for point in found["curve"]] == [0, 2, 4] and found["seeds"] == 2
+    assert set(found["curve"][0]) == {"step", "seconds", "reward", "reward_low", "reward_high", "kl"}
+    seconds = [point["seconds"] for point in found["curve"]]
+    assert seconds == sorted(seconds) and seconds[1] > 0
+    assert found["learning_rate"] in [line["learning_rate"] for line in found["search"]]
+    assert found["curve"][0] == result["start"] and abs(result["start"]["kl"]) < 1e-4
+    assert found["peak_mb"] > 100 and found["curve"][-1]["kl"] != 0
+    for name in ("compare.md", "reward_seconds.png", "reward_kl.pdf", "memory.png"):
+        assert (tmp_path / name).stat().st_size > 500
+
+    before = len(launched)
+    more = compare(config(settings, tmp_path), replace(plan, methods=("guided", "mezo"), seeds=1), quiet=True)
+    assert [name.split("-")[0] for name in launched[before:]] == ["mezo"] * 3, "what is finished is not done again"
+    assert more["methods"]["guided"]["learning_rate"] == found["learning_rate"]
+    with pytest.raises(InputError, match=r"output_dir: .* belongs to another config \(beta is 0.05 there, 0.1 here\)"):
+        compare(config(settings, tmp_path, beta=0.1), plan, quiet=True)
+
+
+def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
+    names = ("zopro", "zopro-paper", "guided", "mezo", "rloo", "rloo-checkpointed", "online-dpo")
+    plan = Plan(names, steps=2, points=1, learning_rates=1, start="iteration")
+    result = compare(config(settings, tmp_path), plan, quiet=True)
+    assert result["failed"] == {} and tuple(result["methods"]) == names
+    assert result["methods"]["zopro-paper"]["learning_rate"] == 1.0
+    assert (tmp_path / "shared/policy/000").exists() and (tmp_path / "shared/reward/001").exists()
+
+
+def test_a_budget_of_time(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
+    plan = Plan(("guided",), budget_minutes=0.02, points=2, learning_rates=1)
+    found = compare(config(settings, tmp_path), plan, quiet=True)["methods"]["guided"]
+    assert 0.2 < found["curve"][-1]["seconds"] < 6
+    assert len(launched) == 4, "prepare, inference, a probe of the pace, the training"
+
+
+def test_a_method_that_fails_leaves_the_others(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def launch(described: Path, log: Any) -> int:
+        if described.parent.name.startswith("mezo"):
+            log.write("Traceback ...\nRuntimeError: out of memory\n")
+            return 1
+        return worker.main(str(described))
+
+    monkeypatch.setattr(run, "_launch", launch)
+    plan = Plan(("mezo", "guided"), steps=1, points=1, learning_rates=1)
+    result = compare(config(settings, tmp_path), plan, quiet=True)
+    assert list(result["methods"]) == ["guided"] and "out of memory" in result["failed"]["mezo"]
+    assert "mezo failed: RuntimeError: out of memory" in (tmp_path / "compare.md").read_text()
+    with pytest.raises(InputError, match=r"methods: none could be run; mezo: RuntimeError: out of memory"):
+        compare(config(settings, tmp_path), Plan(("mezo",), steps=1, points=1, learning_rates=1), quiet=True)
+
+
+@pytest.fixture
+def words(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
+    path = tmp_path / "config.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    short = ["--steps", "1", "--points", "1", "--learning-rates", "1"]
+    return ["compare", str(path), *short, "--out", str(tmp_path / "out"), "--methods"]
+
+
+def test_the_command(words: list[str], launched: list[str], tmp_path: Path, capsys: Any) -> None:
+    assert cli.main([*words, "guided", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["methods"]["guided"]["seeds"] == 1 and (tmp_path / "out/compare.json").exists()
+
+
+def test_a_bad_command(words: list[str], tmp_path: Path, capsys: Any) -> None:
+    """The model is refused by the first job, in its own process, whose one line comes through."""
+    assert cli.main([*words, "guidde"]) == 2
+    assert "Did you mean 'guided'?" in capsys.readouterr().err
+    assert cli.main([*words, "guided", "--model", str(tmp_path / "nothing")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("zopro: error: model: no folder and no Hub id of that name")

@@ -1,0 +1,84 @@
+"""Intervals over prompts and seeds, gains at equal seconds and KL, and the table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from zopro.compare.plots import write_plots
+from zopro.compare.summary import gain_ratios, interval, markdown, method_summary, reward_at, start_point, text
+
+
+def curve(*points: tuple[float, float, float]) -> dict[str, Any]:
+    """Points of (seconds, reward, kl)."""
+    rows = [
+        {"step": i, "seconds": s, "reward": r, "reward_low": r - 1, "reward_high": r + 1, "kl": k}
+        for i, (s, r, k) in enumerate(points)
+    ]
+    return {"curve": rows, "peak_mb": 1000.0, "seconds_per_step": 0.5, "learning_rate": 1e-4, "seeds": 1, "search": []}
+
+
+def test_the_interval_covers_what_it_should() -> None:
+    """Prompts and seeds both drawn anew: the true mean, 0, is inside about 95 times in 100."""
+    generator = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(400):
+        prompts, seeds = torch.randn(40, generator=generator), torch.randn(12, generator=generator)
+        _, low, high = interval((seeds[:, None] + prompts).tolist())
+        inside += low <= 0 <= high
+    assert 0.9 < inside / 400 < 0.985
+
+
+def test_one_seed_and_one_prompt() -> None:
+    rewards = [1.0, 2.0, 6.0]
+    mean, low, high = interval([rewards])
+    deviation = math.sqrt(sum((r - 3) ** 2 for r in rewards) / 2)
+    assert (mean, high - mean) == (3, pytest.approx(1.95996 * deviation / math.sqrt(3), rel=1e-4)) and low < mean
+    assert interval([[2.0]]) == (2.0, 2.0, 2.0)
+
+
+def test_a_method_s_seeds_are_pooled() -> None:
+    start = {"rewards": [0.0, 1.0], "kl": [0.0, 0.0]}
+    results = [
+        {
+            "points": [{"step": 4, "seconds": s, "rewards": [r, r + 1], "kl": [1.0, 3.0]}],
+            "peak_mb": 10 * s, "seconds": s, "steps": 4,
+        }
+        for s, r in ((2.0, 1.0), (4.0, 2.0))
+    ]  # fmt: skip
+    found = method_summary(results, start)
+    assert found["peak_mb"] == 40 and found["seconds_per_step"] == 6 / 8
+    first, last = found["curve"]
+    assert first == start_point(start) and first["reward"] == 0.5
+    assert (last["step"], last["seconds"], last["reward"], last["kl"]) == (4, 3.0, 2.0, 2.0)
+    assert last["reward_low"] < 2 < last["reward_high"]
+
+
+def test_gains_are_read_where_both_have_been() -> None:
+    fast, slow = curve((0, 0, 0), (10, 4, 2)), curve((0, 0, 0), (10, 1, 1), (20, 2, 2))
+    table = gain_ratios({"fast": fast, "slow": slow})
+    assert table["fast"]["slow"] == {"equal_seconds": 4.0, "equal_kl": 2.0}
+    assert table["slow"]["fast"]["equal_seconds"] == 0.25
+    assert gain_ratios({"a": fast, "b": curve((0, 0, 0), (9, -1, 1))})["a"]["b"]["equal_seconds"] is None
+    assert reward_at(slow["curve"], "seconds", 5) == 0.5 and reward_at(slow["curve"], "kl", 9) == 2
+
+
+def test_table_and_plots(tmp_path: Any) -> None:
+    methods = {"guided": curve((0, 0, 0), (10, 4, 2)), "rloo": curve((0, 0, 0), (20, 4, 3))}
+    methods["guided"]["search"] = [{"learning_rate": 1e-4, "reward": 1.0, "kl": 0.5, "objective": 0.975}]
+    result = {
+        "methods": methods, "start": methods["rloo"]["curve"][0], "gain_ratios": gain_ratios(methods), "failed": {},
+        "plan": {"steps": 40, "budget_minutes": 0.0, "seeds": 1}, "prompts": 100, "inference_peak_mb": 800.0,
+        "beta": 0.05, "out": "x",
+    }  # fmt: skip
+    page = markdown(result)
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len({row.count("|") for row in rows}) == 1 and len(rows) == 3
+    assert "| guided | 0.0001 | 4.000 [3.000, 5.000] | +4.000 | 2.00 | 0.500 | 1000 | 1.250 | 2.00 | 1.50 |" in page
+    assert "- guided: 0.0001 gave 0.975; chosen 0.0001" in page and "- rloo: 0.0001 as configured" in page
+    assert "guided" in text({**result, "failed": {"mezo": "no memory"}})
+    paths = write_plots(result, tmp_path)
+    assert len(paths) == 6 and all(path.stat().st_size > 2000 for path in paths)

@@ -1,0 +1,83 @@
+"""Random trajectories on disk, with the same trajectories as dense arrays: what every metric is checked against."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+MODULES = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+@dataclass
+class Walk:
+    """A folder of checkpoints; `factors` and `product` are [checkpoints, D], `product` is scale * B A."""
+
+    folder: Path
+    factors: np.ndarray
+    product: np.ndarray
+
+
+def lora_walk(
+    folder: Path,
+    steps: int = 4,
+    seed: int = 0,
+    rank: int = 3,
+    layers: int = 3,
+    alpha: float = 6.0,
+    size: tuple[int, int] = (14, 10),
+    extra: dict[str, torch.Tensor] | None = None,
+) -> Walk:
+    """A random walk of LoRA adapters as PEFT saves them: checkpoint-0, checkpoint-5, checkpoint-10 ..."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [f"base_model.model.model.layers.{layer}.{module}" for layer in range(layers) for module in MODULES]
+    out, width = size
+    a = torch.randn(len(names), rank, width, generator=generator)
+    b = torch.zeros(len(names), out, rank)
+    factors, product = [], []
+    for step in range(steps + 1):
+        place = folder / f"checkpoint-{5 * step}"
+        tensors = {}
+        for name, left, right in zip(names, b, a, strict=True):
+            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = right.clone(), left.clone()
+        write(place, tensors | (extra or {}), {"lora_alpha": alpha, "r": rank})
+        factors.append(torch.cat([torch.cat([x.flatten(), y.flatten()]) for x, y in zip(a, b, strict=True)]).double())
+        product.append((alpha / rank * b.double() @ a.double()).flatten())
+        a = a + 0.2 * torch.randn(a.shape, generator=generator)
+        b = b + 0.2 * torch.randn(b.shape, generator=generator)
+    return Walk(folder, torch.stack(factors).numpy(), torch.stack(product).numpy())
+
+
+def dense_walk(folder: Path, points: np.ndarray, dtype: torch.dtype = torch.float64) -> Walk:
+    """Whole models of two tensors in three layers whose flattened weights are the rows of `points` [T, D]."""
+    for step, point in enumerate(points):
+        tensors = {
+            f"model.layers.{layer}.mlp.{name}.weight": torch.from_numpy(piece.copy()).to(dtype)
+            for layer, half in enumerate(np.array_split(point, 3))
+            for name, piece in zip(("down_proj", "up_proj"), np.array_split(half, 2), strict=True)
+        }
+        place = folder / f"step{step}"
+        place.mkdir(parents=True)
+        save_file(tensors, place / "model.safetensors")
+    return Walk(folder, points, points)
+
+
+def write(place: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, place / "adapter_model.safetensors")
+    if config is not None:
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    return place
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of rows."""
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.degrees(np.arccos(np.clip(cosines(a, b), -1, 1)))
