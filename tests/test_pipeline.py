@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny import tiny_model, tiny_tokenizer
+from tiny_runs import config, fingerprint, rows, write_inputs
 from zopro import pipeline
 from zopro.analysis.checkpoints import of_run
 from zopro.config import METHODS as METHOD_NAMES
@@ -27,64 +26,11 @@ from zopro.rundir import RunDirectory, read_rows
 from zopro.session import Session
 from zopro.stages import sample_pairs
 
-NAMES = ("tea", "cake", "cup", "bread", "salt", "milk", "egg", "plum")
-
-
-def rows() -> list[dict[str, str]]:
-    return [
-        {"prompt": f"{a} or {b}?", "chosen": f"{a}, please", "rejected": f"no {b}"}
-        for a in NAMES
-        for b in NAMES
-        if a != b
-    ]
-
-
-def prefers_short(prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[int]:
-    """A judge: the shorter answer wins."""
-    return [-1 if len(a) == len(b) else int(len(b) < len(a)) for a, b in completions]
-
-
-def never_decides(prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[int]:
-    return [7] * len(prompts)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder and its data."""
-    folder = tmp_path_factory.mktemp("inputs")
-    texts = [text for row in rows() for text in row.values()]
-    tokenizer = tiny_tokenizer(texts)
-    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    tiny_model("llama", tokenizer).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    return folder
-
-
-def config(folder: Path, out: Path, **options: Any) -> RunConfig:
-    settings: dict[str, Any] = {
-        "model": str(folder / "model"),
-        "task": "preference",
-        "train_data": str(folder / "rows.jsonl"),
-        "output_dir": str(out),
-        "judge": f"python:{__name__}:prefers_short",
-        "device": "cpu",
-        "max_prompt_length": 48,
-        "max_completion_length": 8,
-        "lora_r": 4,
-        "iterations": 2,
-        "sft_steps": 2,
-        "sft_batch_size": 4,
-        "reward_steps": 2,
-        "reward_batch_size": 4,
-        "refine_steps": 1,
-        "policy_steps": 2,
-        "prompts_per_step": 2,
-        "pair_prompts": 6,
-        "eval_prompts": 6,
-        "eval_batch_size": 4,
-    }
-    return RunConfig(**{**settings, **options})
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +48,6 @@ def no_report(finished: tuple[RunConfig, dict[str, Any]], monkeypatch: pytest.Mo
     """Runs but the finished one go without their report, which takes longer than they do."""
     monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
     monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
-
-
-def fingerprint(run: Path) -> dict[str, str]:
-    """Hash of every file that a resumed run must reproduce."""
-    files = [*run.rglob("*.safetensors"), *run.glob("iterations/*/*.jsonl"), *run.glob("evaluations/*.jsonl")]
-    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_run_directory_is_complete(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -286,7 +226,7 @@ def test_iteration_share_sets_the_steps(folder: Path, tmp_path: Path) -> None:
 
 
 def test_bad_verdicts_end_no_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = config(folder, tmp_path / "run", judge=f"python:{__name__}:never_decides", iterations=1)
+    settings = config(folder, tmp_path / "run", judge="python:tiny_runs:never_decides", iterations=1)
     summary = pipeline.run(settings)
     run = Path(settings.output_dir)
     assert read_rows(run / "iterations/000/preferences.jsonl") == []

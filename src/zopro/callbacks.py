@@ -94,6 +94,10 @@ class MetricsCallback(TrainerCallback):
         self.log(line | numbers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar's line, also where an error ends the training."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

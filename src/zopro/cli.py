@@ -1,7 +1,7 @@
 """The `zopro` command: what can be typed, and where it goes. All work is done by the modules imported in the handlers.
 
 Progress and messages go to stderr; stdout carries the result, with `--json` exactly one JSON object. Exit code 2 and
-one line for bad input, 130 when interrupted.
+one line for bad input, 1 and one line for a full disk, 130 when interrupted.
 
     zopro demo
 """
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.config import GROUPS
-from zopro.errors import InputError, nearest
+from zopro.errors import InputError, Stopped, nearest
 
 Result = tuple[dict[str, Any], str]
 """What a handler returns: the object for `--json`, and the text for people."""
@@ -70,6 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"zopro: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"zopro: stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        from zopro.durable import disk_full
+
+        cause = disk_full(error)
+        if cause is None:
+            raise
+        print(
+            f"zopro: stopped: the disk is full ({' '.join(str(cause).split())}). Free space, then again.", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130
@@ -90,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description="Align language models to preferences with forward passes only.")
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_demo, _add_run, _add_compare, analyse.add, _add_generate, _add_export, _add_bench):
+    for add in (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, _add_bench):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")
@@ -115,7 +128,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="the whole loop on your model and data",
         description="Run the whole loop as CONFIG says. Every key of CONFIG can be given as --key value, which wins.",
     )
-    command.add_argument("--resume", action="store_true", help="continue after the last finished stage")
+    command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
     _add_configuration(command)
     command.set_defaults(handler=_run)
     return command
@@ -152,6 +165,18 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
     _add_configuration(command)
     command.set_defaults(handler=_compare)
+    return command
+
+
+def _add_replay(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "replay", help="the policy of any zeroth-order step, rebuilt from its journal without a forward pass"
+    )
+    command.add_argument("run", metavar="RUN", help="run directory")
+    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: newest with a journal)")
+    command.add_argument("--to-step", type=int, metavar="S", help="steps to take, 0 to all (default: all)")
+    command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
+    command.set_defaults(handler=_replay)
     return command
 
 
@@ -215,6 +240,13 @@ def _run(args: argparse.Namespace) -> Result:
 
     summary = pipeline.run(config, resume=args.resume)
     return summary, demo.table(summary)
+
+
+def _replay(args: argparse.Namespace) -> Result:
+    from zopro import replay
+
+    result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
+    return result, replay.describe(result)
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, str]:

@@ -104,6 +104,9 @@ class LoopOptions:
     snapshot_every: int = _option(
         0, "Also keep the adapters every this many steps inside an iteration, for finer trajectories; 0: never."
     )
+    checkpoint_steps: int = _option(
+        10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: begin it anew."
+    )
     report_to: list[str] = field(
         default_factory=list,
         metadata={"help": "tensorboard, wandb, trackio: as in transformers. metrics.jsonl is always kept."},
@@ -125,7 +128,7 @@ class LoopOptions:
             nearest(self.warm_start, WARM_STARTS).strip(),
         )
         _positive(self, "iterations", "iteration_share")
-        _not_negative(self, "seed", "snapshot_every")
+        _not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to in ("", "none") else self.report_to.split(",")
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": the command line prints its line and exits with code 2."""
+"""Exceptions of which the command line prints one line: bad input (exit code 2), a machine that gives out (1)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Bad input: one clear line that names the argument, the rule, the value received and the remedy."""
+
+
+class Stopped(RuntimeError):
+    """The work cannot go on through no fault of its input (a full disk): one line with the cause and the remedy."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Trainer
 from trl import RLOOConfig
 
+from zopro.checkpoints import checkpointed, save_arguments
 from zopro.config import RunConfig
 from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.online_dpo import OnlineDPOTrainer
@@ -35,11 +36,12 @@ class PolicyInputs:
     prompts: list[str]
     steps: int
     seed: int
-    folder: Path  # scratch for the trainer
+    folder: Path  # the trainer's: checkpoints, logs of report_to
     config: RunConfig
     callbacks: list[Any] = field(default_factory=list)
     previous_update: Mapping[str, Tensor] = field(default_factory=dict)  # mu
     reward_update: Mapping[str, Tensor] = field(default_factory=dict)  # v
+    rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
     reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model folder named in its config
 
 
@@ -58,7 +60,7 @@ def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
         "beta": config.beta,
         "seed": inputs.seed,
         "logging_steps": 1,
-        "save_strategy": "no",
+        **save_arguments(config.checkpoint_steps),
         "report_to": config.report_to,
         "disable_tqdm": True,
         "gradient_checkpointing": False,
@@ -69,11 +71,11 @@ def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
 
 
 def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: Any) -> Trainer:
-    return trainer_cls(
+    return checkpointed(trainer_cls)(
         model=inputs.model,
         reward_funcs=inputs.reward_function,
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": inputs.prompts}),
+        train_dataset=Dataset.from_dict({"prompt": inputs.prompts, **({"row": inputs.rows} if inputs.rows else {})}),
         processing_class=inputs.tokenizer,
         callbacks=inputs.callbacks,
         reference=inputs.reference,

@@ -1,7 +1,8 @@
 """The whole loop of one run: SFT -> reward model -> per iteration policy, sampled pairs, judge, refined reward model.
 
-Every stage is skipped when its finished output is in the run directory, so a stopped run continues after its last
-finished stage. This module alone joins the stages; the method of the policy stage is a row of `zopro.methods`.
+Every stage is skipped when its finished output is in the run directory, and a training stage continues from its newest
+checkpoint, so a stopped run continues where it was, to the same bits (docs/reliability.md). This module alone joins the
+stages; the method of the policy stage is a row of `zopro.methods`.
 
     zopro run examples/chat_gemma.yaml --iterations 2
 """
@@ -9,12 +10,17 @@ finished stage. This module alone joins the stages; the method of the policy sta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zopro.analysis import write
+from zopro.checkpoints import clear
 from zopro.config import RunConfig
+from zopro.durable import stopped_by_full_disk
 from zopro.evaluation import evaluate
 from zopro.rundir import RunDirectory, read_rows, write_text
 from zopro.session import Session, peak_rss_mb
@@ -28,19 +34,42 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict
 
     Args:
         config: all settings.
-        resume: continue the run in `config.output_dir` after its last finished stage.
+        resume: continue the run in `config.output_dir` where it stopped.
         quiet: no progress on stderr.
 
     Raises:
-        InputError: something in the configuration, the data or the run directory does not fit; nothing was written.
+        InputError: something in the configuration, the data or the run directory does not fit, or another process is
+            at work on it; nothing was written.
+        Stopped: the disk is full. The run can be resumed.
     """
     session = Session(config, resume, quiet)
-    directory = session.directory
+    path = session.directory.path
+    try:
+        with stopped_by_full_disk(path, f"Then continue with: zopro run {path / 'config.yaml'} --resume"), _threads(path):
+            return _loop(session)
+    finally:
+        session.directory.lock.release()
+
+
+@contextmanager
+def _threads(run: Path) -> Iterator[None]:
+    """As many threads as the run began with: in what order a sum is taken depends on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(json.loads((run / "environment.json").read_text(encoding="utf-8"))["threads"])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _loop(session: Session) -> dict[str, Any]:
+    config, directory = session.config, session.directory
 
     def stage(name: str, iteration: int | None, output: Path, work: Callable[..., object]) -> None:
         if not output.exists():
             with session.stage(name, iteration):
                 work(session, *(() if iteration is None else (iteration,)))
+        clear(directory.trainer(name, iteration))
 
     stage("sft", None, directory.sft(), train_sft)
     stage("reward", None, directory.reward(0), train_reward)

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from zopro import updates
 from zopro.config import RunConfig
 from zopro.engine import models
-from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
 
 
@@ -69,78 +68,9 @@ class Policies:
         return None if self.full else models.adapter_state(folder)
 
     def update(self, after: Path, before: Path | None) -> Mapping[str, Tensor]:
-        """mu: the difference of two saved policies; in full-parameter mode read tensor by tensor when asked for."""
-        if self.full:
-            return _LazyDifference(after, Path(self.config.model) if before is None else before)
-        if before is None:
-            raise InputError("before: must be a saved adapter, got None.")
-        return difference(models.adapter_state(after), models.adapter_state(before))
+        """mu: the difference of two saved policies; None stands for the base model of full-parameter runs."""
+        return updates.policy_update(self.config, after, before)
 
     def reward_update(self, after: Path, before: Path) -> Mapping[str, Tensor]:
-        """v: the difference of two saved reward models, of the tensors they share with the policy.
-
-        Against a full-parameter policy the reward model's adapter counts as the product it adds to the weights.
-        """
-        new, old = models.adapter_state(after), models.adapter_state(before)
-        if self.full:
-            return _ProductDifference(new, old, self.config.lora_alpha)
-        return difference(new, old)
-
-
-def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """after - before in fp32, of the tensors in both."""
-    return {name: after[name].float() - before[name].float() for name in after if name in before}
-
-
-class _LazyDifference(Mapping[str, Tensor]):
-    """Tensor by tensor difference of two model folders, never in memory as a whole."""
-
-    def __init__(self, after: Path, before: Path) -> None:
-        self._after, self._before = _tensor_files(after), _tensor_files(before)
-        self._names = [name for name in self._after if name in self._before]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return _read(self._after[name], name).float() - _read(self._before[name], name).float()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class _ProductDifference(Mapping[str, Tensor]):
-    """scale (B1 A1 - B0 A0) of two adapters, by the name of the weight it is added to, formed when asked for."""
-
-    def __init__(self, after: Mapping[str, Tensor], before: Mapping[str, Tensor], alpha: int) -> None:
-        self._after, self._before, self._alpha = after, before, alpha
-        self._names = [n.replace("lora_A.weight", "weight") for n in after if n.endswith("lora_A.weight") and n in before]
-
-    def __getitem__(self, name: str) -> Tensor:
-        factor_a, factor_b = (name.removesuffix("weight") + f"lora_{side}.weight" for side in "AB")
-        scale = self._alpha / self._after[factor_a].shape[0]
-        after = self._after[factor_b].float() @ self._after[factor_a].float()
-        return scale * (after - self._before[factor_b].float() @ self._before[factor_a].float())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: must hold model*.safetensors files, got none.")
-    return {name: file for file in files for name in _names(file)}
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as stream:
-        return list(stream.keys())
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as stream:
-        return stream.get_tensor(name)
+        """v: the difference of two saved reward models, of the tensors they share with the policy."""
+        return updates.reward_update(self.config, after, before)

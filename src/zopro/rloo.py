@@ -7,10 +7,12 @@ warm start) and zeroth-order training (`ZOPrOTrainer`) share this class, so that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOTrainer
@@ -22,6 +24,14 @@ from zopro.zo.directions import tensor_generator
 
 ADAPTER = "default"
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was drawn last: the mean reward, and the rows of the data (their "row" column) that were answered."""
+
+    reward: float
+    rows: list[int]
 
 
 class EpochSampler(Sampler):
@@ -60,6 +70,7 @@ class EngineRLOOTrainer(RLOOTrainer):
     def __init__(self, *args: Any, reference: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rollout: Rollouts | None = None
+        self.last_batch: Batch | None = None
         if reference is not None:
             self._set_reference(reference)
 
@@ -77,6 +88,13 @@ class EngineRLOOTrainer(RLOOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         return EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        rows = gather_object([example["row"] for example in inputs if "row" in example])
+        self.last_batch = Batch(self._metrics[mode]["reward"][-1], list(dict.fromkeys(rows)))
+        return output
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict) -> list[list[int]]:
         if self.use_vllm or self.use_transformers_continuous_batching or images or multimodal_fields:

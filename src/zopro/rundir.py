@@ -1,18 +1,15 @@
 """A run directory: the whole truth about a run, readable without zopro (layout: docs/method.md).
 
-Every file and folder in it appears whole or not at all: written beside its place, then renamed. `metrics.jsonl` is the
-exception, appended line by line.
+Every file and folder in it appears whole or not at all (`zopro.durable`). `metrics.jsonl` and the journals are the
+exception, appended line by line. One process at a time writes to it (`zopro.lock`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,41 +18,19 @@ import torch
 import yaml
 
 from zopro.config import RunConfig
+from zopro.durable import append_line, mend, whole_folder, whole_lines, write_text
 from zopro.errors import InputError
+from zopro.lock import FILE, RunLock
+
+__all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_text"]
 
 PACKAGES = ("zopro", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file."""
     with path.open(encoding="utf-8") as stream:
         return [json.loads(line) for line in stream if line.strip()]
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `path` when the block ends well, and disappears when it does not."""
-    beside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(beside, path)
 
 
 class RunDirectory:
@@ -71,23 +46,34 @@ class RunDirectory:
         self.resumed = self._check(config, resume)
         self.metrics_path = self.path / "metrics.jsonl"
         self._config = config
+        self.lock = RunLock(self.path)
+        if self.resumed:
+            self.lock.acquire()
+            mend(self.metrics_path)
 
     def create(self) -> None:
-        """Write the configuration and the environment; nothing of the run is on disk before this."""
+        """Write the configuration and the environment; nothing of the run is on disk before this.
+
+        Raises InputError: another process has begun a run here in the meantime.
+        """
         if not self.resumed:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+            self._check(self._config, resume=False)
             write_text(self.path / "environment.json", json.dumps(environment(), indent=2))
             write_text(self.path / "config.yaml", yaml.safe_dump(self._config.to_dict(), sort_keys=False))
 
     def _check(self, config: RunConfig, resume: bool) -> bool:
         saved_config = self.path / "config.yaml"
         if not saved_config.exists():
-            ours = {"environment.json", "demo"}  # an interrupted start; the demo's data
-            if self.path.exists() and any(entry.name not in ours for entry in self.path.iterdir()):
+            ours = {"environment.json", "demo", FILE}  # an interrupted start; the demo's data
+            names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
+            if any(name not in ours and not (name[0] == "." and name.endswith(".partial")) for name in names):
                 raise InputError(f"output_dir: must be empty or a run of zopro, got {self.path}. Choose another folder.")
             return False
         saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
         for key, value in config.to_dict().items():
-            if key != "output_dir" and saved.get(key) != value:
+            if key not in ("output_dir", "checkpoint_steps") and saved.get(key) != value:
                 raise InputError(
                     f"output_dir: {self.path} belongs to another config ({key} is {saved.get(key)!r} there, {value!r} "
                     "here). Use that config or another output_dir."
@@ -103,9 +89,9 @@ class RunDirectory:
         """The policy's adapter before SFT, from which the SFT update is measured."""
         return self.path / "initial"
 
-    def trainer(self, stage: str) -> Path:
-        """Where a stage's trainer may write: logs of `report_to`, nothing that the run needs."""
-        return self.path / "trainer" / stage
+    def trainer(self, stage: str, iteration: int | None = None) -> Path:
+        """Where a stage's trainer may write: logs of `report_to`, and checkpoints while it runs."""
+        return self.path / "trainer" / (stage if iteration is None else f"{stage}-{iteration:03d}")
 
     def policy(self, iteration: int) -> Path:
         return self.path / "policy" / f"{iteration:03d}"
@@ -125,19 +111,25 @@ class RunDirectory:
         return self.path / "evaluations" / (name + suffix)
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, stamped with the time."""
-        with self.metrics_path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+        """Append one line to metrics.jsonl, stamped with the time; a step's is on the disk before its checkpoint."""
+        stamped = {"time": round(time.time(), 3), **line}
+        append_line(self.metrics_path, json.dumps(stamped), flush=line.get("step") is None)
 
-    def discard(self, stage: str, iteration: int | None) -> None:
-        """Drop the lines of an interrupted attempt at a stage, so that its steps are not counted twice."""
+    def discard(self, stage: str, iteration: int | None, after: int = 0) -> None:
+        """Drop an interrupted attempt's lines of a stage after step `after`, so that no step is counted twice."""
         lines = self.metrics()
-        kept = [line for line in lines if (line["stage"], line["iteration"]) != (stage, iteration)]
+        kept = [
+            line
+            for line in lines
+            if (line["stage"], line["iteration"]) != (stage, iteration) or 0 < (line["step"] or 0) <= after
+        ]
         if len(kept) < len(lines):
             self.write_rows(self.metrics_path, kept)
 
     def metrics(self) -> list[dict[str, Any]]:
-        return read_rows(self.metrics_path) if self.metrics_path.exists() else []
+        if not self.metrics_path.exists():
+            return []
+        return [json.loads(line) for line in whole_lines(self.metrics_path)]
 
     def write_rows(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -17,6 +17,7 @@ from peft import get_peft_model
 
 from zopro import judges, tasks
 from zopro.callbacks import MetricsCallback, SnapshotCallback
+from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import models
 from zopro.engine.rollouts import Rollouts, generate
@@ -70,6 +71,7 @@ class Session:
         self.policies = Policies(self.base, config)
         self.eos_token_ids = models.stop_ids(self.base, self.tokenizer)
         self._reward_model = self._new_reward_model()
+        self._callback: MetricsCallback | None = None
         self.directory.create()
         self.say(
             f"{len(self.train)} training rows, {len(self.eval)} held-out prompts"
@@ -113,21 +115,30 @@ class Session:
         return derived_seed(self.config.seed, *names)
 
     def callback(self, stage: str, iteration: int | None) -> MetricsCallback:
-        return MetricsCallback(self.directory.log, stage, iteration, quiet=self.quiet)
+        self._callback = MetricsCallback(self.directory.log, stage, iteration, quiet=self.quiet)
+        return self._callback
 
     def snapshots(self, kind: str, iteration: int, save: Callable[[Path], object]) -> list[SnapshotCallback]:
-        """The callback that keeps weights inside an iteration, if the run does; what is there of a stopped one goes."""
+        """The callback that keeps weights inside an iteration, if the run does.
+
+        What a stopped attempt left goes, unless the attempt is continued from its checkpoint.
+        """
         folder = self.directory.snapshots(kind, iteration)
-        shutil.rmtree(folder, ignore_errors=True)
+        if newest(self.directory.trainer("refine" if kind == "reward" else kind, iteration))[1] is None:
+            shutil.rmtree(folder, ignore_errors=True)
         every = self.config.snapshot_every
         return [SnapshotCallback(save, folder, every)] if every else []
 
     @contextmanager
     def stage(self, name: str, iteration: int | None) -> Iterator[None]:
-        """Time one stage; what an interrupted attempt at it had logged is dropped first."""
-        self.directory.discard(name, iteration)
+        """Time one stage; what an interrupted attempt at it had logged after its checkpoint is dropped first."""
+        self.directory.discard(name, iteration, after=newest(self.directory.trainer(name, iteration))[0])
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        finally:
+            if self._callback is not None:
+                self._callback.close()
         line = {"stage": name, "iteration": iteration, "step": None, "event": "end"}
         self.directory.log(
             {**line, "seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak_rss_mb(), 1)}

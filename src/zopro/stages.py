@@ -7,19 +7,20 @@ whose output is there is skipped by `pipeline.run`; each is given the session an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from zopro.callbacks import be_quiet
+from zopro.checkpoints import checkpointed, fit
 from zopro.errors import InputError
 from zopro.judges import judge_pairs
-from zopro.methods import METHODS, SELF_STARTING, Method, PolicyInputs
+from zopro.methods import METHODS, SELF_STARTING, PolicyInputs
 from zopro.random_state import preserve_random_state
+from zopro.recording import Recorder, origin_of
 from zopro.rewards import Pair, Scored
 from zopro.rewards.training import quiet_arguments
 from zopro.rundir import read_rows, whole_folder
@@ -49,19 +50,20 @@ def _fit_sft(session: Session, model: Any, rows: Sequence[Item]) -> None:
     config = session.config
     arguments = quiet_arguments(
         SFTConfig,
-        output_dir=session.directory.trainer("sft"),
+        output_dir=session.directory.trainer("sft", None),
         steps=config.sft_steps,
         batch_size=config.sft_batch_size,
         learning_rate=config.sft_learning_rate,
         seed=session.seed("sft"),
         device=session.base.device,
         report_to=config.report_to,
+        checkpoint_steps=config.checkpoint_steps,
         max_length=config.max_prompt_length + config.max_completion_length + 1,
         completion_only_loss=True,
     )
     texts = {"prompt": [item.prompt for item in rows], "completion": [item.example.chosen for item in rows]}
     with preserve_random_state():
-        trainer = SFTTrainer(
+        trainer = checkpointed(SFTTrainer)(
             model,
             args=arguments,
             train_dataset=Dataset.from_dict(texts),
@@ -69,12 +71,12 @@ def _fit_sft(session: Session, model: Any, rows: Sequence[Item]) -> None:
             callbacks=[session.callback("sft", None)],
         )
         be_quiet(trainer)
-        trainer.train()
+        fit(trainer)
 
 
 def train_reward(session: Session) -> None:
     """The first reward model: pairwise, or by regression on direct-assessment scores where the task has those."""
-    config = session.config
+    config, directory = session.config, session.directory
     model = session.reward_model(None)
     options: dict[str, Any] = {
         "steps": config.reward_steps,
@@ -83,6 +85,8 @@ def train_reward(session: Session) -> None:
         "seed": session.seed("reward"),
         "callbacks": [session.callback("reward", None)],
         "report_to": config.report_to,
+        "output_dir": directory.trainer("reward", None),
+        "checkpoint_steps": config.checkpoint_steps,
     }
     if session.task.reward == "regression":
         rows = scored(session.train, session.answers_fit)
@@ -99,8 +103,8 @@ def train_reward(session: Session) -> None:
         model.train_pairs(judged, **options)
         held_out_pairs = pairs(session.eval)
         quality = model.accuracy(held_out_pairs, config.eval_batch_size) if held_out_pairs else {}
-    model.save(session.directory.reward(0))
-    session.directory.log({"stage": "reward", "iteration": None, "step": None, "event": "quality", **quality})
+    directory.log({"stage": "reward", "iteration": None, "step": None, "event": "quality", **quality})
+    model.save(directory.reward(0))
     session.say("reward model on held-out rows: " + ", ".join(f"{k} {v:.3g}" for k, v in quality.items()))
 
 
@@ -144,16 +148,17 @@ def iteration_items(session: Session, iteration: int, count: int) -> list[Item]:
 def train_policy(session: Session, iteration: int) -> None:
     """Optimise the policy against the current reward model, by `method` or, in iteration 0, by the warm start."""
     config, directory, policies = session.config, session.directory, session.policies
-    start = directory.sft() if iteration == 0 else directory.policy(iteration - 1)
-    method, mu, v = _method_and_updates(session, iteration)
+    origin = origin_of(config, directory, iteration, config.method in SELF_STARTING)
+    mu = policies.update(*origin.previous_update) if origin.previous_update else {}
+    v = policies.reward_update(*origin.reward_update) if origin.reward_update else {}
     steps = policy_steps(session)
     items = iteration_items(session, iteration, steps * config.prompts_per_step)
     with (
-        policies.open(start, trainable=True) as model,
+        policies.open(origin.start, trainable=True) as model,
         whole_folder(directory.policy(iteration)) as folder,
         preserve_random_state(),
     ):
-        model.config._name_or_path = str(start if policies.full else config.model)
+        model.config._name_or_path = str(origin.start if policies.full else config.model)
 
         def save(snapshot: Path) -> None:
             with whole_folder(snapshot) as partial:
@@ -164,37 +169,21 @@ def train_policy(session: Session, iteration: int) -> None:
             tokenizer=session.tokenizer,
             reward_function=session.reward_model(iteration).as_reward_function(config.eval_batch_size),
             prompts=[item.prompt for item in items],
+            rows=[item.example.row for item in items],
             steps=steps,
             seed=session.seed("policy", iteration),
-            folder=directory.trainer(f"policy-{iteration:03d}"),
+            folder=directory.trainer("policy", iteration),
             config=config,
             callbacks=[session.callback("policy", iteration), *session.snapshots("policy", iteration, save)],
             previous_update=mu,
             reward_update=v,
             reference=policies.reference(directory.sft()),
         )
-        trainer = method(inputs)
+        trainer = METHODS[origin.method](inputs)
         be_quiet(trainer)
-        trainer.train()
+        Recorder(trainer, directory.iteration(iteration) / "journal.jsonl", origin, rebuild=policies.full).attach()
+        fit(trainer)
         policies.save(model, folder)
-
-
-def _method_and_updates(session: Session, iteration: int) -> tuple[Method, Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """How this iteration is optimised, the policy's previous update mu and the reward model's update v."""
-    config, directory, policies = session.config, session.directory, session.policies
-    if iteration == 0:
-        if config.method in SELF_STARTING:
-            return METHODS[config.method], {}, {}
-        if config.warm_start == "first_order":
-            return METHODS["rloo"], {}, {}
-        if config.warm_start == "spsa":
-            return METHODS["mezo"], {}, {}
-        initial = None if policies.full else directory.initial()
-        return METHODS[config.method], policies.update(directory.sft(), initial), {}
-    before = directory.sft() if iteration == 1 else directory.policy(iteration - 2)
-    mu = policies.update(directory.policy(iteration - 1), before)
-    v = policies.reward_update(directory.reward(iteration), directory.reward(iteration - 1))
-    return METHODS[config.method], mu, v
 
 
 def sample_pairs(session: Session, iteration: int) -> None:
@@ -241,11 +230,11 @@ def sample_pairs(session: Session, iteration: int) -> None:
          "row": r["item"].example.row}
         for r in rows
     ]  # fmt: skip
-    directory.write_rows(directory.iteration(iteration) / "samples.jsonl", samples)
-    directory.write_rows(directory.iteration(iteration) / "preferences.jsonl", preferences)
     numbers = {"samples": len(rows), "judged": len(uncertain), "pairs": len(preferences)}
     counts = {"ties": result.ties, "invalid": result.invalid, "reasons": result.reasons}
     directory.log({"stage": "pairs", "iteration": iteration, "step": None, **numbers, **counts})
+    directory.write_rows(directory.iteration(iteration) / "samples.jsonl", samples)
+    directory.write_rows(directory.iteration(iteration) / "preferences.jsonl", preferences)
     session.say(
         f"iteration {iteration}: {len(preferences)} pairs from {len(uncertain)} judged "
         f"({result.ties} ties, {result.invalid} invalid verdicts)"
@@ -270,6 +259,8 @@ def refine_reward(session: Session, iteration: int) -> None:
             seed=session.seed("refine", iteration),
             callbacks=[session.callback("refine", iteration), *session.snapshots("reward", iteration, model.save)],
             report_to=config.report_to,
+            output_dir=directory.trainer("refine", iteration),
+            checkpoint_steps=config.checkpoint_steps,
         )
         model.interpolate_with(previous, config.interpolation)
         after = model.accuracy(judged, config.eval_batch_size)["accuracy"]

@@ -190,3 +190,12 @@ def test_target_share_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"decay: must be 'linear' or 'exponential', got 'cosine'"):
         target_share(0, 5, "cosine")
     assert target_share(0, 1) == target_share(5, 1) == 0.999
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+def test_a_loss_of_exactly_zero_nearby_divides_by_nothing(sides: int) -> None:
+    """Log-ratios of a float32 model do not change at all until eps stands above the rounding."""
+    eps, _ = auto_eps(lambda t: 0.0 if abs(t) < 1e-5 else t, sides=sides)
+    assert eps > 1e-5
+    _, sigma = auto_eps(lambda t: 0.0 if abs(t) < 1e-5 else t * t * 1e9, sides=sides)
+    assert math.isnan(sigma) or sigma > 0

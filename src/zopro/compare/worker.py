@@ -136,7 +136,7 @@ def _trainer(
 
 def _train(session: Session, job: Job, folder: Path) -> dict[str, Any]:
     rate: dict[str, Any] = {RATE_KEYS.get(job.method, "learning_rate"): job.learning_rate}
-    config = replace(session.config, method=job.method, **rate)
+    config = replace(session.config, method=job.method, checkpoint_steps=0, **rate)
     pace = Pace(job)
     with _trainer(session, job, config, folder / "trainer", [pace]) as (trainer, model):
         pace.save = lambda step: session.policies.save(model, folder / "points" / f"{step:06d}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -17,6 +16,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zopro.durable import whole_folder
 from zopro.engine.scores import can_share, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
@@ -75,8 +75,9 @@ class RewardModel:
         """Train with the pairwise loss -log sigmoid(r(chosen) - r(rejected)), by TRL's RewardTrainer.
 
         Options: `callbacks` (transformers callbacks), `output_dir` and `report_to` (as in transformers; by default
-        nothing is written or reported). Pairs whose two sequences are equal (within max_length) teach nothing: they
-        are dropped and counted. The global random state is left as it was. `steps=0` changes nothing.
+        nothing is written or reported), `checkpoint_steps` (see `zopro.checkpoints`). Pairs whose two sequences are
+        equal (within max_length) teach nothing: they are dropped and counted. The global random state is left as it
+        was. `steps=0` changes nothing.
 
         Returns:
             loss (mean over the steps), pairs (used), dropped, cut (sequences shortened to max_length).
@@ -259,21 +260,15 @@ class RewardModel:
 
     def save(self, folder: str | Path) -> None:
         """Write an ordinary PEFT adapter and reward.json, with the head; the folder appears whole or not at all."""
-        folder, adapter = Path(folder), self.model.active_adapter
-        partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self.model.save_pretrained(str(partial), selected_adapters=[adapter], save_embedding_layers=False)
-        # PEFT puts every adapter that is not called "default" in a folder of its own.
-        source = partial if adapter == "default" else partial / adapter
-        record: dict[str, float | None] = {"max_length": self.sequences.max_length, "offset": self.offset}
-        record |= {"score_mean": self.score_mean, "score_std": self.score_std}
-        (source / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            os.rename(folder, replaced)
-        os.rename(source, folder)
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        adapter = self.model.active_adapter
+        with whole_folder(Path(folder)) as partial:
+            self.model.save_pretrained(str(partial), selected_adapters=[adapter], save_embedding_layers=False)
+            if adapter != "default":  # PEFT puts every adapter of another name in a folder of its own
+                shutil.copytree(partial / adapter, partial, dirs_exist_ok=True)
+                shutil.rmtree(partial / adapter)
+            record: dict[str, float | None] = {"max_length": self.sequences.max_length, "offset": self.offset}
+            record |= {"score_mean": self.score_mean, "score_std": self.score_std}
+            (partial / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, base_classifier: PreTrainedModel, folder: str | Path, tokenizer: Any) -> RewardModel:

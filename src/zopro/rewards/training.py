@@ -16,6 +16,7 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from zopro.callbacks import be_quiet
+from zopro.checkpoints import checkpointed, fit, save_arguments
 from zopro.random_state import preserve_random_state
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -41,6 +42,7 @@ def quiet_arguments(
     seed: int,
     device: torch.device,
     report_to: Sequence[str] = (),
+    checkpoint_steps: int = 0,
     **more: Any,
 ) -> Arguments:
     """Arguments of one stage: no checkpoints, no printing, no reporting unless asked, about a hundred log lines.
@@ -51,6 +53,7 @@ def quiet_arguments(
     # Renamed in transformers 5; TRL turns it on, which costs a second forward pass that adapters do not need.
     renamed = "activation_checkpointing" in kind.__dataclass_fields__
     more["activation_checkpointing" if renamed else "gradient_checkpointing"] = False
+    logging_steps = max(1, steps // 100)
     return kind(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -58,8 +61,8 @@ def quiet_arguments(
         learning_rate=learning_rate,
         seed=seed,
         data_seed=seed,
-        save_strategy="no",
-        logging_steps=max(1, steps // 100),
+        **save_arguments(checkpoint_steps, logging_steps),
+        logging_steps=logging_steps,
         report_to=list(report_to) or "none",
         disable_tqdm=True,
         bf16=False,
@@ -83,7 +86,7 @@ def fit_pairs(
 ) -> float:
     """-log sigmoid(reward of chosen - reward of rejected) on token ids that end with EOS; returns the mean loss."""
     with _stage_folder(output_dir) as folder, preserve_random_state(), _same_pad_token(tokenizer):
-        trainer = RewardTrainer(
+        trainer = checkpointed(RewardTrainer)(
             model,
             args=quiet_arguments(RewardConfig, output_dir=folder, max_length=None, **options),
             data_collator=DataCollatorForPreference(pad_token_id=pad_id),
@@ -113,7 +116,7 @@ def fit_scores(
         return torch.nn.functional.mse_loss(outputs.logits[:, 0].float(), labels.float())
 
     with _stage_folder(output_dir) as folder, preserve_random_state():
-        trainer = Trainer(
+        trainer = checkpointed(Trainer)(
             model,
             args=quiet_arguments(TrainingArguments, output_dir=folder, **options),
             data_collator=collate,
@@ -132,7 +135,7 @@ def _fit(trainer: Trainer, pad_id: int) -> float:
     trainer.model.config.get_text_config().pad_token_id = pad_id
     was_training = trainer.model.training
     try:
-        return float(trainer.train().training_loss)
+        return float(fit(trainer).training_loss)
     finally:
         trainer.model.train(was_training)
         trainer.model.zero_grad(set_to_none=True)

@@ -135,7 +135,7 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         chosen, slope, sigma = eps, new_slope, noise
         if math.isnan(unseen[0]) or eps * scale <= UNSEEN_EPS:
             unseen = eps, noise
-        signal = abs(difference) / (math.sqrt(2) * sigma)
+        signal = abs(difference) / (math.sqrt(2) * sigma) if sigma > 0 else 0.0  # all losses 0: too near to differ
         if known and signal >= TARGET_SIGNAL:
             break
         known = signal >= KNOWN_SIGNAL
@@ -144,8 +144,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         exponent += skip
     else:
         if not known:
-            return unseen
-    return chosen, sigma
+            chosen, sigma = unseen
+    return chosen, sigma or math.nan
 
 
 class _Losses:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class SPSA(torch.optim.Optimizer):
         measure_noise: measure the noise floor at the first estimate (about 7 evaluations); implied by eps="auto".
         perturbation: "in_place" (keeps a copy of the parameters), "virtual" (no copy) or "auto" (by their number).
         reduce: averages a tensor of losses over data-parallel ranks; scalars are all that ranks exchange.
+        before_apply: called with each step's record before a parameter changes (a journal); if it raises, none does.
 
     All evaluations of a step see the same global random state (dropout draws the same mask at both sides).
 
@@ -74,6 +75,7 @@ class SPSA(torch.optim.Optimizer):
         measure_noise: bool = False,
         perturbation: str = "auto",
         reduce: Reduce | None = None,
+        before_apply: Callable[[StepRecord], None] | None = None,
     ) -> None:
         if queries < 1:
             raise ValueError(f"queries: must be at least 1, got {queries}")
@@ -90,6 +92,7 @@ class SPSA(torch.optim.Optimizer):
         self.measure_noise = measure_noise
         self.perturbation = perturbation
         self.reduce = reduce
+        self.before_apply = before_apply
         self.accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
         self.step_count = 0
         self.skipped_steps = 0
@@ -191,6 +194,8 @@ class SPSA(torch.optim.Optimizer):
             skipped=not finite,
         )
         self.signal.watch(self.step_count, self.last.signal_to_noise)
+        if self.before_apply is not None:
+            self.before_apply(self.last)
         self.replay(self.last)
         self.step_count += 1
         return self.last

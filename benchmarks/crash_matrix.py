@@ -1,0 +1,296 @@
+"""Kills the demo's run at random moments, fills its disk at others, resumes, and compares with a run left alone.
+
+Every trial is a run of its own: it starts, dies, is resumed with `zopro run ... --resume`, and must end with the same
+adapters (sha256), the same samples, pairs, evaluations and journals line by line, and every step logged once. Moments are
+drawn by --seed, one in each of equal slices of the undisturbed run's time, so that all stages are met. Runs are forked
+from this process, which saves importing the libraries for each.
+
+A full disk is a small tmpfs that is filled up while the run goes on (root only). Elsewhere, and with `--disk limit`, the
+kernel's limit on the size of files is set to nothing for the running process, which fails the same writes.
+
+    python benchmarks/crash_matrix.py --kills 50 --full-disks 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zopro.demo import SETTINGS
+
+SIZES: dict[str, dict[str, Any]] = {
+    "demo": {"pretraining": 450, "rows": 2000, "test_rows": 200, "run": {"iterations": 3}},
+    "reduced": {
+        "pretraining": 200, "rows": 600, "test_rows": 60,
+        "run": {"iterations": 2, "sft_steps": 25, "reward_steps": 50, "policy_steps": 25, "eval_prompts": 60},
+    },
+    "tiny": {
+        "pretraining": 10, "rows": 80, "test_rows": 8,
+        "run": {
+            "iterations": 2, "sft_steps": 6, "sft_batch_size": 4, "reward_steps": 6, "reward_batch_size": 4,
+            "policy_steps": 6, "refine_steps": 4, "prompts_per_step": 2, "pair_prompts": 8, "eval_prompts": 8,
+            "checkpoint_steps": 2,
+        },
+    },
+}  # fmt: skip
+DISK_MB = 256
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run that was disturbed and resumed."""
+
+    kind: str  # killed or disk full
+    moment: float  # seconds after the start
+    died_in: str
+    code: int  # exit code of the disturbed run
+    line: str  # what it said last
+    resumed: int  # exit code of the resumed run
+    seconds: float  # the resumed run took
+    adapters: bool  # same sha256
+    lines: bool  # same samples, pairs, evaluations and journals; every step logged once
+
+    @property
+    def passed(self) -> bool:
+        ended = self.code == -signal.SIGKILL if self.kind == "killed" else self.code == 1 and "disk is full" in self.line
+        return ended and self.resumed == 0 and self.adapters and self.lines
+
+
+class Run:
+    """`zopro run` in a forked process."""
+
+    def __init__(self, config: Path, out: Path, *options: str) -> None:
+        self.began = time.perf_counter()
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reading)
+            for descriptor in (1, 2):
+                os.dup2(writing, descriptor)
+            os._exit(_main(["run", str(config), "--output_dir", str(out), *options]))
+        os.close(writing)
+        self._text: list[str] = []
+        self._reader = threading.Thread(target=self._read, args=(reading,))
+        self._reader.start()
+
+    def _read(self, descriptor: int) -> None:
+        with open(descriptor, encoding="utf-8", errors="replace") as stream:
+            self._text += stream.readlines()
+
+    def running(self, seconds: float) -> bool:
+        """Wait until `seconds` after the start; whether it is still running then."""
+        while (left := self.began + seconds - time.perf_counter()) > 0:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return False
+            time.sleep(min(left, 0.02))
+        return not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+    def end(self) -> tuple[int, str, float]:
+        """Exit code (negative: the signal it died of), last line of output, seconds since the start."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        seconds = time.perf_counter() - self.began
+        self._reader.join()
+        lines = [line.strip() for line in self._text if line.strip()]
+        return code, lines[-1] if lines else "", seconds
+
+
+def _main(argv: list[str]) -> int:
+    from zopro.cli import main
+
+    try:
+        return main(argv)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 70
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def make_inputs(folder: Path, size: str, options: list[str]) -> Path:
+    """The demo's data and base model under `folder`; returns the configuration's path."""
+    from zopro.demo import model, task
+    from zopro.rundir import read_rows
+
+    chosen = SIZES[size]
+    train, test = task.write(folder, 0, train_rows=chosen["rows"], test_rows=chosen["test_rows"])
+    conversations = [(row["prompt"], row[key]) for row in read_rows(train) for key in ("chosen", "rejected")]
+    model.write(folder / "model", 0, conversations, steps=chosen["pretraining"])
+    files = {"model": str(folder / "model"), "train_data": str(train), "eval_data": str(test)}
+    given = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, **chosen["run"], **files, **given}), encoding="utf-8")
+    return config
+
+
+def in_a_child(work: Callable[[], object]) -> None:
+    """Run `work` in a forked process, so that this one stays without threads of torch's and can be forked again."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(f"crash_matrix: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit("crash_matrix: the inputs could not be made")
+
+
+def fingerprint(run: Path) -> dict[str, Any]:
+    """What must not depend on a death: `adapters` (name -> sha256) and `lines` (name -> lines)."""
+    patterns = ("iterations/*/*.jsonl", "evaluations/*.jsonl")
+    adapters = {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in run.rglob("*.safetensors")}
+    lines = {str(p.relative_to(run)): p.read_bytes().splitlines() for name in patterns for p in run.glob(name)}
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["stage"], line["iteration"], line["step"]) for line in logged if line["step"] is not None]
+    return {"adapters": adapters, "lines": lines, "steps": steps}
+
+
+def where(run: Path) -> str:
+    """The stage and step that a run died in, as far as its directory tells."""
+    path = run / "metrics.jsonl"
+    whole = path.read_text().splitlines(keepends=True) if path.exists() else []
+    logged = [json.loads(line) for line in whole if line.endswith("\n")]
+    if not logged:
+        return "start or sft" if (run / "config.yaml").exists() else "start"
+    last = logged[-1]
+    name = last["stage"] + ("" if last["iteration"] is None else f" {last['iteration']}")
+    if last.get("event") == "end":
+        return f"after {name}"
+    checkpoints = [path.name for path in run.glob("trainer/*/checkpoint-*")]
+    return f"{name} step {last['step']}" + (f" ({checkpoints[0]})" if checkpoints else "") if last["step"] else name
+
+
+class Disk:
+    """Where the runs of full disks live."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
+        tried = subprocess.run(mount, capture_output=True, check=False) if kind == "tmpfs" and os.geteuid() == 0 else None
+        self.mounted = tried is not None and tried.returncode == 0
+
+    @property
+    def kind(self) -> str:
+        return f"tmpfs of {DISK_MB} MB, filled" if self.mounted else "limit on the size of files"
+
+    def fill(self, pid: int) -> None:
+        """Let every write of process `pid` fail."""
+        if not self.mounted:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+            return
+        with (self.folder / "balloon").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while True:
+                stream.write(b"\0" * 2**12)
+
+    def free(self) -> None:
+        """End what `fill` did (a limit ends with its process)."""
+        (self.folder / "balloon").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self.mounted:
+            subprocess.run(["umount", str(self.folder)], check=False)
+
+
+def trial(kind: str, moment: float, config: Path, out: Path, disk: Disk, whole: dict[str, Any]) -> Trial:
+    """Disturb one run at `moment` (earlier if it has ended by then), resume it and compare."""
+    while True:
+        shutil.rmtree(out, ignore_errors=True)
+        run = Run(config, out)
+        if run.running(moment):
+            break
+        run.end()
+        moment *= 0.8
+    disturb: Callable[[], None] = (
+        (lambda: os.kill(run.pid, signal.SIGKILL)) if kind == "killed" else (lambda: disk.fill(run.pid))
+    )
+    disturb()
+    code, line, _ = run.end()
+    disk.free()
+    died_in = where(out)
+    resumed, said, seconds = Run(config, out, "--resume").end()
+    same = {"adapters": False, "lines": False}
+    if resumed == 0:
+        found = fingerprint(out)
+        same["adapters"] = found["adapters"] == whole["adapters"]
+        same["lines"] = found["lines"] == whole["lines"] and found["steps"] == whole["steps"]
+    last = line if resumed == 0 else said
+    done = Trial(kind, round(moment, 2), died_in, code, last, resumed, round(seconds, 1), **same)
+    if done.passed:
+        shutil.rmtree(out)
+    return done
+
+
+def table(trials: list[Trial]) -> Iterator[str]:
+    yield "| # | what | second | died in | resumed in (s) | adapters | lines | |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for number, t in enumerate(trials, 1):
+        same = ["same" if value else "DIFFER" for value in (t.adapters, t.lines)]
+        verdict = "pass" if t.passed else f"FAIL {t.code} {t.resumed} {t.line}"
+        yield f"| {number} | {t.kind} | {t.moment} | {t.died_in} | {t.seconds} | {same[0]} | {same[1]} | {verdict} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs (default: 50)")
+    parser.add_argument("--full-disks", type=int, default=10, help="full disks (default: 10)")
+    parser.add_argument("--disk", choices=["tmpfs", "limit"], default="tmpfs", help="how a disk is filled (see above)")
+    parser.add_argument("--size", choices=SIZES, default="demo", help="of the run (default: demo)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further configuration keys")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--work", type=Path, default=Path("runs/crash_matrix"), help="scratch folder, emptied first")
+    parser.add_argument("--json", type=Path, help="write the trials there too")
+    args = parser.parse_args()
+
+    import zopro.pipeline  # noqa: F401  (once, for all forks)
+
+    work = args.work.absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    in_a_child(lambda: make_inputs(work / "inputs", args.size, args.set))
+    config = work / "inputs/config.yaml"
+    code, line, seconds = Run(config, work / "whole").end()
+    if code != 0:
+        raise SystemExit(f"crash_matrix: the undisturbed run ended with {code}: {line}")
+    whole = fingerprint(work / "whole")
+    print(f"undisturbed: {seconds:.1f} s, {len(whole['adapters'])} adapters", file=sys.stderr, flush=True)
+    draw, trials = random.Random(args.seed), []
+    disk = Disk(work / "disk", args.disk)
+    try:
+        for kind, count in (("killed", args.kills), ("disk full", args.full_disks)):
+            for number in range(count):
+                out = (disk.folder if kind == "disk full" else work) / f"{kind.replace(' ', '_')}-{number}"
+                moment = seconds * (number + draw.random()) / count
+                trials.append(trial(kind, moment, config, out, disk, whole))
+                print(list(table(trials))[-1], file=sys.stderr, flush=True)
+    finally:
+        disk.close()
+    passed = sum(t.passed for t in trials)
+    print("\n".join(table(trials)))
+    print(f"\n{passed} of {len(trials)} passed; size {args.size}, undisturbed {seconds:.1f} s; disk: {disk.kind}")
+    if args.json:
+        args.json.write_text(json.dumps([asdict(t) for t in trials], indent=1), encoding="utf-8")
+    return 0 if passed == len(trials) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,105 @@
+"""Continuing in the middle of a stage: checkpoints that are whole or not there, and smaller than transformers' own.
+
+A checkpoint holds the trained parameters, optimiser, schedule, random states and the trainer's state; the base model, the
+tokenizer and the reference policy are where they were. Parameters that a journal rebuilds (`rebuilt`) are left out. It is
+written beside its place, flushed and renamed, so a checkpoint that can be seen is complete; then the one before it goes.
+Transformers does the rest of resuming: data order, random states, schedules.
+
+    trainer = checkpointed(SFTTrainer)(model, args=SFTConfig(folder, **save_arguments(10)), ...)
+    fit(trainer)            # from the newest checkpoint in the trainer's folder, or from the beginning
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from zopro.durable import whole_folder
+from zopro.errors import InputError
+
+PARAMETERS = "parameters.safetensors"
+_COUNTERS = ("_step", "_total_train_tokens")  # of TRL's trainers, which transformers does not know
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def save_arguments(every: int, logging_steps: int = 1) -> dict[str, Any]:
+    """The training arguments of a checkpoint every `every` steps (0: none), never between two lines of the log."""
+    if every == 0:
+        return {"save_strategy": "no"}
+    return {"save_strategy": "steps", "save_steps": -(-every // logging_steps) * logging_steps}
+
+
+def newest(folder: str | Path) -> tuple[int, Path | None]:
+    """Step and path of the newest checkpoint in a trainer's folder; (0, None) if there is none."""
+    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := _NAME.fullmatch(path.name))]
+    return max(found, default=(0, None))
+
+
+def clear(folder: str | Path, keep: Path | None = None) -> None:
+    """Delete the checkpoints in a trainer's folder but `keep`, finished or not, and the folder itself if it is empty."""
+    folder = Path(folder)
+    for path in folder.glob("*"):
+        if _NAME.search(path.name) and path != keep:
+            shutil.rmtree(path)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def fit(trainer: Trainer) -> TrainOutput:
+    """`trainer.train()`, continued from the newest checkpoint in its folder if there is one."""
+    path = newest(trainer.args.output_dir)[1]
+    return trainer.train(resume_from_checkpoint=None if path is None else str(path))
+
+
+class CheckpointMixin:
+    """What `checkpointed` puts in front of a trainer class; use that function rather than this class."""
+
+    rebuilt = False  # whoever sets this puts the parameters back when a resumed training begins
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        trainer: Any = self
+        # After the last step transformers would resume with one more; the stage's own output is a moment away.
+        if trainer.state.global_step >= trainer.state.max_steps or not trainer.args.should_save:
+            return
+        trainer.store_flos()
+        folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        with whole_folder(folder) as partial:
+            if not self.rebuilt:
+                save_file(self._trained(), partial / PARAMETERS)
+            trainer._save_optimizer_and_scheduler(str(partial))
+            trainer._save_rng_state(str(partial))
+            trainer.state.save_to_json(str(partial / "trainer_state.json"))
+            counters = {name: getattr(self, name) for name in _COUNTERS if hasattr(self, name)}
+            (partial / "counters.json").write_text(json.dumps(counters), encoding="utf-8")
+        clear(folder.parent, keep=folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        for name, value in json.loads((folder / "counters.json").read_text("utf-8")).items():
+            setattr(self, name, value)
+        if not (folder / PARAMETERS).exists():
+            self.rebuilt = True
+            return
+        saved, trained = load_file(folder / PARAMETERS), self._trained()
+        if saved.keys() != trained.keys():
+            raise InputError(f"{folder}: must hold this stage's parameters, got others. Delete it to begin anew.")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(saved[name])
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        model: torch.nn.Module = self.model  # type: ignore[attr-defined]
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def checkpointed(trainer_cls: type) -> type:
+    """A `transformers.Trainer` subclass whose checkpoints are those described above."""
+    return type(trainer_cls.__name__, (CheckpointMixin, trainer_cls), {})

@@ -1,0 +1,34 @@
+"""A small crash matrix: a real SIGKILL at four moments and one full disk, on a run of seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "crash_matrix.py"
+
+
+def test_every_death_ends_in_the_same_bits(tmp_path: Path) -> None:
+    words = [
+        "--size",
+        "tiny",
+        "--kills",
+        "4",
+        "--full-disks",
+        "1",
+        "--disk",
+        "limit",
+        "--set",
+        "iterations=1",
+        "warm_start=sft",
+    ]
+    paths = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "trials.json")]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "5 of 5 passed" in done.stdout
+    trials = json.loads((tmp_path / "trials.json").read_text())
+    assert [trial["kind"] for trial in trials] == ["killed"] * 4 + ["disk full"]
+    assert all(trial["adapters"] and trial["lines"] and trial["resumed"] == 0 for trial in trials)
+    assert len({trial["died_in"] for trial in trials}) > 1, "deaths in several stages"
