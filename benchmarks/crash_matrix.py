@@ -220,19 +220,19 @@ def trial(kind: str, moment: float, config: Path, out: Path, disk: Disk, whole: 
             break
         run.end()
         moment *= 0.8
-    disturb: Callable[[], None] = (
-        (lambda: os.kill(run.pid, signal.SIGKILL)) if kind == "killed" else (lambda: disk.fill(run.pid))
-    )
-    disturb()
+    if kind == "killed":
+        os.kill(run.pid, signal.SIGKILL)
+    else:
+        disk.fill(run.pid)
     code, line, _ = run.end()
     disk.free()
     died_in = where(out)
     resumed, said, seconds = Run(config, out, "--resume").end()
-    same = {"adapters": False, "lines": False}
-    if resumed == 0:
-        found = fingerprint(out)
-        same["adapters"] = found["adapters"] == whole["adapters"]
-        same["lines"] = found["lines"] == whole["lines"] and found["steps"] == whole["steps"]
+    found = fingerprint(out) if resumed == 0 else dict.fromkeys(whole)
+    same = {
+        "adapters": found["adapters"] == whole["adapters"],
+        "lines": found["lines"] == whole["lines"] and found["steps"] == whole["steps"],
+    }
     last = line if resumed == 0 else said
     done = Trial(kind, round(moment, 2), died_in, code, last, resumed, round(seconds, 1), **same)
     if done.passed:
@@ -258,10 +258,14 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further configuration keys")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--work", type=Path, default=Path("runs/crash_matrix"), help="scratch folder, emptied first")
+    parser.add_argument("--no-report", action="store_true", help="leave out report.html, slower than a tiny run")
     parser.add_argument("--json", type=Path, help="write the trials there too")
     args = parser.parse_args()
 
-    import zopro.pipeline  # noqa: F401  (once, for all forks)
+    from zopro import pipeline  # once, for all forks
+
+    if args.no_report:
+        pipeline.write.refresh = pipeline.write.finish = lambda run: None
 
     work = args.work.absolute()
     shutil.rmtree(work, ignore_errors=True)
