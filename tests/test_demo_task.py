@@ -163,7 +163,7 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "write", lambda *args, **options: write(*args, **options, steps=1))
     summary = demo.run(str(tmp_path / "run"), quiet=True)
     assert [line["truth"] for line in summary["evaluations"]] == pytest.approx([2 / 9, 1])
-    assert summary["seconds"] > summary["stages"]["pretraining"] > 0
+    assert summary["seconds"] >= summary["stages"]["pretraining"] > 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     text = demo.table(summary)
     for part in (

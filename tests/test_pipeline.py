@@ -76,7 +76,7 @@ def test_run_directory_holds_its_analysis(finished: tuple[RunConfig, dict[str, A
     updates = [torch.cat([(b[n] - a[n]).flatten() for n in sorted(a)]) for a, b in pairwise(states)]
     momentum = torch.cosine_similarity(updates[0], updates[1], dim=0).item()
     assert analysis["metrics"]["policy_momentum_cosine"]["factors"] == [None, pytest.approx(momentum)]
-    assert (run / "figures" / "trajectory-umap-3d-product.svg").is_file()
+    assert (run / "figures" / "trajectory-tsne-3d-product.svg").is_file()
     assert {row["win"] for row in read_rows(run / "evaluations/base.jsonl")} <= {0, 0.5, 1}
 
 
