@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from zopro.bench import measure as steps  # by every kind, so that the libraries are in every kind's memory
 from zopro.bench.work import Work, build
 from zopro.errors import InputError
 
@@ -49,16 +50,13 @@ def measure(kind: str, work: Work) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if kind == "inference-memory":
         _generate(setting)
+    elif kind == "step":
+        result = steps.measure_step(setting)
+    elif kind == "step-memory":
+        with tempfile.TemporaryDirectory() as folder:
+            steps.step_trainer(setting, 2, folder).train()
     else:
-        from zopro.bench import measure as steps
-
-        if kind == "step":
-            result = steps.measure_step(setting)
-        elif kind == "step-memory":
-            with tempfile.TemporaryDirectory() as folder:
-                steps.step_trainer(setting, 2, folder).train()
-        else:
-            result = steps.measure_peer(setting, checkpointing=kind == "peer")
+        result = steps.measure_peer(setting, checkpointing=kind == "peer")
     return {**about, **result, "peak_mb": peak_mb(device)}
 
 
