@@ -2,8 +2,8 @@
 
 Every trial is a run of its own: it starts, dies, is resumed with `zopro run ... --resume`, and must end with the same
 adapters (sha256), the same samples, pairs, evaluations and journals line by line, and every step logged once. Moments are
-drawn by --seed, one in each of equal slices of the undisturbed run's time, so that all stages are met. Runs are forked
-from this process, which saves importing the libraries for each.
+drawn by --seed, one in each of equal slices of the undisturbed run's time, so that all stages are met; with --at a run is
+killed when a file appears. Runs are forked from this process, which saves importing the libraries for each.
 
 A full disk is a small tmpfs that is filled up while the run goes on (root only). Elsewhere, and with `--disk limit`, the
 kernel's limit on the size of files is set to nothing for the running process, which fails the same writes.
@@ -24,14 +24,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from forked_run import Run
 
 from zopro.demo import SETTINGS
 
@@ -71,57 +70,6 @@ class Trial:
     def passed(self) -> bool:
         ended = self.code == -signal.SIGKILL if self.kind == "killed" else self.code == 1 and "disk is full" in self.line
         return ended and self.resumed == 0 and self.adapters and self.lines
-
-
-class Run:
-    """`zopro run` in a forked process."""
-
-    def __init__(self, config: Path, out: Path, *options: str) -> None:
-        self.began = time.perf_counter()
-        reading, writing = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(reading)
-            for descriptor in (1, 2):
-                os.dup2(writing, descriptor)
-            os._exit(_main(["run", str(config), "--output_dir", str(out), *options]))
-        os.close(writing)
-        self._text: list[str] = []
-        self._reader = threading.Thread(target=self._read, args=(reading,))
-        self._reader.start()
-
-    def _read(self, descriptor: int) -> None:
-        with open(descriptor, encoding="utf-8", errors="replace") as stream:
-            self._text += stream.readlines()
-
-    def running(self, seconds: float) -> bool:
-        """Wait until `seconds` after the start; whether it is still running then."""
-        while (left := self.began + seconds - time.perf_counter()) > 0:
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return False
-            time.sleep(min(left, 0.02))
-        return not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-
-    def end(self) -> tuple[int, str, float]:
-        """Exit code (negative: the signal it died of), last line of output, seconds since the start."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        seconds = time.perf_counter() - self.began
-        self._reader.join()
-        lines = [line.strip() for line in self._text if line.strip()]
-        return code, lines[-1] if lines else "", seconds
-
-
-def _main(argv: list[str]) -> int:
-    from zopro.cli import main
-
-    try:
-        return main(argv)
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 70
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
 
 
 def make_inputs(folder: Path, size: str, options: list[str]) -> Path:
@@ -211,15 +159,27 @@ class Disk:
             subprocess.run(["umount", str(self.folder)], check=False)
 
 
-def trial(kind: str, moment: float, config: Path, out: Path, disk: Disk, whole: dict[str, Any]) -> Trial:
-    """Disturb one run at `moment` (earlier if it has ended by then), resume it and compare."""
+def trial(kind: str, moment: float | str, config: Path, out: Path, disk: Disk, whole: dict[str, Any]) -> Trial:
+    """Disturb one run at `moment`, resume it and compare.
+
+    Args:
+        moment: seconds after the start (earlier if it has ended by then), or the pattern of a path under `out` that is
+            waited for.
+    """
+
+    def due() -> bool:
+        return any(out.glob(moment)) if isinstance(moment, str) else run.seconds >= moment
+
     while True:
         shutil.rmtree(out, ignore_errors=True)
         run = Run(config, out)
-        if run.running(moment):
+        if run.running(due):
             break
         run.end()
+        if isinstance(moment, str):
+            raise SystemExit(f"crash_matrix: the run ended before '{moment}' was seen")
         moment *= 0.8
+    disturbed = round(run.seconds, 2)
     if kind == "killed":
         os.kill(run.pid, signal.SIGKILL)
     else:
@@ -234,7 +194,7 @@ def trial(kind: str, moment: float, config: Path, out: Path, disk: Disk, whole: 
         "lines": found["lines"] == whole["lines"] and found["steps"] == whole["steps"],
     }
     last = line if resumed == 0 else said
-    done = Trial(kind, round(moment, 2), died_in, code, last, resumed, round(seconds, 1), **same)
+    done = Trial(kind, disturbed, died_in, code, last, resumed, round(seconds, 1), **same)
     if done.passed:
         shutil.rmtree(out)
     return done
@@ -252,6 +212,9 @@ def table(trials: list[Trial]) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs (default: 50)")
+    parser.add_argument(
+        "--at", nargs="*", default=[], metavar="PATTERN", help="kill when such a path is in the run, once for each"
+    )
     parser.add_argument("--full-disks", type=int, default=10, help="full disks (default: 10)")
     parser.add_argument("--disk", choices=["tmpfs", "limit"], default="tmpfs", help="how a disk is filled (see above)")
     parser.add_argument("--size", choices=SIZES, default="demo", help="of the run (default: demo)")
@@ -281,9 +244,9 @@ def main() -> int:
     disk = Disk(work / "disk", args.disk)
     try:
         for kind, count in (("killed", args.kills), ("disk full", args.full_disks)):
-            for number in range(count):
+            moments: list[float | str] = [seconds * (number + draw.random()) / count for number in range(count)]
+            for number, moment in enumerate([*args.at, *moments] if kind == "killed" else moments):
                 out = (disk.folder if kind == "disk full" else work) / f"{kind.replace(' ', '_')}-{number}"
-                moment = seconds * (number + draw.random()) / count
                 trials.append(trial(kind, moment, config, out, disk, whole))
                 print(list(table(trials))[-1], file=sys.stderr, flush=True)
     finally:

@@ -12,7 +12,8 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "crash_matrix.py"
 
 def test_every_death_ends_in_the_same_bits(tmp_path: Path) -> None:
     size = ["--size", "tiny", "--set", "iterations=1", "warm_start=sft"]
-    words = [*size, "--kills", "4", "--full-disks", "1", "--disk", "limit", "--no-report"]
+    begun = [f"trainer/{stage}/checkpoint-*" for stage in ("sft", "reward", "policy-000", "refine-000")]
+    words = [*size, "--kills", "0", "--at", *begun, "--full-disks", "1", "--disk", "limit", "--no-report"]
     paths = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "trials.json")]
     done = subprocess.run([sys.executable, str(SCRIPT), *words, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
@@ -20,3 +21,5 @@ def test_every_death_ends_in_the_same_bits(tmp_path: Path) -> None:
     trials = json.loads((tmp_path / "trials.json").read_text())
     assert [trial["kind"] for trial in trials] == ["killed"] * 4 + ["disk full"]
     assert all(trial["adapters"] and trial["lines"] and trial["resumed"] == 0 for trial in trials)
+    stages = {trial["died_in"].removeprefix("after ").split()[0] for trial in trials[:4]}
+    assert len(stages) > 2, "deaths in several stages"

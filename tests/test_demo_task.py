@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 import torch
@@ -141,6 +142,7 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     perfect = "Certainly, here are two red cups. Thank you."
 
     def run(config, *, quiet):
+        time.sleep(0.01)  # seconds are rounded to thousandths
         assert (tmp_path / "run" / "demo" / "model" / "config.json").exists()
         folder = tmp_path / "run" / "evaluations"
         folder.mkdir(parents=True)
@@ -163,7 +165,7 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "write", lambda *args, **options: write(*args, **options, steps=1))
     summary = demo.run(str(tmp_path / "run"), quiet=True)
     assert [line["truth"] for line in summary["evaluations"]] == pytest.approx([2 / 9, 1])
-    assert summary["seconds"] >= summary["stages"]["pretraining"] > 0
+    assert summary["seconds"] > summary["stages"]["pretraining"] > 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     text = demo.table(summary)
     for part in (

@@ -36,6 +36,13 @@ def guess(model: Any, **options: Any) -> tuple[Feedback, dict[str, torch.Tensor]
     return feedback, feedback.gradients(loss_of(feedback.logprobs(ids, mask, COMPLETION, num_generations=COPIES)))
 
 
+def guess_and_truth(kind: str, **options: Any) -> tuple[Feedback, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The guess for a trained model of this kind, and its true gradient."""
+    model = trained(kind)
+    true = true_gradient(model)
+    return *guess(model, **options), true
+
+
 def cosine(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     x, y = (torch.cat([tensor.double().flatten() for tensor in side]) for side in (a, b))
     return float(x @ y / (x.norm() * y.norm()))
@@ -60,9 +67,7 @@ LEVELS = {"none": (0.35, 0.15), "mlp": (0.55, 0.45), "chain": (0.8, 0.75)}
 @pytest.mark.parametrize("local", LEVELS)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_cosine_with_the_gradient(kind: str, local: str) -> None:
-    model = trained(kind)
-    true = true_gradient(model)
-    feedback, found = guess(model, local=local)
+    feedback, found, true = guess_and_truth(kind, local=local)
     total = cosine(list(found.values()), [true[name] for name in found])
     assert total > LEVELS[local][0]
     by_block: dict[int, list[str]] = {}
@@ -77,9 +82,7 @@ def test_cosine_with_the_gradient(kind: str, local: str) -> None:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_last_mlp_projection_s_gradient_is_exact(kind: str, local: str) -> None:
     """Nothing follows it but the final norm and, on Gemma, its own sandwich norm: both are taken back exactly."""
-    model = trained(kind)
-    true = true_gradient(model)
-    _, found = guess(model, local=local)
+    _, found, true = guess_and_truth(kind, local=local)
     endings = ("down_proj.lora_B.weight", "mlp.c_proj.lora_B.weight", "4h_to_h.lora_B.weight")
     (name,) = [n for n in found if n.endswith(endings) and f".{BLOCKS - 1}." in n]
     assert torch.allclose(found[name], true[name], rtol=1e-3, atol=1e-5 * float(true[name].abs().max()))
@@ -88,9 +91,7 @@ def test_the_last_mlp_projection_s_gradient_is_exact(kind: str, local: str) -> N
 
 def test_the_last_block_s_guess_is_exact_inside_too() -> None:
     for kind in FAMILIES:
-        model = trained(kind)
-        true = true_gradient(model)
-        feedback, found = guess(model, local="mlp", top_blocks=1)
+        feedback, found, true = guess_and_truth(kind, local="mlp", top_blocks=1)
         assert len(feedback.blocks) == 1 and len(found) >= 5
         for name in found:
             assert cosine([found[name]], [true[name]]) == pytest.approx(1, abs=1e-5), name
