@@ -95,7 +95,7 @@ def test_the_core_imports_only_torch(package):
 
 
 def test_engine_and_tasks_know_no_training():
-    trainers = ("trainer", "rloo", "guided_trainer", "online_dpo")
+    trainers = ("trainer", "zopro_trainer", "rloo", "guided_trainer", "online_dpo")
     assert not offenders(("engine", "tasks"), (*trainers, "pipeline", "compare", "rewards", "methods", "demo", "cli"))
 
 

@@ -19,7 +19,7 @@ from zopro import cli, pipeline
 from zopro.errors import InputError
 from zopro.journal import read
 from zopro.replay import replay
-from zopro.trainer import ZOPrOTrainer
+from zopro.zopro_trainer import ZOPrOTrainer
 
 STEPS = 3
 RUNS: dict[str, dict[str, Any]] = {

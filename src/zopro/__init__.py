@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from zopro.config import RunConfig
     from zopro.errors import InputError
     from zopro.guided_trainer import GuidedConfig, GuidedTrainer
-    from zopro.trainer import ZOPrOConfig, ZOPrOTrainer, zeroth_order
+    from zopro.trainer import zeroth_order
     from zopro.zo import SPSA, Gaussian, Rademacher, ResidualFeedback, Targeted
+    from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 __version__ = "0.1.0"
 
@@ -41,8 +42,8 @@ _HOME = {
     "ResidualFeedback": "zopro.zo",
     "GuidedConfig": "zopro.guided_trainer",
     "GuidedTrainer": "zopro.guided_trainer",
-    "ZOPrOConfig": "zopro.trainer",
-    "ZOPrOTrainer": "zopro.trainer",
+    "ZOPrOConfig": "zopro.zopro_trainer",
+    "ZOPrOTrainer": "zopro.zopro_trainer",
     "zeroth_order": "zopro.trainer",
     "RunConfig": "zopro.config",
     "InputError": "zopro.errors",

@@ -16,37 +16,17 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from zopro import __version__
 from zopro.analysis import command as analyse
+from zopro.bench import command as bench
 from zopro.config import GROUPS
 from zopro.errors import InputError, Stopped, nearest
 
 Result = tuple[dict[str, Any], str]
 """What a handler returns: the object for `--json`, and the text for people."""
-
-
-BENCH_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "model": (str, "folder or Hub id (default: random weights of --size)"),
-    "size": (str, "shape of a random-weight model: tiny, 0.1b, 1b, 3b or 8b (default: 1b)"),
-    "vocab_size": (int, "vocabulary of a random-weight model (default: 128256)"),
-    "prompts": (int, "prompts in a step (default: 8)"),
-    "num_generations": (int, "completions of each prompt, K (default: 4)"),
-    "prompt_length": (int, "tokens of a prompt (default: 100)"),
-    "completion_length": (int, "tokens of a completion (default: 32)"),
-    "lora_r": (int, "rank of the adapters on all linear layers; 0: all parameters (default: 8)"),
-    "dtype": (str, "auto, float32 or bfloat16 (default: auto)"),
-    "device": (str, "auto, cpu, cuda or cuda:N (default: auto)"),
-    "threads": (int, "CPU threads (default: torch's choice)"),
-    "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),
-    "sides": (int, "2: central differences, 1: forward differences (default: 2)"),
-    "queries": (int, "directions averaged in a step (default: 1)"),
-    "directions": (str, "targeted, gaussian or rademacher (default: targeted)"),
-    "steps": (int, "steps measured after one to warm up (default: 5)"),
-    "seed": (int, "seed of prompts, weights and directions (default: 0)"),
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description="Align language models to preferences with forward passes only.")
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, _add_bench):
+    for add in (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, bench.add):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")
@@ -204,21 +184,6 @@ def _add_export(commands: Any) -> argparse.ArgumentParser:
     return command
 
 
-def _add_bench(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "bench",
-        help="a step's cost beside the floor of its forward passes, and beside TRL",
-        description="Measure one policy step: seconds by phase, the bare forward passes it cannot do without, memory.",
-    )
-    command.add_argument("what", choices=["step"], help="what to measure")
-    for name, (kind, text) in BENCH_OPTIONS.items():
-        flag = f"--{name.replace('_', '-')}"
-        command.add_argument(flag, dest=name, type=kind, default=argparse.SUPPRESS, metavar="VALUE", help=text)
-    command.add_argument("--peer", metavar="NAME", help="also measure this trainer on the same work: trl")
-    command.set_defaults(handler=_bench)
-    return command
-
-
 def _add_policy(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="run directory")
     command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: the newest)")
@@ -294,17 +259,6 @@ def _export(args: argparse.Namespace) -> Result:
 
     written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged)
     return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
-
-
-def _bench(args: argparse.Namespace) -> Result:
-    from zopro.bench.command import bench_step, table
-    from zopro.bench.work import Work
-
-    chosen = {name: value for name, value in vars(args).items() if name in BENCH_OPTIONS}
-    if not chosen.get("lora_r", 8):
-        chosen.setdefault("beta", 0.0)
-    measured = bench_step(Work(**chosen), args.peer, say=lambda line: print(line, file=sys.stderr))
-    return measured, table(measured)
 
 
 def _set_verbosity(verbose: bool) -> None:

@@ -14,97 +14,77 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zopro.errors import InputError, nearest
+from zopro.fields import check, not_negative, option, positive
+from zopro.guided_options import GuidedOptions
 
 WARM_STARTS = ("first_order", "sft", "spsa")
 METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "online-dpo")
-GUIDES = ("adam", "spsa", "mixed")
-GUIDE_LOCAL = ("none", "mlp", "chain")
 PRESETS = ("default", "paper")
-
-
-def _option(default: Any, text: str) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": text})
-
-
-def _check(ok: bool, name: str, rule: str, value: Any, remedy: str = "") -> None:
-    if not ok:
-        raise InputError(f"{name}: {rule}, got {value!r}.{' ' + remedy if remedy else ''}")
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        _check(getattr(config, name) > 0, name, "must be greater than 0", getattr(config, name))
-
-
-def _not_negative(config: Any, *names: str) -> None:
-    for name in names:
-        _check(getattr(config, name) >= 0, name, "must not be negative", getattr(config, name))
 
 
 @dataclass
 class ModelOptions:
     """The base model and its adapters."""
 
-    model: str = _option("", "Base model: a Hub id or a local folder.")
-    dtype: str = _option(
+    model: str = option("", "Base model: a Hub id or a local folder.")
+    dtype: str = option(
         "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32."
     )
-    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
-    trust_remote_code: bool = _option(False, "Run Python code that comes with the model. Only for sources you trust.")
-    lora_r: int = _option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
-    lora_alpha: int = _option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
-    lora_target_modules: str = _option("all-linear", "PEFT target modules: all-linear or a comma-separated list.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
+    lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
+    lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
+    lora_target_modules: str = option("all-linear", "PEFT target modules: all-linear or a comma-separated list.")
 
     def __post_init__(self) -> None:
-        _check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
-        _check(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "must be auto, float32 or bfloat16", self.dtype)
-        _not_negative(self, "lora_r")
-        _positive(self, "lora_alpha")
+        check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
+        check(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "must be auto, float32 or bfloat16", self.dtype)
+        not_negative(self, "lora_r")
+        positive(self, "lora_alpha")
 
 
 @dataclass
 class DataOptions:
     """The task and its rows."""
 
-    task: str = _option("", "chat, summarization, translation or preference (TRL's prompt/chosen/rejected format).")
-    train_data: str = _option("", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.")
-    eval_data: str = _option("", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.")
-    max_train_rows: int = _option(0, "Use at most this many training rows (after shuffling by seed); 0 uses all.")
-    max_prompt_length: int = _option(256, "Longest prompt in tokens; rows with a longer one are dropped and counted.")
-    max_completion_length: int = _option(48, "Longest sampled or trained completion in tokens.")
-    source_language: str = _option("English", "Translation: language of the source, as named in the prompt.")
-    target_language: str = _option("German", "Translation: language of the target, as named in the prompt.")
+    task: str = option("", "chat, summarization, translation or preference (TRL's prompt/chosen/rejected format).")
+    train_data: str = option("", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.")
+    eval_data: str = option("", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.")
+    max_train_rows: int = option(0, "Use at most this many training rows (after shuffling by seed); 0 uses all.")
+    max_prompt_length: int = option(256, "Longest prompt in tokens; rows with a longer one are dropped and counted.")
+    max_completion_length: int = option(48, "Longest sampled or trained completion in tokens.")
+    source_language: str = option("English", "Translation: language of the source, as named in the prompt.")
+    target_language: str = option("German", "Translation: language of the target, as named in the prompt.")
 
     def __post_init__(self) -> None:
-        _check(bool(self.task), "task", "must be set", self.task, "chat, summarization, translation or preference.")
-        _check(bool(self.train_data), "train_data", "must be set", self.train_data, "Give a file, folder or Hub id.")
-        _not_negative(self, "max_train_rows")
-        _positive(self, "max_prompt_length", "max_completion_length")
+        check(bool(self.task), "task", "must be set", self.task, "chat, summarization, translation or preference.")
+        check(bool(self.train_data), "train_data", "must be set", self.train_data, "Give a file, folder or Hub id.")
+        not_negative(self, "max_train_rows")
+        positive(self, "max_prompt_length", "max_completion_length")
 
 
 @dataclass
 class LoopOptions:
     """The iterated loop (the paper's)."""
 
-    output_dir: str = _option("", "Run directory. Empty: runs/<task>-<method>-<time>.")
-    seed: int = _option(0, "Seed of everything random: data order, sampling, directions, initialisation.")
-    method: str = _option(
+    output_dir: str = option("", "Run directory. Empty: runs/<task>-<method>-<time>.")
+    seed: int = option(0, "Seed of everything random: data order, sampling, directions, initialisation.")
+    method: str = option(
         "zopro",
         "How the policy is optimised: zopro, zopro-paper (with preset paper), mezo (Gaussian directions), guided "
         "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, online-dpo.",
     )
-    iterations: int = _option(4, "Policy iterations, iteration 0 included.")
-    warm_start: str = _option(
+    iterations: int = option(4, "Policy iterations, iteration 0 included.")
+    warm_start: str = option(
         "first_order", "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa."
     )
-    iteration_share: float = _option(
+    iteration_share: float = option(
         0.05, "Share of the training rows used by one iteration (the paper's 5 %); 1.0 is a whole epoch, 2.0 two."
     )
-    snapshot_every: int = _option(
+    snapshot_every: int = option(
         0, "Also keep the adapters every this many steps inside an iteration, for finer trajectories; 0: never."
     )
-    checkpoint_steps: int = _option(
+    checkpoint_steps: int = option(
         10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: begin it anew."
     )
     report_to: list[str] = field(
@@ -113,22 +93,22 @@ class LoopOptions:
     )
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.method in METHODS,
             "method",
             f"must be one of {', '.join(METHODS)}",
             self.method,
             nearest(self.method, METHODS).strip(),
         )
-        _check(
+        check(
             self.warm_start in WARM_STARTS,
             "warm_start",
             f"must be one of {', '.join(WARM_STARTS)}",
             self.warm_start,
             nearest(self.warm_start, WARM_STARTS).strip(),
         )
-        _positive(self, "iterations", "iteration_share")
-        _not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
+        positive(self, "iterations", "iteration_share")
+        not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to in ("", "none") else self.report_to.split(",")
 
@@ -137,135 +117,106 @@ class LoopOptions:
 class SFTOptions:
     """Supervised fine-tuning on the chosen answers."""
 
-    sft_steps: int = _option(100, "Optimiser steps of supervised fine-tuning; 0 starts from the base model.")
-    sft_batch_size: int = _option(8, "Rows in a step.")
-    sft_learning_rate: float = _option(2e-4, "Peak learning rate (AdamW, linear decay).")
+    sft_steps: int = option(100, "Optimiser steps of supervised fine-tuning; 0 starts from the base model.")
+    sft_batch_size: int = option(8, "Rows in a step.")
+    sft_learning_rate: float = option(2e-4, "Peak learning rate (AdamW, linear decay).")
 
     def __post_init__(self) -> None:
-        _not_negative(self, "sft_steps")
-        _positive(self, "sft_batch_size", "sft_learning_rate")
+        not_negative(self, "sft_steps")
+        positive(self, "sft_batch_size", "sft_learning_rate")
 
 
 @dataclass
 class RewardOptions:
     """The reward model: first training, refinement and interpolation with its predecessor."""
 
-    reward_steps: int = _option(100, "Optimiser steps of the first reward model.")
-    reward_batch_size: int = _option(8, "Pairs (or scored rows) in a step.")
-    reward_learning_rate: float = _option(2e-4, "Peak learning rate (AdamW, linear decay).")
-    refine_steps: int = _option(10, "Optimiser steps of each refinement on the judged pairs.")
-    refine_learning_rate: float = _option(1e-4, "Peak learning rate of each refinement.")
-    interpolation: float = _option(
+    reward_steps: int = option(100, "Optimiser steps of the first reward model.")
+    reward_batch_size: int = option(8, "Pairs (or scored rows) in a step.")
+    reward_learning_rate: float = option(2e-4, "Peak learning rate (AdamW, linear decay).")
+    refine_steps: int = option(10, "Optimiser steps of each refinement on the judged pairs.")
+    refine_learning_rate: float = option(1e-4, "Peak learning rate of each refinement.")
+    interpolation: float = option(
         0.5, "Weight of the newly refined reward model against its predecessor: 1 keeps only the new one."
     )
 
     def __post_init__(self) -> None:
-        _positive(self, "reward_steps", "reward_batch_size", "reward_learning_rate", "refine_learning_rate")
-        _not_negative(self, "refine_steps")
-        _check(0 <= self.interpolation <= 1, "interpolation", "must lie in [0, 1]", self.interpolation)
+        positive(self, "reward_steps", "reward_batch_size", "reward_learning_rate", "refine_learning_rate")
+        not_negative(self, "refine_steps")
+        check(0 <= self.interpolation <= 1, "interpolation", "must lie in [0, 1]", self.interpolation)
 
 
 @dataclass
 class PolicyOptions:
     """The policy stage: RLOO's objective, optimised by `method`."""
 
-    policy_steps: int = _option(0, "Steps of each policy iteration; 0 derives them from iteration_share.")
-    prompts_per_step: int = _option(8, "Prompts in a step.")
-    num_generations: int = _option(2, "Completions per prompt, K (the paper: 2).")
-    temperature: float = _option(1.0, "Sampling temperature of the rollouts.")
-    beta: float = _option(0.05, "Weight of KL(policy || SFT) in the sequence reward.")
-    first_order_learning_rate: float = _option(2e-4, "AdamW learning rate of RLOO (method rloo, warm start).")
-    preset: str = _option(
+    policy_steps: int = option(0, "Steps of each policy iteration; 0 derives them from iteration_share.")
+    prompts_per_step: int = option(8, "Prompts in a step.")
+    num_generations: int = option(2, "Completions per prompt, K (the paper: 2).")
+    temperature: float = option(1.0, "Sampling temperature of the rollouts.")
+    beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward.")
+    first_order_learning_rate: float = option(2e-4, "AdamW learning rate of RLOO (method rloo, warm start).")
+    preset: str = option(
         "default", "default (normalised directions, eps auto, adaptive step) or paper (their scaling, eps 1e-5)."
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         0.0, "Zeroth-order learning rate; 0 takes the preset's. default: change of a weight in a typical step."
     )
-    eps: str = _option("", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's.")
-    queries: int = _option(1, "Directions averaged in a step.")
-    sides: int = _option(2, "2: central difference. 1: forward difference, one evaluation less per direction.")
-    surrogate: str = _option(
+    eps: str = option("", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's.")
+    queries: int = option(1, "Directions averaged in a step.")
+    sides: int = option(2, "2: central difference. 1: forward difference, one evaluation less per direction.")
+    surrogate: str = option(
         "",
         "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
     )
-    decay: str = _option("linear", "How the share of the previous update, d, decays: linear or exponential.")
-    weight_decay: float = _option(0.0, "Decoupled weight decay (not on biases and norms).")
+    decay: str = option("linear", "How the share of the previous update, d, decays: linear or exponential.")
+    weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
 
     def __post_init__(self) -> None:
-        _not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
-        _positive(self, "prompts_per_step", "temperature", "first_order_learning_rate", "queries")
-        _check(
+        not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
+        positive(self, "prompts_per_step", "temperature", "first_order_learning_rate", "queries")
+        check(
             self.num_generations >= 2,
             "num_generations",
             "must be at least 2 (the leave-one-out baseline needs another completion)",
             self.num_generations,
         )
-        _check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
-        _check(
-            self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate
-        )
-        _check(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}", self.preset)
-        _check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
+        check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
+        check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
+        check(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}", self.preset)
+        check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
         if self.eps not in ("", "auto"):
             try:
                 ok = float(self.eps) > 0
             except ValueError:
                 ok = False
-            _check(ok, "eps", "must be a number greater than 0, or auto", self.eps)
-
-
-@dataclass
-class GuidedOptions:
-    """The policy stage of method guided: residual feedback in place of the gradient."""
-
-    guided_learning_rate: float = _option(2e-4, "Learning rate of method guided.")
-    guide: str = _option(
-        "adam",
-        "What is made of the guess: adam (AdamW's gradient), spsa (a direction whose slope is measured) or mixed "
-        "(as spsa, half of it ZOPrO's direction).",
-    )
-    guide_local: str = _option(
-        "chain", "Local products: none, mlp (inside each block's MLP) or chain (from MLP to MLP; best and dearest)."
-    )
-    guide_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
-    guard_every: int = _option(
-        10,
-        "With adam: every so many steps measure the slope and follow only what goes downhill (one more pass); 0: never.",
-    )
-
-    def __post_init__(self) -> None:
-        _positive(self, "guided_learning_rate")
-        _not_negative(self, "guide_blocks", "guard_every")
-        _check(self.guide in GUIDES, "guide", f"must be one of {', '.join(GUIDES)}", self.guide)
-        rule = f"must be one of {', '.join(GUIDE_LOCAL)}"
-        _check(self.guide_local in GUIDE_LOCAL, "guide_local", rule, self.guide_local)
+            check(ok, "eps", "must be a number greater than 0, or auto", self.eps)
 
 
 @dataclass
 class PairOptions:
     """Sampled pairs and their judge."""
 
-    pair_prompts: int = _option(64, "Prompts sampled in each iteration before uncertain ones are kept.")
-    uncertain_share: float = _option(0.6, "Share of the samples kept: those whose reward is nearest to zero.")
-    judge: str = _option(
+    pair_prompts: int = option(64, "Prompts sampled in each iteration before uncertain ones are kept.")
+    uncertain_share: float = option(0.6, "Share of the samples kept: those whose reward is nearest to zero.")
+    judge: str = option(
         "auto",
         "Who wins a pair: auto (by task), rouge, chrf, model (the base model), model:PATH or python:module:function.",
     )
 
     def __post_init__(self) -> None:
-        _positive(self, "pair_prompts")
-        _check(0 < self.uncertain_share <= 1, "uncertain_share", "must lie in (0, 1]", self.uncertain_share)
+        positive(self, "pair_prompts")
+        check(0 < self.uncertain_share <= 1, "uncertain_share", "must lie in (0, 1]", self.uncertain_share)
 
 
 @dataclass
 class EvaluationOptions:
     """Measurements on held-out prompts after SFT and after every iteration."""
 
-    eval_prompts: int = _option(100, "Held-out prompts answered and scored after each iteration.")
-    eval_batch_size: int = _option(32, "Rows in a batch of evaluation and scoring.")
+    eval_prompts: int = option(100, "Held-out prompts answered and scored after each iteration.")
+    eval_batch_size: int = option(32, "Rows in a batch of evaluation and scoring.")
 
     def __post_init__(self) -> None:
-        _positive(self, "eval_prompts", "eval_batch_size")
+        positive(self, "eval_prompts", "eval_batch_size")
 
 
 GROUPS = (

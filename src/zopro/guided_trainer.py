@@ -14,7 +14,7 @@ alone, a pseudo-gradient. Three things can be made of it (`guide`):
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,28 +22,25 @@ from torch import Tensor
 from trl import RLOOConfig
 
 from zopro.engine.feedback import Feedback
+from zopro.fields import option
 from zopro.objectives import clipped_surrogate
 from zopro.rloo import EngineRLOOTrainer
-from zopro.trainer import ZOPrOConfig, ZOPrOTrainer
 from zopro.zo.directions import Directions
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.perturbation import InPlace
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 
 @dataclass
 class GuidedConfig(RLOOConfig):
     """`trl.RLOOConfig` with the options of the guide, for Adam on pseudo-gradients."""
 
-    gradient_checkpointing: bool = _option(False, "There is no backward pass: leave it off.")
-    bf16: bool | None = _option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
-    local: str = _option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
-    top_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
-    guard_every: int = _option(10, "Measure the slope along the pseudo-gradient every so many steps; 0 never does.")
-    guard_eps: float = _option(1e-4, "Root mean square change of a guided weight in that measurement.")
+    gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
+    bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
+    local: str = option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
+    top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
+    guard_every: int = option(10, "Measure the slope along the pseudo-gradient every so many steps; 0 never does.")
+    guard_eps: float = option(1e-4, "Root mean square change of a guided weight in that measurement.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,9 +55,9 @@ class GuidedConfig(RLOOConfig):
 class GuidedSPSAConfig(ZOPrOConfig):
     """`ZOPrOConfig` with the options of the guide, for SPSA along pseudo-gradients."""
 
-    local: str = _option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
-    top_blocks: int = _option(0, "Guide the last so many blocks only; 0 guides all.")
-    guide: float = _option(1.0, "Weight of the pseudo-gradient in z; the rest, 1 - guide, is ZOPrO's direction.")
+    local: str = option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
+    top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
+    guide: float = option(1.0, "Weight of the pseudo-gradient in z; the rest, 1 - guide, is ZOPrO's direction.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from zopro.config import RunConfig
 from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.online_dpo import OnlineDPOTrainer
 from zopro.rloo import EngineRLOOTrainer
-from zopro.trainer import ZOPrOConfig, ZOPrOTrainer
+from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 LEARNING_RATES = {"default": 1e-4, "paper": 1.0}  # of the presets; the paper's is relative to |mu|
 
@@ -38,7 +38,6 @@ class PolicyInputs:
     seed: int
     folder: Path  # the trainer's: checkpoints, logs of report_to
     config: RunConfig
-    callbacks: list[Any] = field(default_factory=list)
     previous_update: Mapping[str, Tensor] = field(default_factory=dict)  # mu
     reward_update: Mapping[str, Tensor] = field(default_factory=dict)  # v
     rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
@@ -77,7 +76,6 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": inputs.prompts, **({"row": inputs.rows} if inputs.rows else {})}),
         processing_class=inputs.tokenizer,
-        callbacks=inputs.callbacks,
         reference=inputs.reference,
         **extra,
     )

@@ -22,9 +22,11 @@ from zopro.checkpoints import clear
 from zopro.config import RunConfig
 from zopro.durable import stopped_by_full_disk
 from zopro.evaluation import evaluate
+from zopro.memory import peak_rss_mb
+from zopro.policy_stage import train_policy
 from zopro.rundir import RunDirectory, read_rows, write_text
-from zopro.session import Session, peak_rss_mb
-from zopro.stages import refine_reward, sample_pairs, train_policy, train_reward, train_sft
+from zopro.session import Session
+from zopro.stages import refine_reward, sample_pairs, train_reward, train_sft
 
 SAMPLES_SHOWN = 5
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -22,6 +21,7 @@ from zopro.config import RunConfig
 from zopro.engine import models
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.errors import InputError
+from zopro.memory import peak_rss_mb
 from zopro.policies import Policies
 from zopro.random_state import derived_seed, preserve_random_state
 from zopro.rewards import RewardModel
@@ -186,12 +186,6 @@ def trimmed(rollout: Rollouts) -> list[list[int]]:
     """Completions as lists without padding, EOS kept."""
     lengths = rollout.completion_mask.sum(1).tolist()
     return [row[:n] for row, n in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB (1e6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _check_context(model: Any, config: RunConfig) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -18,9 +17,8 @@ from zopro.callbacks import be_quiet
 from zopro.checkpoints import checkpointed, fit
 from zopro.errors import InputError
 from zopro.judges import judge_pairs
-from zopro.methods import METHODS, SELF_STARTING, PolicyInputs
+from zopro.policy_stage import iteration_items
 from zopro.random_state import preserve_random_state
-from zopro.recording import Recorder, origin_of
 from zopro.rewards import Pair, Scored
 from zopro.rewards.training import quiet_arguments
 from zopro.rundir import read_rows, whole_folder
@@ -131,59 +129,6 @@ def scored(items: Sequence[Item], fit: Callable[..., bool] | None = None) -> lis
         for item in items
         if item.example.score is not None and (fit is None or fit(item.example.chosen))
     ]
-
-
-def policy_steps(session: Session) -> int:
-    """Steps of one iteration: as configured, or what iteration_share of the training prompts amounts to."""
-    config = session.config
-    return config.policy_steps or math.ceil(config.iteration_share * len(session.train) / config.prompts_per_step)
-
-
-def iteration_items(session: Session, iteration: int, count: int) -> list[Item]:
-    """The `count` training items of one iteration: the next ones in order, around and around."""
-    start = iteration * policy_steps(session) * session.config.prompts_per_step
-    return [session.train[(start + i) % len(session.train)] for i in range(count)]
-
-
-def train_policy(session: Session, iteration: int) -> None:
-    """Optimise the policy against the current reward model, by `method` or, in iteration 0, by the warm start."""
-    config, directory, policies = session.config, session.directory, session.policies
-    origin = origin_of(config, directory, iteration, config.method in SELF_STARTING)
-    mu = policies.update(*origin.previous_update) if origin.previous_update else {}
-    v = policies.reward_update(*origin.reward_update) if origin.reward_update else {}
-    steps = policy_steps(session)
-    items = iteration_items(session, iteration, steps * config.prompts_per_step)
-    with (
-        policies.open(origin.start, trainable=True) as model,
-        whole_folder(directory.policy(iteration)) as folder,
-        preserve_random_state(),
-    ):
-        model.config._name_or_path = str(origin.start if policies.full else config.model)
-
-        def save(snapshot: Path) -> None:
-            with whole_folder(snapshot) as partial:
-                policies.save(model, partial)
-
-        inputs = PolicyInputs(
-            model=model,
-            tokenizer=session.tokenizer,
-            reward_function=session.reward_model(iteration).as_reward_function(config.eval_batch_size),
-            prompts=[item.prompt for item in items],
-            rows=[item.example.row for item in items],
-            steps=steps,
-            seed=session.seed("policy", iteration),
-            folder=directory.trainer("policy", iteration),
-            config=config,
-            callbacks=[session.callback("policy", iteration), *session.snapshots("policy", iteration, save)],
-            previous_update=mu,
-            reward_update=v,
-            reference=policies.reference(directory.sft()),
-        )
-        trainer = METHODS[origin.method](inputs)
-        be_quiet(trainer)
-        Recorder(trainer, directory.iteration(iteration) / "journal.jsonl", origin, rebuild=policies.full).attach()
-        fit(trainer)
-        policies.save(model, folder)
 
 
 def sample_pairs(session: Session, iteration: int) -> None:

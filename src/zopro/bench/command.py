@@ -1,7 +1,8 @@
-"""The command: every measurement in a fresh process, one after another, and the table of their ratios."""
+"""The command: what can be typed, every measurement in a fresh process one after another, the table of their ratios."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,13 +11,61 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zopro.bench.work import Work
 from zopro.errors import InputError
+
+if TYPE_CHECKING:
+    from zopro.bench.work import Work
 
 PEERS = {"trl": ("peer", "peer-plain")}
 LIBRARIES = ("torch", "transformers", "trl", "peft")
+
+OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "model": (str, "folder or Hub id (default: random weights of --size)"),
+    "size": (str, "shape of a random-weight model: tiny, 0.1b, 1b, 3b or 8b (default: 1b)"),
+    "vocab_size": (int, "vocabulary of a random-weight model (default: 128256)"),
+    "prompts": (int, "prompts in a step (default: 8)"),
+    "num_generations": (int, "completions of each prompt, K (default: 4)"),
+    "prompt_length": (int, "tokens of a prompt (default: 100)"),
+    "completion_length": (int, "tokens of a completion (default: 32)"),
+    "lora_r": (int, "rank of the adapters on all linear layers; 0: all parameters (default: 8)"),
+    "dtype": (str, "auto, float32 or bfloat16 (default: auto)"),
+    "device": (str, "auto, cpu, cuda or cuda:N (default: auto)"),
+    "threads": (int, "CPU threads (default: torch's choice)"),
+    "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),
+    "sides": (int, "2: central differences, 1: forward differences (default: 2)"),
+    "queries": (int, "directions averaged in a step (default: 1)"),
+    "directions": (str, "targeted, gaussian or rademacher (default: targeted)"),
+    "steps": (int, "steps measured after one to warm up (default: 5)"),
+    "seed": (int, "seed of prompts, weights and directions (default: 0)"),
+}
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Register the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "bench",
+        help="a step's cost beside the floor of its forward passes, and beside TRL",
+        description="Measure one policy step: seconds by phase, the bare forward passes it cannot do without, memory.",
+    )
+    command.add_argument("what", choices=["step"], help="what to measure")
+    for name, (kind, text) in OPTIONS.items():
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, dest=name, type=kind, default=argparse.SUPPRESS, metavar="VALUE", help=text)
+    command.add_argument("--peer", metavar="NAME", help="also measure this trainer on the same work: trl")
+    command.set_defaults(handler=_bench)
+    return command
+
+
+def _bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from zopro.bench.work import Work
+
+    chosen = {name: value for name, value in vars(args).items() if name in OPTIONS}
+    if not chosen.get("lora_r", 8):
+        chosen.setdefault("beta", 0.0)
+    measured = bench_step(Work(**chosen), args.peer, say=lambda line: print(line, file=sys.stderr))
+    return measured, table(measured)
 
 
 def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from zopro.bench.work import Setting, adapter_options
 from zopro.engine import models
 from zopro.random_state import preserve_random_state
 from zopro.rewards import RewardModel
-from zopro.trainer import ZOPrOConfig, ZOPrOTrainer
 from zopro.zo import Directions, Rademacher
+from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 PHASES = ("rollout", "scoring", "reference", "log-probs", "perturb", "update")
 NO_TOKEN = -1  # as EOS: no completion ends early, so that every step has the same work

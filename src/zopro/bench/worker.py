@@ -9,11 +9,9 @@ import contextlib
 import dataclasses
 import gc
 import json
-import resource
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ import torch
 from zopro.bench import measure as steps  # by every kind, so that the libraries are in every kind's memory
 from zopro.bench.work import Work, build
 from zopro.errors import InputError
+from zopro.memory import PeakMemory
 
 KINDS = ("step", "step-memory", "inference-memory", "peer", "peer-plain")
 
@@ -46,7 +45,7 @@ def measure(kind: str, work: Work) -> dict[str, Any]:
     about = {"parameters": setting.parameters, "dtype": str(setting.policy.dtype).removeprefix("torch."),
              "device": device.type, "threads": torch.get_num_threads()}  # fmt: skip
     gc.collect()
-    forget_peak(device)
+    memory = PeakMemory(device)
     result: dict[str, Any] = {}
     if kind == "inference-memory":
         _generate(setting)
@@ -57,7 +56,7 @@ def measure(kind: str, work: Work) -> dict[str, Any]:
             steps.step_trainer(setting, 2, folder).train()
     else:
         result = steps.measure_peer(setting, checkpointing=kind == "peer")
-    return {**about, **result, "peak_mb": peak_mb(device)}
+    return {**about, **result, "peak_mb": memory.peak_mb()}
 
 
 def _generate(setting: Any) -> None:
@@ -72,26 +71,6 @@ def _generate(setting: Any) -> None:
             eos_token_ids=-1,
             pad_token_id=setting.tokenizer.pad_token_id,
         )
-
-
-def forget_peak(device: torch.device) -> None:
-    """Let the peak count from here: loading a model takes more than running it. Linux and CUDA only."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb(device: torch.device) -> float:
-    """Peak memory in MB (1e6 bytes): CUDA's allocator, else the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 if __name__ == "__main__":

@@ -18,18 +18,17 @@ from typing import Any
 import torch
 from transformers import SchedulerType, TrainerCallback
 
-from zopro.callbacks import be_quiet
-from zopro.compare.memory import PeakMemory
 from zopro.compare.plan import RATE_KEYS, Job
 from zopro.config import RunConfig
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.errors import InputError
-from zopro.methods import METHODS, PolicyInputs
-from zopro.random_state import preserve_random_state
+from zopro.memory import PeakMemory
+from zopro.policy_stage import policy_trainer, train_policy
+from zopro.recording import Origin
 from zopro.rundir import write_text
 from zopro.session import Item, Session, batches, trimmed
-from zopro.stages import refine_reward, sample_pairs, train_policy, train_reward, train_sft
+from zopro.stages import refine_reward, sample_pairs, train_reward, train_sft
 
 INFERENCE_BATCHES = 3
 
@@ -72,8 +71,8 @@ def _inference(session: Session, job: Job) -> dict[str, Any]:
     config = session.config
     items = training_items(session)
     untrained = replace(job, method="mezo", steps=1)
-    with _trainer(session, untrained, config, session.directory.trainer("inference"), []) as (_, model):
-        memory = PeakMemory()
+    with _trainer(session, untrained, config, session.directory.trainer("inference")) as (_, model):
+        memory = PeakMemory(session.base.device)
         for number in range(INFERENCE_BATCHES):
             first = number * config.prompts_per_step
             batch = [items[(first + i) % len(items)] for i in range(config.prompts_per_step)]
@@ -102,35 +101,20 @@ def training_items(session: Session) -> list[Item]:
 
 
 @contextmanager
-def _trainer(
-    session: Session, job: Job, config: RunConfig, folder: Path, callbacks: list[Any]
-) -> Iterator[tuple[Any, Any]]:
+def _trainer(session: Session, job: Job, config: RunConfig, folder: Path) -> Iterator[tuple[Any, Any]]:
     """The method's trainer and its model, ready to train from the policy that all start from."""
     directory, policies = session.directory, session.policies
-    first = job.start == "sft"
-    initial = None if policies.full else directory.initial()
-    mu = policies.update(*((directory.sft(), initial) if first else (directory.policy(0), directory.sft())))
-    v = {} if first else policies.reward_update(directory.reward(1), directory.reward(0))
-    start, items = start_folder(session, job), training_items(session)
-    with policies.open(start, trainable=True) as model, preserve_random_state():
-        model.config._name_or_path = str(start if policies.full else config.model)
-        inputs = PolicyInputs(
-            model=model,
-            tokenizer=session.tokenizer,
-            reward_function=session.reward_model(0 if first else 1).as_reward_function(config.eval_batch_size),
-            prompts=[items[i % len(items)].prompt for i in range(job.steps * config.prompts_per_step)],
-            steps=job.steps,
-            seed=job.seed,
-            folder=folder,
-            config=config,
-            callbacks=callbacks,
-            previous_update=mu,
-            reward_update=v,
-            reference=policies.reference(directory.sft()),
-        )
-        trainer = METHODS[job.method](inputs)
+    sft, policy, reward = directory.sft(), directory.policy, directory.reward
+    if job.start == "sft":
+        before = Path(config.model) if policies.full else directory.initial()
+        origin = Origin(directory.path, 0, job.method, sft, (sft, before))
+    else:
+        origin = Origin(directory.path, 1, job.method, policy(0), (policy(0), sft), (reward(1), reward(0)))
+    items = training_items(session)
+    chosen = [items[i % len(items)] for i in range(job.steps * config.prompts_per_step)]
+    training = {"steps": job.steps, "seed": job.seed, "folder": folder}
+    with policy_trainer(session, origin, chosen, origin.iteration, config, **training) as (trainer, model):
         trainer.args.lr_scheduler_type = SchedulerType.CONSTANT  # a budget may end any training early
-        be_quiet(trainer)
         yield trainer, model
 
 
@@ -138,9 +122,10 @@ def _train(session: Session, job: Job, folder: Path) -> dict[str, Any]:
     rate: dict[str, Any] = {RATE_KEYS.get(job.method, "learning_rate"): job.learning_rate}
     config = replace(session.config, method=job.method, checkpoint_steps=0, **rate)
     pace = Pace(job)
-    with _trainer(session, job, config, folder / "trainer", [pace]) as (trainer, model):
+    with _trainer(session, job, config, folder / "trainer") as (trainer, model):
+        trainer.add_callback(pace)
         pace.save = lambda step: session.policies.save(model, folder / "points" / f"{step:06d}")
-        memory = PeakMemory()
+        memory = PeakMemory(session.base.device)
         trainer.train()
         peak = memory.peak_mb()
     points = [

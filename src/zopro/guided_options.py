@@ -1,0 +1,37 @@
+"""Configuration keys of method guided; a group of `zopro.config.RunConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zopro.fields import check, not_negative, option, positive
+
+GUIDES = ("adam", "spsa", "mixed")
+GUIDE_LOCAL = ("none", "mlp", "chain")
+
+
+@dataclass
+class GuidedOptions:
+    """The policy stage of method guided: residual feedback in place of the gradient."""
+
+    guided_learning_rate: float = option(2e-4, "Learning rate of method guided.")
+    guide: str = option(
+        "adam",
+        "What is made of the guess: adam (AdamW's gradient), spsa (a direction whose slope is measured) or mixed "
+        "(as spsa, half of it ZOPrO's direction).",
+    )
+    guide_local: str = option(
+        "chain", "Local products: none, mlp (inside each block's MLP) or chain (from MLP to MLP; best and dearest)."
+    )
+    guide_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
+    guard_every: int = option(
+        10,
+        "With adam: every so many steps measure the slope and follow only what goes downhill (one more pass); 0: never.",
+    )
+
+    def __post_init__(self) -> None:
+        positive(self, "guided_learning_rate")
+        not_negative(self, "guide_blocks", "guard_every")
+        check(self.guide in GUIDES, "guide", f"must be one of {', '.join(GUIDES)}", self.guide)
+        rule = f"must be one of {', '.join(GUIDE_LOCAL)}"
+        check(self.guide_local in GUIDE_LOCAL, "guide_local", rule, self.guide_local)

@@ -1,0 +1,45 @@
+"""Peak memory in MB (1e6 bytes): of CUDA's allocator where a GPU is used, else the process's resident set."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """The peak from the moment this is made, so that loading a model does not hide what follows.
+
+    Args:
+        device: where the work is done.
+
+    Without CUDA that needs Linux, whose kernel sets its high-water mark back; elsewhere the peak is that of the
+    process's whole life.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident set size
+
+    def peak_mb(self) -> float:
+        """The largest since then."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        return peak_rss_mb()
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, or since a `PeakMemory` was last made."""
+    with contextlib.suppress(OSError):  # Linux: its ru_maxrss may be that of the process which started this one
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
