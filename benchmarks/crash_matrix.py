@@ -61,8 +61,8 @@ class Trial:
     died_in: str
     code: int  # exit code of the disturbed run
     line: str  # what it said last
-    resumed: int  # exit code of the resumed run
-    seconds: float  # the resumed run took
+    resumed: int  # exit code of the run in the end
+    seconds: float  # from resuming it to the next death or the end
     adapters: bool  # same sha256
     lines: bool  # same samples, pairs, evaluations and journals; every step logged once
 
@@ -159,45 +159,72 @@ class Disk:
             subprocess.run(["umount", str(self.folder)], check=False)
 
 
-def trial(kind: str, moment: float | str, config: Path, out: Path, disk: Disk, whole: dict[str, Any]) -> Trial:
-    """Disturb one run at `moment`, resume it and compare.
+def disturb(
+    kind: str, moments: list[float | str], config: Path, out: Path, disk: Disk, whole: dict[str, Any]
+) -> list[Trial]:
+    """Disturb one run at each of `moments`, resume it after each, and compare what it ends with.
 
     Args:
-        moment: seconds after the start (earlier if it has ended by then), or the pattern of a path under `out` that is
-            waited for.
+        moments: ascending seconds of the undisturbed run's time (the first earlier if the run has ended by then), or one
+            pattern of a path under `out` that is waited for.
+
+    Returns:
+        One trial a death: at least one, and fewer than `moments` if the resumed run ended before the next was due.
     """
+    deaths: list[tuple[float, str, int, str]] = []
+    lives: list[float] = []
+    reached = 0.0
+    for moment in moments:
+        while True:
+            if not deaths:
+                shutil.rmtree(out, ignore_errors=True)
+            run = Run(config, out, *(["--resume"] if deaths else []))
+            if run.running(_due(run, out, moment if isinstance(moment, str) else moment - reached)):
+                break
+            code, line, seconds = run.end()
+            if deaths:
+                return _compared(kind, deaths, [*lives, seconds], (code, line), out, whole)
+            if isinstance(moment, str):
+                raise SystemExit(f"crash_matrix: the run ended before '{moment}' was seen")
+            moment *= 0.8
+        if kind == "killed":
+            os.kill(run.pid, signal.SIGKILL)
+        else:
+            disk.fill(run.pid)
+        code, line, seconds = run.end()
+        disk.free()
+        lives.append(seconds)
+        deaths.append((round(seconds + reached, 2), where(out), code, line))
+        reached = seconds if isinstance(moment, str) else moment
+    code, line, seconds = Run(config, out, "--resume").end()
+    return _compared(kind, deaths, [*lives, seconds], (code, line), out, whole)
 
-    def due() -> bool:
-        return any(out.glob(moment)) if isinstance(moment, str) else run.seconds >= moment
 
-    while True:
-        shutil.rmtree(out, ignore_errors=True)
-        run = Run(config, out)
-        if run.running(due):
-            break
-        run.end()
-        if isinstance(moment, str):
-            raise SystemExit(f"crash_matrix: the run ended before '{moment}' was seen")
-        moment *= 0.8
-    disturbed = round(run.seconds, 2)
-    if kind == "killed":
-        os.kill(run.pid, signal.SIGKILL)
-    else:
-        disk.fill(run.pid)
-    code, line, _ = run.end()
-    disk.free()
-    died_in = where(out)
-    resumed, said, seconds = Run(config, out, "--resume").end()
-    found = fingerprint(out) if resumed == 0 else dict.fromkeys(whole)
+def _due(run: Run, out: Path, moment: float | str) -> Callable[[], bool]:
+    return lambda: any(out.glob(moment)) if isinstance(moment, str) else run.seconds >= moment
+
+
+def _compared(
+    kind: str,
+    deaths: list[tuple[float, str, int, str]],
+    lives: list[float],
+    end: tuple[int, str],
+    out: Path,
+    whole: dict[str, Any],
+) -> list[Trial]:
+    """The trials of one run, which ended with exit code and line `end`; its folder is removed if all passed."""
+    found = fingerprint(out) if end[0] == 0 else dict.fromkeys(whole)
     same = {
         "adapters": found["adapters"] == whole["adapters"],
         "lines": found["lines"] == whole["lines"] and found["steps"] == whole["steps"],
     }
-    last = line if resumed == 0 else said
-    done = Trial(kind, disturbed, died_in, code, last, resumed, round(seconds, 1), **same)
-    if done.passed:
+    trials = [
+        Trial(kind, moment, died_in, code, line if end[0] == 0 else end[1], end[0], round(after, 1), **same)
+        for (moment, died_in, code, line), after in zip(deaths, lives[1:], strict=True)
+    ]
+    if all(trial.passed for trial in trials):
         shutil.rmtree(out)
-    return done
+    return trials
 
 
 def table(trials: list[Trial]) -> Iterator[str]:
@@ -215,6 +242,7 @@ def main() -> int:
     parser.add_argument(
         "--at", nargs="*", default=[], metavar="PATTERN", help="kill when such a path is in the run, once for each"
     )
+    parser.add_argument("--deaths-per-run", type=int, default=1, help="deaths of one run (default: 1)")
     parser.add_argument("--full-disks", type=int, default=10, help="full disks (default: 10)")
     parser.add_argument("--disk", choices=["tmpfs", "limit"], default="tmpfs", help="how a disk is filled (see above)")
     parser.add_argument("--size", choices=SIZES, default="demo", help="of the run (default: demo)")
@@ -240,15 +268,20 @@ def main() -> int:
         raise SystemExit(f"crash_matrix: the undisturbed run ended with {code}: {line}")
     whole = fingerprint(work / "whole")
     print(f"undisturbed: {seconds:.1f} s, {len(whole['adapters'])} adapters", file=sys.stderr, flush=True)
-    draw, trials = random.Random(args.seed), []
+    draw = random.Random(args.seed)
+    trials: list[Trial] = []
     disk = Disk(work / "disk", args.disk)
     try:
         for kind, count in (("killed", args.kills), ("disk full", args.full_disks)):
             moments: list[float | str] = [seconds * (number + draw.random()) / count for number in range(count)]
-            for number, moment in enumerate([*args.at, *moments] if kind == "killed" else moments):
-                out = (disk.folder if kind == "disk full" else work) / f"{kind.replace(' ', '_')}-{number}"
-                trials.append(trial(kind, moment, config, out, disk, whole))
-                print(list(table(trials))[-1], file=sys.stderr, flush=True)
+            runs = -(-count // args.deaths_per_run)
+            plans: list[list[float | str]] = [[pattern] for pattern in args.at if kind == "killed"]
+            for plan in [*plans, *(moments[number::runs] for number in range(runs))]:
+                while plan:
+                    out = (disk.folder if kind == "disk full" else work) / f"{kind.replace(' ', '_')}-{len(trials)}"
+                    done = disturb(kind, plan, config, out, disk, whole)
+                    trials, plan = [*trials, *done], plan[len(done) :]
+                    print("\n".join(list(table(trials))[-len(done) :]), file=sys.stderr, flush=True)
     finally:
         disk.close()
     passed = sum(t.passed for t in trials)
