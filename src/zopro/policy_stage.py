@@ -73,7 +73,7 @@ def train_policy(session: Session, iteration: int) -> None:
     origin = origin_of(config, directory, iteration, config.method in SELF_STARTING)
     steps, seed = policy_steps(session), session.seed("policy", iteration)
     items = iteration_items(session, iteration, steps * config.prompts_per_step)
-    training = {"steps": steps, "seed": seed, "folder": directory.trainer("policy", iteration)}
+    training: dict[str, Any] = {"steps": steps, "seed": seed, "folder": directory.trainer("policy", iteration)}
     with (
         policy_trainer(session, origin, items, iteration, **training) as (trainer, model),
         whole_folder(directory.policy(iteration)) as folder,

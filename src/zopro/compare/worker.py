@@ -112,7 +112,7 @@ def _trainer(session: Session, job: Job, config: RunConfig, folder: Path) -> Ite
         origin = Origin(directory.path, 1, job.method, policy(0), (policy(0), sft), (reward(1), reward(0)))
     items = training_items(session)
     chosen = [items[i % len(items)] for i in range(job.steps * config.prompts_per_step)]
-    training = {"steps": job.steps, "seed": job.seed, "folder": folder}
+    training: dict[str, Any] = {"steps": job.steps, "seed": job.seed, "folder": folder}
     with policy_trainer(session, origin, chosen, origin.iteration, config, **training) as (trainer, model):
         trainer.args.lr_scheduler_type = SchedulerType.CONSTANT  # a budget may end any training early
         yield trainer, model
