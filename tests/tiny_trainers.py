@@ -143,7 +143,8 @@ def tea(completions: list[str], **kwargs: Any) -> list[float]:
 
 def online(trainer_cls: type, config_cls: type, folder: Path, options: dict[str, Any]) -> Any:
     model = options.pop("model", None) or head_only()
-    updates = {key: options.pop(key) for key in ("previous_update", "reward_update", "reference") if key in options}
+    own_arguments = ("previous_update", "reward_update", "reference", "reward_timeout")
+    updates = {key: options.pop(key) for key in own_arguments if key in options}
     own = {"num_generations": 8, "max_completion_length": 6, "beta": 0.0, "learning_rate": 0.1}
     sizes = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 240}
     return quiet(

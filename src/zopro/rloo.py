@@ -20,6 +20,7 @@ from trl import RLOOTrainer
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
+from zopro.guard import checked_reward
 from zopro.zo.directions import tensor_generator
 
 ADAPTER = "default"
@@ -58,17 +59,31 @@ class EngineRLOOTrainer(RLOOTrainer):
     Args:
         reference: name -> tensor, adapter weights of the reference policy (the SFT adapter in the iterated loop). By
             default the weights that training starts from, as in TRL.
+        reward_timeout: seconds that one call of a reward function may take; 0 for no limit (see `zopro.guard.call`).
 
     Departures from TRL: in float32 old log-probs come with the rollout instead of another forward pass (on-policy they
     are the same numbers), and the entropy, which nothing uses, is logged as missing. vLLM (`use_vllm=True`), continuous
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
+        InputError: while training, a reward function that raises, is late, or does not return one finite number (or
+            None, which TRL leaves out) for each completion.
         ValueError: `reference` without an adapter of the same names to hold it.
     """
 
-    def __init__(self, *args: Any, reference: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        reference: Mapping[str, Tensor] | None = None,
+        reward_timeout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        functions: list[Any] = self.reward_funcs
+        self.reward_funcs = [
+            function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
+            for function in functions
+        ]
         self._rollout: Rollouts | None = None
         self.last_batch: Batch | None = None
         if reference is not None:
