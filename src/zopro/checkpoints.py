@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
@@ -88,7 +89,10 @@ class CheckpointMixin:
         if not (folder / PARAMETERS).exists():
             self.rebuilt = True
             return
-        saved, trained = load_file(folder / PARAMETERS), self._trained()
+        try:
+            saved, trained = load_file(folder / PARAMETERS), self._trained()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{folder}: {PARAMETERS} is damaged ({error}). Delete the folder to begin anew.") from None
         if saved.keys() != trained.keys():
             raise InputError(f"{folder}: must hold this stage's parameters, got others. Delete it to begin anew.")
         with torch.no_grad():

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from zopro.config import RunConfig
 from zopro.engine import models, rollouts
+from zopro.engine.adapters import open_adapter
 from zopro.errors import InputError
 from zopro.options import load_config
 from zopro.random_state import preserve_random_state
@@ -75,7 +75,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     with whole_folder(out) as partial:
         if is_adapter and merged:
-            model = PeftModel.from_pretrained(_load_model(config, config.model), str(policy.folder))
+            model = open_adapter(_load_model(config, config.model), policy.folder)
             model.merge_and_unload().save_pretrained(partial)
         elif is_adapter:
             _copy_adapter(policy, partial)
@@ -168,13 +168,11 @@ def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
         ):
             yield name, _load_model(config, folder).eval()
         return
-    model = PeftModel.from_pretrained(
-        _load_model(config, config.model), str(policy.folder), adapter_name="aligned"
-    ).eval()
+    model = open_adapter(_load_model(config, config.model), policy.folder, "aligned").eval()
     with model.disable_adapter():
         yield "base", model
     if _has_weights(sft):
-        model.load_adapter(str(sft), adapter_name="sft")
+        open_adapter(model, sft, "sft")
         model.set_adapter("sft")
     with nullcontext() if _has_weights(sft) else model.disable_adapter():
         yield "sft", model
@@ -189,6 +187,7 @@ def _load_model(config: RunConfig, folder: str) -> Any:
 
 def _copy_adapter(policy: Policy, target: Path) -> None:
     """Copy the adapter; a base that is a folder is named by its full path, so that PEFT finds it from anywhere."""
+    models.adapter_tensors(policy.folder)
     shutil.copy(policy.folder / "adapter_model.safetensors", target)
     settings = json.loads((policy.folder / "adapter_config.json").read_text("utf-8"))
     base = Path(policy.config.model)

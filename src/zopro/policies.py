@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from zopro import updates
 from zopro.config import RunConfig
 from zopro.engine import models
+from zopro.engine.adapters import open_adapter
 from zopro.random_state import preserve_random_state
 
 
@@ -46,7 +47,7 @@ class Policies:
                 torch.manual_seed(self.config.seed)
                 model = get_peft_model(self.base, models.lora_config(self.config, "CAUSAL_LM"))
             else:
-                model = PeftModel.from_pretrained(self.base, str(folder), is_trainable=trainable)
+                model = open_adapter(self.base, folder, trainable=trainable)
         try:
             yield model
         finally:

@@ -129,6 +129,11 @@ def _cannot_load(what: str, name: str, error: Exception) -> InputError:
     if not Path(name).exists() and isinstance(error, OSError):
         return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
     reason = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in reason:
+        return InputError(
+            f"model: {name!r} comes with Python code of its own, which is not run unasked. Read it, then set "
+            "trust_remote_code if you trust it."
+        )
     return InputError(f"model: cannot load the {what} of {name!r}: {reason.splitlines()[0]}")
 
 
@@ -216,15 +221,15 @@ def tensor_name(name: str) -> str:
     return name.replace(".modules_to_save.", ".")
 
 
-def adapter_state(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a saved PEFT adapter, on the CPU, by `tensor_name`.
+def adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a saved PEFT adapter, on the CPU, by their names in the file.
 
     Raises:
         InputError: the file is missing, damaged, empty or has a value that is not finite.
     """
     path = Path(folder) / ADAPTER_FILE
     try:
-        tensors = load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise InputError(f"adapter: {str(path)!r} does not exist.") from None
     except (SafetensorError, OSError) as error:
@@ -234,4 +239,9 @@ def adapter_state(folder: str | Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise InputError(f"adapter: {name} in {str(path)!r} is not finite; the training that wrote it diverged.")
-    return {tensor_name(name): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def adapter_state(folder: str | Path) -> dict[str, Tensor]:
+    """`adapter_tensors` by `tensor_name`; raises as it does."""
+    return {tensor_name(name): tensor for name, tensor in adapter_tensors(folder).items()}

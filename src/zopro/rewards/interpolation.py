@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from zopro.engine.models import adapter_tensors
 from zopro.errors import InputError
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 State = Mapping[str, Tensor]
 
@@ -20,10 +18,7 @@ def read_state(source: State | str | Path) -> State:
     """Name -> tensor of an adapter and its head, from a folder written by `RewardModel.save` (or given as it is)."""
     if isinstance(source, Mapping):
         return source
-    path = Path(source) / WEIGHTS_FILE
-    if not path.is_file():
-        raise InputError(f"{source}: must be a folder with {WEIGHTS_FILE}, which is not there.")
-    return load_file(path)
+    return adapter_tensors(source)
 
 
 def check_same_tensors(left: State, right: State, argument: str) -> None:

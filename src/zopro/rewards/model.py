@@ -16,7 +16,9 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zopro import guard
 from zopro.durable import whole_folder
+from zopro.engine.adapters import open_adapter
 from zopro.engine.scores import can_share, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
@@ -197,8 +199,10 @@ class RewardModel:
         ) -> list[float]:
             distinct = list(dict.fromkeys(prompts))  # K completions share a prompt
             ids = dict(zip(distinct, self.tokenizer(distinct)["input_ids"], strict=True))
-            return self.score([ids[prompt] for prompt in prompts], completion_ids, batch_size)
+            scores = self.score([ids[prompt] for prompt in prompts], completion_ids, batch_size)
+            return guard.rewards(scores, len(completions), "reward model")
 
+        reward_model.checked = True  # type: ignore[attr-defined]
         return reward_model
 
     def _score_shared(
@@ -278,7 +282,7 @@ class RewardModel:
         """
         record = _read_record(folder)
         with preserve_random_state():  # PEFT draws an initial adapter before it loads the saved one
-            model = PeftModel.from_pretrained(base_classifier, str(folder), is_trainable=True)
+            model = open_adapter(base_classifier, folder, trainable=True)
         reward_model = cls(model, tokenizer, record["max_length"])
         reward_model.restore(folder)
         return reward_model
@@ -295,4 +299,11 @@ def _read_record(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         raise InputError(f"{folder}: must be a folder written by RewardModel.save, but has no {RECORD_FILE}.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        optional = [record[name] for name in ("score_mean", "score_std") if record[name] is not None]
+        if all(math.isfinite(number) for number in (record["max_length"], record["offset"], *optional)):
+            return dict(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path}: must hold max_length, offset, score_mean and score_std as numbers, and does not.")
