@@ -75,11 +75,15 @@ def first(row: Mapping[str, Any], *names: str) -> str:
 
 
 def as_text(value: Any, column: str) -> str:
-    """`value` stripped. Raises `DropRow` if it is null and `InputError` if it is not text."""
+    """`value` stripped. Raises `DropRow` if it is null and `InputError` if it is not text, or half a character."""
     if value is None:
         raise DropRow(f"{column} is null")
     if not isinstance(value, str):
         raise InputError(f"{column}: must be text, got {type(value).__name__}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{column}: must be text, got a lone surrogate at character {error.start + 1}") from None
     return value.strip()
 
 
@@ -89,6 +93,8 @@ def as_number(value: Any, column: str) -> float:
         raise DropRow(f"{column} is null")
     try:
         number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
     except (TypeError, ValueError):
         raise InputError(f"{column}: must be a number, got {value!r:.60}") from None
     if not math.isfinite(number):

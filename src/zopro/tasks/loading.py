@@ -124,7 +124,7 @@ def _examples(
     for row in load_rows(source, split):
         try:
             example = convert(task, row, split)
-            if refuse is not None and (reason := refuse(example)):
+            if refuse is not None and (reason := _refusal(refuse, example, row, split)):
                 raise DropRow(reason)
         except DropRow as drop:
             reasons[str(drop)] += 1
@@ -136,6 +136,13 @@ def _examples(
     prefix = "" if split == "train" else "eval_data: "
     dropped.update({prefix + reason: count for reason, count in reasons.items()})
     return examples
+
+
+def _refusal(refuse: Callable[[Example], str | None], example: Example, row: Row, split: Split) -> str | None:
+    try:
+        return refuse(example)
+    except InputError as error:
+        raise InputError(f"{split}_data: {row.place}: {str(error).rstrip('.')}.") from None
 
 
 def _distinct(examples: Iterable[Example], count: int) -> list[Example]:

@@ -109,11 +109,16 @@ def _read_json(path: Path, data: bytes) -> Iterator[Row]:
         yield _row(values, path, number)
 
 
+def _line_number(data: bytes, error: UnicodeDecodeError) -> int:
+    return data.count(b"\n", 0, error.start) + 1
+
+
 def _parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _Broken(f"{where}is not UTF-8 (byte {error.start + 1})") from None
+        at = where or f"line {_line_number(data, error)} "
+        raise _Broken(f"{at}is not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} " if not where else ""
         raise _Broken(f"{where}is not JSON ({error.msg}, {at}column {error.colno})") from None
@@ -131,11 +136,12 @@ def _read_csv(path: Path, data: bytes) -> Iterator[Row]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _Broken(f"line {line} is not UTF-8 (byte {error.start + 1})") from None
+        raise _Broken(f"line {_line_number(data, error)} is not UTF-8 (byte {error.start + 1})") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    number = 0
+    number, limit = 0, csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
+        if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+            raise _Broken("has two columns of one name")
         for number, values in enumerate(reader, 1):
             # DictReader files surplus fields under None and gives missing ones the value None.
             if None in values or None in values.values():
@@ -144,6 +150,8 @@ def _read_csv(path: Path, data: bytes) -> Iterator[Row]:
             yield Row(values, str(path), number)
     except csv.Error as error:
         raise _Broken(f"row {number + 1} is not CSV ({error})") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_parquet(path: Path, data: bytes) -> Iterator[Row]:
@@ -152,10 +160,26 @@ def _read_parquet(path: Path, data: bytes) -> Iterator[Row]:
 
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(data))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _Broken(f"is not Parquet ({_line(error)})") from None
-    for number, values in enumerate(table.to_pylist(), 1):
+    try:
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        rows = (_parquet_row(table, number) for number in range(table.num_rows))  # slower, but it names the row
+    for number, values in enumerate(rows, 1):
         yield Row(values, str(path), number)
+
+
+def _parquet_row(table: Any, index: int) -> dict[str, Any]:
+    import pyarrow
+
+    try:
+        (values,) = table.slice(index, 1).to_pylist()
+    except UnicodeDecodeError as error:
+        raise _Broken(f"row {index + 1} is not UTF-8 (byte {error.start + 1} of a text)") from None
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise _Broken(f"row {index + 1} cannot be read ({_line(error)})") from None
+    return dict(values)
 
 
 _READERS: dict[str, Callable[[Path, bytes], Iterable[Row]]] = {

@@ -30,9 +30,10 @@ from zopro.tasks.base import (
 )
 
 
-def request(text: str, title: str | None = None) -> list[Message]:
-    """The prompt for a text to summarise."""
-    heading = f"{title.strip()}\n\n" if title and title.strip() else ""
+def request(text: str, title: Any = None) -> list[Message]:
+    """The prompt for a text to summarise. Raises `InputError` if the title is neither text nor null."""
+    title = "" if title is None else as_text(title, "title")
+    heading = f"{title}\n\n" if title else ""
     return ask(f"Summarise this text in one sentence.\n\n{heading}{text}") if text else []
 
 
@@ -40,7 +41,8 @@ def from_feedback(row: Mapping[str, Any]) -> Example:
     """openai/summarize_from_feedback, comparisons: `reference` is the human-written summary (policy "ref") if it is
     one of the pair, else the preferred one."""
     info, summaries = row["info"], row["summaries"]
-    if isinstance(summaries, Mapping):  # how Arrow stores a sequence of records: one list per field
+    if isinstance(summaries, Mapping) and all(isinstance(values, list) for values in summaries.values()):
+        # how Arrow stores a sequence of records: one list per field
         summaries = [dict(zip(summaries, values, strict=True)) for values in zip(*summaries.values(), strict=False)]
     if not isinstance(info, Mapping) or not any(name in info for name in ("post", "article")):
         raise InputError("info: must have post or article")
