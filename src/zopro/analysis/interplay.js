@@ -4,6 +4,8 @@
   const data = JSON.parse(byId("trajectory-data").textContent);
   const plot = byId("trajectory"), form = byId("trajectory-controls"), state = byId("trajectory-state");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  // plotly reads tags in its texts: a checkpoint's name is text.
+  const plain = (label) => String(label).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   const names = { policy: ["policy", "--c1"], reward: ["reward model", "--c2"] };
   const start = { theta: 0.8, phi: 0.5, radius: 2.3 };
   let camera = start;
@@ -27,14 +29,14 @@
     const column = (rows) => Object.fromEntries(axes.map((axis, i) => [axis, rows.map((row) => (row ? row[i] : null))]));
     const size = (i) => (i === 0 || i === last ? 11 : ends.has(i) ? 7 : 4) * (dimensions === 3 ? 0.6 : 1);
     const symbol = (i) => (i === 0 ? "circle-open" : i === last ? "square" : "circle");
-    const dashes = [], words = [];
+    const labels = side.labels.map(plain), dashes = [], words = [];
     side.main.slice(1).forEach((position, i) => {
       dashes.push(points[position], predicted[i], null);
-      words.push(side.labels[position], "after " + side.labels[position] + ", if it went straight on", "");
+      words.push(labels[position], "after " + labels[position] + ", if it went straight on", "");
     });
     return [
       {
-        ...kind, ...column(points), name: title, mode: "lines+markers", text: side.labels, hovertemplate: "%{text}<extra>" + title + "</extra>",
+        ...kind, ...column(points), name: title, mode: "lines+markers", text: labels, hovertemplate: "%{text}<extra>" + title + "</extra>",
         line: { color: line, width: dimensions === 3 ? 4 : 2 },
         marker: { opacity: 1, color: line, size: points.map((_, i) => size(i)), symbol: points.map((_, i) => symbol(i)), line: { color: line, width: 2 } },
       },
