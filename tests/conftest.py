@@ -3,4 +3,9 @@
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+settings.register_profile("zopro", deadline=None, derandomize=True)  # the same examples on every machine
+settings.load_profile("zopro")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zopro.errors import InputError
@@ -139,3 +142,54 @@ def test_a_step_that_cannot_be_written_is_not_taken() -> None:
     with pytest.raises(OSError, match="No space"):
         optimiser.step(lambda: weight.sum())
     assert not weight.any() and optimiser.step_count == 0
+
+
+few = settings(max_examples=40)
+taken_steps = st.lists(st.builds(StepRecord, *FIELDS), min_size=1, max_size=4).map(
+    lambda taken: [Step(dataclasses.replace(one, step=number), one.loss, [number]) for number, one in enumerate(taken)]
+)
+
+
+@contextmanager
+def journal_of(steps: list[Step]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal.jsonl"
+        writer = JournalWriter(path, HEADER)
+        for step in steps:
+            writer.write(step)
+        yield path
+
+
+@few
+@given(taken_steps, st.data())
+def test_a_tail_torn_at_any_byte_leaves_a_prefix(steps: list[Step], data: st.DataObject) -> None:
+    with journal_of(steps) as path:
+        whole = path.read_bytes()
+        assert repr(read(path)) == repr(Journal(HEADER, steps, torn=False))
+        header = whole.index(b"\n") + 1
+        cut = data.draw(st.integers(header, len(whole)))
+        path.write_bytes(whole[:cut])
+        kept = whole[:cut].count(b"\n") - 1
+        assert repr(read(path).steps) == repr(steps[:kept])
+        writer = JournalWriter(path, HEADER, keep=kept)
+        for step in steps[kept:]:
+            writer.write(step)
+        assert path.read_bytes() == whole
+
+
+@few
+@given(taken_steps, st.data())
+def test_a_changed_byte_anywhere_is_refused_or_costs_the_last_line_alone(steps: list[Step], data: st.DataObject) -> None:
+    with journal_of(steps) as path:
+        whole = path.read_bytes()
+        at = data.draw(st.integers(0, len(whole) - 1))
+        byte = data.draw(st.integers(0, 255).filter(lambda new: new != whole[at]))
+        path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+        last = whole[:-1].rindex(b"\n") + 1
+        if at < last or byte == ord("\n"):
+            number = whole[:at].count(b"\n") + 1
+            with pytest.raises(InputError, match=rf"{path} is damaged: line {number} "):
+                read(path)
+        else:
+            journal = read(path)
+            assert journal.torn and repr(journal.steps) == repr(steps[:-1])

@@ -26,6 +26,7 @@ from zopro.zo.records import StepRecord
 
 FORMAT = 1
 _LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
+_JOINED = re.compile(rb'"crc32": "[0-9a-f]{8}"\}.\{', re.DOTALL)  # two lines, the end of the first damaged: no death
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no such numbers
 
 
@@ -104,7 +105,7 @@ def read(path: str | Path) -> Journal:
         try:
             values.append(_header(decode(line)) if number == 1 else _step(decode(line), number - 2))
         except (ValueError, TypeError, KeyError) as error:
-            if not torn and number == len(lines) > 1:
+            if not torn and number == len(lines) > 1 and not _JOINED.search(line):
                 return Journal(values[0], values[1:], True)
             reason = error if isinstance(error, ValueError) else "lacks something a step has"
             raise InputError(
