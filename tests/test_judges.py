@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zopro.errors import InputError
 from zopro.judges import CallableJudge, MetricJudge, ModelJudge, judge_pairs, make_judge
+from zopro.verdicts import Verdicts
 
 TASK = SimpleNamespace(default_judge="chrf")
 PROMPTS = ["Tell me about cats. " * 3, "Dogs?", "Hm"]
@@ -223,10 +225,59 @@ def test_a_broken_judge_is_given_up_on():
         calls.append(arguments)
         raise TimeoutError("gone")
 
-    result = judge_pairs(judge, PROMPTS * 10, PAIRS * 10, NONE * 10)
-    assert result.winners == [-1] * 30
-    assert (result.invalid, result.ties) == (30, 0)
+    with pytest.raises(InputError, match=r"judge: .* judge failed on 3 pairs in a row, .* TimeoutError: gone.*--resume"):
+        judge_pairs(judge, PROMPTS * 10, PAIRS * 10, NONE * 10)
     assert len(calls) == 1 + 3
+
+
+def test_a_judge_without_any_usable_verdict_is_refused():
+    with pytest.raises(InputError, match=r"no usable verdict on 3 pairs \(verdict 7 is out of range: 3\)"):
+        judge_pairs(lambda p, c, r: [7] * len(p), PROMPTS, PAIRS, NONE)
+    assert judge_pairs(lambda p, c, r: [-1] * len(p), PROMPTS, PAIRS, NONE).ties == 3
+
+
+def test_a_judge_that_hangs_stops_the_run_and_loses_no_verdict(tmp_path):
+    release, asked = threading.Event(), []
+
+    def hangs(prompts, completions, references):
+        return release.wait() if prompts == PROMPTS[2:] else [0]
+
+    def works(prompts, completions, references):
+        asked.extend(prompts)
+        return [1] * len(prompts)
+
+    path = tmp_path / "new" / "verdicts.jsonl"
+    arguments = (PROMPTS, PAIRS, NONE)
+    with pytest.raises(InputError, match=r"gave no answer within 0.1 seconds. Mend it or raise its timeout"):
+        judge_pairs(CallableJudge(hangs, timeout=0.1), *arguments, Verdicts(path), batch_size=1)
+    release.set()
+    assert judge_pairs(CallableJudge(works, timeout=5), *arguments, Verdicts(path), batch_size=1).winners == [0, 0, 1]
+    assert asked == PROMPTS[2:]
+
+
+def test_only_usable_verdicts_are_kept_and_torn_lines_are_not_read(tmp_path):
+    path = tmp_path / "verdicts.jsonl"
+    judge_pairs(CallableJudge(lambda p, c, r: [1, "x", -1]), PROMPTS, PAIRS, NONE, Verdicts(path))
+    assert len(path.read_text().splitlines()) == 2 and not any(word in path.read_text() for word in PROMPTS)
+    path.write_bytes(path.read_bytes() + b'{"pair": 3}\n[1]\nnull\n{"pair')
+    asked = []
+    judge = CallableJudge(lambda p, c, r: asked.extend(p) or [0] * len(p))
+    assert judge_pairs(judge, PROMPTS, PAIRS, NONE, Verdicts(path)).winners == [1, 0, -1]
+    assert asked == PROMPTS[1:2]
+    swapped = [[b, a] for a, b in PAIRS]
+    assert judge_pairs(judge, PROMPTS, swapped, NONE, Verdicts(path)).winners == [0, 0, 0], "other pairs"
+
+
+def test_metrics_are_not_worth_keeping(tmp_path):
+    judge_pairs(MetricJudge("rouge"), PROMPTS, PAIRS, ["a"] * 3, Verdicts(tmp_path / "verdicts.jsonl"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_pairs_are_asked_in_batches():
+    sizes = []
+    judge = lambda p, c, r: sizes.append(len(p)) or [0] * len(p)  # noqa: E731
+    assert judge_pairs(judge, PROMPTS, PAIRS, NONE, batch_size=2).winners == [0] * 3
+    assert sizes == [2, 1]
 
 
 @pytest.mark.parametrize("answer", [[0], 5, None])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tiny_runs
 from tiny_runs import config, fingerprint, rows, write_inputs
 from zopro import pipeline
 from zopro.analysis.checkpoints import of_run
@@ -228,7 +229,7 @@ def test_iteration_share_sets_the_steps(folder: Path, tmp_path: Path) -> None:
     assert max(steps) == 3, "a tenth of 50 training rows, 2 a step"
 
 
-def test_bad_verdicts_end_no_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ties_end_no_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config(folder, tmp_path / "run", judge="python:tiny_runs:never_decides", iterations=1)
     summary = pipeline.run(settings)
     run = Path(settings.output_dir)
@@ -237,6 +238,20 @@ def test_bad_verdicts_end_no_run(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert summary["win_rate"] == 0.5
     old, new = (load_file(run / "reward" / name / "adapter_model.safetensors") for name in ("000", "001"))
     assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_a_judge_that_hangs_stops_a_run_that_then_continues_to_the_same_bits(
+    folder: Path, finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    tiny_runs.CALLS.clear()
+    settings = config(folder, tmp_path / "run", judge="python:tiny_runs:gets_stuck", judge_timeout=1.0)
+    run = Path(settings.output_dir)
+    with pytest.raises(InputError, match=r"python:tiny_runs:gets_stuck gave no answer within 1 seconds.*--resume"):
+        pipeline.run(settings, quiet=True)
+    tiny_runs.MENDED.set()
+    pipeline.run(replace(settings, judge_timeout=60.0), resume=True, quiet=True)
+    assert fingerprint(run) == fingerprint(Path(finished[0].output_dir))
+    assert not list(run.rglob("verdicts.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,20 @@ def prefers_short(prompts: list[str], completions: list[list[str]], references: 
     return [-1 if len(a) == len(b) else int(len(b) < len(a)) for a, b in completions]
 
 
+CALLS: list[int] = []
+MENDED = threading.Event()
+
+
+def gets_stuck(prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[int]:
+    """`prefers_short`, which does not come back from its third call until it is mended."""
+    CALLS.append(len(prompts))
+    if len(CALLS) == 3:
+        MENDED.wait(60)
+    return prefers_short(prompts, completions, references)
+
+
 def never_decides(prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[int]:
-    return [7] * len(prompts)
+    return [-1] * len(prompts)
 
 
 def write_inputs(folder: Path) -> Path:

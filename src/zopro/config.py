@@ -10,12 +10,14 @@ that has them. Names follow TRL and PEFT where they have one.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from zopro.errors import InputError, nearest
 from zopro.fields import check, not_negative, option, positive
 from zopro.guided_options import GuidedOptions
+from zopro.judge_options import PairOptions
 
 WARM_STARTS = ("first_order", "sft", "spsa")
 METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "online-dpo")
@@ -109,6 +111,7 @@ class LoopOptions:
         )
         positive(self, "iterations", "iteration_share")
         not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
+        check(self.seed < 2**63, "seed", "must be less than 2^63", self.seed)
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to in ("", "none") else self.report_to.split(",")
 
@@ -186,26 +189,10 @@ class PolicyOptions:
         check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
         if self.eps not in ("", "auto"):
             try:
-                ok = float(self.eps) > 0
+                ok = 0 < float(self.eps) < math.inf
             except ValueError:
                 ok = False
             check(ok, "eps", "must be a number greater than 0, or auto", self.eps)
-
-
-@dataclass
-class PairOptions:
-    """Sampled pairs and their judge."""
-
-    pair_prompts: int = option(64, "Prompts sampled in each iteration before uncertain ones are kept.")
-    uncertain_share: float = option(0.6, "Share of the samples kept: those whose reward is nearest to zero.")
-    judge: str = option(
-        "auto",
-        "Who wins a pair: auto (by task), rouge, chrf, model (the base model), model:PATH or python:module:function.",
-    )
-
-    def __post_init__(self) -> None:
-        positive(self, "pair_prompts")
-        check(0 < self.uncertain_share <= 1, "uncertain_share", "must lie in (0, 1]", self.uncertain_share)
 
 
 @dataclass

@@ -16,7 +16,6 @@ import torch
 
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.rollouts import Rollouts
-from zopro.judges import judge_pairs
 from zopro.rundir import read_rows, write_text
 from zopro.session import Session, batches, trimmed
 from zopro.tasks import metric
@@ -65,7 +64,7 @@ def evaluate(session: Session, iteration: int | None = None) -> dict[str, Any]:
     line |= {"reward": reward, "reward_low": low, "reward_high": high, "n": len(rows), "kl": 0.0}
     if iteration is not None:
         line["kl"] = _kl(session, rollouts)
-        wins = _wins(session, rows)
+        wins = _wins(session, iteration, rows)
         for row, win in zip(rows, wins, strict=True):
             row["win"] = win
         line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(wins)
@@ -90,7 +89,7 @@ def _answer_by_base(session: Session, sft: Sequence[dict[str, Any]]) -> None:
             {"prompt": item.prompt, "completion": answer, "reward": reward, "reference": item.example.reference}
             for item, answer, reward in zip(batch, session.texts(ids), rewards, strict=True)
         ]
-    for row, win in zip(rows, _wins(session, rows), strict=True):
+    for row, win in zip(rows, _wins(session, None, rows), strict=True):
         row["win"] = win
     session.directory.write_rows(session.directory.path / "evaluations" / "base.jsonl", rows)
 
@@ -110,11 +109,12 @@ def _kl(session: Session, rollouts: Sequence[Rollouts]) -> float:
     return total / count
 
 
-def _wins(session: Session, rows: Sequence[dict[str, Any]]) -> list[float]:
+def _wins(session: Session, iteration: int | None, rows: Sequence[dict[str, Any]]) -> list[float]:
     """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's."""
     sft = read_rows(session.directory.evaluation(None))[: len(rows)]
-    result = judge_pairs(
-        session.judge,
+    result = session.judged(
+        "evaluation",
+        iteration,
         [row["prompt"] for row in rows],
         [[before["completion"], row["completion"]] for before, row in zip(sft, rows, strict=True)],
         [row["reference"] for row in rows],

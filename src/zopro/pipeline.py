@@ -71,6 +71,7 @@ def _loop(session: Session) -> dict[str, Any]:
         if not output.exists():
             with session.stage(name, iteration):
                 work(session, *(() if iteration is None else (iteration,)))
+        directory.verdicts(name, iteration).unlink(missing_ok=True)
         clear(directory.trainer(name, iteration))
 
     stage("sft", None, directory.sft(), train_sft)

@@ -24,6 +24,17 @@ from zopro.lock import FILE, RunLock
 
 __all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_text"]
 
+FREE = (
+    "output_dir",
+    "checkpoint_steps",
+    "judge_timeout",
+    "judge_base_url",
+    "judge_api_key_env",
+    "judge_request_timeout",
+    "judge_max_retries",
+    "judge_concurrency",
+)
+"""Keys that may differ when a run is continued: they say where and how work is done, not what comes of it."""
 PACKAGES = ("zopro", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -73,7 +84,7 @@ class RunDirectory:
             return False
         saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
         for key, value in config.to_dict().items():
-            if key not in ("output_dir", "checkpoint_steps") and saved.get(key) != value:
+            if key not in FREE and saved.get(key) != value:
                 raise InputError(
                     f"output_dir: {self.path} belongs to another config ({key} is {saved.get(key)!r} there, {value!r} "
                     "here). Use that config or another output_dir."
@@ -92,6 +103,10 @@ class RunDirectory:
     def trainer(self, stage: str, iteration: int | None = None) -> Path:
         """Where a stage's trainer may write: logs of `report_to`, and checkpoints while it runs."""
         return self.path / "trainer" / (stage if iteration is None else f"{stage}-{iteration:03d}")
+
+    def verdicts(self, stage: str, iteration: int | None) -> Path:
+        """Verdicts of a stage that is not done."""
+        return self.trainer(stage, iteration) / "verdicts.jsonl"
 
     def policy(self, iteration: int) -> Path:
         return self.path / "policy" / f"{iteration:03d}"

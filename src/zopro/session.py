@@ -27,6 +27,7 @@ from zopro.random_state import derived_seed, preserve_random_state
 from zopro.rewards import RewardModel
 from zopro.rundir import RunDirectory
 from zopro.tasks import Example
+from zopro.verdicts import Verdicts
 
 FULL_REWARD_RANK = 8  # of the reward model's adapter where the policy has none (lora_r: 0)
 
@@ -64,7 +65,12 @@ class Session:
         self.base = self._load(device)
         _check_context(self.base, config)
         self.judge = judges.make_judge(
-            config.judge, self.task, self.base, self.tokenizer, load=lambda path: self._load_other(path, device)
+            config.judge,
+            self.task,
+            self.base,
+            self.tokenizer,
+            load=lambda path: self._load_other(path, device),
+            options=config,
         )
         self.train = [self._item(example) for example in data.train]
         self.eval = [self._item(example) for example in data.eval]
@@ -105,6 +111,20 @@ class Session:
         """Whether all of these answers end within max_completion_length: longer ones would teach not to end."""
         limit = self.config.max_completion_length
         return all(answer is None or self.answer_length(answer) <= limit for answer in answers)
+
+    def judged(
+        self,
+        stage: str,
+        iteration: int | None,
+        prompts: list[str],
+        completions: list[list[str]],
+        references: list[str | None],
+    ) -> judges.JudgeResult:
+        """The configured judge's verdicts, which are kept on the disk until the stage is done."""
+        verdicts = Verdicts(self.directory.verdicts(stage, iteration))
+        return judges.judge_pairs(
+            self.judge, prompts, completions, references, verdicts, batch_size=self.config.eval_batch_size
+        )
 
     def say(self, line: str) -> None:
         """One line of progress on stderr."""

@@ -16,7 +16,6 @@ from trl import SFTConfig, SFTTrainer
 from zopro.callbacks import be_quiet
 from zopro.checkpoints import checkpointed, fit
 from zopro.errors import InputError
-from zopro.judges import judge_pairs
 from zopro.policy_stage import iteration_items
 from zopro.random_state import preserve_random_state
 from zopro.rewards import Pair, Scored
@@ -149,8 +148,9 @@ def sample_pairs(session: Session, iteration: int) -> None:
         seconds = _answers(session, model, [row["item"] for row in uncertain], session.seed("second", iteration))
     for second, value in zip(seconds, _rewards(session, reward, seconds), strict=True):
         second["reward"] = value
-    result = judge_pairs(
-        session.judge,
+    result = session.judged(
+        "pairs",
+        iteration,
         [row["prompt"] for row in uncertain],
         [[a["completion"], b["completion"]] for a, b in zip(uncertain, seconds, strict=True)],
         [row["item"].example.reference for row in uncertain],
