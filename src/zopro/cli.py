@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             result, text = args.handler(args)
     except InputError as error:
-        print(f"zopro: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"zopro: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except Stopped as error:
-        print(f"zopro: stopped: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"zopro: stopped: {_one_line(error)}", file=sys.stderr)
         return 1
     except Exception as error:
         from zopro.durable import disk_full
@@ -59,15 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         cause = disk_full(error)
         if cause is None:
             raise
-        print(
-            f"zopro: stopped: the disk is full ({' '.join(str(cause).split())}). Free space, then again.", file=sys.stderr
-        )
+        print(f"zopro: stopped: the disk is full ({_one_line(cause)}). Free space, then again.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130
     print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False) if args.json else text)
     return 0
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's text as one line without control characters: names in it may come from anyone's data."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def read_value(key: str, value: Any) -> Any:
     rule, read = _READERS[kind]
     try:
         return read(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{key}: must be {rule}, got {value!r}.") from None
 
 
@@ -55,6 +57,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise InputError(f"CONFIG: must be valid YAML, got '{path}'{where}: {problem}.") from None
+    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none, brackets without end
+        raise InputError(f"CONFIG: must be valid YAML, got '{path}': {type(error).__name__} ({error}).") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -86,15 +90,23 @@ def _float(value: Any) -> float:
 
 def _str(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(_str(item) for item in value)
-    if isinstance(value, (bool, dict)):
+        return ",".join(_scalar(item) for item in value)
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """One value as text: of YAML's types, dates and numbers say what was typed. Control characters are no text."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, date)):
         raise ValueError
-    return str(value)
+    text = str(value)
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ValueError
+    return text
 
 
 def _words(value: Any) -> list[str]:
-    text = _str(value)
-    return [] if text in ("", "none") else [word.strip() for word in text.split(",")]
+    words = [word for word in map(str.strip, _str(value).split(",")) if word]
+    return [] if words == ["none"] else words
 
 
 _READERS: dict[str, tuple[str, Any]] = {
