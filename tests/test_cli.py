@@ -145,6 +145,7 @@ def test_interruption_is_one_line(config, monkeypatch, capsys):
         (f"{NEEDED}num_generations: 1\n", "num_generations: must be at least 2"),
         ("task: chat\ntrain_data: x\n", "model: must be set"),
         ("", "model: must be set"),
+        (f'{NEEDED}"a\\e[31mb": 1\n', "a?[31mb: no such configuration key."),
         ("- a\n- b\n", "CONFIG: must hold 'key: value' lines, got a list in 'config.yaml'."),
         ("a: [1\n", "CONFIG: must be valid YAML, got 'config.yaml' line 2"),
         ("a: !!python/object/apply:os.getcwd []\n", "CONFIG: must be valid YAML, got 'config.yaml' line 1"),

@@ -258,16 +258,21 @@ def test_a_trickle_does_not_hold_a_run_for_ever(server, monkeypatch):
         judge_pairs(one, PROMPTS, PAIRS, NONE)
 
 
-def test_a_model_that_takes_no_temperature_is_asked_without(server):
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_model_that_takes_no_temperature_is_asked_without(server, concurrency):
+    together = threading.Barrier(concurrency)
+
     def behave(number: int, asked: str, handler: Handler) -> None:
         if "temperature" in server.requests[number]:
+            together.wait(5)
             handler.say(400, json.dumps({"error": {"message": "Unsupported value: 'temperature'"}}).encode())
         else:
             handler.say(200, chat(shorter(asked)))
 
     server.behave = behave
-    assert judge_pairs(judge(server), PROMPTS, PAIRS, NONE).winners == [0, 1, 0]
-    assert sum("temperature" in request for request in server.requests) == 1
+    result = judge_pairs(judge(server, concurrency=concurrency), PROMPTS, PAIRS, NONE)
+    assert (result.winners, result.invalid) == ([0, 1, 0], 0)
+    assert sum("temperature" in request for request in server.requests) == concurrency
 
 
 @pytest.mark.parametrize("text", [KEY, f'"{KEY}"', f"x{KEY[3:11]}...", f"Bearer {KEY}", KEY * 2])

@@ -20,7 +20,7 @@ from typing import Any
 
 from zopro import guard
 from zopro.errors import InputError
-from zopro.judge_options import OPENAI_URL
+from zopro.judge_options import OPENAI_KEY, OPENAI_URL
 
 _READINGS = 2
 """Requests for one vote: a reply that cannot be read is asked for once more."""
@@ -40,12 +40,13 @@ class NoVerdict:
 
 
 def api_key(variable: str) -> str:
-    """The value of an environment variable. Raises `InputError`, without its name, which may be the key itself."""
+    """The value of an environment variable. Raises `InputError`, without a name that may be the key itself."""
     key = os.environ.get(variable, "").strip()
     if not key:
+        name = variable if variable == OPENAI_KEY else "one"
         raise InputError(
-            "judge_api_key_env: must name an environment variable that holds the endpoint's key, got one that is not "
-            "set. Export it (any text for an endpoint that wants none)."
+            f"judge_api_key_env: must name an environment variable that holds the endpoint's key, got {name}, which is "
+            "not set. Export it (any text for an endpoint that wants none)."
         )
     return key
 
@@ -54,10 +55,11 @@ def redacted(text: str, key: str) -> str:
     """`text` without the words that hold the key or eight characters of it.
 
     >>> redacted("Incorrect API key provided: sk-1234567890.", "sk-1234567890")
-    'Incorrect API key provided: [redacted]'
+    'Incorrect API key provided: [redacted].'
     """
     parts = {key[i : i + _WINDOW] for i in range(max(1, len(key) - _WINDOW + 1))}
-    return re.sub(r"\S+", lambda word: "[redacted]" if any(part in word[0] for part in parts) else word[0], text)
+    words = text.replace(key, "[redacted]")
+    return re.sub(r"\S+", lambda word: "[redacted]" if any(part in word[0] for part in parts) else word[0], words)
 
 
 def question(prompt: str, first: str, second: str) -> str:
@@ -173,14 +175,15 @@ class OpenAIJudge:
 
     def _reply(self, asked: str) -> str | NoVerdict:
         """What the endpoint says; empty where it is no chat completion."""
+        sampling = self._sampling  # of this request: another thread may change it meanwhile
         try:
             completion: Any = self._client.chat.completions.create(
-                model=self._model, messages=[{"role": "user", "content": asked}], **self._sampling
+                model=self._model, messages=[{"role": "user", "content": asked}], **sampling
             )
             content = completion.choices[0].message.content
         except self._openai.OpenAIError as error:
             text = redacted(str(error), self._key)
-            if self._sampling and isinstance(error, self._openai.BadRequestError) and "temperature" in text:
+            if sampling and isinstance(error, self._openai.BadRequestError) and "temperature" in text:
                 self._sampling = {}  # models that reason refuse it
                 return self._reply(asked)
             return NoVerdict(f"endpoint failed with {guard.reason(error, text)}")
