@@ -24,10 +24,9 @@ from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
 from zopro.rewards.correlation import pearson, spearman
 from zopro.rewards.interpolation import State, check_same_tensors, interpolate, read_state
+from zopro.rewards.record import RECORD_FILE, read_record
 from zopro.rewards.sequences import Pair, Scored, Sequences, finite_scores
 from zopro.rewards.training import fit_pairs, fit_scores, pad_right
-
-RECORD_FILE = "reward.json"
 
 
 class RewardModel:
@@ -280,7 +279,7 @@ class RewardModel:
 
         PEFT puts the adapter's layers inside `base_classifier`; to change a loaded model's weights use `restore`.
         """
-        record = _read_record(folder)
+        record = read_record(folder)
         with preserve_random_state():  # PEFT draws an initial adapter before it loads the saved one
             model = open_adapter(base_classifier, folder, trainable=True)
         reward_model = cls(model, tokenizer, record["max_length"])
@@ -289,21 +288,7 @@ class RewardModel:
 
     def restore(self, folder: str | Path) -> None:
         """Take weights, offset and unit from a saved folder; the maximal length stays this model's."""
-        record = _read_record(folder)
+        record = read_record(folder)
         self.set_state(folder)
         self.offset = record["offset"]
         self.score_mean, self.score_std = record["score_mean"], record["score_std"]
-
-
-def _read_record(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / RECORD_FILE
-    if not path.is_file():
-        raise InputError(f"{folder}: must be a folder written by RewardModel.save, but has no {RECORD_FILE}.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        optional = [record[name] for name in ("score_mean", "score_std") if record[name] is not None]
-        if all(math.isfinite(number) for number in (record["max_length"], record["offset"], *optional)):
-            return dict(record)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{path}: must hold max_length, offset, score_mean and score_std as numbers, and does not.")
