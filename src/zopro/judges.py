@@ -50,7 +50,7 @@ class Judge(Protocol):
 
     def __call__(
         self, prompts: list[str], completions: list[list[str]], references: list[str | None]
-    ) -> Sequence[int]: ...
+    ) -> Sequence[int | NoVerdict]: ...
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,11 @@ class CallableJudge:
         if not callable(self.function):
             raise InputError(f"judge: must be callable, got {target!r}.")
 
-    def __call__(self, prompts: list[str], completions: list[list[str]], references: list[str | None]) -> Sequence[int]:
+    def __call__(
+        self, prompts: list[str], completions: list[list[str]], references: list[str | None]
+    ) -> Sequence[int | NoVerdict]:
         # A generator would do its work where it is read: not under the time limit.
-        return guard.call(lambda: list(self.function(prompts, completions, references)), self.timeout)  # type: ignore[no-any-return]
+        return guard.call(lambda: list(self.function(prompts, completions, references)), self.timeout)
 
 
 def _resolve(name: str) -> Any:

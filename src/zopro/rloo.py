@@ -79,10 +79,10 @@ class EngineRLOOTrainer(RLOOTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        functions: list[Any] = self.reward_funcs
-        self.reward_funcs = [
+        trainer: Any = self
+        trainer.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
-            for function in functions
+            for function in trainer.reward_funcs
         ]
         self._rollout: Rollouts | None = None
         self.last_batch: Batch | None = None
