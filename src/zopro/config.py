@@ -18,7 +18,8 @@ from zopro.fields import check, not_negative, option, positive
 from zopro.guided_options import GuidedOptions
 
 WARM_STARTS = ("first_order", "sft", "spsa")
-METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "online-dpo")
+METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
+ADVANTAGES = ("rloo", "grpo")
 PRESETS = ("default", "paper")
 
 
@@ -72,7 +73,7 @@ class LoopOptions:
     method: str = option(
         "zopro",
         "How the policy is optimised: zopro, zopro-paper (with preset paper), mezo (Gaussian directions), guided "
-        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, online-dpo.",
+        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, grpo, online-dpo.",
     )
     iterations: int = option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = option(
@@ -154,7 +155,14 @@ class PolicyOptions:
     num_generations: int = option(2, "Completions per prompt, K (the paper: 2).")
     temperature: float = option(1.0, "Sampling temperature of the rollouts.")
     beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward.")
-    first_order_learning_rate: float = option(2e-4, "AdamW learning rate of RLOO (method rloo, warm start).")
+    first_order_learning_rate: float = option(
+        2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
+    )
+    advantage: str = option(
+        "rloo",
+        "rloo (a reward less the mean of the prompt's others) or grpo (normalised over the prompt's group), for every "
+        "method but online-dpo.",
+    )
     preset: str = option(
         "default", "default (normalised directions, eps auto, adaptive step) or paper (their scaling, eps 1e-5)."
     )

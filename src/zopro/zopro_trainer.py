@@ -81,8 +81,8 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         reward_update: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.previous_update = _plain_names(previous_update)
-        self.reward_update = _plain_names(reward_update)
+        self.previous_update = plain_names(previous_update)
+        self.reward_update = plain_names(reward_update)
         super().__init__(*args, **kwargs)
 
     def directions(self) -> Directions:
@@ -138,7 +138,7 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         }
 
 
-def _plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+def plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
     """The update by names without PEFT's wrapping; one that has such names already stays as lazy as it is."""
     update = update or {}
     if all(tensor_name(name) == name for name in update):
