@@ -172,6 +172,11 @@ class PolicyOptions:
     eps: str = option("", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's.")
     queries: int = option(1, "Directions averaged in a step.")
     sides: int = option(2, "2: central difference. 1: forward difference, one evaluation less per direction.")
+    evaluation: str = option(
+        "sequential",
+        "The two sides of a central difference one after another (sequential), or together: in one pass of the base "
+        "weights over twice the rows (LoRA only; faster where a pass is bound by reading weights).",
+    )
     surrogate: str = option(
         "",
         "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
@@ -188,6 +193,9 @@ class PolicyOptions:
             "must be at least 2 (the leave-one-out baseline needs another completion)",
             self.num_generations,
         )
+        rule = "must be sequential or together"
+        check(self.evaluation in ("sequential", "together"), "evaluation", rule, self.evaluation)
+        check(self.advantage in ADVANTAGES, "advantage", f"must be one of {', '.join(ADVANTAGES)}", self.advantage)
         check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
         check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
         check(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}", self.preset)
@@ -257,6 +265,8 @@ class RunConfig(
     def __post_init__(self) -> None:
         for group in GROUPS:
             group.__post_init__(self)
+        fits = self.evaluation == "sequential" or (self.sides == 2 and self.lora_r > 0)
+        check(fits, "evaluation", "must be sequential with sides: 1 or lora_r: 0", self.evaluation)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

@@ -100,6 +100,7 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
         eps=float(config.eps) if config.eps not in ("", "auto") else (config.eps or None),
         queries=config.queries,
         sides=config.sides,
+        evaluation=config.evaluation,
         surrogate=config.surrogate or None,
         decay=config.decay,
         weight_decay=config.weight_decay,
@@ -111,8 +112,8 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
 def guided(inputs: PolicyInputs) -> Trainer:
     """RLOO with residual feedback for a gradient: in AdamW (`guide: adam`), or as a direction of SPSA (spsa, mixed)."""
     config = inputs.config
-    shared = {
     avoid = inputs.reward_update if config.guide_avoid_reward else None
+    shared = {
         **_arguments(inputs),
         "learning_rate": config.guided_learning_rate,
         "local": config.guide_local,
@@ -125,6 +126,7 @@ def guided(inputs: PolicyInputs) -> Trainer:
         **shared,
         lr_scheduler_type="constant",
         sides=config.sides,
+        evaluation=config.evaluation,
         decay=config.decay,
         weight_decay=config.weight_decay,
         guide=1.0 if config.guide == "spsa" else 0.5,
@@ -140,9 +142,9 @@ METHODS: dict[str, Method] = {
     "guided": guided,
     "rloo": first_order,
     "rloo-checkpointed": partial(first_order, checkpointing=True),
+    "grpo": partial(first_order, advantage="grpo"),
     "online-dpo": partial(first_order, trainer_cls=OnlineDPOTrainer),
 }
-    "grpo": partial(first_order, advantage="grpo"),
 
 SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
 """Methods that need no previous update, so that iteration 0 is theirs and no warm start's."""
