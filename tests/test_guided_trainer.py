@@ -54,6 +54,21 @@ def test_the_reward_rises(local: str, build: Any, seed: int, tmp_path: Path) -> 
     assert mean_reward(trainer) > before + 0.3
 
 
+def test_steps_stay_orthogonal_to_what_is_avoided(tmp_path: Path) -> None:
+    model = adapted()
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    avoid = {name: torch.randn(model.get_parameter(name).shape) for name in names}
+    trainer = spsa(tmp_path, model=model, avoid=avoid, max_steps=4)
+    before = weights(trainer.model)
+    trainer.train()
+    after, moved = weights(trainer.model), 0
+    for name, away in avoid.items():
+        change = (after[name] - before[name]).double()
+        moved += bool(change.any())
+        assert abs(float((change * away).sum())) <= 1e-5 * float(change.norm() * away.norm()), name
+    assert moved > 5
+
+
 def test_a_mixture_moves_every_adapter(tmp_path: Path) -> None:
     trainer = spsa(tmp_path, guide=0.5, max_steps=15)
     before, start = mean_reward(trainer), weights(trainer.model)

@@ -103,7 +103,7 @@ def test_analysis_reads_run_directories_only():
     for module, imported in IMPORTS.items():
         if within(module, "analysis"):
             ours = {name for name in imported if name.startswith("zopro.")}
-            assert all(within(name, "analysis", "config", "errors", "rundir") for name in ours), module
+            assert all(within(name, "analysis", "config", "errors", "rundir", "threads") for name in ours), module
             assert not {name.split(".")[0] for name in imported} & {"transformers", "trl", "peft", "datasets"}, module
 
 

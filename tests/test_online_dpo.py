@@ -12,6 +12,8 @@ from trl import RLOOConfig
 
 from test_guided_trainer import adapted
 from tiny_trainers import PROMPTS, TOKENIZER, mean_reward, online, tea
+from zopro import zeroth_order
+from zopro.engine.models import tensor_name
 from zopro.objectives import online_dpo_loss
 from zopro.online_dpo import OnlineDPOTrainer
 from zopro.random_state import preserve_random_state
@@ -35,6 +37,23 @@ def test_the_reward_rises(tmp_path: Path) -> None:
     before = mean_reward(trainer)
     trainer.train()
     assert mean_reward(trainer) > before + 0.3
+
+
+def test_a_zeroth_order_trainer_measures_its_slope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The projected gradient is autograd's directional derivative, on the same answers."""
+    options = {"model": adapted(), "beta": 0.5, "learning_rate": 0.0, "max_steps": 1}
+    trainer = online(zeroth_order(OnlineDPOTrainer, eps=1e-3), RLOOConfig, tmp_path, options)
+    seen: dict[str, Any] = {}
+    loss_of = trainer._compute_loss
+    monkeypatch.setattr(trainer, "_compute_loss", lambda model, inputs: [seen.update(inputs), loss_of(model, inputs)][1])
+    trainer.train()
+    loss_of(trainer.model, seen).backward()
+    slope = 0.0
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            z = trainer.spsa.directions.tensor(tensor_name(name), parameter, trainer.spsa.seed, 0)
+            slope += float((z * parameter.grad).sum())
+    assert trainer.spsa.last.projected_gradient == pytest.approx(slope, rel=2e-2) and abs(slope) > 1e-2
 
 
 def test_the_loss_is_the_objective_s_in_whatever_order_the_rows_come(tmp_path: Path) -> None:

@@ -143,8 +143,8 @@ def tea(completions: list[str], **kwargs: Any) -> list[float]:
 
 def online(trainer_cls: type, config_cls: type, folder: Path, options: dict[str, Any]) -> Any:
     model = options.pop("model", None) or head_only()
-    own_arguments = ("previous_update", "reward_update", "reference", "reward_timeout")
-    updates = {key: options.pop(key) for key in own_arguments if key in options}
+    names = ("previous_update", "reward_update", "reference", "advantage", "avoid", "reward_timeout")
+    own_arguments = {name: options.pop(name) for name in names if name in options}
     own = {"num_generations": 8, "max_completion_length": 6, "beta": 0.0, "learning_rate": 0.1}
     sizes = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 240}
     return quiet(
@@ -155,7 +155,7 @@ def online(trainer_cls: type, config_cls: type, folder: Path, options: dict[str,
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
             eval_dataset=Dataset.from_list([{"prompt": word} for word in WORDS] * 3),
             processing_class=TOKENIZER,
-            **updates,
+            **own_arguments,
         )
     )
 

@@ -20,7 +20,8 @@ from zopro.guided_options import GuidedOptions
 from zopro.judge_options import PairOptions
 
 WARM_STARTS = ("first_order", "sft", "spsa")
-METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "online-dpo")
+METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
+ADVANTAGES = ("rloo", "grpo")
 PRESETS = ("default", "paper")
 
 
@@ -74,7 +75,7 @@ class LoopOptions:
     method: str = option(
         "zopro",
         "How the policy is optimised: zopro, zopro-paper (with preset paper), mezo (Gaussian directions), guided "
-        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, online-dpo.",
+        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, grpo, online-dpo.",
     )
     iterations: int = option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = option(
@@ -157,7 +158,14 @@ class PolicyOptions:
     num_generations: int = option(2, "Completions per prompt, K (the paper: 2).")
     temperature: float = option(1.0, "Sampling temperature of the rollouts.")
     beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward.")
-    first_order_learning_rate: float = option(2e-4, "AdamW learning rate of RLOO (method rloo, warm start).")
+    first_order_learning_rate: float = option(
+        2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
+    )
+    advantage: str = option(
+        "rloo",
+        "rloo (a reward less the mean of the prompt's others) or grpo (normalised over the prompt's group), for every "
+        "method but online-dpo.",
+    )
     preset: str = option(
         "default", "default (normalised directions, eps auto, adaptive step) or paper (their scaling, eps 1e-5)."
     )
@@ -167,6 +175,11 @@ class PolicyOptions:
     eps: str = option("", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's.")
     queries: int = option(1, "Directions averaged in a step.")
     sides: int = option(2, "2: central difference. 1: forward difference, one evaluation less per direction.")
+    evaluation: str = option(
+        "sequential",
+        "The two sides of a central difference one after another (sequential), or together: in one pass of the base "
+        "weights over twice the rows (LoRA only; faster where a pass is bound by reading weights).",
+    )
     surrogate: str = option(
         "",
         "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
@@ -183,6 +196,9 @@ class PolicyOptions:
             "must be at least 2 (the leave-one-out baseline needs another completion)",
             self.num_generations,
         )
+        rule = "must be sequential or together"
+        check(self.evaluation in ("sequential", "together"), "evaluation", rule, self.evaluation)
+        check(self.advantage in ADVANTAGES, "advantage", f"must be one of {', '.join(ADVANTAGES)}", self.advantage)
         check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
         check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
         check(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}", self.preset)
@@ -236,6 +252,8 @@ class RunConfig(
     def __post_init__(self) -> None:
         for group in GROUPS:
             group.__post_init__(self)
+        fits = self.evaluation == "sequential" or (self.sides == 2 and self.lora_r > 0)
+        check(fits, "evaluation", "must be sequential with sides: 1 or lora_r: 0", self.evaluation)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

@@ -24,6 +24,9 @@ class GuidedOptions:
         "chain", "Local products: none, mlp (inside each block's MLP) or chain (from MLP to MLP; best and dearest)."
     )
     guide_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
+    guide_avoid_reward: bool = option(
+        False, "Take the component along the reward model's last update off the guess, tensor by tensor."
+    )
     guard_every: int = option(
         10,
         "With adam: every so many steps measure the slope and follow only what goes downhill (one more pass); 0: never.",

@@ -14,6 +14,7 @@ alone, a pseudo-gradient. Three things can be made of it (`guide`):
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from zopro.rloo import EngineRLOOTrainer
 from zopro.zo.directions import Directions
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.perturbation import InPlace
-from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
+from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer, plain_names
 
 
 @dataclass
@@ -68,14 +69,16 @@ class GuidedSPSAConfig(ZOPrOConfig):
 class FeedbackScores:
     """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
 
-    `args` has `local` and `top_blocks`, as `GuidedConfig` does. Raises ValueError where there is more than one process.
+    `args` has `local` and `top_blocks`, as `GuidedConfig` does; `avoid` is that of `Feedback`, by names that may carry
+    PEFT's wrapping. Raises ValueError where there is more than one process.
     """
 
     args: Any
     _feedback: Feedback | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.avoid = plain_names(avoid)
         if self.accelerator.num_processes > 1:  # type: ignore[attr-defined]
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
 
@@ -85,7 +88,7 @@ class FeedbackScores:
         trainer: Any = self
         if self._feedback is None:
             policy = trainer.accelerator.unwrap_model(trainer.model)
-            self._feedback = Feedback(policy, top_blocks=self.args.top_blocks, local=self.args.local)
+            self._feedback = Feedback(policy, top_blocks=self.args.top_blocks, local=self.args.local, avoid=self.avoid)
         return self._feedback
 
     def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:

@@ -77,15 +77,17 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
         train_dataset=Dataset.from_dict({"prompt": inputs.prompts, **({"row": inputs.rows} if inputs.rows else {})}),
         processing_class=inputs.tokenizer,
         reference=inputs.reference,
-        **extra,
+        **{"advantage": inputs.config.advantage, **extra},
     )
 
 
-def first_order(inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False) -> Trainer:
-    """Back-propagation and AdamW: RLOO, or online DPO. Checkpointing keeps one block's activations at a time."""
+def first_order(
+    inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False, **extra: Any
+) -> Trainer:
+    """Back-propagation and AdamW: RLOO, GRPO or online DPO. Checkpointing keeps one block's activations at a time."""
     arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing}
     rate = inputs.config.first_order_learning_rate
-    return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs)
+    return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs, **extra)
 
 
 def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = None) -> Trainer:
@@ -98,6 +100,7 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
         eps=float(config.eps) if config.eps not in ("", "auto") else (config.eps or None),
         queries=config.queries,
         sides=config.sides,
+        evaluation=config.evaluation,
         surrogate=config.surrogate or None,
         decay=config.decay,
         weight_decay=config.weight_decay,
@@ -109,6 +112,7 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
 def guided(inputs: PolicyInputs) -> Trainer:
     """RLOO with residual feedback for a gradient: in AdamW (`guide: adam`), or as a direction of SPSA (spsa, mixed)."""
     config = inputs.config
+    avoid = inputs.reward_update if config.guide_avoid_reward else None
     shared = {
         **_arguments(inputs),
         "learning_rate": config.guided_learning_rate,
@@ -117,17 +121,18 @@ def guided(inputs: PolicyInputs) -> Trainer:
     }
     if config.guide == "adam":
         arguments = GuidedConfig(**shared, weight_decay=config.weight_decay, guard_every=config.guard_every)
-        return _trainer(GuidedTrainer, arguments, inputs)
+        return _trainer(GuidedTrainer, arguments, inputs, avoid=avoid)
     along = GuidedSPSAConfig(
         **shared,
         lr_scheduler_type="constant",
         sides=config.sides,
+        evaluation=config.evaluation,
         decay=config.decay,
         weight_decay=config.weight_decay,
         guide=1.0 if config.guide == "spsa" else 0.5,
     )
     updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
-    return _trainer(GuidedSPSATrainer, along, inputs, **updates)
+    return _trainer(GuidedSPSATrainer, along, inputs, avoid=avoid, **updates)
 
 
 METHODS: dict[str, Method] = {
@@ -137,8 +142,9 @@ METHODS: dict[str, Method] = {
     "guided": guided,
     "rloo": first_order,
     "rloo-checkpointed": partial(first_order, checkpointing=True),
+    "grpo": partial(first_order, advantage="grpo"),
     "online-dpo": partial(first_order, trainer_cls=OnlineDPOTrainer),
 }
 
-SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "online-dpo")
+SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
 """Methods that need no previous update, so that iteration 0 is theirs and no warm start's."""

@@ -10,12 +10,9 @@ stages; the method of the policy stage is a row of `zopro.methods`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from zopro.analysis import write
 from zopro.checkpoints import clear
@@ -27,6 +24,7 @@ from zopro.policy_stage import train_policy
 from zopro.rundir import RunDirectory, read_rows, write_text
 from zopro.session import Session
 from zopro.stages import refine_reward, sample_pairs, train_reward, train_sft
+from zopro.threads import torch_threads
 
 SAMPLES_SHOWN = 5
 
@@ -46,22 +44,15 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict
     """
     session = Session(config, resume, quiet)
     path = session.directory.path
+    threads = json.loads((path / "environment.json").read_text(encoding="utf-8"))["threads"]  # as the run began with
     try:
-        with stopped_by_full_disk(path, f"Then continue with: zopro run {path / 'config.yaml'} --resume"), _threads(path):
+        with (
+            stopped_by_full_disk(path, f"Then continue with: zopro run {path / 'config.yaml'} --resume"),
+            torch_threads(threads),
+        ):
             return _loop(session)
     finally:
         session.directory.lock.release()
-
-
-@contextmanager
-def _threads(run: Path) -> Iterator[None]:
-    """As many threads as the run began with: in what order a sum is taken depends on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(json.loads((run / "environment.json").read_text(encoding="utf-8"))["threads"])
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _loop(session: Session) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from zopro.errors import InputError
 from zopro.journal import Header, Journal, read
 from zopro.options import load_config
 from zopro.recording import digest
+from zopro.threads import torch_threads
 from zopro.updates import policy_update, read_tensor, reward_update, tensor_files
 from zopro.zo import SPSA, Directions, Gaussian, Rademacher, Targeted
 
@@ -158,12 +159,8 @@ def _as_recorded(header: Header) -> Iterator[None]:
     """The device and number of threads of the training: sums and generators depend on them."""
     if header.device == "cuda" and not torch.cuda.is_available():
         raise InputError("RUN: must be replayed on the kind of device it was trained on, a GPU, got a machine without.")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(header.threads)
-    try:
+    with torch_threads(header.threads):
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _write(start: Path, tensors: dict[str, Tensor], target: Path) -> None:

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOTrainer
@@ -21,10 +21,12 @@ from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.guard import checked_reward
+from zopro.objectives import group_normalised_advantages
 from zopro.zo.directions import tensor_generator
 
 ADAPTER = "default"
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
+ADVANTAGES = ("rloo", "grpo")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class EngineRLOOTrainer(RLOOTrainer):
     Args:
         reference: name -> tensor, adapter weights of the reference policy (the SFT adapter in the iterated loop). By
             default the weights that training starts from, as in TRL.
+        advantage: "rloo", a reward less the mean of its siblings', or "grpo", the reward normalised over its group; the
+            rest of the objective is RLOO's either way.
         reward_timeout: seconds that one call of a reward function may take; 0 for no limit (see `zopro.guard.call`).
 
     Departures from TRL: in float32 old log-probs come with the rollout instead of another forward pass (on-policy they
@@ -68,22 +72,27 @@ class EngineRLOOTrainer(RLOOTrainer):
     Raises:
         InputError: while training, a reward function that raises, is late, or does not return one finite number (or
             None, which TRL leaves out) for each completion.
-        ValueError: `reference` without an adapter of the same names to hold it.
+        ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
     """
 
     def __init__(
         self,
         *args: Any,
         reference: Mapping[str, Tensor] | None = None,
+        advantage: str = "rloo",
         reward_timeout: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        if advantage not in ADVANTAGES:
+            raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
         super().__init__(*args, **kwargs)
         trainer: Any = self
         trainer.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
             for function in trainer.reward_funcs
         ]
+        self.advantage = advantage
+        self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Batch | None = None
         if reference is not None:
@@ -106,10 +115,29 @@ class EngineRLOOTrainer(RLOOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.advantage == "grpo":
+            output["advantages"] = self._group_normalised(output["advantages"])
         mode = "train" if self.model.training else "eval"
         rows = gather_object([example["row"] for example in inputs if "row" in example])
         self.last_batch = Batch(self._metrics[mode]["reward"][-1], list(dict.fromkeys(rows)))
         return output
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)  # of all ranks
+        self._unscored = rewards.isnan().all(1)
+        return rewards
+
+    def _group_normalised(self, leave_one_out: Tensor) -> Tensor:
+        """GRPO's advantages from RLOO's: of n rewards, those are the centred ones times n / (n - 1)."""
+        generations = self.num_generations if self.model.training else self.num_generations_eval
+        if generations < 2:
+            return leave_one_out
+        everyone: Tensor = gather(leave_one_out)
+        advantages = everyone.masked_fill(self._unscored, torch.nan).view(-1, generations)
+        count = advantages.isfinite().sum(1, keepdim=True)
+        centred = advantages * (count - 1) / count
+        first = self.accelerator.process_index * len(leave_one_out)
+        return group_normalised_advantages(centred.flatten(), generations)[first : first + len(leave_one_out)]
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict) -> list[list[int]]:
         if self.use_vllm or self.use_transformers_continuous_batching or images or multimodal_fields:

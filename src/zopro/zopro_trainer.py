@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from trl import RLOOConfig
 
+from zopro.engine.causal import causal_parts
 from zopro.engine.models import tensor_name
 from zopro.fields import option
 from zopro.objectives import log_ratio_surrogate
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZerothOrderMixin
 from zopro.zo import Directions, Gaussian, Targeted
+from zopro.zo.spsa import EVALUATIONS
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -35,6 +37,7 @@ class ZOPrOConfig(RLOOConfig):
     eps: float | str | None = option(None, "Perturbation scale, or auto.")
     queries: int = option(1, "Directions averaged in a step.")
     sides: int = option(2, "2: central differences, 1: forward differences.")
+    evaluation: str = option("sequential", "Both sides one after another, or together in one pass (LoRA, two sides).")
     surrogate: str | None = option(
         None, "clipped (RLOO's clipped ratio) or log_ratio (same gradient, on-policy; bends and clips nowhere)."
     )
@@ -48,6 +51,10 @@ class ZOPrOConfig(RLOOConfig):
         super().__post_init__()
         if self.preset not in ("default", "paper"):
             raise ValueError(f"preset: must be 'default' or 'paper', got {self.preset!r}")
+        if self.evaluation not in EVALUATIONS or (self.evaluation == "together" and self.sides != 2):
+            raise ValueError(
+                f"evaluation: must be sequential, or together with sides=2, got {self.evaluation!r}, sides={self.sides}"
+            )
         default = self.preset == "default"
         self.surrogate = self.surrogate or ("log_ratio" if default else "clipped")
         if self.surrogate not in ("clipped", "log_ratio"):
@@ -81,8 +88,8 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         reward_update: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.previous_update = _plain_names(previous_update)
-        self.reward_update = _plain_names(reward_update)
+        self.previous_update = plain_names(previous_update)
+        self.reward_update = plain_names(reward_update)
         super().__init__(*args, **kwargs)
 
     def directions(self) -> Directions:
@@ -117,6 +124,14 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         options: Any = self.args
         return (options.surrogate == "log_ratio" and self.on_policy) or super()._takes_rollout_logprobs(model)
 
+    def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
+        score = super()._score
+        if not (self._measuring and self.spsa.together.active):
+            return score(model, input_ids, attention_mask, length, copies)
+        causal_parts(model)  # whose first look at a model is at a single row
+        twice = torch.cat([input_ids, input_ids]), torch.cat([attention_mask, attention_mask])
+        return self.spsa.together.rows(lambda: score(model, *twice, length, copies))
+
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         if not (self._measuring and self._takes_log_ratios(inputs)):
             return super()._compute_loss(model, inputs)
@@ -133,12 +148,13 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
             "eps": options.eps,
             "queries": options.queries,
             "sides": options.sides,
+            "evaluation": options.evaluation,
             "second_moment_beta": options.second_moment_beta or None,
             "measure_noise": True,
         }
 
 
-def _plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+def plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
     """The update by names without PEFT's wrapping; one that has such names already stays as lazy as it is."""
     update = update or {}
     if all(tensor_name(name) == name for name in update):

@@ -15,6 +15,7 @@ from zopro.analysis.analyse import analyse
 from zopro.analysis.checkpoints import AdapterOptions, of_folder, of_run, plain
 from zopro.analysis.parts import Part, pair
 from zopro.errors import InputError
+from zopro.threads import torch_threads
 
 A, B = "base_model.model.model.layers.0.up.lora_A.weight", "base_model.model.model.layers.0.up.lora_B.weight"
 
@@ -78,6 +79,19 @@ def test_a_run_starts_with_sft(tmp_path):
     assert [c.label for c in policy.checkpoints] == ["SFT", "policy 0", "policy 1"]
     assert [c.label for c in reward.checkpoints] == ["reward 0", "reward 1", "reward 2"]
     assert analyse(policy, reward)["iterations"] == [0, 1]
+
+
+def test_the_number_of_threads_stays(tmp_path, monkeypatch):
+    """numba, which the distance correlation uses, sets the process's number; a run goes on after its report."""
+
+    def changes(*sides):
+        torch.set_num_threads(5)
+        return pair(*sides)
+
+    monkeypatch.setattr("zopro.analysis.analyse.pair", changes)
+    with torch_threads(3):
+        analyse(*of_run(run_directory(tmp_path)))
+        assert torch.get_num_threads() == 3
 
 
 def test_snapshots_lie_between_iterations_and_leave_the_metrics_alone(tmp_path):

@@ -33,10 +33,10 @@ class Counted:
         self.counts[name] += hidden[..., 0].numel()
 
 
-@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize(("sides", "evaluation"), [(1, "sequential"), (2, "sequential"), (2, "together")])
 @pytest.mark.parametrize("beta", [0.0, 0.05])
-def test_a_step_passes_no_token_more_than_its_floor(sides: int, beta: float, tmp_path: Any) -> None:
-    setting = build(dataclasses.replace(TINY, sides=sides, beta=beta))
+def test_a_step_passes_no_token_more_than_its_floor(sides: int, evaluation: str, beta: float, tmp_path: Any) -> None:
+    setting = build(dataclasses.replace(TINY, sides=sides, evaluation=evaluation, beta=beta))
     trainer = measure.step_trainer(setting, 3, str(tmp_path))
     passes, counted, seen = floor_passes(setting), Counted(setting), []
 
@@ -89,6 +89,7 @@ def test_the_command_reports_what_it_promises(lora_r: int) -> None:
         ({"size": "2b"}, "size: must be one of tiny, 0.1b, 1b, 3b, 8b, got '2b'"),
         ({"num_generations": 1}, "num_generations: must be at least 2, got 1"),
         ({"lora_r": 0}, "beta: must be 0 with lora_r=0"),
+        ({"evaluation": "together", "sides": 1}, "evaluation: must be sequential with sides=1 or lora_r=0"),
         ({"model": "no/such/folder", "prompts": 1}, "model: no folder and no Hub id"),
     ],
 )

@@ -74,7 +74,7 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
 
 
 def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
-    names = ("zopro", "zopro-paper", "guided", "mezo", "rloo", "rloo-checkpointed", "online-dpo")
+    names = ("zopro", "zopro-paper", "guided", "mezo", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
     plan = Plan(names, steps=2, points=1, learning_rates=1, start="iteration")
     result = compare(config(settings, tmp_path), plan, quiet=True)
     assert result["failed"] == {} and tuple(result["methods"]) == names

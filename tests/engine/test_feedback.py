@@ -199,6 +199,26 @@ def test_spsa_along_it_descends(local: str, sides: int) -> None:
         assert float(closure()) < before - 0.1
 
 
+def test_a_direction_to_avoid_is_taken_off_tensor_by_tensor() -> None:
+    model = trained("llama")
+    _, plain = guess(model, local="chain")
+    generator = torch.Generator().manual_seed(0)
+    avoid = {name: torch.randn(g.shape, generator=generator) + g / g.norm() for name, g in plain.items()}
+    parallel, still, missing = list(avoid)[:3]
+    avoid[parallel], avoid[still] = 7 * plain[parallel], torch.zeros_like(plain[still])
+    del avoid[missing]
+    _, found = guess(model, local="chain", avoid={**avoid, "head.weight": torch.ones(3)})
+    for name, gradient in plain.items():
+        if name in (still, missing):
+            assert torch.equal(found[name], gradient), name
+        elif name == parallel:
+            assert found[name].norm() < 1e-6 * gradient.norm()
+        else:
+            unit = avoid[name] / avoid[name].norm()
+            assert torch.allclose(found[name], gradient - (unit * gradient).sum() * unit, atol=1e-6)
+            assert abs(float((found[name] * unit).sum())) < 1e-6 * float(gradient.norm())
+
+
 def test_adapters_that_do_not_write_to_the_stream_are_refused() -> None:
     with pytest.raises(InputError, match=r"lora_target_modules: must name layers .*\(down_proj, o_proj\)"):
         Feedback(trained("llama", ["q_proj", "v_proj"]))

@@ -23,11 +23,13 @@ from zopro.analysis.projection import extrapolations, pca, project
 from zopro.analysis.series import Layout
 from zopro.analysis.streaming import Grams, Points
 from zopro.errors import InputError
+from zopro.threads import torch_threads
 
 FORMAT = 1
 COORDINATES = 10_000  # sampled for the distance correlation, which takes a sort of them
 
 
+@torch_threads()
 def analyse(
     policy: Trajectory,
     reward: Trajectory,

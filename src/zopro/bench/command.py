@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "threads": (int, "CPU threads (default: torch's choice)"),
     "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),
     "sides": (int, "2: central differences, 1: forward differences (default: 2)"),
+    "evaluation": (str, "both sides sequential or together in one pass (default: sequential)"),
     "queries": (int, "directions averaged in a step (default: 1)"),
     "directions": (str, "targeted, gaussian or rademacher (default: targeted)"),
     "steps": (int, "steps measured after one to warm up (default: 5)"),
@@ -139,7 +140,8 @@ def table(result: dict[str, Any]) -> str:
         f"{work['model'] or 'random weights, ' + work['size']}: {result['parameters'] / 1e6:.0f} M parameters, "
         f"{result['dtype']}, {adapter}",
         f"{work['prompts']} prompts of {work['prompt_length']} tokens x K = {work['num_generations']}, "
-        f"{work['completion_length']} new tokens, beta {work['beta']}, {work['sides']}-sided, "
+        f"{work['completion_length']} new tokens, beta {work['beta']}, {work['sides']}-sided"
+        f"{' together' * (work['evaluation'] == 'together')}, "
         f"{work['queries']} direction{'s' * (work['queries'] > 1)}",
         f"{result['machine']}, {result['threads']} threads; "
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items()),

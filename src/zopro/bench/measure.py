@@ -116,7 +116,12 @@ def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
     """Our trainer on this work, its clock running."""
     work = setting.work
     arguments = ZOPrOConfig(
-        **_arguments(setting, steps, folder), sides=work.sides, queries=work.queries, eps=1e-3, learning_rate=1e-6
+        **_arguments(setting, steps, folder),
+        sides=work.sides,
+        queries=work.queries,
+        evaluation=work.evaluation,
+        eps=1e-3,
+        learning_rate=1e-6,
     )
     generator = torch.Generator().manual_seed(work.seed)
     updates: dict[str, Any] = {}

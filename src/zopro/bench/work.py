@@ -45,6 +45,7 @@ class Work:
     threads: int = 0  # 0: torch's own choice
     beta: float = 0.05  # of full-parameter training: 0, as its reference would be a second model
     sides: int = 2
+    evaluation: str = "sequential"
     queries: int = 1
     directions: str = "targeted"
     steps: int = 5
@@ -61,6 +62,7 @@ class Work:
         allowed = {
             "size": tuple(SIZES),
             "sides": (1, 2),
+            "evaluation": ("sequential", "together"),
             "dtype": ("auto", "float32", "bfloat16"),
             "directions": ("targeted", "gaussian", "rademacher"),
         }
@@ -68,6 +70,8 @@ class Work:
             if getattr(self, name) not in values:
                 choices = ", ".join(map(str, values))
                 raise InputError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.evaluation == "together" and (self.sides == 1 or self.lora_r == 0):
+            raise InputError("evaluation: must be sequential with sides=1 or lora_r=0, got 'together'.")
         if self.lora_r == 0 and self.beta:
             raise InputError("beta: must be 0 with lora_r=0 (a second model would be the reference), got a positive one.")
 

@@ -15,6 +15,7 @@ STARTS = ("sft", "iteration")
 RATE_KEYS = {
     "rloo": "first_order_learning_rate",
     "rloo-checkpointed": "first_order_learning_rate",
+    "grpo": "first_order_learning_rate",
     "online-dpo": "first_order_learning_rate",
     "guided": "guided_learning_rate",
 }  # which key of the configuration holds a method's learning rate; `learning_rate` for the others

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 from zopro.config import RunConfig
 from zopro.demo.summary_table import table
 from zopro.rundir import RunDirectory, read_rows, write_text
+from zopro.threads import torch_threads
 
 __all__ = ["SETTINGS", "run", "table"]
 
@@ -76,7 +75,8 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         iterations=iterations,
     )
     records = RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
-    with _few_threads():
+    # On tensors this small more threads wait for one another longer than they compute.
+    with torch_threads(min(torch.get_num_threads(), 2)):
         from zopro import pipeline
         from zopro.demo import model, task
 
@@ -93,14 +93,3 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
     summary["seconds"] = round(time.perf_counter() - start, 3)
     write_text(directory / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
     return summary
-
-
-@contextmanager
-def _few_threads() -> Iterator[None]:
-    """At most two threads: on tensors this small, more of them wait for one another longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

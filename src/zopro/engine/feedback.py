@@ -39,6 +39,7 @@ from zopro.engine.logprobs import (
 from zopro.engine.models import tensor_name
 from zopro.engine.stream import Block, Write, hooked, is_adapted, residual_stream
 from zopro.errors import InputError
+from zopro.zo.directions import norm_of, orthogonal_
 from zopro.zo.guided import factor_gradient, local_vjp
 
 LOCAL = ("none", "mlp", "chain")
@@ -53,6 +54,8 @@ class Feedback:
         adapter: the adapter that is trained.
         top_blocks: guide the last so many blocks only; 0 guides all.
         local: "none", "mlp" or "chain", see above.
+        avoid: name -> direction, such as the reward model's update, whose component each pseudo-gradient goes without. Of
+            tensors that it lacks or has as 0 nothing is taken.
 
     Attributes:
         parameters: name -> parameter, in the order of the model: those that get a pseudo-gradient.
@@ -64,7 +67,14 @@ class Feedback:
         ValueError: an argument out of range.
     """
 
-    def __init__(self, model: Any, adapter: str = "default", top_blocks: int = 0, local: str = "none") -> None:
+    def __init__(
+        self,
+        model: Any,
+        adapter: str = "default",
+        top_blocks: int = 0,
+        local: str = "none",
+        avoid: Mapping[str, Tensor] | None = None,
+    ) -> None:
         if local not in LOCAL:
             raise ValueError(f"local: must be one of {', '.join(LOCAL)}, got {local!r}")
         if top_blocks < 0:
@@ -89,6 +99,12 @@ class Feedback:
                 "none of which has a trainable adapter. Use all-linear, or add them."
             )
         self.elements_kept = 0
+        self._avoided: Gradients = {}  # of norm 1
+        for name, update in (avoid or {}).items():
+            norm = norm_of(update)
+            if name in self.parameters and norm > 0:
+                guided_one = self.parameters[name]
+                self._avoided[id(guided_one)] = update.to(guided_one.device, torch.float32) / norm
 
     def block_of(self, name: str) -> int:
         """Which of `blocks` the parameter of this name is in."""
@@ -127,6 +143,9 @@ class Feedback:
                 weights = upstream[:, : states.real.shape[1]][states.real]
                 with evaluating(self.parts.model):  # a local graph must not draw dropout masks
                     found = self._gradients(errors * weights[:, None].float(), kept)
+                for key, unit in self._avoided.items():
+                    if key in found:
+                        found[key] = orthogonal_(found[key].float(), unit).to(found[key].dtype)
                 return [found.get(id(parameter)) for parameter in self.parameters.values()]
 
             return states.unpacked(torch.cat([score for score, _ in scored])), backward

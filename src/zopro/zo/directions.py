@@ -148,19 +148,27 @@ class Targeted(Directions):
         return noise.mul_(math.sqrt(1 - d * d)).add_(mu, alpha=d).mul_(self._scale)
 
     def _orthogonal_noise(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
-        """n - <v^, n> v^, projected twice: once leaves rounding of the order of |n| when n is nearly parallel to v."""
+        """n - <v^, n> v^."""
         noise = _gaussian(name, like, seed, step)
         norm = self._reward_norms.get(name)
         if norm is None:
             return noise
         unit = self.reward_update[name].to(device=like.device, dtype=torch.float32) / norm
-        for _ in range(2):
-            noise.sub_(unit * (unit * noise).sum())
-        # A one-element tensor has no direction orthogonal to v; what is left there is rounding, not noise.
-        return torch.zeros_like(noise) if noise.numel() == 1 else noise
+        return orthogonal_(noise, unit)
 
 
-def _norm(tensor: Tensor) -> float:
+def orthogonal_(tensor: Tensor, unit: Tensor) -> Tensor:
+    """Take the component along `unit`, of norm 1, off `tensor` in place.
+
+    Twice: once leaves rounding of the order of |tensor| where the two are nearly parallel. A one-element tensor has no
+    direction orthogonal to another; what is left there is rounding, and is set to 0.
+    """
+    for _ in range(2):
+        tensor.sub_(unit * (unit * tensor).sum())
+    return tensor.zero_() if tensor.numel() == 1 else tensor
+
+
+def norm_of(tensor: Tensor) -> float:
     """Euclidean norm, taken in units of the largest entry: squares of very small or large numbers leave fp32."""
     wide = tensor.float()
     largest = float(torch.linalg.vector_norm(wide, ord=torch.inf))
@@ -169,7 +177,7 @@ def _norm(tensor: Tensor) -> float:
 
 def _norms(label: str, update: Mapping[str, Tensor]) -> dict[str, float]:
     """Norms of the tensors that are not 0. Raises ValueError for NaN or infinity."""
-    norms = {name: _norm(update[name]) for name in update}
+    norms = {name: norm_of(update[name]) for name in update}
     for name, norm in norms.items():
         if not math.isfinite(norm):
             raise ValueError(f"{label}: must be finite, got NaN or infinity in {name!r}")
@@ -178,5 +186,5 @@ def _norms(label: str, update: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _rescaled(noise: Tensor, norm: float) -> Tensor:
     """`noise` scaled to the given norm, in place; zero noise stays zero."""
-    current = _norm(noise)
+    current = norm_of(noise)
     return noise.mul_(norm / current) if current > 0 else noise

@@ -41,6 +41,12 @@ _DESCRIPTIONS = frozenset(
 )
 
 
+def describes(func: Any) -> bool:
+    """Whether a torch function tells about a tensor (shape, dtype, ...) without reading its values."""
+    name = getattr(func, "__name__", "")
+    return name in _DESCRIPTIONS or (name == "__get__" and getattr(func, "__self__", None) not in _VALUE_PROPERTIES)
+
+
 def displaced(parameter: Tensor, offset: Tensor) -> Tensor:
     """w + offset, summed in fp32 (fp64 for an fp64 parameter), in the dtype of w; uses up `offset`."""
     wide = offset.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -106,10 +112,9 @@ class _ReadDisplaced(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in _DESCRIPTIONS or (name == "__get__" and getattr(func, "__self__", None) not in _VALUE_PROPERTIES):
+        if describes(func):
             return func(*args, **kwargs)
-        if name == "data_ptr" and id(args[0]) in self.index_of:
+        if getattr(func, "__name__", "") == "data_ptr" and id(args[0]) in self.index_of:
             raise RuntimeError(
                 "perturbation: 'virtual' cannot displace a parameter that the model reads by its raw pointer "
                 "(data_ptr); use perturbation='in_place'"

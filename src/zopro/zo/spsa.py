@@ -28,9 +28,11 @@ from zopro.zo.monitor import SecondMoment, SignalMonitor
 from zopro.zo.perturbation import PERTURBATIONS, Offset, choose
 from zopro.zo.records import Accumulated, Estimate, StepRecord
 from zopro.zo.schedules import auto_eps, loss_noise
+from zopro.zo.together import Together
 
 logger = logging.getLogger(__name__)
 
+EVALUATIONS = ("sequential", "together")
 KNOWN_LOSS_TOLERANCE = 0.1  # of the difference L(theta + eps z) - L(theta)
 
 
@@ -51,13 +53,13 @@ class SPSA(torch.optim.Optimizer):
             scalar), which makes `lr` the change of a weight in a typical step for directions of root mean square 1.
         measure_noise: measure the noise floor at the first estimate (about 7 evaluations); implied by eps="auto".
         perturbation: "in_place" (keeps a copy of the parameters), "virtual" (no copy) or "auto" (by their number).
+        evaluation: "sequential", or "together": both sides in one pass, for closures that ask `together.rows`.
         reduce: averages a tensor of losses over data-parallel ranks; scalars are all that ranks exchange.
         before_apply: called with each step's record before a parameter changes (a journal); if it raises, none does.
 
-    All evaluations of a step see the same global random state (dropout draws the same mask at both sides).
+    All evaluations of a step see the same global random state (dropout draws the same mask; not in a copied batch).
 
-    Raises:
-        ValueError: an argument out of range.
+    Raises ValueError: an argument out of range.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class SPSA(torch.optim.Optimizer):
         second_moment_beta: float | None = None,
         measure_noise: bool = False,
         perturbation: str = "auto",
+        evaluation: str = "sequential",
         reduce: Reduce | None = None,
         before_apply: Callable[[StepRecord], None] | None = None,
     ) -> None:
@@ -85,12 +88,16 @@ class SPSA(torch.optim.Optimizer):
             raise ValueError(f"second_moment_beta: must lie in [0, 1), got {second_moment_beta}")
         if perturbation not in PERTURBATIONS:
             raise ValueError(f"perturbation: must be one of {', '.join(PERTURBATIONS)}, got {perturbation!r}")
+        if evaluation not in EVALUATIONS or (evaluation == "together" and sides != 2):
+            raise ValueError(f"evaluation: must be sequential, or together with sides=2, got {evaluation!r}, {sides=}")
         self.directions = directions or Gaussian()
         self.queries = queries
         self.sides = sides
         self.seed = seed
         self.measure_noise = measure_noise
         self.perturbation = perturbation
+        self.evaluation = evaluation
+        self.together = Together([])
         self.reduce = reduce
         self.before_apply = before_apply
         self.accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
@@ -130,13 +137,15 @@ class SPSA(torch.optim.Optimizer):
                 Used one-sided only, and only if it agrees with an evaluation at the first estimate, whose slopes
                 it must not move by more than a tenth (in bfloat16 a model's losses depend on how they are computed).
         """
-        evaluate = self._evaluator(closure)
+        self.together.parameters = [tensor for _, tensor, _ in groups.named(self.param_groups)]
+        evaluate = Evaluator(closure, choose(self.perturbation, self.together.parameters), self.reduce)
         self._calibrate(evaluate)
         if any(group["eps"] == "auto" for group in self.param_groups):  # no finite loss to choose it from
             return Estimate([(math.nan, math.nan)] * self.queries, [math.nan] * self.queries)
         seeds = [self.query_seed(query, self.seed) for query in range(self.queries)]
         if self.sides == 2:
-            values = evaluate.losses([self._offset(seed, sign) for seed in seeds for sign in (1.0, -1.0)])
+            both = Evaluator(closure, self.together, self.reduce) if self.evaluation == "together" else evaluate
+            values = both.losses([self._offset(seed, sign) for seed in seeds for sign in (1.0, -1.0)])
             pairs = list(zip(values[0::2], values[1::2], strict=True))
             return Estimate(pairs, [(plus - minus) / 2 for plus, minus in pairs])
         offsets: list[Offset | None] = [self._offset(seed, 1.0) for seed in seeds]
@@ -252,10 +261,6 @@ class SPSA(torch.optim.Optimizer):
         self.signal.low_steps, self.signal.noise_floor = own["low_signal_steps"], own["noise_floor"]
         self.trusts_known_loss = own["trusts_known_loss"]
         self.second_moment.mean_square, self.second_moment.weight = own["mean_square"], own["moment_weight"]
-
-    def _evaluator(self, closure: Closure) -> Evaluator:
-        tensors = [tensor for _, tensor, _ in groups.named(self.param_groups)]
-        return Evaluator(closure, choose(self.perturbation, tensors), self.reduce)
 
     def _offset(self, seed: int, t: float, eps: float | None = None) -> Offset:
         """Displacements t eps z along this step's direction, with `eps` in place of each group's own if it is given."""

@@ -1,0 +1,75 @@
+"""GRPO's advantages in every trainer: TRL's numbers, and rewards that rise with and without a backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig
+
+from test_guided_trainer import adapted
+from tiny_trainers import PROMPTS, mean_reward, online
+from zopro import GuidedConfig, GuidedTrainer, ZOPrOConfig, ZOPrOTrainer
+from zopro.random_state import preserve_random_state
+from zopro.rloo import EngineRLOOTrainer
+
+
+@pytest.fixture(autouse=True)
+def _random_state() -> Iterator[None]:
+    with preserve_random_state():
+        torch.manual_seed(0)
+        yield
+
+
+TRAINERS: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "first-order": (EngineRLOOTrainer, RLOOConfig, {"learning_rate": 3e-2, "max_steps": 15}),
+    "zeroth-order": (ZOPrOTrainer, ZOPrOConfig, {"queries": 4, "max_steps": 15}),
+    "one-sided": (ZOPrOTrainer, ZOPrOConfig, {"queries": 4, "max_steps": 15, "sides": 1}),
+    "guided": (GuidedTrainer, GuidedConfig, {"model": adapted, "learning_rate": 3e-2, "max_steps": 15}),
+}
+
+
+def built(kind: str, folder: Path, **options: Any) -> Any:
+    trainer_cls, config_cls, own = TRAINERS[kind]
+    own = {**own, **options}
+    return online(trainer_cls, config_cls, folder, {**own, **({"model": own["model"]()} if "model" in own else {})})
+
+
+def fixed(completions: list[str], **kwargs: Any) -> list[float | None]:
+    """Rewards by place: one of the first group and all but one of the second are missing, the last are all equal."""
+    values = torch.randn(len(completions), generator=torch.Generator().manual_seed(3)).tolist()
+    values[2] = None
+    values[8:15] = [None] * 7
+    values[24:] = [0.5] * 8
+    return values
+
+
+@pytest.mark.filterwarnings("ignore:.*returned None")
+def test_they_are_trl_s_numbers(tmp_path: Path) -> None:
+    rows = [{"prompt": prompt} for prompt in PROMPTS for _ in range(8)]
+    found = []
+    peer = online(GRPOTrainer, GRPOConfig, tmp_path, {})
+    for trainer in (built("zeroth-order", tmp_path, advantage="grpo"), peer):
+        trainer.reward_funcs = [fixed]
+        trainer.model.train()
+        found.append(trainer._generate_and_score_completions(rows)["advantages"])
+    assert torch.allclose(*found, atol=1e-5)
+    assert found[0][2] == 0 and not found[0][8:16].any() and found[0][:2].all()
+    assert math.isclose(float(found[0][16:24].std()), 1, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_the_reward_rises(kind: str, tmp_path: Path) -> None:
+    trainer = built(kind, tmp_path, advantage="grpo")
+    before = mean_reward(trainer)
+    trainer.train()
+    assert mean_reward(trainer) > before + 0.1
+
+
+def test_an_unknown_advantage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"advantage: must be one of rloo, grpo, got 'ppo'"):
+        built("first-order", tmp_path, advantage="ppo")
