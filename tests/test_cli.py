@@ -73,6 +73,16 @@ def test_help_and_version_cost_nothing():
         assert answer in done.stdout
 
 
+def test_a_launcher_s_many_processes_share_runs_only(pipeline, config, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refused(capsys, "demo").startswith("demo: must be started as one process")
+    assert cli.main(["run", config]) == 0 and len(pipeline) == 1
+    monkeypatch.setattr("zopro.pipeline.run", lambda config, resume: {})
+    capsys.readouterr()
+    assert cli.main(["run", config, "--json"]) == 0
+    assert capsys.readouterr().out == "", "the first process has the result"
+
+
 def test_python_m_is_the_same_command(config):
     words = [sys.executable, "-m", "zopro", "run", config, "--iteratons", "3"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

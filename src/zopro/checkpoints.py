@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from zopro.durable import whole_folder
 from zopro.errors import InputError
 
 PARAMETERS = "parameters.safetensors"
+RANDOM = "rng_state.pth"  # transformers' name with one process; with many it has one for each
 _COUNTERS = ("_step", "_total_train_tokens")  # of TRL's trainers, which transformers does not know
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -70,17 +72,30 @@ class CheckpointMixin:
         # After the last step transformers would resume with one more; the stage's own output is a moment away.
         if trainer.state.global_step >= trainer.state.max_steps or not trainer.args.should_save:
             return
-        trainer.store_flos()
+        if trainer.args.world_size == 1:  # with many it gathers from ranks that are not here
+            trainer.store_flos()
         folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
         with whole_folder(folder) as partial:
             if not self.rebuilt:
                 save_file(self._trained(), partial / PARAMETERS)
             trainer._save_optimizer_and_scheduler(str(partial))
             trainer._save_rng_state(str(partial))
+            for own in partial.glob("rng_state_*.pth"):
+                own.rename(partial / RANDOM)
             trainer.state.save_to_json(str(partial / "trainer_state.json"))
             counters = {name: getattr(self, name) for name in _COUNTERS if hasattr(self, name)}
             (partial / "counters.json").write_text(json.dumps(counters), encoding="utf-8")
         clear(folder.parent, keep=folder)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The first rank's random states on every rank, which all have the same: so their number may change."""
+        trainer: Any = self
+        if checkpoint is None or trainer.args.world_size == 1:
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(Path(checkpoint) / RANDOM, Path(folder) / f"rng_state_{trainer.args.process_index}.pth")
+            super()._load_rng_state(folder)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

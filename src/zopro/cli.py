@@ -26,7 +26,7 @@ from zopro.config import GROUPS
 from zopro.errors import InputError, Stopped, nearest
 
 Result = tuple[dict[str, Any], str]
-"""What a handler returns: the object for `--json`, and the text for people."""
+"""What a handler returns: the object for `--json`, and the text for people. Empty: another process has it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parse(argv)
         _set_verbosity(args.verbose)
         # Libraries print to stdout as they like; the result must stay alone there.
+        if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
         with contextlib.redirect_stdout(sys.stderr):
             result, text = args.handler(args)
     except InputError as error:
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130
+    if not result:
+        return 0
     print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False) if args.json else text)
     return 0
 
@@ -207,7 +211,7 @@ def _run(args: argparse.Namespace) -> Result:
     from zopro import demo, pipeline
 
     summary = pipeline.run(config, resume=args.resume)
-    return summary, demo.table(summary)
+    return summary, demo.table(summary) if summary else ""
 
 
 def _replay(args: argparse.Namespace) -> Result:

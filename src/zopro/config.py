@@ -23,6 +23,7 @@ WARM_STARTS = ("first_order", "sft", "spsa")
 METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
 ADVANTAGES = ("rloo", "grpo")
 PRESETS = ("default", "paper")
+PARALLEL = ("data", "queries")
 
 
 @dataclass
@@ -222,6 +223,24 @@ class EvaluationOptions:
         positive(self, "eval_prompts", "eval_batch_size")
 
 
+@dataclass
+class RankOptions:
+    """Many processes, started by torchrun or accelerate launch."""
+
+    parallel: str = option(
+        "data",
+        "What processes share in a zeroth-order step: data (each has its prompts) or queries (each has all prompts and "
+        "evaluates its part of the directions).",
+    )
+    rank_timeout: int = option(30, "Minutes after which a process that waits for another one in a step gives up.")
+
+    def __post_init__(self) -> None:
+        check(self.parallel in PARALLEL, "parallel", f"must be one of {', '.join(PARALLEL)}", self.parallel)
+        positive(self, "rank_timeout")
+        ok = self.parallel == "data" or getattr(self, "evaluation", "") != "together"
+        check(ok, "parallel", "must be data with evaluation: together", self.parallel)
+
+
 GROUPS = (
     ModelOptions,
     DataOptions,
@@ -232,11 +251,13 @@ GROUPS = (
     GuidedOptions,
     PairOptions,
     EvaluationOptions,
+    RankOptions,
 )
 
 
 @dataclass
 class RunConfig(
+    RankOptions,
     EvaluationOptions,
     PairOptions,
     GuidedOptions,

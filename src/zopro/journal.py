@@ -54,6 +54,7 @@ class Step:
     record: StepRecord
     reward: float | None = None
     rows: list[int] = field(default_factory=list)
+    exchanged_bytes: int = 0  # handed by one rank to the others; 0 for a single process
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class JournalWriter:
 
 def step_line(step: Step) -> dict[str, Any]:
     """A step as the flat object that its line holds."""
-    return {**asdict(step.record), "reward": step.reward, "rows": step.rows}
+    return {**asdict(step.record), "reward": step.reward, "rows": step.rows, "exchanged_bytes": step.exchanged_bytes}
 
 
 def _header(value: dict[str, Any]) -> Header:
@@ -163,7 +164,7 @@ def _step(value: dict[str, Any], expected: int) -> Step:
     if value["step"] != expected:
         raise ValueError(f"is step {value['step']}, where step {expected} is due")
     record = StepRecord(**{f.name: value[f.name] for f in dataclasses.fields(StepRecord)})
-    return Step(record, value["reward"], value["rows"])
+    return Step(record, value["reward"], value["rows"], value.get("exchanged_bytes", 0))
 
 
 def _lasting(header: Header) -> Header:

@@ -19,6 +19,7 @@ from trl import RLOOConfig
 from zopro.checkpoints import checkpointed, save_arguments
 from zopro.config import RunConfig
 from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.launch import launched
 from zopro.online_dpo import OnlineDPOTrainer
 from zopro.rloo import EngineRLOOTrainer
 from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
@@ -41,6 +42,7 @@ class PolicyInputs:
     previous_update: Mapping[str, Tensor] = field(default_factory=dict)  # mu
     reward_update: Mapping[str, Tensor] = field(default_factory=dict)  # v
     rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
+    writes: bool = True  # False on the ranks of a job that only take part
     reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model folder named in its config
 
 
@@ -52,15 +54,15 @@ def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
     return {
         "output_dir": str(inputs.folder),
         "max_steps": inputs.steps,
-        "per_device_train_batch_size": config.prompts_per_step * config.num_generations,
+        "per_device_train_batch_size": config.prompts_per_step * config.num_generations // launched(),
         "num_generations": config.num_generations,
         "max_completion_length": config.max_completion_length,
         "temperature": config.temperature,
         "beta": config.beta,
         "seed": inputs.seed,
         "logging_steps": 1,
-        **save_arguments(config.checkpoint_steps),
-        "report_to": config.report_to,
+        **save_arguments(config.checkpoint_steps if inputs.writes else 0),
+        "report_to": config.report_to if inputs.writes else [],
         "disable_tqdm": True,
         "gradient_checkpointing": False,
         "bf16": False,
@@ -104,6 +106,7 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
         surrogate=config.surrogate or None,
         decay=config.decay,
         weight_decay=config.weight_decay,
+        parallel=config.parallel,
     )
     updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update} if targeted else {}
     return _trainer(ZOPrOTrainer, arguments, inputs, **updates)
@@ -145,6 +148,9 @@ METHODS: dict[str, Method] = {
     "grpo": partial(first_order, advantage="grpo"),
     "online-dpo": partial(first_order, trainer_cls=OnlineDPOTrainer),
 }
+
+ZEROTH_ORDER = ("zopro", "zopro-paper", "mezo")
+"""Methods whose steps are a few scalars: ranks share their work, and a journal rebuilds them."""
 
 SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
 """Methods that need no previous update, so that iteration 0 is theirs and no warm start's."""

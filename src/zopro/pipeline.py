@@ -9,19 +9,26 @@ stages; the method of the policy stage is a row of `zopro.methods`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from zopro.analysis import write
 from zopro.checkpoints import clear
 from zopro.config import RunConfig
 from zopro.durable import stopped_by_full_disk
+from zopro.errors import InputError
 from zopro.evaluation import evaluate
+from zopro.journal import read
+from zopro.launch import Job, alone
 from zopro.memory import peak_rss_mb
-from zopro.policy_stage import train_policy
-from zopro.rundir import RunDirectory, read_rows, write_text
+from zopro.methods import ZEROTH_ORDER
+from zopro.policy_stage import shared, train_policy
+from zopro.rundir import RunDirectory, default_folder, read_rows, write_text
 from zopro.session import Session
 from zopro.stages import refine_reward, sample_pairs, train_reward, train_sft
 from zopro.threads import torch_threads
@@ -30,7 +37,7 @@ SAMPLES_SHOWN = 5
 
 
 def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Run the loop and return its summary (also RUN/summary.json).
+    """Run the loop and return its summary (also RUN/summary.json), empty on all ranks but the first.
 
     Args:
         config: all settings.
@@ -40,30 +47,40 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict
     Raises:
         InputError: something in the configuration, the data or the run directory does not fit, or another process is
             at work on it; nothing was written.
-        Stopped: the disk is full. The run can be resumed.
+        Stopped: the disk is full, or another rank has died. The run can be resumed.
     """
-    session = Session(config, resume, quiet)
-    path = session.directory.path
-    threads = json.loads((path / "environment.json").read_text(encoding="utf-8"))["threads"]  # as the run began with
-    try:
-        with (
-            stopped_by_full_disk(path, f"Then continue with: zopro run {path / 'config.yaml'} --resume"),
-            torch_threads(threads),
-        ):
-            return _loop(session)
-    finally:
-        session.directory.lock.release()
+    job = Job.join(config.device, config.rank_timeout)
+    if config.parallel == "data" and config.method in ZEROTH_ORDER and config.prompts_per_step % job.size:
+        raise InputError(
+            f"prompts_per_step: must be a multiple of the number of processes, {job.size}, got "
+            f"{config.prompts_per_step}. Change either, or set parallel: queries."
+        )
+    path = Path(job.settle(config.output_dir or default_folder(config)))
+    remedy = f"Then continue with: zopro run {path / 'config.yaml'} --resume"
+    with job.lost_ranks(f"Continue, with as many processes as you like: zopro run {path / 'config.yaml'} --resume"):
+        session = Session(dataclasses.replace(config, output_dir=str(path)), resume, quiet, job)
+        try:
+            threads = json.loads((path / "environment.json").read_text(encoding="utf-8"))["threads"]  # as it began with
+            with stopped_by_full_disk(path, remedy), torch_threads(threads):
+                summary = _loop(session)
+        finally:
+            session.directory.lock.release()
+        job.leave()
+    return summary
 
 
 def _loop(session: Session) -> dict[str, Any]:
-    config, directory = session.config, session.directory
+    config, directory, job = session.config, session.directory, session.job
 
     def stage(name: str, iteration: int | None, output: Path, work: Callable[..., object]) -> None:
-        if not output.exists():
-            with session.stage(name, iteration):
-                work(session, *(() if iteration is None else (iteration,)))
-        directory.verdicts(name, iteration).unlink(missing_ok=True)
-        clear(directory.trainer(name, iteration))
+        if job.settle(not output.exists()):
+            with session.stage(name, iteration), taking_part(session, name, iteration) as here:
+                if here:
+                    work(session, *(() if iteration is None else (iteration,)))
+            job.wait()
+        if job.first:
+            directory.verdicts(name, iteration).unlink(missing_ok=True)
+            clear(directory.trainer(name, iteration))
 
     stage("sft", None, directory.sft(), train_sft)
     stage("reward", None, directory.reward(0), train_reward)
@@ -74,13 +91,28 @@ def _loop(session: Session) -> dict[str, Any]:
         stage("pairs", iteration, outputs["pairs"], sample_pairs)
         stage("refine", iteration, outputs["refine"], refine_reward)
         stage("evaluation", iteration, directory.evaluation(iteration, ".json"), evaluate)
-        session.say(_headline(directory, iteration))
-        if iteration + 1 < config.iterations:
-            write.refresh(directory.path)
+        if job.first:
+            session.say(_headline(directory, iteration))
+            if iteration + 1 < config.iterations:
+                write.refresh(directory.path)
+    if not job.first:
+        return {}
     summary = _summary(session)
     write_text(directory.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
     write.finish(directory.path)
     return summary
+
+
+@contextmanager
+def taking_part(session: Session, name: str, iteration: int | None) -> Iterator[bool]:
+    """Whether this process works on a stage: all ranks do on a zeroth-order policy, else the first one does, alone."""
+    job = session.job
+    if name == "policy" and iteration is not None and job.size > 1 and shared(session, iteration):
+        with alone() if session.config.parallel == "queries" else nullcontext():
+            yield True
+        return
+    with alone():
+        yield job.first
 
 
 def _outputs(directory: RunDirectory, iteration: int) -> dict[str, Path]:
@@ -90,6 +122,13 @@ def _outputs(directory: RunDirectory, iteration: int) -> dict[str, Path]:
         "pairs": directory.iteration(iteration) / "preferences.jsonl",
         "refine": directory.reward(iteration + 1),
     }
+
+
+def exchanged_bytes(directory: RunDirectory, iterations: int) -> int:
+    """What one rank handed to the others in the median zeroth-order step, by the journals; 0 for a single process."""
+    paths = [directory.iteration(iteration) / "journal.jsonl" for iteration in range(iterations)]
+    sizes = [step.exchanged_bytes for path in paths if path.exists() for step in read(path).steps]
+    return median_low(sizes) if sizes else 0
 
 
 def _headline(directory: RunDirectory, iteration: int) -> str:
@@ -126,6 +165,8 @@ def _summary(session: Session) -> dict[str, Any]:
         "win_rate_low": final["win_rate_low"],
         "win_rate_high": final["win_rate_high"],
         "iterations": config.iterations,
+        "processes": session.job.size,
+        "exchanged_bytes_per_step": exchanged_bytes(directory, config.iterations),
         "stages": seconds,
         "reward_accuracy": quality.get("accuracy"),
         "reward_quality": {k: v for k, v in quality.items() if k in ("accuracy", "pearson", "spearman", "n")},

@@ -14,7 +14,7 @@ from typing import Any
 from zopro.callbacks import be_quiet
 from zopro.checkpoints import fit
 from zopro.config import RunConfig
-from zopro.methods import METHODS, SELF_STARTING, PolicyInputs
+from zopro.methods import METHODS, SELF_STARTING, ZEROTH_ORDER, PolicyInputs
 from zopro.random_state import preserve_random_state
 from zopro.recording import Origin, Recorder, origin_of
 from zopro.rundir import whole_folder
@@ -60,6 +60,7 @@ def policy_trainer(
             previous_update=mu,
             reward_update=v,
             reference=policies.reference(session.directory.sft()),
+            writes=session.directory.writes,
             **given,
         )
         trainer = METHODS[origin.method](inputs)
@@ -67,16 +68,29 @@ def policy_trainer(
         yield trainer, model
 
 
+def shared(session: Session, iteration: int) -> bool:
+    """Whether ranks can share the policy stage of an iteration: its steps are zeroth-order."""
+    return _origin(session, iteration).method in ZEROTH_ORDER
+
+
+def _origin(session: Session, iteration: int) -> Origin:
+    config = session.config
+    return origin_of(config, session.directory, iteration, config.method in SELF_STARTING)
+
+
 def train_policy(session: Session, iteration: int) -> None:
-    """Optimise the policy against the current reward model, by `method` or, in iteration 0, by the warm start."""
+    """Optimise the policy against the current reward model, by `method` or, in iteration 0, by the warm start.
+
+    On many ranks all of them are here if the stage is `shared`, else the first one is.
+    """
     config, directory, policies = session.config, session.directory, session.policies
-    origin = origin_of(config, directory, iteration, config.method in SELF_STARTING)
+    origin = _origin(session, iteration)
     steps, seed = policy_steps(session), session.seed("policy", iteration)
     items = iteration_items(session, iteration, steps * config.prompts_per_step)
     training: dict[str, Any] = {"steps": steps, "seed": seed, "folder": directory.trainer("policy", iteration)}
     with (
         policy_trainer(session, origin, items, iteration, **training) as (trainer, model),
-        whole_folder(directory.policy(iteration)) as folder,
+        directory.new_folder(directory.policy(iteration)) as folder,
     ):
 
         def save(snapshot: Path) -> None:
@@ -85,6 +99,8 @@ def train_policy(session: Session, iteration: int) -> None:
 
         for callback in (session.callback("policy", iteration), *session.snapshots("policy", iteration, save)):
             trainer.add_callback(callback)
-        Recorder(trainer, directory.iteration(iteration) / "journal.jsonl", origin, rebuild=policies.full).attach()
+        journal = directory.iteration(iteration) / "journal.jsonl"
+        Recorder(trainer, journal, origin, rebuild=policies.full, writes=directory.writes).attach()
         fit(trainer)
-        policies.save(model, folder)
+        if folder is not None:
+            policies.save(model, folder)

@@ -69,14 +69,15 @@ class Recorder(TrainerCallback):
         path: the journal. A trainer that begins at step 0 begins it anew; one that continues a checkpoint keeps the
             lines up to it and appends to them.
         origin: what the journal's header says.
+        writes: False on the ranks of a job that only take part.
         rebuild: leave the parameters out of checkpoints (they are whole models) and rebuild them from the journal.
 
     Raises (when training begins):
         InputError: the journal on the disk does not fit the checkpoint; see `JournalWriter`.
     """
 
-    def __init__(self, trainer: Any, path: Path, origin: Origin, rebuild: bool = False) -> None:
-        self.trainer, self.path, self.origin, self.rebuild = trainer, path, origin, rebuild
+    def __init__(self, trainer: Any, path: Path, origin: Origin, rebuild: bool = False, writes: bool = True) -> None:
+        self.trainer, self.path, self.origin, self.rebuild, self.writes = trainer, path, origin, rebuild, writes
         self._writer: JournalWriter | None = None
 
     def attach(self) -> None:
@@ -92,14 +93,16 @@ class Recorder(TrainerCallback):
             for step in read(self.path).steps[: state.global_step]:
                 spsa.replay(step.record)
         self.trainer.rebuilt = self.rebuild and type(spsa.directions) in KINDS
-        if state.is_world_process_zero:
+        if self.writes and state.is_world_process_zero:
             self._writer = JournalWriter(self.path, header_of(self.origin, spsa), keep=state.global_step)
             spsa.before_apply = self._write
 
     def _write(self, record: StepRecord) -> None:
         assert self._writer is not None
         batch = getattr(self.trainer, "last_batch", None)
-        self._writer.write(Step(record, *((batch.reward, batch.rows) if batch else ())))
+        exchanged = getattr(self.trainer, "exchanged_bytes", 0)
+        reward, rows = (batch.reward, batch.rows) if batch else (None, [])
+        self._writer.write(Step(record, reward, rows, exchanged))
 
 
 def header_of(origin: Origin, spsa: SPSA) -> Header:

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather
 from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOTrainer
@@ -118,7 +118,8 @@ class EngineRLOOTrainer(RLOOTrainer):
         if self.advantage == "grpo":
             output["advantages"] = self._group_normalised(output["advantages"])
         mode = "train" if self.model.training else "eval"
-        rows = gather_object([example["row"] for example in inputs if "row" in example])
+        own = [example["row"] for example in inputs if "row" in example]
+        rows = self.accelerator.gather(torch.tensor(own, dtype=torch.int64, device=self.accelerator.device)).tolist()
         self.last_batch = Batch(self._metrics[mode]["reward"][-1], list(dict.fromkeys(rows)))
         return output
 
@@ -157,20 +158,25 @@ class EngineRLOOTrainer(RLOOTrainer):
             top_k=self.top_k or None,
             top_p=self.top_p,
             min_p=self.min_p,
-            generator=self._rollout_generator(prompt_ids),
+            generator=self._rollout_generators(prompt_ids),
         )
         self._rollout = rollout
         lengths = rollout.completion_mask.sum(1).tolist()
         return [row[:n] for row, n in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
 
-    def _rollout_generator(self, prompt_ids: list[list[int]]) -> torch.Generator:
-        """Seeded by (seed, mode, rank, prompts, step): what a step samples does not depend on what ran before it.
+    def _rollout_generators(self, prompt_ids: list[list[int]]) -> list[torch.Generator]:
+        """One for each row, seeded by (seed, mode, prompt, row of the global batch, step).
 
-        TRL's own step counter begins again at 0 when a run is resumed; the trainer's state does not.
+        So what a step samples depends neither on what ran before it nor on how rows are shared among ranks. TRL's own
+        step counter begins again at 0 when a run is resumed; the trainer's state does not.
         """
         mode = "train" if self.model.training else "eval"
-        name = f"rollout/{mode}/{self.accelerator.process_index}/{prompt_ids}"
-        return tensor_generator(name, self.args.seed, self.state.global_step, self.accelerator.device)
+        first = self.accelerator.process_index * len(prompt_ids)
+        seed, step, device = self.args.seed, self.state.global_step, torch.device("cpu")
+        return [
+            tensor_generator(f"rollout/{mode}/{row}/{prompt}", seed, step, device)
+            for row, prompt in enumerate(prompt_ids, first)
+        ]
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -7,9 +7,11 @@ exception, appended line by line. One process at a time writes to it (`zopro.loc
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ __all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_te
 FREE = (
     "output_dir",
     "checkpoint_steps",
+    "parallel",
+    "rank_timeout",
     "judge_timeout",
     "judge_base_url",
     "judge_api_key_env",
@@ -38,6 +42,11 @@ FREE = (
 PACKAGES = ("zopro", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
+def default_folder(config: RunConfig) -> str:
+    """Where a run goes that is not told where to go."""
+    return f"runs/{config.task}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file."""
     with path.open(encoding="utf-8") as stream:
@@ -47,14 +56,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 class RunDirectory:
     """Paths and records of one run.
 
+    Args:
+        config: the run's configuration.
+        resume: continue the run in its folder.
+        writes: False on all ranks of a job but the first: nothing is checked, and what is to be written is not.
+
     Raises:
         InputError: the directory holds a run of another configuration, or (without `resume`) any run, or other files.
     """
 
-    def __init__(self, config: RunConfig, resume: bool) -> None:
-        default = f"runs/{config.task}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.path = Path(config.output_dir or default)
-        self.resumed = self._check(config, resume)
+    def __init__(self, config: RunConfig, resume: bool, writes: bool = True) -> None:
+        self.path = Path(config.output_dir or default_folder(config))
+        self.writes = writes
+        self.resumed = writes and self._check(config, resume)
         self.metrics_path = self.path / "metrics.jsonl"
         self._config = config
         self.lock = RunLock(self.path)
@@ -67,7 +81,7 @@ class RunDirectory:
 
         Raises InputError: another process has begun a run here in the meantime.
         """
-        if not self.resumed:
+        if self.writes and not self.resumed:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
             self._check(self._config, resume=False)
@@ -125,13 +139,26 @@ class RunDirectory:
         name = "sft" if iteration is None else f"{iteration:03d}"
         return self.path / "evaluations" / (name + suffix)
 
+    @contextmanager
+    def new_folder(self, path: Path) -> Iterator[Path | None]:
+        """`whole_folder` where this process writes; None elsewhere."""
+        if self.writes:
+            with whole_folder(path) as partial:
+                yield partial
+        else:
+            yield None
+
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl, stamped with the time; a step's is on the disk before its checkpoint."""
+        if not self.writes:
+            return
         stamped = {"time": round(time.time(), 3), **line}
         append_line(self.metrics_path, json.dumps(stamped), flush=line.get("step") is None)
 
     def discard(self, stage: str, iteration: int | None, after: int = 0) -> None:
         """Drop an interrupted attempt's lines of a stage after step `after`, so that no step is counted twice."""
+        if not self.writes:
+            return
         lines = self.metrics()
         kept = [
             line
@@ -163,6 +190,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # as launchers say
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
     }

@@ -21,6 +21,7 @@ from zopro.config import RunConfig
 from zopro.engine import models
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.errors import InputError
+from zopro.launch import Job
 from zopro.memory import peak_rss_mb
 from zopro.policies import Policies
 from zopro.random_state import derived_seed, preserve_random_state
@@ -48,6 +49,7 @@ class Session:
         config: the run's configuration.
         resume: continue a run directory of the same configuration.
         quiet: no progress on stderr.
+        job: the processes that work on the run; only the first one writes.
 
     Everything that can be refused is refused here, before the run directory is written to.
 
@@ -55,9 +57,10 @@ class Session:
         InputError: data, model, lengths or run directory do not fit; see the message.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False, quiet: bool = False) -> None:
-        self.config, self.quiet = config, quiet
-        self.directory = RunDirectory(config, resume)
+    def __init__(self, config: RunConfig, resume: bool = False, quiet: bool = False, job: Job | None = None) -> None:
+        self.job = job or Job()
+        self.config, self.quiet = config, quiet or not self.job.first
+        self.directory = RunDirectory(config, resume, self.job.first)
         self.tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long)
         self.task = data.task
@@ -79,6 +82,7 @@ class Session:
         self._reward_model = self._new_reward_model()
         self._callback: MetricsCallback | None = None
         self.directory.create()
+        self.job.wait()
         self.say(
             f"{len(self.train)} training rows, {len(self.eval)} held-out prompts"
             + "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
@@ -143,6 +147,8 @@ class Session:
 
         What a stopped attempt left goes, unless the attempt is continued from its checkpoint.
         """
+        if not self.job.first:
+            return []
         folder = self.directory.snapshots(kind, iteration)
         if newest(self.directory.trainer("refine" if kind == "reward" else kind, iteration))[1] is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -13,16 +13,23 @@ averaging).
 from __future__ import annotations
 
 import inspect
+import itertools
+import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 
 from zopro.engine.models import tensor_name
-from zopro.zo import SPSA, Directions, Gaussian
+from zopro.launch import counted
+from zopro.zo import SPSA, Directions, Gaussian, Ranks
 from zopro.zo.records import Estimate
+
+logger = logging.getLogger(__name__)
 
 SPSA_DEFAULTS: dict[str, Any] = {"eps": "auto", "second_moment_beta": 0.9}
 
@@ -62,10 +69,34 @@ class ZerothOrderMixin:
         _without_checkpointing(training_args)
         super().__init__(*args, **kwargs)
         _without_checkpointing(self.args)  # type: ignore[attr-defined]
+        self.exchanged_bytes = 0  # by this rank in the current step
+        self._counted_step = -1
+        if self.args.world_size > 1:  # type: ignore[attr-defined]
+            set_seed(self.args.seed)  # type: ignore[attr-defined]  # TRL has just given each rank a seed of its own
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Without the wrapping in which gradients would be exchanged: there are none.
+
+        Raises ValueError where accelerate is set up to split a model over ranks.
+        """
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+        if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+            raise ValueError(
+                f"accelerator: must keep the whole model on every rank, got {accelerator.distributed_type.value}. Launch "
+                "with torchrun, or accelerate launch --multi_gpu"
+            )
+        if accelerator.distributed_type != DistributedType.NO:
+            accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
 
     def directions(self) -> Directions:
         """Where z comes from. Override it, or pass `directions=` to `zeroth_order`."""
         return Gaussian()
+
+    def ranks(self) -> Ranks | None:
+        """Between whom losses are exchanged: the launcher's processes, each with accelerate's share of the data."""
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        return Ranks(device=accelerator.device) if accelerator.num_processes > 1 else None
 
     def spsa_arguments(self) -> dict[str, Any]:
         """Arguments of `zopro.SPSA` beyond those that `args` has."""
@@ -82,8 +113,12 @@ class ZerothOrderMixin:
             options.setdefault("directions", self.directions())
             options.setdefault("weight_decay", trainer.args.weight_decay)
             options.setdefault("seed", trainer.args.seed)
-            if trainer.accelerator.num_processes > 1:
-                options["reduce"] = self._mean_over_ranks
+            ranks = options.setdefault("ranks", self.ranks())
+            if ranks is not None:
+                model = model or trainer.model
+                shared = ranks.share(itertools.chain(model.named_parameters(), model.named_buffers()))
+                if shared:
+                    logger.info("%d tensors differed between ranks and are rank 0's now: %s, ...", len(shared), shared[0])
             trainer.optimizer = SPSA(named, lr=trainer.args.learning_rate, **options)
         if not isinstance(self.spsa, SPSA):
             raise ValueError(f"optimizers: must hold a zopro.SPSA or nothing, got {type(self.spsa).__name__}")
@@ -96,12 +131,28 @@ class ZerothOrderMixin:
         optimizer = self.optimizer  # type: ignore[attr-defined]
         return getattr(optimizer, "optimizer", optimizer)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The base class's training. Raises RuntimeError if ranks end with different parameters."""
+        result = super().train(*args, **kwargs)  # type: ignore[misc]
+        ranks = self.spsa.ranks
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[attr-defined]
+        if ranks is not None and (names := ranks.differing(trained)):
+            raise RuntimeError(f"ranks: must end with the same parameters, {len(names)} differ, such as {names[0]}")
+        return result
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        step: int = self.state.global_step  # type: ignore[attr-defined]
+        if step != self._counted_step:
+            self.exchanged_bytes, self._counted_step = 0, step
         self._measuring = True
         try:
-            return super().training_step(*args, **kwargs)  # type: ignore[misc]
+            with counted(self._count):
+                return super().training_step(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._measuring = False
+
+    def _count(self, size: int) -> None:
+        self.exchanged_bytes += size
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss_of = super().compute_loss  # type: ignore[misc]
@@ -123,6 +174,14 @@ class ZerothOrderMixin:
     def loss_at_theta(self, inputs: Any) -> float | None:
         """L(theta) averaged over ranks, where it is known without a forward pass; one-sided estimates then use it."""
         return None
+
+    def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, *args: Any) -> Tensor:
+        """TRL's rewards. After them TRL gathers all texts for its table; where that is off, empty ones are gathered."""
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, *args)  # type: ignore[misc]
+        trainer: Any = self
+        if trainer.accelerator.num_processes > 1 and not trainer.log_completions:
+            prompts[:], completions[:] = [""] * len(prompts), [""] * len(completions)
+        return rewards
 
     @torch.no_grad()
     def _with_old_logprobs(self, model: Any, inputs: Any) -> Any:
@@ -158,13 +217,11 @@ class ZerothOrderMixin:
             "eps": last.eps[0],
             "skipped_steps": float(self.spsa.skipped_steps),
         }
+        if self.spsa.ranks is not None:
+            logs["exchanged_bytes"] = float(self.exchanged_bytes)
         if not math.isnan(last.signal_to_noise):
             logs["signal_to_noise"] = last.signal_to_noise
         return logs
-
-    def _mean_over_ranks(self, values: Tensor) -> Tensor:
-        accelerator = self.accelerator  # type: ignore[attr-defined]
-        return accelerator.reduce(values.to(accelerator.device), reduction="mean")
 
 
 def zeroth_order(trainer_cls: type, **spsa_options: Any) -> type:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from trl import RLOOConfig
 
@@ -20,7 +21,8 @@ from zopro.fields import option
 from zopro.objectives import log_ratio_surrogate
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZerothOrderMixin
-from zopro.zo import Directions, Gaussian, Targeted
+from zopro.zo import Directions, Gaussian, Ranks, Targeted
+from zopro.zo.ranks import PARALLEL
 from zopro.zo.spsa import EVALUATIONS
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
@@ -43,6 +45,7 @@ class ZOPrOConfig(RLOOConfig):
     )
     decay: str = option("linear", "Decay of the previous update's share d: linear or exponential.")
     normalize: bool | None = option(None, "Scale targeted directions to root mean square 1.")
+    parallel: str = option("data", "What processes share: data, or queries (then each has all the data).")
     second_moment_beta: float | None = option(
         None, "Decay of the mean square that scales the projected gradient; 0: none."
     )
@@ -55,6 +58,8 @@ class ZOPrOConfig(RLOOConfig):
             raise ValueError(
                 f"evaluation: must be sequential, or together with sides=2, got {self.evaluation!r}, sides={self.sides}"
             )
+        if self.parallel not in PARALLEL:
+            raise ValueError(f"parallel: must be 'data' or 'queries', got {self.parallel!r}")
         default = self.preset == "default"
         self.surrogate = self.surrogate or ("log_ratio" if default else "clipped")
         if self.surrogate not in ("clipped", "log_ratio"):
@@ -99,6 +104,13 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         steps = max(1, self.state.max_steps)
         return Targeted(self.previous_update, self.reward_update, steps, options.decay, options.normalize)
 
+    def ranks(self) -> Ranks | None:
+        if self.args.parallel == "data" or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().ranks()
+        if self.accelerator.num_processes > 1:
+            raise ValueError("parallel: with 'queries' args and trainer must be made inside zopro.launch.alone()")
+        return Ranks("queries", self.accelerator.device)
+
     @property
     def on_policy(self) -> bool:
         """Whether every step's completions are drawn from the parameters that the step starts from."""
@@ -112,8 +124,8 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
             return None
         if self._takes_log_ratios(inputs):
             return 0.0
-        loss = -inputs["advantages"].double().mean()
-        return float(self._mean_over_ranks(loss) if self.accelerator.num_processes > 1 else loss)
+        loss = -float(inputs["advantages"].double().mean())
+        return loss if self.spsa.ranks is None else self.spsa.ranks.mean([loss])[0]
 
     def _takes_log_ratios(self, inputs: Any) -> bool:
         options: Any = self.args

@@ -129,6 +129,14 @@ def test_batching_does_not_change_what_a_row_samples(tokenizer):
     torch.testing.assert_close(together.logprobs, apart.logprobs, atol=1e-5, rtol=1e-5)
 
 
+def test_with_a_generator_of_its_own_a_row_does_not_depend_on_the_rows_beside_it(tokenizer):
+    model = tiny_model("gemma3", tokenizer)
+    options = {"num_generations": 2, "max_new_tokens": 10, "eos_token_ids": range(0, 300, 7), "pad_token_id": 0}
+    together = ours(generate(model, PROMPTS, generator=[seeded(row) for row in range(2 * len(PROMPTS))], **options))
+    second = ours(generate(model, PROMPTS[1:2], generator=[seeded(2), seeded(3)], **options))
+    assert second == together[2:4] and together[2] != together[3]
+
+
 def test_batches_keep_to_the_token_budget_and_finished_rows_leave(tokenizer):
     model = tiny_model("llama", tokenizer)
     generate(model, PROMPTS, max_new_tokens=1, **STOP)  # whatever is done once for each model is not counted

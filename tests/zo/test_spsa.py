@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from zopro.zo import SPSA, Directions, Gaussian, Rademacher, Targeted
+from zopro.zo import SPSA, Directions, Gaussian, Rademacher, Ranks, Targeted
 
 Problem = tuple[nn.Module, Callable[[], Tensor]]
 
@@ -583,12 +583,16 @@ def test_ranks_that_average_their_losses_stay_equal() -> None:
             seen.append(float(other()))
             return local()
 
-        def reduce(values: Tensor, seen: list[float] = other_values) -> Tensor:
-            theirs = torch.tensor(seen[-len(values) :], dtype=torch.float64)
-            exchanged.append((mean := (values + theirs) / 2).tolist())
-            return mean
+        class Pair(Ranks):
+            def __init__(self, rank: int = rank) -> None:
+                self.parallel, self.rank, self.size = "data", rank, 2
 
-        opt = SPSA(trainable(m), lr=0.05, reduce=reduce, sides=1, queries=2)
+            def gather(self, values: Any, seen: list[float] = other_values) -> list[list[float]]:
+                rows = [list(values), seen[-len(values) :]]
+                exchanged.append(rows if self.rank == 0 else rows[::-1])
+                return exchanged[-1]
+
+        opt = SPSA(trainable(m), lr=0.05, ranks=Pair(), sides=1, queries=2)
         for _ in range(3):
             opt.step(evaluate)
     assert same(weights(ranks[0]), weights(ranks[1]))

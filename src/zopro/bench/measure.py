@@ -20,6 +20,7 @@ from trl import RLOOConfig, RLOOTrainer
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Setting, adapter_options
 from zopro.engine import models
+from zopro.launch import launched
 from zopro.random_state import preserve_random_state
 from zopro.rewards import RewardModel
 from zopro.zo import Directions, Rademacher
@@ -151,7 +152,7 @@ def _arguments(setting: Setting, steps: int, folder: str) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "max_steps": steps,
-        "per_device_train_batch_size": work.prompts * work.num_generations,
+        "per_device_train_batch_size": work.prompts * work.num_generations // launched(),
         "num_generations": work.num_generations,
         "max_completion_length": work.completion_length,
         "beta": work.beta,

@@ -90,7 +90,7 @@ def generate(
     top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     max_batch_tokens: int | None = None,
 ) -> Rollouts:
     """Sample `num_generations` completions of each prompt.
@@ -102,7 +102,8 @@ def generate(
         top_k, top_p, min_p: truncation in this order, each of what the one before left (as transformers does).
         generator: on any device. One uniform number is drawn for each (row, step) before sampling starts, so neither
             `max_batch_tokens` nor the length of other rows changes a completion, except by rounding of the logits.
-            None draws from the global random state.
+            Of several generators, one for each row, a row has its own, and which rows are beside it changes nothing
+            either. None draws from the global random state.
         max_batch_tokens: bound on rows x (prompt + max_new_tokens) in one batch, default 65536; one prompt's K
             completions always go together. Prompts are batched by length.
 
@@ -116,8 +117,7 @@ def generate(
     device = parts.model.get_input_embeddings().weight.device
     rows, width = len(prompts) * num_generations, max(map(len, prompts))
     stops = torch.tensor([eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids), device=device)
-    source = generator.device if generator is not None else device
-    uniform = torch.rand((rows, max_new_tokens), dtype=torch.float64, generator=generator, device=source).to(device)
+    uniform = _uniform(generator, rows, max_new_tokens, device)
 
     prompt_ids, prompt_mask = _left_padded(prompts, pad_token_id, width, device)
     completion_ids = torch.full((rows, max_new_tokens), pad_token_id, device=device)
@@ -162,6 +162,17 @@ def _check_arguments(
                 f"prompts: prompt {number} has {len(prompt)} tokens, which with max_new_tokens={max_new_tokens} "
                 f"exceeds the model's context of {context}. Shorten either."
             )
+
+
+def _uniform(
+    generator: torch.Generator | Sequence[torch.Generator] | None, rows: int, steps: int, device: torch.device
+) -> Tensor:
+    """(rows, steps) fp64 in [0, 1)."""
+    if isinstance(generator, Sequence):
+        drawn = [torch.rand(steps, dtype=torch.float64, generator=one, device=one.device) for one in generator]
+        return torch.stack(drawn).to(device)
+    source = generator.device if generator is not None else device
+    return torch.rand((rows, steps), dtype=torch.float64, generator=generator, device=source).to(device)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from zopro.zo.directions import Directions, Gaussian, Rademacher, Targeted
 from zopro.zo.guided import ResidualFeedback
+from zopro.zo.ranks import Ranks
 from zopro.zo.records import Estimate, StepRecord
 from zopro.zo.schedules import auto_eps, noise_floor, target_share
 from zopro.zo.spsa import SPSA
@@ -12,6 +13,7 @@ __all__ = [
     "Estimate",
     "Gaussian",
     "Rademacher",
+    "Ranks",
     "ResidualFeedback",
     "StepRecord",
     "Targeted",

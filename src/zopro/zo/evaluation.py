@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zopro.zo.perturbation import Offset, Perturbation
+from zopro.zo.ranks import Ranks
 
 Closure = Callable[[], Any]  # () -> scalar loss, a tensor or a float
-Reduce = Callable[[Tensor], Tensor]  # [n] losses of this rank -> [n] losses averaged over ranks
 
 
 class Evaluator:
@@ -21,10 +20,10 @@ class Evaluator:
     had, never reseeded: after an evaluation it is where one call of the closure leaves it.
     """
 
-    def __init__(self, closure: Closure, perturbation: Perturbation, reduce: Reduce | None = None) -> None:
+    def __init__(self, closure: Closure, perturbation: Perturbation, ranks: Ranks | None = None) -> None:
         self.closure = closure
         self.perturbation = perturbation
-        self.reduce = reduce
+        self.ranks = ranks
         self._cpu = torch.get_rng_state()
         devices = {tensor.device for tensor in perturbation.parameters if tensor.device.type == "cuda"}
         self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
@@ -44,6 +43,7 @@ class Evaluator:
             torch.clear_autocast_cache()
 
     def losses(self, offsets: Sequence[Offset | None]) -> list[float]:
-        """The losses at theta + each offset, averaged over ranks in one exchange."""
-        values = [self.at(offset) for offset in offsets]
-        return values if self.reduce is None else self.reduce(torch.tensor(values, dtype=torch.float64)).tolist()
+        """The losses at theta + each offset: of all ranks, in one exchange."""
+        if self.ranks is None:
+            return [self.at(offset) for offset in offsets]
+        return self.ranks.losses(lambda index: self.at(offsets[index]), len(offsets))

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from zopro.zo import groups
 from zopro.zo.directions import Directions, Gaussian, tensor_generator
-from zopro.zo.evaluation import Closure, Evaluator, Reduce
+from zopro.zo.evaluation import Closure, Evaluator
 from zopro.zo.monitor import SecondMoment, SignalMonitor
 from zopro.zo.perturbation import PERTURBATIONS, Offset, choose
+from zopro.zo.ranks import Ranks
 from zopro.zo.records import Accumulated, Estimate, StepRecord
 from zopro.zo.schedules import auto_eps, loss_noise
 from zopro.zo.together import Together
 
 logger = logging.getLogger(__name__)
-
 EVALUATIONS = ("sequential", "together")
 KNOWN_LOSS_TOLERANCE = 0.1  # of the difference L(theta + eps z) - L(theta)
 
@@ -54,11 +54,10 @@ class SPSA(torch.optim.Optimizer):
         measure_noise: measure the noise floor at the first estimate (about 7 evaluations); implied by eps="auto".
         perturbation: "in_place" (keeps a copy of the parameters), "virtual" (no copy) or "auto" (by their number).
         evaluation: "sequential", or "together": both sides in one pass, for closures that ask `together.rows`.
-        reduce: averages a tensor of losses over data-parallel ranks; scalars are all that ranks exchange.
+        ranks: processes that share the batch or the queries (then sequential). All begin with the same parameters.
         before_apply: called with each step's record before a parameter changes (a journal); if it raises, none does.
 
     All evaluations of a step see the same global random state (dropout draws the same mask; not in a copied batch).
-
     Raises ValueError: an argument out of range.
     """
 
@@ -77,7 +76,7 @@ class SPSA(torch.optim.Optimizer):
         measure_noise: bool = False,
         perturbation: str = "auto",
         evaluation: str = "sequential",
-        reduce: Reduce | None = None,
+        ranks: Ranks | None = None,
         before_apply: Callable[[StepRecord], None] | None = None,
     ) -> None:
         if queries < 1:
@@ -88,7 +87,8 @@ class SPSA(torch.optim.Optimizer):
             raise ValueError(f"second_moment_beta: must lie in [0, 1), got {second_moment_beta}")
         if perturbation not in PERTURBATIONS:
             raise ValueError(f"perturbation: must be one of {', '.join(PERTURBATIONS)}, got {perturbation!r}")
-        if evaluation not in EVALUATIONS or (evaluation == "together" and sides != 2):
+        sequential_only = sides != 2 or getattr(ranks, "parallel", "data") != "data"
+        if evaluation not in EVALUATIONS or (evaluation == "together" and sequential_only):
             raise ValueError(f"evaluation: must be sequential, or together with sides=2, got {evaluation!r}, {sides=}")
         self.directions = directions or Gaussian()
         self.queries = queries
@@ -98,7 +98,7 @@ class SPSA(torch.optim.Optimizer):
         self.perturbation = perturbation
         self.evaluation = evaluation
         self.together = Together([])
-        self.reduce = reduce
+        self.ranks = ranks
         self.before_apply = before_apply
         self.accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
         self.step_count = 0
@@ -138,13 +138,13 @@ class SPSA(torch.optim.Optimizer):
                 it must not move by more than a tenth (in bfloat16 a model's losses depend on how they are computed).
         """
         self.together.parameters = [tensor for _, tensor, _ in groups.named(self.param_groups)]
-        evaluate = Evaluator(closure, choose(self.perturbation, self.together.parameters), self.reduce)
+        evaluate = Evaluator(closure, choose(self.perturbation, self.together.parameters), self.ranks)
         self._calibrate(evaluate)
         if any(group["eps"] == "auto" for group in self.param_groups):  # no finite loss to choose it from
             return Estimate([(math.nan, math.nan)] * self.queries, [math.nan] * self.queries)
         seeds = [self.query_seed(query, self.seed) for query in range(self.queries)]
         if self.sides == 2:
-            both = Evaluator(closure, self.together, self.reduce) if self.evaluation == "together" else evaluate
+            both = Evaluator(closure, self.together, self.ranks) if self.evaluation == "together" else evaluate
             values = both.losses([self._offset(seed, sign) for seed in seeds for sign in (1.0, -1.0)])
             pairs = list(zip(values[0::2], values[1::2], strict=True))
             return Estimate(pairs, [(plus - minus) / 2 for plus, minus in pairs])

@@ -1,0 +1,174 @@
+"""One run on many processes: what a launcher (torchrun, accelerate launch) started, seen from inside each of them.
+
+Zeroth-order stages are worked on by all ranks; everything else is done by the first one, alone, while the others wait.
+
+    job = Job.join("cpu", timeout_minutes=30)
+    if job.first:
+        with alone():           # accelerate and transformers see a single process here
+            train_sft()
+    job.wait()                  # for the first rank's output
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
+
+from zopro.errors import InputError, Stopped
+
+T = TypeVar("T")
+
+# What a launcher tells its processes; without it accelerate sees one process.
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+_PATIENCE = timedelta(days=30)  # with the first rank's own stages; that it has died is noticed at once
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
+# Of each collective the argument that this rank hands over: its place and its name.
+_GIVEN = {
+    "all_gather": (1, "tensor"),
+    "all_gather_into_tensor": (1, "input_tensor"),
+    "all_gather_object": (1, "obj"),
+    "all_reduce": (0, "tensor"),
+    "broadcast": (0, "tensor"),
+}
+
+
+def launched() -> int:
+    """How many processes the launcher says there are; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class Job:
+    """The processes that work on one run.
+
+    Args:
+        group: for what the ranks say to each other between stages, over the CPU; None for a single process.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.size = dist.get_world_size(group) if group is not None else 1
+
+    @classmethod
+    def join(cls, device: str, timeout_minutes: int) -> Job:
+        """Meet the launcher's other processes, with one GPU for each; without a launcher, a job of one.
+
+        Args:
+            device: as configured: auto, cpu or cuda.
+            timeout_minutes: after which a rank that waits for another in a step gives up.
+
+        Raises:
+            InputError: `device` names one GPU for all, or there are fewer GPUs than ranks on this machine.
+        """
+        if launched() == 1:
+            return cls()
+        if device.startswith("cuda:"):
+            raise InputError(f"device: must be auto, cpu or cuda where a launcher starts many processes, got {device!r}.")
+        gpu = device != "cpu" and torch.cuda.is_available()
+        if gpu:
+            see_one_gpu()
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        if not dist.is_initialized():
+            dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        return cls(dist.new_group(backend="gloo", timeout=_PATIENCE))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def settle(self, value: T) -> T:
+        """The first rank's value, on every rank."""
+        if self.group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.group is not None:
+            dist.barrier(group=self.group)
+
+    def leave(self) -> None:
+        """The end of a job in which all went well."""
+        if self.group is not None:
+            self.wait()
+            dist.destroy_process_group()
+
+    @contextmanager
+    def lost_ranks(self, remedy: str) -> Iterator[None]:
+        """Raise `Stopped` in place of what the backend raises when another rank has died or does not answer."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
+            if self.group is None or not lost or isinstance(error, Stopped):
+                raise
+            reason = str(error).strip().splitlines()[0].split(". ")[0]
+            raise Stopped(
+                f"rank {self.rank} has lost another one: {reason}. Nothing finished is lost. {remedy}"
+            ) from error
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, transformers and accelerate see this process only, though the process group stays.
+
+    Trainers and their arguments must be made and used inside. On many GPUs each process must see one of them only.
+    """
+    told = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        os.environ.update(told)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def counted(add: Callable[[int], None]) -> Iterator[None]:
+    """Inside, `add` gets the bytes that this rank hands to each collective of `torch.distributed`, whoever calls it.
+
+    TRL and accelerate exchange rewards and lengths of their own accord, so they are counted where all exchanges pass.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+
+    def counting(collective: Callable[..., Any], place: int, keyword: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = args[place] if len(args) > place else kwargs[keyword]
+            add(given.nbytes if isinstance(given, torch.Tensor) else len(pickle.dumps(given)))
+            return collective(*args, **kwargs)
+
+        return call
+
+    collectives = {name: getattr(dist, name) for name in _GIVEN}
+    for name, collective in collectives.items():
+        setattr(dist, name, counting(collective, *_GIVEN[name]))
+    try:
+        yield
+    finally:
+        for name, collective in collectives.items():
+            setattr(dist, name, collective)
+
+
+def see_one_gpu() -> None:
+    """Leave this process the GPU of its local rank, which is cuda:0 then. Raises InputError: there are too few."""
+    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    if len(names) > 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:  # else the scheduler has seen to it
+        if local >= len(names):
+            raise InputError(f"launcher: must start one process for each GPU, got more than the {len(names)} here.")
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[local]
+    os.environ["LOCAL_RANK"] = "0"

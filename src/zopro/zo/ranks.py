@@ -1,0 +1,104 @@
+"""Many processes ("ranks") taking the same steps: who evaluates what, and the scalars they tell each other.
+
+Every rank draws the same directions, and learns the same losses, so every rank takes the same step: nothing else needs
+to be exchanged, whatever the size of the model. Losses are gathered rather than reduced on the way: each rank adds the
+same float64 numbers in the same order, so all have the same bits whichever algorithm a reduction would have used.
+
+    torch.distributed.init_process_group("gloo")
+    opt = SPSA(model.named_parameters(), ranks=Ranks("data"))       # each rank's closure sees its share of the batch
+    opt = SPSA(model.named_parameters(), queries=8, ranks=Ranks("queries"))     # each sees all; evaluations are dealt out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PARALLEL = ("data", "queries")
+
+
+class Ranks:
+    """The ranks of one process group of `torch.distributed`, which must be initialised.
+
+    Args:
+        parallel: "data": every rank evaluates all directions on its share of the batch, and losses are averaged over
+            ranks (the shares must be of equal size). "queries": every rank has the whole batch and evaluates every
+            `size`-th of a step's displacements; the losses are those that one rank would find.
+        device: of the tensors that the group exchanges: "cpu" for gloo, the rank's GPU for NCCL.
+        group: the process group; None is the default one.
+
+    Raises:
+        ValueError: another `parallel`.
+    """
+
+    def __init__(
+        self, parallel: str = "data", device: torch.device | str = "cpu", group: dist.ProcessGroup | None = None
+    ) -> None:
+        if parallel not in PARALLEL:
+            raise ValueError(f"parallel: must be one of {', '.join(PARALLEL)}, got {parallel!r}")
+        self.parallel, self.device, self.group = parallel, device, group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def losses(self, evaluate: Callable[[int], float], count: int) -> list[float]:
+        """The losses of `count` displacements, in one exchange; `evaluate` gives this rank's loss at one of them."""
+        if self.parallel == "data":
+            return self.mean([evaluate(index) for index in range(count)])
+        values = [evaluate(index) for index in range(self.rank, count, self.size)]
+        if not values:
+            evaluate(0)  # leaves the random state where the other ranks' evaluations leave theirs
+        share = -(-count // self.size)
+        rows = self.gather(values + [0.0] * (share - len(values)))
+        return [rows[index % self.size][index // self.size] for index in range(count)]
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The mean over ranks of each value, equal on every rank to the bit."""
+        return [sum(column) / self.size for column in zip(*self.gather(values), strict=True)]
+
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """Every rank's values, by rank; each must give as many."""
+        rows: list[list[float]] = self._gather(torch.tensor(values, dtype=torch.float64)).tolist()
+        return rows
+
+    def differing(self, tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """Names of the tensors that are not the same on every rank, by a checksum of their bits."""
+        named = dict(tensors)
+        sums = self._gather(torch.stack([checksum(tensor) for tensor in named.values()]))
+        return [name for name, same in zip(named, (sums == sums[0]).all(0).tolist(), strict=True) if not same]
+
+    @torch.no_grad()
+    def share(self, tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """Where ranks hold different values, give all of them the first rank's; returns the names of those tensors.
+
+        The one exchange that is as large as what it is about: once, before the first step, and only where it is needed.
+        """
+        named, group = dict(tensors), self.group or dist.group.WORLD
+        assert group is not None
+        names = self.differing(named.items())
+        for name in names:
+            tensor = named[name].detach()
+            flat = tensor.contiguous().flatten().view(torch.uint8).to(self.device)
+            dist.broadcast(flat, src=dist.get_global_rank(group, 0), group=group)
+            tensor.copy_(flat.to(tensor.device).view(tensor.dtype).view(tensor.shape))
+        return names
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """(size, n) on the CPU, of each rank's (n,)."""
+        own = values.to(self.device)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(rows, own, group=self.group)
+        return torch.stack(rows).cpu()
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits, read as 32-bit integers: int64 on the CPU, whatever the order of addition.
+
+    >>> bool(checksum(torch.tensor([1.0, 2.0])) == checksum(torch.tensor([1.0, 2.0000002])))
+    False
+    """
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    flat = flat.clone() if flat.storage_offset() % 4 else flat
+    whole = flat.numel() // 4 * 4
+    return (flat[:whole].view(torch.int32).sum(dtype=torch.int64) + flat[whole:].sum(dtype=torch.int64)).cpu()
