@@ -25,11 +25,12 @@ from tiny_trainers import (
     same,
     settings,
     sft,
+    tea,
     weights,
     with_adapter,
     zopro,
 )
-from zopro import SPSA, zeroth_order
+from zopro import SPSA, ZOPrOConfig, ZOPrOTrainer, zeroth_order
 from zopro.engine.models import tensor_name
 from zopro.random_state import preserve_random_state
 from zopro.zo import Gaussian, Rademacher
@@ -285,6 +286,10 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     arguments.fp16 = True
     with pytest.raises(ValueError, match=r"fp16: must be off"):
         zeroth_order(Trainer)(llama(), arguments)
+    online = ZOPrOConfig(**settings(tmp_path))
+    online.fp16 = True
+    with pytest.raises(ValueError, match=r"fp16: must be off"):  # behind a trainer that takes **kwargs
+        ZOPrOTrainer(llama(), reward_funcs=tea, args=online)
     model = llama()
     adam = torch.optim.AdamW(model.parameters())
     trainer = zeroth_order(Trainer)(model, TrainingArguments(**settings(tmp_path)), optimizers=(adam, None))

@@ -12,7 +12,6 @@ averaging).
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import math
@@ -23,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
+from transformers import TrainingArguments
 
 from zopro.engine.models import tensor_name
 from zopro.launch import counted
@@ -62,8 +62,8 @@ class ZerothOrderMixin:
     _measuring = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        bound = inspect.signature(super().__init__).bind(*args, **kwargs)
-        training_args = bound.arguments.get("args")
+        given = (*args, *kwargs.values())
+        training_args = next((value for value in given if isinstance(value, TrainingArguments)), None)
         if getattr(training_args, "fp16", False):
             raise ValueError("fp16: must be off, its loss scaling is made for gradients; use bf16=True or neither")
         _without_checkpointing(training_args)
