@@ -141,7 +141,7 @@ def counted(add: Callable[[int], None]) -> Iterator[None]:
 
     TRL and accelerate exchange rewards and lengths of their own accord, so they are counted where all exchanges pass.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         yield
         return
 
