@@ -22,7 +22,9 @@ CALL = {"prompts": ["p", "q"], "completions": ["a", "b"], "completion_ids": [[1]
 
 
 @pytest.mark.parametrize(
-    "answer", [[1, 0.5], (True, 0.5), numpy.array([1.0, 0.5]), torch.tensor([1.0, 0.5]), iter([1.0, 0.5])], ids=repr
+    "answer",
+    [[1, 0.5], (True, 0.5), numpy.array([1.0, 0.5]), torch.tensor([1.0, 0.5]), iter([1.0, 0.5])],
+    ids=["list", "tuple", "array", "tensor", "iterator"],
 )
 def test_numbers_of_every_kind_are_rewards(answer):
     assert guard.checked_reward(lambda **_: answer)(**CALL) == [1.0, 0.5]
