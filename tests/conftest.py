@@ -3,9 +3,19 @@
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 settings.register_profile("zopro", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("zopro")
+
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_in_the_beginning() -> None:
+    """numba's first use changes torch's number, and threads without a core of their own wait on each other."""
+    torch.set_num_threads(THREADS)

@@ -81,7 +81,8 @@ def one_sided() -> dict[str, Any]:
 
 def test_one_sided_estimates_take_the_known_loss_of_all_ranks() -> None:
     one, two = results(one_sided, 1)[0], results(one_sided, 2)
-    assert two[0]["gradients"] == two[1]["gradients"] == pytest.approx(one["gradients"], rel=1e-2)
+    # Looser than for central differences, whose rounding partly cancels; and each step begins where the last one ended.
+    assert two[0]["gradients"] == two[1]["gradients"] == pytest.approx(one["gradients"], rel=5e-2)
 
 
 def on_queries(queries: int) -> dict[str, Any]:

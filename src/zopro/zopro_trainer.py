@@ -138,11 +138,12 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
 
     def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
         score = super()._score
-        if not (self._measuring and self.spsa.together.active):
+        spsa = self.spsa if self._measuring else None  # there is none before the first step
+        if spsa is None or not spsa.together.active:
             return score(model, input_ids, attention_mask, length, copies)
         causal_parts(model)  # whose first look at a model is at a single row
         twice = torch.cat([input_ids, input_ids]), torch.cat([attention_mask, attention_mask])
-        return self.spsa.together.rows(lambda: score(model, *twice, length, copies))
+        return spsa.together.rows(lambda: score(model, *twice, length, copies))
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         if not (self._measuring and self._takes_log_ratios(inputs)):
