@@ -1,9 +1,11 @@
 """Kills the demo's run at random moments, fills its disk at others, resumes, and compares with a run left alone.
 
-Every trial is a run of its own: it starts, dies, is resumed with `zopro run ... --resume`, and must end with the same
-adapters (sha256), the same samples, pairs, evaluations and journals line by line, and every step logged once. Moments are
-drawn by --seed, one in each of equal slices of the undisturbed run's time, so that all stages are met; with --at a run is
-killed when a file appears. Runs are forked from this process, which saves importing the libraries for each.
+Every trial is a death: a run starts, dies, is resumed with `zopro run ... --resume`, and must end with the same adapters
+(sha256), the same samples, pairs, evaluations and journals line by line, and every step logged once. Moments are drawn by
+--seed, one in each of equal slices of the undisturbed run's time, and a run dies when it is as far as that one was at the
+moment, so that all stages are met; with --at it is killed when a file appears. With --deaths-per-run a run dies more than
+once before it ends; a difference then fails all its trials. Runs are forked from this process, which saves importing the
+libraries for each.
 
 A full disk is a small tmpfs that is filled up while the run goes on (root only). Elsewhere, and with `--disk limit`, the
 kernel's limit on the size of files is set to nothing for the running process, which fails the same writes.
@@ -17,6 +19,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -24,6 +27,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +61,7 @@ class Trial:
     """One run that was disturbed and resumed."""
 
     kind: str  # killed or disk full
-    moment: float  # seconds after the start
+    moment: float  # seconds of the undisturbed run's time; of a path's, after the start
     died_in: str
     code: int  # exit code of the disturbed run
     line: str  # what it said last
@@ -110,6 +114,20 @@ def fingerprint(run: Path) -> dict[str, Any]:
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [(line["stage"], line["iteration"], line["step"]) for line in logged if line["step"] is not None]
     return {"adapters": adapters, "lines": lines, "steps": steps}
+
+
+def metrics(run: Path) -> list[str]:
+    """Stage, iteration, step and event of the whole lines of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    whole = path.read_text().splitlines(keepends=True) if path.exists() else []
+    logged = [json.loads(line) for line in whole if line.endswith("\n")]
+    return [json.dumps([line.get(key) for key in ("stage", "iteration", "step", "event")]) for line in logged]
+
+
+def timeline(run: Path, began: float) -> list[tuple[float, str]]:
+    """When a run that began at `began` (seconds since the epoch) wrote which line of metrics.jsonl."""
+    times = [json.loads(line)["time"] - began for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return list(zip(times, metrics(run), strict=True))
 
 
 def where(run: Path) -> str:
@@ -165,21 +183,20 @@ def disturb(
     """Disturb one run at each of `moments`, resume it after each, and compare what it ends with.
 
     Args:
-        moments: ascending seconds of the undisturbed run's time (the first earlier if the run has ended by then), or one
-            pattern of a path under `out` that is waited for.
+        moments: ascending seconds of the undisturbed run's time, each of which comes when this run is as far as that one
+            was (the first earlier if the run has ended by then), or one pattern of a path under `out` that is waited for.
 
     Returns:
         One trial a death: at least one, and fewer than `moments` if the resumed run ended before the next was due.
     """
     deaths: list[tuple[float, str, int, str]] = []
     lives: list[float] = []
-    reached = 0.0
     for moment in moments:
         while True:
             if not deaths:
                 shutil.rmtree(out, ignore_errors=True)
             run = Run(config, out, *(["--resume"] if deaths else []))
-            if run.running(_due(run, out, moment if isinstance(moment, str) else moment - reached)):
+            if run.running(_due(run, out, moment, whole["timeline"])):
                 break
             code, line, seconds = run.end()
             if deaths:
@@ -194,14 +211,26 @@ def disturb(
         code, line, seconds = run.end()
         disk.free()
         lives.append(seconds)
-        deaths.append((round(seconds + reached, 2), where(out), code, line))
-        reached = seconds if isinstance(moment, str) else moment
+        deaths.append((round(seconds if isinstance(moment, str) else moment, 2), where(out), code, line))
     code, line, seconds = Run(config, out, "--resume").end()
     return _compared(kind, deaths, [*lives, seconds], (code, line), out, whole)
 
 
-def _due(run: Run, out: Path, moment: float | str) -> Callable[[], bool]:
-    return lambda: any(out.glob(moment)) if isinstance(moment, str) else run.seconds >= moment
+def _due(run: Run, out: Path, moment: float | str, timeline: list[tuple[float, Any]]) -> Callable[[], bool]:
+    """Whether a run is as far as the undisturbed one was at `moment`: by metrics.jsonl and the time since a line."""
+    if isinstance(moment, str):
+        return lambda: any(out.glob(moment))
+    begun, line = max(((second, line) for second, line in timeline if second <= moment), default=(0.0, None))
+    path, size, seen = out / "metrics.jsonl", -1, run.seconds if line is None else math.inf
+
+    def due() -> bool:
+        nonlocal size, seen
+        if seen == math.inf and path.exists() and path.stat().st_size != size:
+            size = path.stat().st_size
+            seen = run.seconds if line in metrics(out) else math.inf
+        return run.seconds >= seen + moment - begun
+
+    return due
 
 
 def _compared(
@@ -263,10 +292,11 @@ def main() -> int:
     work.mkdir(parents=True)
     in_a_child(lambda: make_inputs(work / "inputs", args.size, args.set))
     config = work / "inputs/config.yaml"
+    began = time.time()
     code, line, seconds = Run(config, work / "whole").end()
     if code != 0:
         raise SystemExit(f"crash_matrix: the undisturbed run ended with {code}: {line}")
-    whole = fingerprint(work / "whole")
+    whole = {**fingerprint(work / "whole"), "timeline": timeline(work / "whole", began)}
     print(f"undisturbed: {seconds:.1f} s, {len(whole['adapters'])} adapters", file=sys.stderr, flush=True)
     draw = random.Random(args.seed)
     trials: list[Trial] = []
