@@ -37,6 +37,7 @@ import yaml
 from forked_run import Run
 
 from zopro.demo import SETTINGS
+from zopro.durable import whole_lines
 
 SIZES: dict[str, dict[str, Any]] = {
     "demo": {"pretraining": 450, "rows": 2000, "test_rows": 200, "run": {"iterations": 3}},
@@ -111,33 +112,33 @@ def fingerprint(run: Path) -> dict[str, Any]:
     patterns = ("iterations/*/*.jsonl", "evaluations/*.jsonl")
     adapters = {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in run.rglob("*.safetensors")}
     lines = {str(p.relative_to(run)): p.read_bytes().splitlines() for name in patterns for p in run.glob(name)}
-    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [(line["stage"], line["iteration"], line["step"]) for line in logged if line["step"] is not None]
+    steps = [(line["stage"], line["iteration"], line["step"]) for line in logged(run) if line["step"] is not None]
     return {"adapters": adapters, "lines": lines, "steps": steps}
 
 
-def metrics(run: Path) -> list[str]:
-    """Stage, iteration, step and event of the whole lines of metrics.jsonl."""
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
     path = run / "metrics.jsonl"
-    whole = path.read_text().splitlines(keepends=True) if path.exists() else []
-    logged = [json.loads(line) for line in whole if line.endswith("\n")]
-    return [json.dumps([line.get(key) for key in ("stage", "iteration", "step", "event")]) for line in logged]
+    return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+
+
+def metrics(run: Path) -> list[str]:
+    """Stage, iteration, step and event of each line of metrics.jsonl."""
+    return [json.dumps([line.get(key) for key in ("stage", "iteration", "step", "event")]) for line in logged(run)]
 
 
 def timeline(run: Path, began: float) -> list[tuple[float, str]]:
     """When a run that began at `began` (seconds since the epoch) wrote which line of metrics.jsonl."""
-    times = [json.loads(line)["time"] - began for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = [line["time"] - began for line in logged(run)]
     return list(zip(times, metrics(run), strict=True))
 
 
 def where(run: Path) -> str:
     """The stage and step that a run died in, as far as its directory tells."""
-    path = run / "metrics.jsonl"
-    whole = path.read_text().splitlines(keepends=True) if path.exists() else []
-    logged = [json.loads(line) for line in whole if line.endswith("\n")]
-    if not logged:
+    lines = logged(run)
+    if not lines:
         return "start or sft" if (run / "config.yaml").exists() else "start"
-    last = logged[-1]
+    last = lines[-1]
     name = last["stage"] + ("" if last["iteration"] is None else f" {last['iteration']}")
     if last.get("event") == "end":
         return f"after {name}"
