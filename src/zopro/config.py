@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zopro.errors import InputError, nearest
-from zopro.fields import check, not_negative, option, positive
+from zopro.fields import check, not_negative, one_of, option, positive
 from zopro.guided_options import GuidedOptions
 from zopro.judge_options import PairOptions
 
@@ -97,20 +97,8 @@ class LoopOptions:
     )
 
     def __post_init__(self) -> None:
-        check(
-            self.method in METHODS,
-            "method",
-            f"must be one of {', '.join(METHODS)}",
-            self.method,
-            nearest(self.method, METHODS).strip(),
-        )
-        check(
-            self.warm_start in WARM_STARTS,
-            "warm_start",
-            f"must be one of {', '.join(WARM_STARTS)}",
-            self.warm_start,
-            nearest(self.warm_start, WARM_STARTS).strip(),
-        )
+        one_of(self, "method", METHODS, nearest(self.method, METHODS).strip())
+        one_of(self, "warm_start", WARM_STARTS, nearest(self.warm_start, WARM_STARTS).strip())
         positive(self, "iterations", "iteration_share")
         not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
         check(self.seed < 2**63, "seed", "must be less than 2^63", self.seed)
@@ -199,10 +187,10 @@ class PolicyOptions:
         )
         rule = "must be sequential or together"
         check(self.evaluation in ("sequential", "together"), "evaluation", rule, self.evaluation)
-        check(self.advantage in ADVANTAGES, "advantage", f"must be one of {', '.join(ADVANTAGES)}", self.advantage)
+        one_of(self, "advantage", ADVANTAGES)
         check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
         check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
-        check(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}", self.preset)
+        one_of(self, "preset", PRESETS)
         check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
         if self.eps not in ("", "auto"):
             try:
@@ -235,7 +223,7 @@ class RankOptions:
     rank_timeout: int = option(30, "Minutes after which a process that waits for another one in a step gives up.")
 
     def __post_init__(self) -> None:
-        check(self.parallel in PARALLEL, "parallel", f"must be one of {', '.join(PARALLEL)}", self.parallel)
+        one_of(self, "parallel", PARALLEL)
         positive(self, "rank_timeout")
         ok = self.parallel == "data" or getattr(self, "evaluation", "") != "together"
         check(ok, "parallel", "must be data with evaluation: together", self.parallel)

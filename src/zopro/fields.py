@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
@@ -16,6 +17,11 @@ def option(default: Any, text: str) -> Any:
 def check(ok: bool, name: str, rule: str, value: Any, remedy: str = "") -> None:
     if not ok:
         raise InputError(f"{name}: {rule}, got {value!r}.{' ' + remedy if remedy else ''}")
+
+
+def one_of(config: Any, name: str, choices: Sequence[Any], remedy: str = "") -> None:
+    value = getattr(config, name)
+    check(value in choices, name, f"must be one of {', '.join(map(str, choices))}", value, remedy)
 
 
 def positive(config: Any, *names: str) -> None:

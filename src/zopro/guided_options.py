@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zopro.fields import check, not_negative, option, positive
+from zopro.fields import not_negative, one_of, option, positive
 
 GUIDES = ("adam", "spsa", "mixed")
 GUIDE_LOCAL = ("none", "mlp", "chain")
@@ -35,6 +35,5 @@ class GuidedOptions:
     def __post_init__(self) -> None:
         positive(self, "guided_learning_rate")
         not_negative(self, "guide_blocks", "guard_every")
-        check(self.guide in GUIDES, "guide", f"must be one of {', '.join(GUIDES)}", self.guide)
-        rule = f"must be one of {', '.join(GUIDE_LOCAL)}"
-        check(self.guide_local in GUIDE_LOCAL, "guide_local", rule, self.guide_local)
+        one_of(self, "guide", GUIDES)
+        one_of(self, "guide_local", GUIDE_LOCAL)

@@ -15,7 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from zopro.config import ModelOptions
 from zopro.engine import models
 from zopro.errors import InputError
+from zopro.fields import not_negative, one_of
 from zopro.random_state import preserve_random_state
+from zopro.zo.spsa import EVALUATIONS
 
 # hidden, intermediate, layers, heads, key-value heads: as Llama 3 models of these sizes, 0.1b as SmolLM, tiny for tests.
 SIZES = {
@@ -56,20 +58,16 @@ class Work:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name}: must be at least {low}, got {getattr(self, name)}.")
-        for name in ("lora_r", "threads", "beta"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: must not be negative, got {getattr(self, name)}.")
+        not_negative(self, "lora_r", "threads", "beta")
         allowed = {
             "size": tuple(SIZES),
             "sides": (1, 2),
-            "evaluation": ("sequential", "together"),
+            "evaluation": EVALUATIONS,
             "dtype": ("auto", "float32", "bfloat16"),
             "directions": ("targeted", "gaussian", "rademacher"),
         }
         for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                choices = ", ".join(map(str, values))
-                raise InputError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}.")
+            one_of(self, name, values)
         if self.evaluation == "together" and (self.sides == 1 or self.lora_r == 0):
             raise InputError("evaluation: must be sequential with sides=1 or lora_r=0, got 'together'.")
         if self.lora_r == 0 and self.beta:
