@@ -28,7 +28,7 @@ from zopro.options import load_config
 from zopro.random_state import preserve_random_state
 from zopro.rundir import whole_folder
 
-_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+_WEIGHTS = (models.ADAPTER_FILE, "model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -188,15 +188,15 @@ def _load_model(config: RunConfig, folder: str) -> Any:
 def _copy_adapter(policy: Policy, target: Path) -> None:
     """Copy the adapter; a base that is a folder is named by its full path, so that PEFT finds it from anywhere."""
     models.adapter_tensors(policy.folder)
-    shutil.copy(policy.folder / "adapter_model.safetensors", target)
-    settings = json.loads((policy.folder / "adapter_config.json").read_text("utf-8"))
+    shutil.copy(policy.folder / models.ADAPTER_FILE, target)
+    settings = json.loads((policy.folder / models.ADAPTER_CONFIG).read_text("utf-8"))
     base = Path(policy.config.model)
     settings["base_model_name_or_path"] = str(base.resolve()) if base.is_dir() else policy.config.model
-    (target / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    (target / models.ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
+    return (folder / models.ADAPTER_CONFIG).is_file()
 
 
 def _has_weights(folder: Path) -> bool:

@@ -12,10 +12,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from zopro.engine.models import adapter_state, tensor_name
+from zopro.engine.models import ADAPTER_CONFIG, adapter_state, tensor_name
 from zopro.errors import InputError
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable: bool = False) -> PeftModel:
