@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from zopro.engine.causal import CausalParts, causal_parts, positions
 from zopro.engine.shared import hidden_shared, unwatched
 
-MAX_LOGIT_ELEMENTS = 2**23  # 32 rows of a 262144-token vocabulary: 32 MiB in fp32; more rows were not faster
+MAX_LOGIT_ELEMENTS = 2**23  # 32 rows of a 262144-token vocabulary: 32 MiB in fp32; see docs/performance.md
 
 
 @overload
