@@ -7,7 +7,6 @@ exception, appended line by line. One process at a time writes to it (`zopro.loc
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Iterable, Iterator
@@ -179,6 +178,8 @@ class RunDirectory:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
+    from zopro.launch import launched  # with accelerate, which reading a run needs not wait for
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -190,7 +191,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # as launchers say
+        "processes": launched(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
     }
