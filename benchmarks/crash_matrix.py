@@ -185,7 +185,7 @@ def disturb(
 
     Args:
         moments: ascending seconds of the undisturbed run's time, each of which comes when this run is as far as that one
-            was (the first earlier if the run has ended by then), or one pattern of a path under `out` that is waited for.
+            was (the first earlier if the run has ended by then), or patterns of paths under `out` that are waited for.
 
     Returns:
         One trial a death: at least one, and fewer than `moments` if the resumed run ended before the next was due.
@@ -305,8 +305,8 @@ def main() -> int:
     try:
         for kind, count in (("killed", args.kills), ("disk full", args.full_disks)):
             moments: list[float | str] = [seconds * (number + draw.random()) / count for number in range(count)]
-            runs = -(-count // args.deaths_per_run)
-            plans: list[list[float | str]] = [[pattern] for pattern in args.at if kind == "killed"]
+            runs, size, at = -(-count // args.deaths_per_run), args.deaths_per_run, args.at if kind == "killed" else []
+            plans: list[list[float | str]] = [at[first : first + size] for first in range(0, len(at), size)]
             for plan in [*plans, *(moments[number::runs] for number in range(runs))]:
                 while plan:
                     out = (disk.folder if kind == "disk full" else work) / f"{kind.replace(' ', '_')}-{len(trials)}"

@@ -1,4 +1,4 @@
-"""A small crash matrix: a real SIGKILL at four moments and one full disk, on a run of seconds."""
+"""A small crash matrix: a real SIGKILL at four moments of one run of seconds, and one full disk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "crash_matrix.py"
 
 
 def test_every_death_ends_in_the_same_bits(tmp_path: Path) -> None:
-    size = ["--size", "tiny", "--set", "iterations=1", "warm_start=sft"]
+    size = ["--size", "tiny", "--set", "iterations=1", "warm_start=sft", "max_completion_length=16"]
     begun = [f"trainer/{stage}/checkpoint-*" for stage in ("sft", "reward", "policy-000", "refine-000")]
-    words = [*size, "--kills", "0", "--at", *begun, "--full-disks", "1", "--disk", "limit", "--no-report"]
+    words = [*size, "--kills", "0", "--at", *begun, "--deaths-per-run", "4"]
+    words += ["--full-disks", "1", "--disk", "limit", "--no-report"]
     paths = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "trials.json")]
     done = subprocess.run([sys.executable, str(SCRIPT), *words, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
