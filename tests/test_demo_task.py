@@ -87,7 +87,7 @@ def base(tmp_path_factory):
     torch.manual_seed(7)
     state = torch.get_rng_state()
     conversations = [(row["prompt"], row["chosen"]) for row in task.generate(300, 0)]
-    folder = model.write(tmp_path_factory.mktemp("demo") / "model", 0, conversations, steps=30)
+    folder = model.write(tmp_path_factory.mktemp("demo") / "model", 0, conversations, steps=2)
     assert torch.equal(torch.get_rng_state(), state)  # the library never reseeds
     return folder, conversations
 
