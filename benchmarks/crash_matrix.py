@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import json
 import math
@@ -285,6 +286,7 @@ def main() -> int:
 
     from zopro import pipeline  # once, for all forks
 
+    gc.freeze()  # what was imported is no garbage: no fork need look
     if args.no_report:
         pipeline.write.refresh = pipeline.write.finish = lambda run: None
 

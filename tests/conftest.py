@@ -1,5 +1,6 @@
 """Lets every test file import the shared builders: `from tiny import tiny_model, tiny_tokenizer`."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -13,6 +14,11 @@ settings.register_profile("zopro", deadline=None, derandomize=True)  # the same 
 settings.load_profile("zopro")
 
 THREADS = torch.get_num_threads()
+
+
+def pytest_collection_finish() -> None:
+    """transformers collects garbage after every training: a quarter of a second where it goes through the libraries."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ A program is a top-level function of this module or of a test file (the server i
 from __future__ import annotations
 
 import faulthandler
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -61,6 +62,7 @@ def results(program: Callable[..., Any], size: int, *arguments: Any) -> list[Any
 
 def _rank(answers: Any, port: int, size: int, rank: int, program: Callable[..., Any], arguments: tuple) -> None:
     faulthandler.dump_traceback_later(SECONDS - 10, exit=True)
+    gc.freeze()  # as in conftest.py
     torch.set_num_threads(1)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in names.items()} if size > 1 else {})
