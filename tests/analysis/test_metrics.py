@@ -85,10 +85,10 @@ def test_off_by_one_pairs_a_reward_update_with_the_next_policy_update(walks, num
     assert_close(found["procrustes_disparity"], procrustes(p[1:], r[:-1])[2])
 
 
-@pytest.mark.parametrize("pieces", [{"PIECE_BYTES": 600, "BLOCK": 7}, {"PAIR_BYTES": 2000}])
+@pytest.mark.parametrize("pieces", [{"PIECE_BYTES": 600, "BLOCK_BYTES": 700, "BLOCK": 7}, {"PAIR_BYTES": 2000}])
 def test_reading_in_pieces_changes_nothing(walks, numbers, pieces, monkeypatch):
     for name, value in pieces.items():
-        monkeypatch.setattr(products if name == "PAIR_BYTES" else streaming, name, value)
+        monkeypatch.setattr(streaming if hasattr(streaming, name) else products, name, value)
     found = analysed(*walks)
     for name, views in numbers["metrics"].items():
         for view, values in views.items():

@@ -12,16 +12,30 @@ matrices themselves; for LoRA pairs see `zopro.analysis.products`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from zopro.analysis import streaming
 from zopro.analysis.parts import PRODUCT, Factors, Pairing, Part
 from zopro.analysis.products import add_factored
-from zopro.analysis.streaming import Grams, Points, Sums, ahead, edges_of, piece_size, refuse_not_finite
+from zopro.analysis.streaming import (
+    Grams,
+    Points,
+    Sums,
+    ahead,
+    block_size,
+    edges_of,
+    piece_size,
+    refuse_not_finite,
+)
 from zopro.analysis.tensors import Stored, read_rows
+from zopro.threads import torch_threads
+
+MAX_WORKERS = 5  # each holds a piece
 
 
 def gram_matrices(pairing: Pairing, points: Points, coordinates: int, seed: int = 0) -> dict[str, Grams]:
@@ -38,43 +52,74 @@ def gram_matrices(pairing: Pairing, points: Points, coordinates: int, seed: int 
         InputError: a file is truncated or holds NaN or infinity; the message names it.
     """
     sums = {view: Sums(view, pairing.parts, points, coordinates, seed) for view in pairing.views}
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused below, by name
-        for index, part in enumerate(pairing.parts):
-            kinds = {type(row) for row in part.rows}
-            if kinds == {Stored}:
-                _dense(index, part, points, list(sums.values()))
-            elif kinds == {Factors}:
-                add_factored(index, part, points, sums)
-            else:
-                _mixed(index, part, points, sums[PRODUCT])
+    dense: list[tuple[int, list[Stored]]] = []
+    for index, part in enumerate(pairing.parts):
+        kinds = {type(row) for row in part.rows}
+        if kinds == {Stored}:
+            dense.append((index, [row for row in part.rows if isinstance(row, Stored)]))
+        elif kinds == {Factors}:
+            add_factored(index, part, points, sums)
+        else:
+            _mixed(index, part, points, sums[PRODUCT])
+    _add_dense(dense, points, list(sums.values()))
     return {view: found.result() for view, found in sums.items()}
 
 
-def _dense(index: int, part: Part, points: Points, views: Sequence[Sums]) -> None:
-    """Tensors compared as they are stored, [Q, numel] in pieces."""
-    stored = [row for row in part.rows if isinstance(row, Stored)]
-    edges = list(edges_of(stored[0].numel, piece_size(sum(one.dtype.itemsize for one in stored))))
-    jobs = ((lambda a=a, b=b: read_rows(stored, a, b)) for a, b in edges)
-    for (first, _), raw in zip(edges, ahead(jobs), strict=True):
-        gram, sums = _displaced(raw, points, views, index, first)
-        refuse_not_finite(gram, raw, stored)
-        for view in views:
-            view.add(index, gram, sums)
+def _add_dense(parts: Sequence[tuple[int, list[Stored]]], points: Points, views: Sequence[Sums]) -> None:
+    """Tensors compared as they are stored, [Q, numel] each, in pieces; several threads read and multiply at once."""
+
+    def piece(index: int, stored: Sequence[Stored], first: int, last: int) -> _Piece:
+        raw = read_rows(stored, first, last)
+        found = _displaced(raw, points, views, index, first)
+        refuse_not_finite(found.gram, raw, stored)
+        return found
+
+    jobs = (
+        partial(piece, index, stored, *edges)
+        for index, stored in parts
+        for edges in edges_of(stored[0].numel, piece_size(sum(one.dtype.itemsize for one in stored)))
+    )
+    workers = min(MAX_WORKERS, torch.get_num_threads() + 1)  # one waits for the disk
+    with torch_threads(1), threadpool_limits(1):  # each: so that sums are the same for any number of workers
+        for found in ahead(jobs, workers):
+            found.add_to(views)
 
 
-def _displaced(
-    raw: Sequence[Tensor], points: Points, views: Sequence[Sums], index: int, first: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gram matrix and sums of the displacements of a piece, in blocks; sampled coordinates are kept on the way."""
-    gram, sums = np.zeros((len(raw), len(raw))), np.zeros(len(raw))
-    for a, b in edges_of(len(raw[0]), streaming.BLOCK):
-        block = raw[:, a:b] if isinstance(raw, Tensor) else torch.stack([piece[a:b].double() for piece in raw])
-        rows = points.displace(block.double().numpy())
+@dataclass(frozen=True)
+class _Piece:
+    """What a piece of a part adds: inner products [Q, Q], sums [Q] and each view's sampled coordinates [Q, some]."""
+
+    index: int
+    gram: np.ndarray
+    sums: np.ndarray
+    kept: list[np.ndarray]
+
+    def add_to(self, views: Sequence[Sums]) -> None:
+        for view, values in zip(views, self.kept, strict=True):
+            view.add(self.index, self.gram, self.sums)
+            view.keep(self.index, values)
+
+
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused by name
+def _displaced(raw: Sequence[Tensor], points: Points, views: Sequence[Sums], index: int, first: int) -> _Piece:
+    """Displacements of a piece, multiplied in blocks; a last row of ones makes their sums inner products too."""
+    count, length = len(raw), len(raw[0])
+    size = min(length, block_size(count + 1))
+    space, gram = torch.ones(count + 1, size, dtype=torch.float64), np.zeros((count + 1, count + 1))
+    kept: list[list[np.ndarray]] = [[] for _ in views]
+    for a, b in edges_of(length, size):
+        block = space[:, : b - a]
+        if isinstance(raw, Tensor):
+            block[:count] = raw[:, a:b]
+        else:
+            for row, values in zip(block[:count], raw, strict=True):
+                row.copy_(values[a:b])
+        rows = block.numpy()
+        points.displace(rows[:count])
         gram += rows @ rows.T
-        sums += rows.sum(1)
-        for view in views:
-            view.keep(index, rows[:, view.inside(index, first + a, first + b)])
-    return gram, sums
+        for view, found in zip(views, kept, strict=True):
+            found.append(rows[:count, view.inside(index, first + a, first + b)])
+    return _Piece(index, gram[:count, :count], gram[count, :count], [np.concatenate(found, 1) for found in kept])
 
 
 def _mixed(index: int, part: Part, points: Points, view: Sums) -> None:
@@ -83,9 +128,9 @@ def _mixed(index: int, part: Part, points: Points, view: Sums) -> None:
     width = part.numel // first_size[0]
     for first, last in edges_of(first_size[0], max(1, piece_size(4 * len(part.rows) * width))):
         raw = [_weight_rows(row, first, last).flatten() for row in part.rows]
-        gram, sums = _displaced(raw, points, [view], index, first * width)
-        refuse_not_finite(gram, raw, [row if isinstance(row, Stored) else row.a for row in part.rows])
-        view.add(index, gram, sums)
+        found = _displaced(raw, points, [view], index, first * width)
+        refuse_not_finite(found.gram, raw, [row if isinstance(row, Stored) else row.a for row in part.rows])
+        found.add_to([view])
 
 
 def _weight_rows(row: Stored | Factors, first: int, last: int) -> Tensor:

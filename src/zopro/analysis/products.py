@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from zopro.analysis import streaming
 from zopro.analysis.parts import FACTORS, PRODUCT, Factors, Part
 from zopro.analysis.streaming import Points, Sums, ahead, edges_of, piece_size, refuse_not_finite
 
+BLOCK = 4096  # columns converted to float64 and multiplied at a time, shared out among the ranks
 PAIR_BYTES = 256 << 20  # of the two (checkpoints * r)^2 matrices before they are computed in groups of checkpoints
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused by name
 def add_factored(index: int, part: Part, points: Points, views: dict[str, Sums]) -> None:
     """LoRA pairs: both views from one reading of A [r, in] and B [out, r]."""
     pairs = [row for row in part.rows if isinstance(row, Factors)]
@@ -79,7 +80,7 @@ def _side(
     edges = list(edges_of(width, size))
     jobs = ((lambda first=first, last=last: _lines(pairs, side, first, last)) for first, last in edges)
     for (first, last), raw in zip(edges, ahead(jobs), strict=True):
-        for a, b in edges_of(last - first, max(1, streaming.BLOCK * len(pairs) // wide)):
+        for a, b in edges_of(last - first, max(1, BLOCK * len(pairs) // wide)):
             rows = np.concatenate([piece[:, a:b].double().numpy() for piece in raw])  # [all lines, b - a]
             gram += rows[lines] @ rows.T if len(gram) < wide else rows @ rows.T
             sums += rows.sum(1)

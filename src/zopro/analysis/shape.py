@@ -50,11 +50,16 @@ def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """
     if a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    import dcor  # four seconds to import: only where it is needed
+    import dcor  # seconds to import: only where it is needed
 
     # Scaled first: the metric is scale free, and updates are small enough for squares of squares to vanish.
     value = dcor.distance_correlation(a / np.abs(a).max(), b / np.abs(b).max(), method="mergesort")
     return float(value)
+
+
+def compile_distance_correlation() -> None:
+    """Have the first distance correlation's compilation, some ten seconds, behind; most of it leaves others the GIL."""
+    distance_correlation(np.arange(4.0), np.arange(4.0) ** 2)
 
 
 def random_walk_grams(lengths: np.ndarray, dimension: int, samples: int, generator: np.random.Generator) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,8 +16,8 @@ from zopro.analysis.parts import FACTORS, Part
 from zopro.analysis.tensors import Stored
 from zopro.errors import InputError
 
-PIECE_BYTES = 32 << 20  # read at a time, of all checkpoints together; up to three pieces are held (one is read ahead)
-BLOCK = 4096  # columns converted to float64 and multiplied at a time: they stay in the cache
+PIECE_BYTES = 32 << 20  # read at a time, of all checkpoints together; each of a few threads holds one
+BLOCK_BYTES = 1 << 20  # converted to float64 and multiplied at a time: they stay in a core's cache
 
 T = TypeVar("T")
 
@@ -119,18 +120,23 @@ def edges_of(length: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(length, first + size)
 
 
-def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The jobs' results in order, the next one worked out (by a thread: they read files) while this one is used."""
-    iterator = iter(jobs)
-    with ThreadPoolExecutor(1) as pool:
-        first = next(iterator, None)
-        pending = pool.submit(first) if first else None
-        while pending is not None:
-            result = pending.result()
-            following = next(iterator, None)
-            pending = pool.submit(following) if following else None
-            yield result
-            del result
+def ahead(jobs: Iterable[Callable[[], T]], workers: int = 1) -> Iterator[T]:
+    """The jobs' results in order; the next ones are worked out by so many threads while one is used."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[T]] = deque()
+        for job in jobs:
+            done = pending.popleft().result() if len(pending) == workers else None
+            pending.append(pool.submit(job))
+            if done is not None:
+                yield done
+                del done
+        while pending:
+            yield pending.popleft().result()
+
+
+def block_size(rows: int) -> int:
+    """How many columns of so many rows are multiplied at a time."""
+    return max(1, BLOCK_BYTES // (8 * rows))
 
 
 def refuse_not_finite(gram: np.ndarray, raw: Sequence[Tensor], stored: Sequence[Stored]) -> None:
