@@ -17,7 +17,7 @@ from walks import Walk, angles, cosines, dense_walk, lora_walk
 from zopro.analysis import products, streaming
 from zopro.analysis.analyse import analyse
 from zopro.analysis.checkpoints import of_folder
-from zopro.analysis.shape import procrustes_disparity, random_walk_grams
+from zopro.analysis.shape import disparity_of_points, procrustes_disparity, random_walks
 
 
 def analysed(policy: Walk, reward: Walk, **options: Any) -> dict[str, Any]:
@@ -263,9 +263,31 @@ def test_metrics_know_no_unit_or_origin(tmp_path_factory, seed, scale):
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 1000))
 def test_random_walks_have_the_lengths_they_were_given(steps, dimension, seed):
     lengths = np.linspace(1, 2, steps)
-    grams = random_walk_grams(lengths, dimension, 4, np.random.default_rng(seed))
-    assert grams.shape == (4, steps + 1, steps + 1)
-    squares = np.einsum("stt->st", grams)
-    gaps = squares[:, 1:] + squares[:, :-1] - 2 * np.einsum("stt->st", grams[:, :-1, 1:])
-    np.testing.assert_allclose(np.sqrt(gaps), np.tile(lengths, (4, 1)))
-    assert (np.linalg.matrix_rank(grams, tol=1e-8) <= dimension).all()
+    walks = random_walks(lengths, dimension, 4, np.random.default_rng(seed))
+    assert walks.shape == (4, steps + 1, steps) and not walks[:, 0].any()
+    np.testing.assert_allclose(np.linalg.norm(np.diff(walks, axis=1), axis=2), np.tile(lengths, (4, 1)))
+    assert (np.linalg.matrix_rank(walks, tol=1e-8) <= dimension).all()
+
+
+def test_procrustes_of_points_is_that_of_their_gram_matrices():
+    points = np.random.default_rng(0).normal(size=(2, 3, 6, 9)).cumsum(2)
+    points[0, 2] = 1.0  # does not move
+    found = disparity_of_points(*points)
+    np.testing.assert_allclose(found, procrustes_disparity(*(points @ np.swapaxes(points, -1, -2))))
+    assert np.isnan(found).tolist() == [False, False, True]
+
+
+def test_large_analyses_multiply_float32_files_in_float32(tmp_path, monkeypatch):
+    from zopro.analysis import gram
+
+    generator = np.random.default_rng(3)
+    p, r = (1 + 1e-3 * generator.normal(size=(2, 5, 4000)).cumsum(1)).astype(np.float32)
+    sides = [dense_walk(tmp_path / name, x, torch.float32) for name, x in (("p", p), ("r", r))]
+    exact = analysed(*sides)
+    monkeypatch.setattr(gram, "FLOAT64_WORK", 0)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 10_000)
+    found = analysed(*sides)
+    for name, views in exact["metrics"].items():
+        mine, wanted = (np.array(values["product"], float) for values in (found["metrics"][name], views))
+        np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-6)
+    assert found["metrics"]["update_angle_degrees"] != exact["metrics"]["update_angle_degrees"], "float64 was used"

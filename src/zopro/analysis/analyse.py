@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from zopro.analysis.checkpoints import Trajectory
 from zopro.analysis.gram import gram_matrices
@@ -72,6 +73,8 @@ def analyse(
             raise InputError("--reward-ema: must be 1 where there are snapshots inside an iteration.")
         matrix = unsmooth(layout, reward_ema)
         grams = {view: combined(found, matrix) for view, found in grams.items()}
+    with threadpool_limits(1):  # thousands of small matrices: more threads only wait for each other
+        numbers = all_numbers(grams, layout, seed)
     return {
         "format": FORMAT,
         "policy": [str(c.path) for c in policy.checkpoints],
@@ -83,7 +86,7 @@ def analyse(
         "left_out": pairing.left_out,
         "reward_ema": reward_ema,
         "seed": seed,
-        **all_numbers(grams, layout, seed),
+        **numbers,
         "trajectories": {
             view: {method: _trajectories(method, found, points, policy, reward, seed) for method in projections}
             for view, found in grams.items()

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from zopro.analysis.series import Metric, SixSums, extrapolation_error, pearson
-from zopro.analysis.shape import distance_correlation, procrustes_disparity, random_walk_grams
+from zopro.analysis.shape import disparity_of_points, distance_correlation, procrustes_disparity, random_walks
 
 DRAWS = 1000  # of bootstrap and sign-flip samples
 SHUFFLES = 39  # of a distance correlation, each O(D log D): 39 give the 2.5 % and 97.5 % points as its extremes
@@ -134,7 +134,7 @@ def procrustes_chance(policy: np.ndarray, reward: np.ndarray, dimension: int, se
     generator = np.random.default_rng(seed)
     lengths = [step_lengths(gram) for gram in (policy, reward)]
     batches = [
-        procrustes_disparity(*(random_walk_grams(steps, dimension, BATCH, generator) for steps in lengths))
+        disparity_of_points(*(random_walks(steps, dimension, BATCH, generator) for steps in lengths))
         for _ in range(DRAWS // BATCH)
     ]
     values = np.concatenate(batches)

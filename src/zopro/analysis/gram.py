@@ -5,8 +5,10 @@ the rows are the displacements x_t - x_0 from its own start; for every tensor
 
     G[s, t] = <x_s - x_0, x_t - x_0>        [P, P], policy rows first, then the reward model's
 
-so that layers, modules and the whole are sums. All sums are in float64; memory is a fixed piece of the rows and the Gram
-matrices themselves; for LoRA pairs see `zopro.analysis.products`.
+so that layers, modules and the whole are sums. Everything is in float64, but for one thing: in an analysis of more than
+`FLOAT64_WORK` the displacements of float32 (or narrower) files, and their products within a block of some thousand
+columns, are in float32, whose rounding is that of the files themselves. Memory is a fixed piece of the rows and the Gram
+matrices; for LoRA pairs see `zopro.analysis.products`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import local
 
 import numpy as np
 import torch
@@ -36,6 +39,7 @@ from zopro.analysis.tensors import Stored, read_rows
 from zopro.threads import torch_threads
 
 MAX_WORKERS = 5  # each holds a piece
+FLOAT64_WORK = 2**37  # checkpoints^2 x parameters; a larger analysis multiplies float32 in float32, a block at a time
 
 
 def gram_matrices(pairing: Pairing, points: Points, coordinates: int, seed: int = 0) -> dict[str, Grams]:
@@ -67,10 +71,16 @@ def gram_matrices(pairing: Pairing, points: Points, coordinates: int, seed: int 
 
 def _add_dense(parts: Sequence[tuple[int, list[Stored]]], points: Points, views: Sequence[Sums]) -> None:
     """Tensors compared as they are stored, [Q, numel] each, in pieces; several threads read and multiply at once."""
+    work = points.total**2 * sum(stored[0].numel for _, stored in parts)
+    kept = local()
 
     def piece(index: int, stored: Sequence[Stored], first: int, last: int) -> _Piece:
-        raw = read_rows(stored, first, last)
-        found = _displaced(raw, points, views, index, first)
+        size = (last - first) * sum(one.dtype.itemsize for one in stored)
+        if not hasattr(kept, "space") or len(kept.space) < size:
+            kept.space = torch.empty(size, dtype=torch.uint8)
+        raw = read_rows(stored, first, last, kept.space)
+        wide = work <= FLOAT64_WORK or any(one.dtype == torch.float64 for one in stored)
+        found = _displaced(raw, points, views, index, first, torch.float64 if wide else torch.float32)
         refuse_not_finite(found.gram, raw, stored)
         return found
 
@@ -101,11 +111,18 @@ class _Piece:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what is not finite is refused by name
-def _displaced(raw: Sequence[Tensor], points: Points, views: Sequence[Sums], index: int, first: int) -> _Piece:
+def _displaced(
+    raw: Sequence[Tensor],
+    points: Points,
+    views: Sequence[Sums],
+    index: int,
+    first: int,
+    dtype: torch.dtype = torch.float64,
+) -> _Piece:
     """Displacements of a piece, multiplied in blocks; a last row of ones makes their sums inner products too."""
     count, length = len(raw), len(raw[0])
-    size = min(length, block_size(count + 1))
-    space, gram = torch.ones(count + 1, size, dtype=torch.float64), np.zeros((count + 1, count + 1))
+    size = min(length, block_size((count + 1) * dtype.itemsize))
+    space, gram = torch.ones(count + 1, size, dtype=dtype), np.zeros((count + 1, count + 1))
     kept: list[list[np.ndarray]] = [[] for _ in views]
     for a, b in edges_of(length, size):
         block = space[:, : b - a]

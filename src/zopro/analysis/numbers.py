@@ -11,6 +11,7 @@ by_layer, by_module        metrics of each group, under [VIEW][NAME][GROUP]
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,15 @@ def all_numbers(views: dict[str, Grams], layout: Layout, seed: int = 0) -> Numbe
             _add_series(found, metric, view, grams, layout, 0, seed)
         for metric in BETWEEN:
             _add_series(found["off_by_one"], metric, view, grams, layout, 1, seed)
-        for shift, tables in ((0, found), (1, found["off_by_one"])):
-            _add_distance(tables, view, grams, layout, shift, seed)
-            _add_procrustes(tables, view, grams, layout, shift, seed)
+        apart = {DISTANCE: _distance, PROCRUSTES: _procrustes}
+        with ThreadPoolExecutor(2) as pool:  # the one computes under the GIL, the other outside it
+            jobs = [
+                (tables, name, pool.submit(find, grams, layout, shift, seed))
+                for shift, tables in ((0, found), (1, found["off_by_one"]))
+                for name, find in apart.items()
+            ]
+        for tables, name, job in jobs:
+            _put(tables, name, view, **job.result())
         for key in ("layer", "module"):
             found[f"by_{key}"][view] = _groups(grams, layout, key)
     found["distance_correlation_coordinates"] = {view: int(g.coordinates.shape[1]) for view, g in views.items()}
@@ -75,7 +82,7 @@ def _pairs(tails: np.ndarray | None, length: int) -> list[list[float] | None]:
     return [None if np.isnan(pair).any() else pair.tolist() for pair in tails.T]
 
 
-def _add_distance(tables: Numbers, view: str, grams: Grams, layout: Layout, shift: int, seed: int) -> None:
+def _distance(grams: Grams, layout: Layout, shift: int, seed: int) -> Numbers:
     pairs = [
         (u @ grams.coordinates, v @ grams.coordinates)
         for u, v in zip(layout.policy_updates(), layout.reward_updates(shift), strict=True)
@@ -92,10 +99,10 @@ def _add_distance(tables: Numbers, view: str, grams: Grams, layout: Layout, shif
         for name, level in zip(("expected", "low", "high"), levels, strict=True)
     }
     # Resampled coordinates repeat, and repeated pairs look dependent: there is no bootstrap interval of it.
-    _put(tables, DISTANCE, view, metrics=values, permutation=permutation, chance=band, intervals=[None] * len(values))
+    return {"metrics": values, "permutation": permutation, "chance": band, "intervals": [None] * len(values)}
 
 
-def _add_procrustes(tables: Numbers, view: str, grams: Grams, layout: Layout, shift: int, seed: int) -> None:
+def _procrustes(grams: Grams, layout: Layout, shift: int, seed: int) -> Numbers:
     length = min(layout.policy - shift, layout.reward)
     p, r = slice(shift, shift + length), slice(layout.policy, layout.policy + length)
     policy, reward = grams.gram[:, p, p], grams.gram[:, r, r]
@@ -106,7 +113,7 @@ def _add_procrustes(tables: Numbers, view: str, grams: Grams, layout: Layout, sh
         interval = chance.procrustes_bootstrap(policy, reward, seed)
         band = chance.procrustes_chance(policy.sum(0), reward.sum(0), grams.dimension, seed)
     levels = dict(zip(("expected", "low", "high"), band, strict=True))
-    _put(tables, PROCRUSTES, view, metrics=value, intervals=interval, permutation=None, chance=levels)
+    return {"metrics": value, "intervals": interval, "permutation": None, "chance": levels}
 
 
 def _groups(grams: Grams, layout: Layout, key: str) -> Numbers:

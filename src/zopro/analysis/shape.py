@@ -36,7 +36,25 @@ def procrustes_disparity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         moves = moves & (scale > MAX_EXACT * np.abs(np.einsum("...tt->...t", gram)).max(-1))
         with np.errstate(invalid="ignore", divide="ignore"):
             roots.append(vectors * np.sqrt(values / scale[..., None])[..., None, :])
-    product = np.where(moves[..., None, None], np.swapaxes(roots[0], -1, -2) @ roots[1], 0.0)
+    return _disparity(roots[0], roots[1], moves)
+
+
+def disparity_of_points(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """`procrustes_disparity` of trajectories given as points [..., T, D], not as their Gram matrices."""
+    roots = []
+    moves = np.asarray(True)
+    for points in (first, second):
+        centred_points = points - points.mean(-2, keepdims=True)
+        norm = np.linalg.norm(centred_points, axis=(-2, -1), keepdims=True)
+        moves = moves & (norm[..., 0, 0] > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            roots.append(centred_points / norm)
+    return _disparity(roots[0], roots[1], moves)
+
+
+def _disparity(first: np.ndarray, second: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Of centred trajectories of norm 1, [..., T, k]; NaN where one does not move."""
+    product = np.where(moves[..., None, None], np.swapaxes(first, -1, -2) @ second, 0.0)
     nuclear = np.linalg.svd(product, compute_uv=False).sum(-1)
     return np.where(moves, np.clip(1 - nuclear**2, 0, 1), np.nan)
 
@@ -62,8 +80,8 @@ def compile_distance_correlation() -> None:
     distance_correlation(np.arange(4.0), np.arange(4.0) ** 2)
 
 
-def random_walk_grams(lengths: np.ndarray, dimension: int, samples: int, generator: np.random.Generator) -> np.ndarray:
-    """[samples, T, T] Gram matrices of walks with steps of these lengths in uniformly random directions.
+def random_walks(lengths: np.ndarray, dimension: int, samples: int, generator: np.random.Generator) -> np.ndarray:
+    """[samples, T, T - 1] walks with steps of these lengths in uniformly random directions, seen in their own span.
 
     Directions of D-dimensional Gaussian vectors; only their inner products are drawn, by Bartlett's decomposition of
     the Wishart distribution (Bartlett 1933): L L^T with chi variables on L's diagonal and normal ones under it.
@@ -76,5 +94,4 @@ def random_walk_grams(lengths: np.ndarray, dimension: int, samples: int, generat
     if dimension < steps:
         lower[:, :, dimension:] = 0
     lower *= (lengths / np.linalg.norm(lower, axis=2))[:, :, None]
-    walks = np.concatenate([np.zeros((samples, 1, steps)), np.cumsum(lower, 1)], 1)
-    return walks @ np.swapaxes(walks, 1, 2)
+    return np.concatenate([np.zeros((samples, 1, steps)), np.cumsum(lower, 1)], 1)

@@ -17,7 +17,7 @@ from zopro.analysis.tensors import Stored
 from zopro.errors import InputError
 
 PIECE_BYTES = 32 << 20  # read at a time, of all checkpoints together; each of a few threads holds one
-BLOCK_BYTES = 1 << 20  # converted to float64 and multiplied at a time: they stay in a core's cache
+BLOCK_BYTES = 1 << 20  # displaced and multiplied at a time: they stay in a core's cache
 
 T = TypeVar("T")
 
@@ -134,9 +134,9 @@ def ahead(jobs: Iterable[Callable[[], T]], workers: int = 1) -> Iterator[T]:
             yield pending.popleft().result()
 
 
-def block_size(rows: int) -> int:
-    """How many columns of so many rows are multiplied at a time."""
-    return max(1, BLOCK_BYTES // (8 * rows))
+def block_size(bytes_each: int) -> int:
+    """How many columns fit in a block."""
+    return max(1, BLOCK_BYTES // bytes_each)
 
 
 def refuse_not_finite(gram: np.ndarray, raw: Sequence[Tensor], stored: Sequence[Stored]) -> None:

@@ -83,12 +83,17 @@ class Stored:
         return data
 
 
-def read_rows(stored: Sequence[Stored], first: int, last: int) -> Sequence[Tensor]:
-    """Elements [first, last) of each: a tensor [len(stored), last - first] where their dtypes agree, else a list."""
+def read_rows(stored: Sequence[Stored], first: int, last: int, space: Tensor) -> Sequence[Tensor]:
+    """Elements [first, last) of each: a tensor [len(stored), last - first] where their dtypes agree, else a list.
+
+    Args:
+        space: bytes, used again and again: new memory for every piece costs as much as reading it.
+    """
     dtypes = {one.dtype for one in stored}
     if len(dtypes) > 1:
         return [one.flat(first, last) for one in stored]
-    rows = torch.empty(len(stored), last - first, dtype=dtypes.pop())
+    dtype, length = dtypes.pop(), last - first
+    rows = space[: len(stored) * length * dtype.itemsize].view(dtype).view(len(stored), length)
     for one, row in zip(stored, rows, strict=True):
         one.flat(first, last, row)
     return rows  # type: ignore[return-value]
