@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from zopro.engine.products import fast_products
 from zopro.errors import InputError
 
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -43,13 +44,14 @@ class Decoder:
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
         """Last hidden states (B, T, H), after the final norm. `cache` is extended in place; None keeps nothing."""
         positions = {"position_ids": position_ids} if self.takes_positions else {}
-        output = self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **positions,
-        )
+        with fast_products(self.model.dtype, input_ids.device):
+            output = self.backbone(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **positions,
+            )
         return output.last_hidden_state
 
 
@@ -63,7 +65,8 @@ class CausalParts(Decoder):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits (rows, V) of contiguous hidden states (rows, H)."""
-        logits = self.head(hidden).float()
+        with fast_products(hidden.dtype, hidden.device):
+            logits = self.head(hidden).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -37,6 +37,7 @@ from zopro.engine.logprobs import (
     token_logprobs,
 )
 from zopro.engine.models import tensor_name
+from zopro.engine.products import fast_products, times_weight
 from zopro.engine.stream import Block, Write, hooked, is_adapted, residual_stream
 from zopro.errors import InputError
 from zopro.zo.directions import norm_of, orthogonal_
@@ -141,7 +142,8 @@ class Feedback:
 
             def backward(upstream: Tensor) -> list[Tensor | None]:
                 weights = upstream[:, : states.real.shape[1]][states.real]
-                with evaluating(self.parts.model):  # a local graph must not draw dropout masks
+                products = fast_products(self.parts.model.dtype, errors.device)
+                with products, evaluating(self.parts.model):  # a local graph must not draw dropout masks
                     found = self._gradients(errors * weights[:, None].float(), kept)
                 for key, unit in self._avoided.items():
                     if key in found:
@@ -287,4 +289,4 @@ def logprobs_and_errors(parts: CausalParts, hidden: Tensor, picked: Tensor, temp
     if slope is not None:
         logits.mul_(slope)
     weight = parts.head.weight
-    return shifted - total.log(), (logits.to(weight.dtype) @ weight).float() * (parts.scale / temperature)
+    return shifted - total.log(), times_weight(logits, weight) * (parts.scale / temperature)

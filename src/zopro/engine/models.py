@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from zopro.config import ModelOptions
+from zopro.engine.products import multiplies_bfloat16
 from zopro.errors import InputError
 
 CHATML = (
@@ -55,7 +56,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+        fast = device.type == "cpu" and multiplies_bfloat16()
     return torch.bfloat16 if fast else torch.float32
 
 
