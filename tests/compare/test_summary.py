@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from zopro.compare.plots import write_plots
-from zopro.compare.summary import gain_ratios, interval, markdown, method_summary, reward_at, start_point, text
+from zopro.compare.summary import (
+    gain_ratios,
+    interval,
+    markdown,
+    method_summary,
+    reward_at,
+    reward_within,
+    start_point,
+    text,
+)
 
 
 def curve(*points: tuple[float, float, float]) -> dict[str, Any]:
@@ -63,7 +72,14 @@ def test_gains_are_read_where_both_have_been() -> None:
     assert table["fast"]["slow"] == {"equal_seconds": 4.0, "equal_kl": 2.0}
     assert table["slow"]["fast"]["equal_seconds"] == 0.25
     assert gain_ratios({"a": fast, "b": curve((0, 0, 0), (9, -1, 1))})["a"]["b"]["equal_seconds"] is None
-    assert reward_at(slow["curve"], "seconds", 5) == 0.5 and reward_at(slow["curve"], "kl", 9) == 2
+    assert reward_at(slow["curve"], 5) == 0.5 and reward_within(slow["curve"], 9) == 2
+
+
+def test_a_training_whose_kl_falls_again_is_read_at_its_best() -> None:
+    falls, steady = curve((0, 1, 0), (1, 2, 8), (2, 5, 4)), curve((0, 1, 0), (1, 3, 2), (2, 4, 6))
+    assert reward_within(falls["curve"], 6) == 5 and reward_within(falls["curve"], 2) == 1.25
+    ratio = gain_ratios({"falls": falls, "steady": steady})["steady"]["falls"]["equal_kl"]
+    assert ratio == pytest.approx(3 / 4)  # at KL 6
 
 
 def test_table_and_plots(tmp_path: Any) -> None:

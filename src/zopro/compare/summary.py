@@ -55,18 +55,38 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
     }
 
 
-def reward_at(curve: Curve, key: str, value: float) -> float:
-    """Reward where `key` (seconds or kl) first reaches `value` along the curve, linearly between points.
+def reward_at(curve: Curve, seconds: float) -> float:
+    """Reward after so many seconds, linearly between points; the last one's after the end.
 
-    >>> reward_at([{"kl": 0.0, "reward": 0.0}, {"kl": 2.0, "reward": 4.0}], "kl", 1.0)
+    >>> reward_at([{"seconds": 0.0, "reward": 0.0}, {"seconds": 2.0, "reward": 4.0}], 1.0)
     2.0
     """
     for before, after in pairwise(curve):
-        if before[key] <= value <= after[key]:
-            width = after[key] - before[key]
-            share = (value - before[key]) / width if width > 0 else 1.0
-            return float(before["reward"] + share * (after["reward"] - before["reward"]))
-    return float(curve[-1]["reward"] if value > curve[-1][key] else curve[0]["reward"])
+        if before["seconds"] <= seconds <= after["seconds"]:
+            return _between(before, after, "seconds", seconds)
+    return float(curve[-1]["reward"])
+
+
+def reward_within(curve: Curve, kl: float) -> float:
+    """The largest reward that the training had at no more than this KL, linearly between points.
+
+    KL may fall again along a training, so that it has more than one reward at a KL: the best of them counts.
+
+    >>> reward_within([{"kl": 0, "reward": 0}, {"kl": 4, "reward": 2}, {"kl": 2, "reward": 3}], 3.0)
+    3.0
+    """
+    found = [float(point["reward"]) for point in curve if point["kl"] <= kl]
+    for pair in pairwise(curve):
+        low, high = sorted(pair, key=lambda point: float(point["kl"]))
+        if low["kl"] <= kl < high["kl"]:
+            found.append(_between(low, high, "kl", kl))
+    return max(found, default=float(curve[0]["reward"]))
+
+
+def _between(before: Mapping[str, Any], after: Mapping[str, Any], key: str, value: float) -> float:
+    width = after[key] - before[key]
+    share = (value - before[key]) / width if width > 0 else 1.0
+    return float(before["reward"] + share * (after["reward"] - before["reward"]))
 
 
 def gain_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -85,7 +105,8 @@ def gain_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 def _ratio(first: Curve, second: Curve, key: str) -> float | None:
     shared = min(max(point[key] for point in curve) for curve in (first, second))
-    gains = [reward_at(curve, key, shared) - curve[0]["reward"] for curve in (first, second)]
+    reward = reward_at if key == "seconds" else reward_within
+    gains = [reward(curve, shared) - curve[0]["reward"] for curve in (first, second)]
     return gains[0] / gains[1] if shared > 0 and gains[1] > 0 else None
 
 
