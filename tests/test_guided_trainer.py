@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from tiny_trainers import PROMPTS, head_only, lines, llama, mean_reward, online, same, weights
 from zopro import zeroth_order
+from zopro.engine.feedback import Feedback
 from zopro.engine.models import tensor_name
 from zopro.errors import InputError
 from zopro.guided_trainer import FeedbackScores, GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
@@ -114,6 +116,32 @@ def test_the_guard_measures_the_slope_and_theta_stays(tmp_path: Path) -> None:
     assert any(float(p.grad.abs().max()) > 0 for p in trainer.feedback.parameters.values())
     trainer.train()
     assert all("guide/slope" in line for line in lines(trainer))
+
+
+def test_the_guard_changes_no_step_and_its_pass_runs_without_what_the_first_one_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    original, surrogate = Feedback._gradients, GuidedTrainer._surrogate
+
+    def gradients(self: Any, error: torch.Tensor, tensors: Any) -> Any:
+        kept.extend(weakref.ref(tensor) for tensor in tensors.values())
+        return original(self, error, tensors)
+
+    def guard(self: Any, *args: Any) -> Any:
+        alive.append(sum(reference() is not None for reference in kept))
+        return surrogate(self, *args)
+
+    monkeypatch.setattr(Feedback, "_gradients", gradients)
+    monkeypatch.setattr(GuidedTrainer, "_surrogate", guard)
+    ends = []
+    for every in (1, 0):
+        trainer = adam(tmp_path / str(every), guard_every=every, max_steps=2)
+        trainer.train()
+        ends.append(weights(trainer.model))
+    assert kept and alive == [0, 0]
+    assert same(*ends)
 
 
 def test_a_direction_that_goes_uphill_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

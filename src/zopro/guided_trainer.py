@@ -14,7 +14,7 @@ alone, a pseudo-gradient. Three things can be made of it (`guide`):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +128,10 @@ class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
         every = self.args.guard_every
         if not (every and torch.is_grad_enabled() and self.state.global_step % every == 0):
             return loss
-        slope, predicted = self._slope(model, inputs, loss)
+        # The rest of the step needs these alone: what the forward pass kept is let go before the guard's own pass.
+        found, value = list(self.feedback.gradients(loss).values()), loss.detach()
+        loss = _WithGradients.apply(value, found, *self.feedback.parameters.values())
+        slope, predicted = self._slope(model, inputs, float(value), found)
         if not predicted > 0:  # nothing to follow or to refuse: no completion was better than another, or NaN
             return loss
         downhill = slope > 0
@@ -137,19 +140,31 @@ class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
                 self._metrics["train"][f"guide/{name}"].append(value)
         return loss if downhill else 0.0 * loss
 
-    def _slope(self, model: Any, inputs: Any, loss: Tensor) -> tuple[float, float]:
+    def _slope(self, model: Any, inputs: Any, loss: float, gradients: Sequence[Tensor]) -> tuple[float, float]:
         """How fast the loss falls against the pseudo-gradient: as measured one-sided, and as the guess predicts."""
-        gradients = self.feedback.gradients(loss)
-        parameters = self.feedback.parameters
-        square = sum(float(g.float().square().sum()) for g in gradients.values())
+        square = sum(float(g.float().square().sum()) for g in gradients)
         if not 0 < square < math.inf:
             return (0.0, 0.0) if square == 0 else (math.nan, math.nan)
-        scale = self.args.guard_eps * math.sqrt(sum(g.numel() for g in gradients.values()) / square)
-        ordered = list(gradients.values())
-        with torch.no_grad(), InPlace(list(parameters.values())).at(lambda index: ordered[index].float() * -scale):
+        scale = self.args.guard_eps * math.sqrt(sum(g.numel() for g in gradients) / square)
+        perturbation = InPlace(list(self.feedback.parameters.values()))
+        with torch.no_grad(), perturbation.at(lambda index: gradients[index].float() * -scale):
             moved = float(self._surrogate(model, inputs))
         length = scale * math.sqrt(square)
-        return (float(loss.detach()) - moved) / length, math.sqrt(square)
+        return (loss - moved) / length, math.sqrt(square)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients with respect to the parameters are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(upstream.to(gradient.dtype) * gradient for gradient in ctx.gradients)
 
 
 class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):

@@ -265,8 +265,8 @@ class _Capture:
             yield
 
     def packed(self, real: Tensor) -> dict[tuple[int, str], Tensor]:
-        """(module, side) -> (N, width), the rows where `real` (B, C') is true."""
-        return {key: torch.cat(pieces, dim=1)[real] for key, pieces in self._pieces.items()}
+        """(module, side) -> (N, width), the rows where `real` (B, C') is true; what was kept is let go on the way."""
+        return {key: torch.cat(self._pieces.pop(key), dim=1)[real] for key in list(self._pieces)}
 
 
 def logprobs_and_errors(parts: CausalParts, hidden: Tensor, picked: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
