@@ -129,9 +129,9 @@ class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
         if not (every and torch.is_grad_enabled() and self.state.global_step % every == 0):
             return loss
         # The rest of the step needs these alone: what the forward pass kept is let go before the guard's own pass.
-        found, value = list(self.feedback.gradients(loss).values()), loss.detach()
-        loss = _WithGradients.apply(value, found, *self.feedback.parameters.values())
-        slope, predicted = self._slope(model, inputs, float(value), found)
+        found, known = list(self.feedback.gradients(loss).values()), loss.detach()
+        loss = _WithGradients.apply(known, found, *self.feedback.parameters.values())
+        slope, predicted = self._slope(model, inputs, float(known), found)
         if not predicted > 0:  # nothing to follow or to refuse: no completion was better than another, or NaN
             return loss
         downhill = slope > 0

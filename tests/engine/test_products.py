@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.engine import products
+from zopro.engine.causal import causal_parts
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.products import fast_products, linear, times_weight
 
@@ -110,3 +111,9 @@ def test_narrow_and_mixed_layers_are_left_alone(emulating, monkeypatch):
     with fast_products(torch.bfloat16, CPU):
         assert functional.linear(drawn(5, 33), drawn(8, 33)).dtype == torch.bfloat16
         assert functional.linear(drawn(5, 33).float(), drawn(70, 33).float()).dtype == torch.float32
+
+
+def test_a_deep_model_is_known_by_its_own_logits(emulating):
+    """Rounding in many layers parts the two ways to multiply; head and backbone are checked in the same one."""
+    model = tiny_model("llama", tiny_tokenizer(), seed=1, num_hidden_layers=40).bfloat16()
+    assert causal_parts(model).model is model

@@ -123,7 +123,7 @@ def _logit_scale(config: Any) -> float:
 def _check(parts: CausalParts) -> None:
     ids = torch.arange(2, device=parts.model.get_input_embeddings().weight.device)[None]
     mask = torch.ones_like(ids)
-    with evaluating(parts.model):
+    with evaluating(parts.model), fast_products(parts.model.dtype, ids.device):
         expected = parts.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
         logits = parts.logits(parts.hidden(ids, mask, ids, None)[0])
     if not expected.isfinite().all():

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from zopro.engine.causal import Decoder, evaluating
+from zopro.engine.products import fast_products
 from zopro.engine.shared import hidden_shared
 
 _shareable: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -61,7 +62,7 @@ def _agrees(classifier: Any, model: Any) -> bool:
     pad = classifier.config.get_text_config().pad_token_id
     tokens = [token for token in range(4) if token != pad][:3]
     device = next(classifier.parameters()).device
-    with evaluating(classifier):
+    with evaluating(classifier), fast_products(classifier.dtype, device):
         ids = torch.tensor([tokens], device=device)
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0].float()
         shared = shared_scores(model, [tokens[:2]], [tokens[2:]], 1)
