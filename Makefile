@@ -26,6 +26,7 @@ docs: $(INSTALLED)
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'import dcor'  # numba compiles it here, once: two processes at a time would spoil each other's cache
 	rm -f .venv/installed-*
 	touch $@
 
