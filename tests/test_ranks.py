@@ -76,13 +76,12 @@ def test_what_ranks_exchange_does_not_grow_with_the_model(alike: dict[int, Found
 
 
 def one_sided() -> dict[str, Any]:
-    return zopro_steps(sides=1, queries=2, surrogate="clipped", previous_update=update())
+    return zopro_steps(sides=1, queries=2, surrogate="clipped", eps=3e-3, previous_update=update())
 
 
 def test_one_sided_estimates_take_the_known_loss_of_all_ranks() -> None:
     one, two = results(one_sided, 1)[0], results(one_sided, 2)
-    # Looser than for central differences, whose rounding partly cancels; and each step begins where the last one ended.
-    assert two[0]["gradients"] == two[1]["gradients"] == pytest.approx(one["gradients"], rel=5e-2)
+    assert two[0]["gradients"] == two[1]["gradients"] == pytest.approx(one["gradients"], rel=1e-2)
 
 
 def on_queries(queries: int) -> dict[str, Any]:

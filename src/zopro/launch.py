@@ -12,7 +12,6 @@ Zeroth-order stages are worked on by all ranks; everything else is done by the f
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,10 +144,13 @@ def counted(add: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
+    from torch.distributed.distributed_c10d import _object_to_tensor  # what torch makes of an object to send it
+
     def counting(collective: Callable[..., Any], place: int, keyword: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             given = args[place] if len(args) > place else kwargs[keyword]
-            add(given.nbytes if isinstance(given, torch.Tensor) else len(pickle.dumps(given)))
+            data = given if isinstance(given, torch.Tensor) else _object_to_tensor(given, torch.device("cpu"), None)[0]
+            add(data.nbytes)
             return collective(*args, **kwargs)
 
         return call

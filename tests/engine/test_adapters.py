@@ -243,7 +243,7 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path):
 def test_nothing_in_the_source_trusts_or_unpickles():
     for path in (Path(__file__).parents[2] / "src").rglob("*.py"):
         source = path.read_text("utf-8")
-        assert not re.search(r"trust_remote_code\s*=\s*True|Unpickler|pickle\.load|allow_pickle=True", source), path
+        assert not re.search(r"trust_remote_code\s*=\s*True|import pickle|pickle\.load|allow_pickle=True", source), path
         for call in re.findall(r"torch\.load\([^)]*\)", source):
             assert "weights_only=True" in call, path
 

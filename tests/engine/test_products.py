@@ -84,7 +84,7 @@ def test_log_probs_lie_as_near_to_those_of_float32_as_bfloat16s_own(emulating, k
     assert with_float32 <= 1.5 * error() and not calls
 
 
-def test_adapters_learn_through_it(emulating):
+def test_adapters_learn_through_it(emulating, monkeypatch):
     tokenizer = tiny_tokenizer()
     model = get_peft_model(tiny_model("llama", tokenizer).bfloat16(), LoraConfig(target_modules="all-linear", r=4))
     for name, parameter in model.named_parameters():
@@ -94,7 +94,7 @@ def test_adapters_learn_through_it(emulating):
     mask, found = torch.ones_like(ids), []
     trained = [p for p in model.parameters() if p.requires_grad]
     for instructions in (False, True):
-        products.multiplies_bfloat16 = lambda instructions=instructions: instructions  # restored by the fixture
+        monkeypatch.setattr(products, "multiplies_bfloat16", lambda instructions=instructions: instructions)
         loss = completion_logprobs(model, ids, mask, 10).sum()
         found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]))
     assert functional.cosine_similarity(*found, dim=0) > 0.99
@@ -117,3 +117,11 @@ def test_a_deep_model_is_known_by_its_own_logits(emulating):
     """Rounding in many layers parts the two ways to multiply; head and backbone are checked in the same one."""
     model = tiny_model("llama", tiny_tokenizer(), seed=1, num_hidden_layers=40).bfloat16()
     assert causal_parts(model).model is model
+
+
+def test_calls_by_keyword_run_as_they_are(emulating):
+    x, weight = drawn(5, 33), drawn(70, 33, seed=1)
+    with fast_products(torch.bfloat16, CPU):
+        assert torch.equal(functional.linear(input=x, weight=weight), functional.linear(x, weight=weight))
+        query = drawn(1, 2, 4, 8)
+        assert functional.scaled_dot_product_attention(query=query, key=query, value=query).dtype == torch.bfloat16

@@ -13,7 +13,7 @@ matrices; for LoRA pairs see `zopro.analysis.products`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import local
@@ -74,24 +74,26 @@ def _add_dense(parts: Sequence[tuple[int, list[Stored]]], points: Points, views:
     work = points.total**2 * sum(stored[0].numel for _, stored in parts)
     kept = local()
 
-    def piece(index: int, stored: Sequence[Stored], first: int, last: int) -> _Piece:
-        size = (last - first) * sum(one.dtype.itemsize for one in stored)
+    def piece(index: int, stored: Sequence[Stored], bytes_each: int, dtype: torch.dtype, first: int, last: int) -> _Piece:
+        size = (last - first) * bytes_each
         if not hasattr(kept, "space") or len(kept.space) < size:
             kept.space = torch.empty(size, dtype=torch.uint8)
         raw = read_rows(stored, first, last, kept.space)
-        wide = work <= FLOAT64_WORK or any(one.dtype == torch.float64 for one in stored)
-        found = _displaced(raw, points, views, index, first, torch.float64 if wide else torch.float32)
+        found = _displaced(raw, points, views, index, first, dtype)
         refuse_not_finite(found.gram, raw, stored)
         return found
 
-    jobs = (
-        partial(piece, index, stored, *edges)
-        for index, stored in parts
-        for edges in edges_of(stored[0].numel, piece_size(sum(one.dtype.itemsize for one in stored)))
-    )
+    def pieces() -> Iterator[Callable[[], _Piece]]:
+        for index, stored in parts:
+            bytes_each = sum(one.dtype.itemsize for one in stored)
+            wide = work <= FLOAT64_WORK or any(one.dtype == torch.float64 for one in stored)
+            dtype = torch.float64 if wide else torch.float32
+            for first, last in edges_of(stored[0].numel, piece_size(bytes_each)):
+                yield partial(piece, index, stored, bytes_each, dtype, first, last)
+
     workers = min(MAX_WORKERS, torch.get_num_threads() + 1)  # one waits for the disk
     with torch_threads(1), threadpool_limits(1):  # each: so that sums are the same for any number of workers
-        for found in ahead(jobs, workers):
+        for found in ahead(pieces(), workers):
             found.add_to(views)
 
 

@@ -27,16 +27,13 @@ def procrustes_disparity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Returns:
         [...]; NaN where a trajectory does not move.
     """
-    roots = []
-    moves = np.asarray(True)
+    trajectories = []
     for gram in (first, second):
         values, vectors = np.linalg.eigh(centred(gram))
         values = np.maximum(values, 0)
-        scale = values.sum(-1)
-        moves = moves & (scale > MAX_EXACT * np.abs(np.einsum("...tt->...t", gram)).max(-1))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            roots.append(vectors * np.sqrt(values / scale[..., None])[..., None, :])
-    return _disparity(roots[0], roots[1], moves)
+        moves = values.sum(-1) > MAX_EXACT * np.abs(np.einsum("...tt->...t", gram)).max(-1)
+        trajectories.append(vectors * np.sqrt(np.where(moves[..., None], values, 0.0))[..., None, :])
+    return disparity_of_points(trajectories[0], trajectories[1])
 
 
 def disparity_of_points(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -44,18 +41,11 @@ def disparity_of_points(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     roots = []
     moves = np.asarray(True)
     for points in (first, second):
-        centred_points = points - points.mean(-2, keepdims=True)
-        norm = np.linalg.norm(centred_points, axis=(-2, -1), keepdims=True)
+        about_mean = points - points.mean(-2, keepdims=True)
+        norm = np.linalg.norm(about_mean, axis=(-2, -1), keepdims=True)
         moves = moves & (norm[..., 0, 0] > 0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            roots.append(centred_points / norm)
-    return _disparity(roots[0], roots[1], moves)
-
-
-def _disparity(first: np.ndarray, second: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """Of centred trajectories of norm 1, [..., T, k]; NaN where one does not move."""
-    product = np.where(moves[..., None, None], np.swapaxes(first, -1, -2) @ second, 0.0)
-    nuclear = np.linalg.svd(product, compute_uv=False).sum(-1)
+        roots.append(about_mean / np.where(norm > 0, norm, 1.0))
+    nuclear = np.linalg.svd(np.swapaxes(roots[0], -1, -2) @ roots[1], compute_uv=False).sum(-1)
     return np.where(moves, np.clip(1 - nuclear**2, 0, 1), np.nan)
 
 

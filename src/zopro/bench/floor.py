@@ -11,13 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 
 from zopro.bench.work import Setting
 from zopro.engine.causal import Decoder, causal_parts, evaluating, positions
 from zopro.engine.logprobs import MAX_LOGIT_ELEMENTS
-from zopro.engine.products import fast_products
 from zopro.engine.shared import hidden_shared, select_rows
 
 if TYPE_CHECKING:
@@ -43,16 +41,12 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
     joined = torch.cat([ids[copies], completions, completions[:, -1:]], dim=1)  # the reward is read at an EOS after it
     classifier = Decoder(judge, judge.base_model)
 
-    def head(rows: Tensor) -> None:
-        with fast_products(rows.dtype, rows.device):
-            parts.head(rows)
-
     def rollout() -> None:
         cache = DynamicCache(config=parts.model.config)
         hidden = parts.hidden(ids, mask, positions(mask), cache)[:, -1][copies]
         select_rows(cache, copies)
         for step in range(work.completion_length):
-            head(hidden.contiguous())
+            parts.output(hidden.contiguous())
             if step < work.completion_length - 1:
                 hidden = parts.hidden(
                     completions[:, step : step + 1], seen[:, : width + step + 1], (after + step)[:, None], cache
@@ -61,7 +55,7 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
     def logprobs() -> None:
         rows = hidden_shared(parts, joined[:, :-2], seen[:, :-2], width, work.num_generations).flatten(0, 1)
         for piece in rows.split(max(1, MAX_LOGIT_ELEMENTS // parts.config.vocab_size)):
-            head(piece)
+            parts.output(piece)
 
     def run(clock: Clock) -> dict[str, float]:
         seconds: dict[str, float] = {}

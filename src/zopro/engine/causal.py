@@ -63,10 +63,15 @@ class CausalParts(Decoder):
     scale: float
     softcap: float | None
 
+    def output(self, hidden: Tensor) -> Tensor:
+        """The head's output (rows, V) of contiguous hidden states (rows, H), as it is."""
+        with fast_products(hidden.dtype, hidden.device):
+            output: Tensor = self.head(hidden)
+        return output
+
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits (rows, V) of contiguous hidden states (rows, H)."""
-        with fast_products(hidden.dtype, hidden.device):
-            logits = self.head(hidden).float()
+        logits = self.output(hidden).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -50,7 +50,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it (elsewhere it is several times slower), else float32."""
+    """`auto` is bfloat16 where the hardware multiplies it (elsewhere it gains memory at best), else float32."""
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     if device.type == "cuda":

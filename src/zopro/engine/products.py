@@ -49,11 +49,11 @@ def times_weight(x: Tensor, weight: Tensor) -> Tensor:
 class _InFloat32(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.linear and _gains(args[0], args[1]):
+        if func is functional.linear and len(args) > 1 and _gains(args[0], args[1]):
             return linear(*args, **kwargs)
-        if func is torch.addmm and not kwargs and _gains(args[1], args[2]):  # GPT-2's Conv1D
+        if func is torch.addmm and len(args) == 3 and not kwargs and _gains(args[1], args[2]):  # GPT-2's Conv1D
             return linear(args[1], args[2].T, args[0])
-        if func is functional.scaled_dot_product_attention and args[0].dtype == torch.bfloat16:
+        if func is functional.scaled_dot_product_attention and args and args[0].dtype == torch.bfloat16:
             return _widened(func, args, kwargs)
         return func(*args, **kwargs)
 
