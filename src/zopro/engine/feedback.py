@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -133,7 +132,7 @@ class Feedback:
             states = completion_states(
                 self.parts, input_ids, attention_mask, completion_length, num_generations, watch=capture
             )
-            kept = capture.packed(states.real)
+            kept = capture.kept
             chunk = max(1, max_logit_elements // self.parts.config.vocab_size)
             pieces = zip(states.hidden.split(chunk), states.targets.split(chunk), strict=True)
             scored = [logprobs_and_errors(self.parts, rows, picked, temperature) for rows, picked in pieces]
@@ -170,18 +169,20 @@ class Feedback:
 
     def _watch(self, capture: _Capture) -> None:
         """What is to be kept: (B, c, H) at the end of the stream and where a norm or MLP reads, (B, c, r) in adapters."""
+        width, dtype = self.parts.config.hidden_size, self.parts.model.dtype
         if self.final_norm is not None:
-            capture.inputs_of(self.final_norm)
+            capture.inputs_of(self.final_norm, width, dtype)
         for block in self.blocks:
             through = self.local != "none" and block.mlp is not None
             if through and block.mlp is not None:
-                capture.inputs_of(block.mlp.reads)
+                capture.inputs_of(block.mlp.reads, width, dtype)
             for write in block.writes:
                 if self._factors(write) and not (through and self._in_mlp(block, write)):
                     layer: Any = write.layer
-                    capture.outputs_of(layer.lora_A[self.adapter])
+                    reduced = layer.lora_A[self.adapter].weight  # (r, in)
+                    capture.outputs_of(layer.lora_A[self.adapter], len(reduced), reduced.dtype)
                     if write.norm is not None:
-                        capture.inputs_of(write.norm)
+                        capture.inputs_of(write.norm, width, dtype)
 
     @staticmethod
     def _in_mlp(block: Block, write: Write) -> bool:
@@ -232,41 +233,59 @@ class _PseudoGradient(torch.autograd.Function):
         return None, *ctx.pseudo(upstream)
 
 
-@dataclass
-class _Selection:
-    select: Callable[[Tensor], Tensor] | None = None
-
-
 class _Capture:
-    """Keeps inputs and outputs at the positions that predict completion tokens; hooks are on during passes only."""
+    """Keeps inputs and outputs at the positions that predict completion tokens; hooks are on during passes only.
+
+    Rows are written where they stay, in tensors made before the first pass: small copies between what a pass allocates
+    would leave the heap in fragments that no later pass can use.
+    """
 
     def __init__(self) -> None:
-        self._watched: list[tuple[nn.Module, str]] = []
-        self._pieces: dict[tuple[int, str], list[Tensor]] = {}
+        self._watched: dict[tuple[int, str], tuple[nn.Module, int, torch.dtype]] = {}
+        self._seen = 0  # columns of `real` that earlier passes gave
+        self.kept: dict[tuple[int, str], Tensor] = {}  # (module, side) -> (N, width)
 
-    def inputs_of(self, module: nn.Module) -> None:
-        self._watched.append((module, "in"))
+    def inputs_of(self, module: nn.Module, width: int, dtype: torch.dtype) -> None:
+        self._watched[id(module), "in"] = module, width, dtype
 
-    def outputs_of(self, module: nn.Module) -> None:
-        self._watched.append((module, "out"))
+    def outputs_of(self, module: nn.Module, width: int, dtype: torch.dtype) -> None:
+        self._watched[id(module), "out"] = module, width, dtype
+
+    def expect(self, real: Tensor) -> None:
+        """As `zopro.engine.logprobs.Watch` says."""
+        self._real, self._seen = real, 0
+        self._row = real.flatten().cumsum(0).sub(1).view_as(real)
+        count = int(real.sum())
+        for key, (_, width, dtype) in self._watched.items():
+            self.kept[key] = torch.empty(count, width, dtype=dtype, device=real.device)
 
     @contextmanager
     def passing(self, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """As `zopro.engine.logprobs.Watch` says."""
-        hooks = []
-        for module, side in dict.fromkeys(self._watched):
-            pieces = self._pieces.setdefault((id(module), side), [])
+        places: list[tuple[Tensor, Tensor]] = []  # of this pass: rows of its selection, and where they go
+        columns = 0
 
-            def keep(module: nn.Module, args: Any, output: Any, side: str = side, pieces: list = pieces) -> None:
-                pieces.append(select(args[0] if side == "in" else output).detach().clone())
+        def hook(side: str, kept: Tensor) -> Callable[..., None]:
+            def keep(module: nn.Module, args: Any, output: Any) -> None:
+                nonlocal columns
+                states = select(args[0] if side == "in" else output).detach()
+                if not places:
+                    columns = states.shape[1]
+                    here = slice(self._seen, self._seen + columns)
+                    real = self._real[:, here]
+                    places.append((real.flatten().nonzero()[:, 0], self._row[:, here][real]))
+                source, target = places[0]
+                kept.index_copy_(0, target, states.flatten(0, 1).index_select(0, source).to(kept.dtype))
 
-            hooks.append(module.register_forward_hook(keep))
+            return keep
+
+        hooks = [
+            module.register_forward_hook(hook(side, self.kept[id(module), side]))
+            for (_, side), (module, _, _) in self._watched.items()
+        ]
         with hooked(hooks):
             yield
-
-    def packed(self, real: Tensor) -> dict[tuple[int, str], Tensor]:
-        """(module, side) -> (N, width), the rows where `real` (B, C') is true; what was kept is let go on the way."""
-        return {key: torch.cat(self._pieces.pop(key), dim=1)[real] for key in list(self._pieces)}
+        self._seen += columns
 
 
 def logprobs_and_errors(parts: CausalParts, hidden: Tensor, picked: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

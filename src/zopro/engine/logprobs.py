@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zopro.engine.causal import CausalParts, causal_parts, positions
-from zopro.engine.shared import hidden_shared, unwatched
+from zopro.engine.shared import Select, hidden_shared, unwatched
 
 MAX_LOGIT_ELEMENTS = 2**23  # 32 rows of a 262144-token vocabulary: 32 MiB in fp32; see docs/performance.md
 
@@ -110,8 +110,11 @@ class CompletionStates:
 class Watch(Protocol):
     """Something that looks on while the backbone runs and keeps what it sees at the positions that predict."""
 
+    def expect(self, real: Tensor) -> None:
+        """Called first, with (B, C') that says where the completions' tokens stand."""
+
     def passing(self, select: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-        """Around one pass; `select` takes any (b, T, ...) of it to (B, c, ...): what predicts the next c tokens."""
+        """Around one pass; `select` takes any (b, T, ...) of it to (B, c, ...): what predicts the next c columns."""
 
 
 def completion_states(
@@ -126,7 +129,7 @@ def completion_states(
 
     Args:
         watch: entered around each pass of the backbone; the selections of all passes, joined along time and packed by
-            `real`, are the rows of `hidden`.
+            `real`, which it is told beforehand, are the rows of `hidden`.
     """
     rows, length = input_ids.shape
     if attention_mask.shape != input_ids.shape or not 0 < completion_length < length:
@@ -142,15 +145,18 @@ def completion_states(
     last = max(int(used[-1]) + 1 if len(used) else 0, prompt_length + 1)
     ids, mask = input_ids[:, first:last], attention_mask[:, first:last]  # columns of padding only are not worth a pass
     split = prompt_length - first
+    real = mask[:, split:].bool()
 
     checkpoints = parts.model.training and getattr(parts.model, "is_gradient_checkpointing", False)
-    passing = watch.passing if watch is not None else unwatched
+    passing: Callable[[Select], AbstractContextManager[None]] = unwatched
+    if watch is not None:
+        watch.expect(real)
+        passing = watch.passing
     if num_generations > 1 and not checkpoints:
         hidden = hidden_shared(parts, ids[:, :-1], mask[:, :-1], split, num_generations, passing)
     else:
         with passing(lambda states: states[:, split - 1 : -1]):
             hidden = parts.hidden(ids, mask, positions(mask), None)[:, split - 1 : -1]
-    real = mask[:, split:].bool()
     return CompletionStates(hidden[real], ids[:, split:][real], real, completion_length)
 
 
