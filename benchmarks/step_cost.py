@@ -45,7 +45,7 @@ def sizes() -> Iterator[Row]:
 
 
 def full() -> Iterator[Row]:
-    for directions in ("gaussian", "rademacher"):
+    for directions in ("gaussian", "rademacher", "low_rank"):
         yield f"all parameters, {directions}", {"lora_r": 0, "beta": 0.0, "directions": directions}
 
 

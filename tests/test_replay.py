@@ -25,8 +25,8 @@ STEPS = 3
 RUNS: dict[str, dict[str, Any]] = {
     "zopro": {},
     "zopro-paper": {"preset": "paper", "warm_start": "sft", "weight_decay": 0.1, "decay": "exponential"},
-    "mezo": {"method": "mezo", "queries": 2, "sides": 1},
-    "full": {"lora_r": 0, "warm_start": "sft"},
+    "mezo": {"method": "mezo", "queries": 2, "sides": 1, "noise": "rademacher"},
+    "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank"},
 }
 
 

@@ -11,9 +11,11 @@ import torch
 
 from tiny_trainers import PROMPTS, TOKENIZER, lines, llama, mean_reward, tea, weights, with_adapter, zopro
 from zopro import ZOPrOConfig
+from zopro.config import NOISES as CONFIG_NOISES
 from zopro.engine.models import tensor_name
 from zopro.random_state import preserve_random_state
 from zopro.zo import Gaussian, Targeted
+from zopro.zo.directions import NOISES
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,20 @@ def test_directions_know_the_iteration_s_steps(options: dict[str, Any], steps: i
     assert isinstance(directions, Targeted) and directions.decay == "exponential"
     assert directions.total_steps == steps == trainer.spsa.step_count
     assert list(directions.previous_update) == list(directions.reward_update) == ["lm_head.weight"]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_is_drawn_as_asked(noise: str, tmp_path: Path) -> None:
+    update = {"lm_head.weight": torch.ones(12, 16)}
+    targeted = zopro(tmp_path / "targeted", previous_update=update, noise=noise).directions()
+    assert isinstance(targeted, Targeted) and type(targeted.noise) is NOISES[noise]
+    assert type(zopro(tmp_path / "alone", noise=noise).directions()) is NOISES[noise]
+    with pytest.raises(ValueError, match=r"noise: must be one of gaussian, rademacher, low_rank, got 'pink'"):
+        ZOPrOConfig(use_cpu=True, noise="pink")
+
+
+def test_the_configuration_knows_every_noise() -> None:
+    assert tuple(NOISES) == CONFIG_NOISES
 
 
 def test_gradient_accumulation_takes_one_step_for_all_micro_batches(tmp_path: Path) -> None:

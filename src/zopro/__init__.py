@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zopro.errors import InputError
     from zopro.guided_trainer import GuidedConfig, GuidedTrainer
     from zopro.trainer import zeroth_order
-    from zopro.zo import SPSA, Gaussian, Rademacher, ResidualFeedback, Targeted
+    from zopro.zo import SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Targeted
     from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "GuidedConfig",
     "GuidedTrainer",
     "InputError",
+    "LowRank",
     "Rademacher",
     "ResidualFeedback",
     "RunConfig",
@@ -37,6 +38,7 @@ __all__ = [
 _HOME = {
     "SPSA": "zopro.zo",
     "Gaussian": "zopro.zo",
+    "LowRank": "zopro.zo",
     "Rademacher": "zopro.zo",
     "Targeted": "zopro.zo",
     "ResidualFeedback": "zopro.zo",

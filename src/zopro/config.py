@@ -24,6 +24,7 @@ METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed"
 ADVANTAGES = ("rloo", "grpo")
 PRESETS = ("default", "paper")
 PARALLEL = ("data", "queries")
+NOISES = ("gaussian", "rademacher", "low_rank")  # of zopro.zo.directions, which imports torch
 
 
 @dataclass
@@ -174,6 +175,11 @@ class PolicyOptions:
         "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
     )
     decay: str = option("linear", "How the share of the previous update, d, decays: linear or exponential.")
+    noise: str = option(
+        "gaussian",
+        "What directions, or the noise in them, are drawn from: gaussian, rademacher or low_rank (cheap where all "
+        "parameters are trained).",
+    )
     weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
 
     def __post_init__(self) -> None:
@@ -192,6 +198,7 @@ class PolicyOptions:
         check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
         one_of(self, "preset", PRESETS)
         check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
+        one_of(self, "noise", NOISES)
         if self.eps not in ("", "auto"):
             try:
                 ok = 0 < float(self.eps) < math.inf

@@ -20,10 +20,15 @@ from zopro.journal import Header, JournalWriter, Step, read
 from zopro.rundir import RunDirectory
 from zopro.updates import tensor_files
 from zopro.zo import SPSA, Targeted, groups
-from zopro.zo.directions import Gaussian, Rademacher
+from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher
 from zopro.zo.records import StepRecord
 
-KINDS: dict[type, str] = {Gaussian: "gaussian", Rademacher: "rademacher", Targeted: "targeted"}
+KINDS: dict[type, str] = {
+    Gaussian: "gaussian",
+    Rademacher: "rademacher",
+    LowRank: "low_rank",
+    Targeted: "targeted",
+}  # those that a journal can rebuild
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Recorder(TrainerCallback):
         if state.global_step and self.trainer.rebuilt:  # on every rank
             for step in read(self.path).steps[: state.global_step]:
                 spsa.replay(step.record)
-        self.trainer.rebuilt = self.rebuild and type(spsa.directions) in KINDS
+        self.trainer.rebuilt = self.rebuild and _rebuilds(spsa.directions)
         if self.writes and state.is_world_process_zero:
             self._writer = JournalWriter(self.path, header_of(self.origin, spsa), keep=state.global_step)
             spsa.before_apply = self._write
@@ -105,12 +110,18 @@ class Recorder(TrainerCallback):
         self._writer.write(Step(record, reward, rows, exchanged))
 
 
+def _rebuilds(directions: Directions) -> bool:
+    """Whether a journal's header says all that the directions are made of."""
+    noise = directions.noise if isinstance(directions, Targeted) else directions
+    return type(directions) in KINDS and type(noise) in KINDS
+
+
 def header_of(origin: Origin, spsa: SPSA) -> Header:
     """The first line of the journal of `spsa`'s steps."""
     trained = [name for name, _, _ in groups.named(spsa.param_groups)]
     files = tensor_files(origin.start)
     saved = {tensor_name(name) for name in files}
-    directions: dict[str, Any] = {"kind": KINDS.get(type(spsa.directions), type(spsa.directions).__name__)}
+    directions = _described(spsa.directions)
     folders = [origin.start]
     if isinstance(spsa.directions, Targeted):
         for key in ("previous_update", "reward_update"):
@@ -119,6 +130,7 @@ def header_of(origin: Origin, spsa: SPSA) -> Header:
             folders += pair or ()
         for key in ("total_steps", "decay", "normalize"):
             directions[key] = getattr(spsa.directions, key)
+        directions["noise"] = _described(spsa.directions.noise)
     used = dict.fromkeys(file for folder in dict.fromkeys(folders) for file in tensor_files(folder).values())
     return Header(
         iteration=origin.iteration,
@@ -132,6 +144,11 @@ def header_of(origin: Origin, spsa: SPSA) -> Header:
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in ("zopro", "torch")},
     )
+
+
+def _described(directions: Directions) -> dict[str, Any]:
+    kind = {"kind": KINDS.get(type(directions), type(directions).__name__)}
+    return {**kind, "rank": directions.rank} if isinstance(directions, LowRank) else kind
 
 
 def digest(path: Path) -> str:

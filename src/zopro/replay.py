@@ -27,7 +27,8 @@ from zopro.options import load_config
 from zopro.recording import digest
 from zopro.threads import torch_threads
 from zopro.updates import policy_update, read_tensor, reward_update, tensor_files
-from zopro.zo import SPSA, Directions, Gaussian, Rademacher, Targeted
+from zopro.zo import SPSA, Directions, Targeted
+from zopro.zo.directions import NOISES, LowRank
 
 
 def replay(
@@ -125,20 +126,20 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
             f"--iteration: {header.iteration} trained {header.unsaved[0]!r}, which '{run / header.start}' does not hold: "
             "it cannot be replayed. Use zopro export."
         )
-    if made["kind"] == "gaussian":
-        return Gaussian()
-    if made["kind"] == "rademacher":
-        return Rademacher()
-    if made["kind"] != "targeted":
+    noise = made.get("noise", {"kind": "gaussian"}) if made["kind"] == "targeted" else made
+    if noise["kind"] not in NOISES:
         raise InputError(
-            f"--iteration: {header.iteration} was trained along {made['kind']} directions, which come from the data and "
+            f"--iteration: {header.iteration} was trained along {noise['kind']} directions, which come from the data and "
             "not from a seed, so a journal cannot rebuild them. Use zopro export."
         )
+    drawn = LowRank(noise["rank"]) if noise["kind"] == "low_rank" else NOISES[noise["kind"]]()
+    if made["kind"] != "targeted":
+        return drawn
     after, before = made["previous_update"]
     base = not (run / before).exists()  # the base model, by its own name
     mu = policy_update(config, run / after, None if base else run / before)
     v = reward_update(config, *(run / folder for folder in made["reward_update"])) if made["reward_update"] else {}
-    return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"])
+    return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], drawn)
 
 
 def _check_files(run: Path, config: RunConfig, header: Header) -> None:

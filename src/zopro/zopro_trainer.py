@@ -21,7 +21,8 @@ from zopro.fields import option
 from zopro.objectives import log_ratio_surrogate
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZerothOrderMixin
-from zopro.zo import Directions, Gaussian, Ranks, Targeted
+from zopro.zo import Directions, Ranks, Targeted
+from zopro.zo.directions import NOISES
 from zopro.zo.ranks import PARALLEL
 from zopro.zo.spsa import EVALUATIONS
 
@@ -44,6 +45,9 @@ class ZOPrOConfig(RLOOConfig):
         None, "clipped (RLOO's clipped ratio) or log_ratio (same gradient, on-policy; bends and clips nowhere)."
     )
     decay: str = option("linear", "Decay of the previous update's share d: linear or exponential.")
+    noise: str = option(
+        "gaussian", "What directions, or the noise in them, are drawn from: gaussian, rademacher or low_rank."
+    )
     normalize: bool | None = option(None, "Scale targeted directions to root mean square 1.")
     parallel: str = option("data", "What processes share: data, or queries (then each has all the data).")
     second_moment_beta: float | None = option(
@@ -60,6 +64,8 @@ class ZOPrOConfig(RLOOConfig):
             )
         if self.parallel not in PARALLEL:
             raise ValueError(f"parallel: must be 'data' or 'queries', got {self.parallel!r}")
+        if self.noise not in NOISES:
+            raise ValueError(f"noise: must be one of {', '.join(NOISES)}, got {self.noise!r}")
         default = self.preset == "default"
         self.surrogate = self.surrogate or ("log_ratio" if default else "clipped")
         if self.surrogate not in ("clipped", "log_ratio"):
@@ -75,7 +81,7 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
 
     Args:
         previous_update: name -> mu, the policy's update over the previous iteration. Without it the directions are
-            Gaussian (SPSA as in MeZO).
+            noise alone (Gaussian: SPSA as in MeZO).
         reward_update: name -> v, the reward model's update over the same iteration.
         reference: name -> tensor, adapter weights of the reference policy; by default those the training starts from.
 
@@ -99,10 +105,11 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
 
     def directions(self) -> Directions:
         options: Any = self.args
+        noise = NOISES[options.noise]()
         if not self.previous_update:
-            return Gaussian()
+            return noise
         steps = max(1, self.state.max_steps)
-        return Targeted(self.previous_update, self.reward_update, steps, options.decay, options.normalize)
+        return Targeted(self.previous_update, self.reward_update, steps, options.decay, options.normalize, noise)
 
     def ranks(self) -> Ranks | None:
         if self.args.parallel == "data" or not dist.is_initialized() or dist.get_world_size() == 1:

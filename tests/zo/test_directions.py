@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from zopro.zo import Directions, Gaussian, Rademacher, Targeted, target_share
+from zopro.zo import Directions, Gaussian, LowRank, Rademacher, Targeted, target_share
 
 SHAPES = {"layer.lora_A.weight": (4, 6), "layer.lora_B.weight": (6, 4), "twin": (4, 6), "bias": (5,), "gate": (1,)}
 PARAMS = [(name, torch.zeros(shape)) for name, shape in SHAPES.items()]
@@ -36,7 +36,9 @@ def targeted(**options: object) -> Targeted:
 KINDS = {
     "gaussian": Gaussian,
     "rademacher": Rademacher,
+    "low rank": LowRank,
     "targeted": targeted,
+    "targeted, low-rank noise": lambda: targeted(noise=LowRank(1)),
     "targeted, exponential": lambda: targeted(decay="exponential"),
     "targeted, the paper's scale": lambda: targeted(normalize=False),
     "targeted, no previous update": lambda: Targeted({}, random_update(2, names=("twin", "bias")), total_steps=10),
@@ -117,6 +119,21 @@ def test_gaussian_and_rademacher_have_unit_covariance() -> None:
         assert abs(float(z.mean())) < 5 / math.sqrt(len(like))
         assert abs(float(z.square().mean()) - 1) < 5 * math.sqrt(2 / len(like))
     assert abs(float(normal.pow(4).mean()) - 3) < 5 * math.sqrt(96 / len(like))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_low_rank_matrices_have_that_rank_and_unit_covariance(rank: int) -> None:
+    like = torch.zeros(5, 2, 3)
+    drawn = torch.stack([LowRank(rank).tensor("w", like, 0, step).flatten() for step in range(4000)])
+    assert drawn.shape == (4000, 30)
+    assert all(int(torch.linalg.matrix_rank(z.view(5, 6))) == rank for z in drawn[:20])
+    covariance = drawn.T @ drawn / len(drawn)
+    spread = math.sqrt((8 if rank == 1 else 4) / len(drawn))  # of a variance's estimate: fourth moment 3 + 6 / r, less 1
+    assert float((covariance - torch.eye(30)).abs().max()) < 5 * spread
+    vector = torch.zeros(50)
+    assert torch.equal(LowRank().tensor("b", vector, 0, 0), Gaussian().tensor("b", vector, 0, 0))
+    with pytest.raises(ValueError, match="rank: must be at least 1, got 0"):
+        LowRank(0)
 
 
 # Targeted: the equations of the paper as properties.

@@ -246,3 +246,16 @@ def test_a_large_parameter_read_in_a_row_is_displaced_once() -> None:
         sums = [float(parameter.sum()) for parameter in (large, large, other, large)]
     assert sums == [2 * KEPT_FROM, 2 * KEPT_FROM, 3 * KEPT_FROM, 2 * KEPT_FROM]
     assert drawn == [0, 1, 0]
+
+
+def test_the_largest_parameter_is_displaced_once_for_reads_at_both_ends() -> None:
+    embedding, layer, drawn = torch.ones(2 * KEPT_FROM), torch.ones(KEPT_FROM), []
+
+    def offset(index: int) -> Tensor:
+        drawn.append(index)
+        return torch.full_like((embedding, layer)[index], float(index + 1))
+
+    with Virtual([embedding, layer]).at(offset):
+        means = [float(parameter.mean()) for parameter in (embedding, layer, layer, embedding)]
+    assert means == [2, 3, 3, 2]
+    assert drawn == [0, 1]

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from zopro.zo import SPSA, Directions, Gaussian, Rademacher, Ranks, Targeted
+from zopro.zo import SPSA, Directions, Gaussian, LowRank, Rademacher, Ranks, Targeted
 
 Problem = tuple[nn.Module, Callable[[], Tensor]]
 
@@ -76,7 +76,12 @@ def previous(module: nn.Module) -> Targeted:
     return Targeted({n: torch.randn_like(p) for n, p in named}, {n: torch.randn_like(p) for n, p in named}, 10)
 
 
-DIRECTIONS = {"gaussian": lambda m: Gaussian(), "rademacher": lambda m: Rademacher(), "targeted": previous}
+DIRECTIONS = {
+    "gaussian": lambda m: Gaussian(),
+    "rademacher": lambda m: Rademacher(),
+    "low_rank": lambda m: LowRank(),
+    "targeted": previous,
+}
 
 # Estimates against autograd.
 
@@ -144,7 +149,7 @@ def test_error_is_linear_in_eps_one_sided_and_quadratic_two_sided() -> None:
     assert abs(error(2, 1e-3)) < abs(error(1, 1e-3)) / 50
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("kind", ["gaussian", "rademacher", "low_rank"])
 def test_mean_of_g_z_over_directions_approaches_the_gradient(kind: str) -> None:
     module, closure = mlp()
     true = flat(gradient(module, closure))

@@ -37,7 +37,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "sides": (int, "2: central differences, 1: forward differences (default: 2)"),
     "evaluation": (str, "both sides sequential or together in one pass (default: sequential)"),
     "queries": (int, "directions averaged in a step (default: 1)"),
-    "directions": (str, "targeted, gaussian or rademacher (default: targeted)"),
+    "directions": (str, "targeted, gaussian, rademacher or low_rank (default: targeted)"),
     "steps": (int, "steps measured after one to warm up (default: 5)"),
     "seed": (int, "seed of prompts, weights and directions (default: 0)"),
 }

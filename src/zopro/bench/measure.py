@@ -23,7 +23,6 @@ from zopro.engine import models
 from zopro.launch import launched
 from zopro.random_state import preserve_random_state
 from zopro.rewards import RewardModel
-from zopro.zo import Directions, Rademacher
 from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 PHASES = ("rollout", "scoring", "reference", "log-probs", "perturb", "update")
@@ -80,11 +79,7 @@ class TimedTrainer(ZOPrOTrainer):
     """ZOPrOTrainer that says where its seconds go."""
 
     clock: Clock
-    direction_name = "targeted"
     _in_loss = False
-
-    def directions(self) -> Directions:
-        return Rademacher() if self.direction_name == "rademacher" else super().directions()
 
     def spsa_arguments(self) -> dict[str, Any]:
         return {**super().spsa_arguments(), "measure_noise": False}  # once a run, not once a step
@@ -121,6 +116,7 @@ def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
         sides=work.sides,
         queries=work.queries,
         evaluation=work.evaluation,
+        noise="gaussian" if work.directions == "targeted" else work.directions,
         eps=1e-3,
         learning_rate=1e-6,
     )
@@ -135,8 +131,7 @@ def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
             }
             for which in ("previous_update", "reward_update")
         }
-    trainer_cls: Any = type("Timed", (TimedTrainer,), {"direction_name": work.directions})
-    trainer: TimedTrainer = _trainer(trainer_cls, arguments, setting, **updates)
+    trainer: TimedTrainer = _trainer(TimedTrainer, arguments, setting, **updates)
     trainer.clock = Clock(trainer.accelerator.device)
     return trainer
 

@@ -64,7 +64,7 @@ class Work:
             "sides": (1, 2),
             "evaluation": EVALUATIONS,
             "dtype": ("auto", "float32", "bfloat16"),
-            "directions": ("targeted", "gaussian", "rademacher"),
+            "directions": ("targeted", "gaussian", "rademacher", "low_rank"),
         }
         for name, values in allowed.items():
             one_of(self, name, values)

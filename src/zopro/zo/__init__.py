@@ -1,6 +1,6 @@
 """Zeroth-order optimisation for PyTorch: directions, schedules and the SPSA optimiser. Imports nothing but torch."""
 
-from zopro.zo.directions import Directions, Gaussian, Rademacher, Targeted
+from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Targeted
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.ranks import Ranks
 from zopro.zo.records import Estimate, StepRecord
@@ -12,6 +12,7 @@ __all__ = [
     "Directions",
     "Estimate",
     "Gaussian",
+    "LowRank",
     "Rademacher",
     "Ranks",
     "ResidualFeedback",

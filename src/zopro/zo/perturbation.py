@@ -2,10 +2,11 @@
 
 Adding and subtracting t z does not give back the same bits, so nothing here does. `InPlace` keeps the originals, for
 tensors as small as LoRA adapters. `Virtual` never writes to a parameter: while the closure runs, each torch function
-that reads a parameter gets w + t z in its place, dropped when the next one is made (an output matrix that is read in
-chunks is made once). Its memory is one perturbed layer at a time, its price the noise drawn again at each use. What
-`Virtual` cannot reach are reads that go past torch functions: views and casts that the model made before the step,
-TorchScript, and kernels that take a raw pointer (these raise). Such models take `InPlace`.
+that reads a parameter gets w + t z in its place, dropped when the next one is made; only the largest so far stays (tied
+embeddings, read at both ends of a model, are made once). Its memory is that one and one layer at a time, its price the
+noise drawn again at each use. What `Virtual` cannot reach are reads that go past torch functions: views and casts that
+the model made before the step, TorchScript, and kernels that take a raw pointer (these raise). Such models take
+`InPlace`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 Offset = Callable[[int], Tensor]  # index of a parameter -> its displacement t z: fp32, a new tensor at each call
 
 PERTURBATIONS = ("auto", "in_place", "virtual")
-KEPT_FROM = 2**18  # elements; the last displaced tensor of at least this size is kept for a read right after
+KEPT_FROM = 2**18  # elements; smaller displaced tensors are not kept for another read
 IN_PLACE_LIMIT = 2**26  # elements; above this the copy of the originals would be felt
 
 # Properties that return values, and so must see w + t z; all others (shape, dtype, device, ...) describe the tensor.
@@ -96,19 +97,25 @@ class _ReadDisplaced(TorchFunctionMode):
         super().__init__()
         self.index_of = index_of
         self.offset = offset
+        self._largest: tuple[int, Tensor] | None = None  # kept, for tied weights are read at both ends of a model
         self._last: tuple[int, Tensor] | None = None
 
     def _displace(self, tensor: Tensor) -> Tensor:
         index = self.index_of.get(id(tensor))
         if index is None:
             return tensor
-        if self._last is not None and self._last[0] == index:
-            return self._last[1]
+        for kept in (self._largest, self._last):
+            if kept is not None and kept[0] == index:
+                return kept[1]
         if tensor.numel() < KEPT_FROM:
             return displaced(tensor, self.offset(index))
-        self._last = None  # before the next is made: two perturbed layers are never held at once
-        self._last = index, displaced(tensor, self.offset(index))
-        return self._last[1]
+        self._last = None  # before the next is made: one perturbed layer is held at once, beside the largest
+        if self._largest is not None and tensor.numel() < self._largest[1].numel():
+            self._last = made = index, displaced(tensor, self.offset(index))
+        else:
+            self._largest = None
+            self._largest = made = index, displaced(tensor, self.offset(index))
+        return made[1]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

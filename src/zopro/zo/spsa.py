@@ -218,13 +218,14 @@ class SPSA(torch.optim.Optimizer):
         for name, tensor, group in groups.named(self.param_groups):
             g = group_index[id(group)]
             lr = record.learning_rates[g]
-            new = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+            wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))  # the tensor itself if it is wide
             if record.weight_decay[g] and tensor.dim() >= 2:
-                new = new * (1 - lr * record.weight_decay[g])
+                wide.mul_(1 - lr * record.weight_decay[g])
             for query, coefficient in enumerate(record.coefficients):
                 z = self.directions.tensor(name, tensor, self.query_seed(query, record.seed), record.step)
-                new = new.sub(z, alpha=lr * coefficient * record.eps[0] / record.eps[g])
-            tensor.detach().copy_(new)
+                wide.sub_(z, alpha=lr * coefficient * record.eps[0] / record.eps[g])
+            if wide.dtype != tensor.dtype:
+                tensor.detach().copy_(wide)
         torch.clear_autocast_cache()  # an autocast around the step may hold casts of the old values
 
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
