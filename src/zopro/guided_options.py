@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from zopro.fields import not_negative, one_of, option, positive
 
 GUIDES = ("adam", "spsa", "mixed")
-GUIDE_LOCAL = ("none", "mlp", "chain")
+GUIDE_LOCAL = ("none", "mlp", "chain", "block")
 
 
 @dataclass
@@ -21,8 +21,11 @@ class GuidedOptions:
         "(as spsa, half of it ZOPrO's direction).",
     )
     guide_local: str = option(
-        "chain", "Local products: none, mlp (inside each block's MLP) or chain (from MLP to MLP; best and dearest)."
+        "block",
+        "Local products: none, mlp (inside each block's MLP), chain (from MLP to MLP) or block (from block to block; "
+        "best and dearest).",
     )
+    guide_tail: int = option(4, "With guide_local block: how many tokens at the prompts' ends are swept; at least 1.")
     guide_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
     guide_avoid_reward: bool = option(
         False, "Take the component along the reward model's last update off the guess, tensor by tensor."
@@ -33,7 +36,7 @@ class GuidedOptions:
     )
 
     def __post_init__(self) -> None:
-        positive(self, "guided_learning_rate")
+        positive(self, "guided_learning_rate", "guide_tail")
         not_negative(self, "guide_blocks", "guard_every")
         one_of(self, "guide", GUIDES)
         one_of(self, "guide_local", GUIDE_LOCAL)

@@ -38,7 +38,8 @@ class GuidedConfig(RLOOConfig):
 
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
-    local: str = option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
+    local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
+    tail: int = option(4, "With block: how many tokens at the prompts' ends are swept.")
     top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
     guard_every: int = option(10, "Measure the slope along the pseudo-gradient every so many steps; 0 never does.")
     guard_eps: float = option(1e-4, "Root mean square change of a guided weight in that measurement.")
@@ -56,7 +57,8 @@ class GuidedConfig(RLOOConfig):
 class GuidedSPSAConfig(ZOPrOConfig):
     """`ZOPrOConfig` with the options of the guide, for SPSA along pseudo-gradients."""
 
-    local: str = option("chain", "Block-local vector-Jacobian products: none, mlp or chain.")
+    local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
+    tail: int = option(4, "With block: how many tokens at the prompts' ends are swept.")
     top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
     guide: float = option(1.0, "Weight of the pseudo-gradient in z; the rest, 1 - guide, is ZOPrO's direction.")
 
@@ -69,8 +71,8 @@ class GuidedSPSAConfig(ZOPrOConfig):
 class FeedbackScores:
     """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
 
-    `args` has `local` and `top_blocks`, as `GuidedConfig` does; `avoid` is that of `Feedback`, by names that may carry
-    PEFT's wrapping. Raises ValueError where there is more than one process.
+    `args` has `local`, `tail` and `top_blocks`, as `GuidedConfig` does; `avoid` is that of `Feedback`, by names that may
+    carry PEFT's wrapping. Raises ValueError where there is more than one process.
     """
 
     args: Any
@@ -88,7 +90,8 @@ class FeedbackScores:
         trainer: Any = self
         if self._feedback is None:
             policy = trainer.accelerator.unwrap_model(trainer.model)
-            self._feedback = Feedback(policy, top_blocks=self.args.top_blocks, local=self.args.local, avoid=self.avoid)
+            options = {name: getattr(self.args, name) for name in ("top_blocks", "local", "tail")}
+            self._feedback = Feedback(policy, **options, avoid=self.avoid)
         return self._feedback
 
     def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:

@@ -121,6 +121,7 @@ def guided(inputs: PolicyInputs) -> Trainer:
         **_arguments(inputs),
         "learning_rate": config.guided_learning_rate,
         "local": config.guide_local,
+        "tail": config.guide_tail,
         "top_blocks": config.guide_blocks,
     }
     if config.guide == "adam":

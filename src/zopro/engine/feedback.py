@@ -6,13 +6,16 @@ residual stream and the input of every norm on the way (shapes below). What it r
 those adapters in name only: `backward` hands each the guess of `zopro.zo.guided`. So any loss of log-probs, any trainer
 and any torch optimiser can use it, and the loss's own derivative is the only one that is exact.
 
-Three kinds, of rising cost and cosine (benchmarks/feedback_cosine.py measures both):
+Four kinds, of rising cost and cosine (benchmarks/feedback_cosine.py measures both):
 
     none    the error signal at the end of the stream is every block's; only adapters that write to the stream are guided
     mlp     and inside a block it goes back through the token-wise part (its MLP) by a block-local vector-Jacobian
             product: all MLP adapters are guided, and those of attention see what the MLP makes of the signal
-    chain   and so on from block to block, through the MLPs alone. That is a backward sweep, though not back-propagation:
-            attention is passed over, prompts are never touched, and no graph reaches beyond one MLP
+    chain   and so on from block to block, through the MLPs alone: attention is passed over
+    block   and so on from block to block, attention included, on the answers and the last tokens of the prompts; all
+            adapters are guided. The rest of the prompts is held constant: with nothing held it is the gradient
+
+`chain` and `block` are backward sweeps that keep what a block reads and no graph that reaches beyond one block.
 
     feedback = Feedback(model)
     loss = -(feedback.logprobs(ids, mask, 32).sum(1) * advantages).mean()
@@ -21,13 +24,15 @@ Three kinds, of rising cost and cosine (benchmarks/feedback_cosine.py measures b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zopro.engine.blocks import BlockCalls
+from zopro.engine.capture import Capture
 from zopro.engine.causal import CausalParts, evaluating
 from zopro.engine.logprobs import (
     MAX_LOGIT_ELEMENTS,
@@ -37,12 +42,12 @@ from zopro.engine.logprobs import (
 )
 from zopro.engine.models import tensor_name
 from zopro.engine.products import fast_products, times_weight
-from zopro.engine.stream import Block, Write, hooked, is_adapted, residual_stream
+from zopro.engine.stream import Block, Write, is_adapted, residual_stream
 from zopro.errors import InputError
 from zopro.zo.directions import norm_of, orthogonal_
 from zopro.zo.guided import factor_gradient, local_vjp
 
-LOCAL = ("none", "mlp", "chain")
+LOCAL = ("none", "mlp", "chain", "block")
 Gradients = dict[int, Tensor]  # id of a parameter -> its pseudo-gradient
 
 
@@ -53,7 +58,8 @@ class Feedback:
         model: a PEFT model with LoRA adapters, or the model they were injected into.
         adapter: the adapter that is trained.
         top_blocks: guide the last so many blocks only; 0 guides all.
-        local: "none", "mlp" or "chain", see above.
+        local: "none", "mlp", "chain" or "block", see above.
+        tail: with "block", how many tokens of the prompts are swept; at least 1.
         avoid: name -> direction, such as the reward model's update, whose component each pseudo-gradient goes without. Of
             tensors that it lacks or has as 0 nothing is taken.
 
@@ -73,21 +79,26 @@ class Feedback:
         adapter: str = "default",
         top_blocks: int = 0,
         local: str = "none",
+        tail: int = 4,
         avoid: Mapping[str, Tensor] | None = None,
     ) -> None:
         if local not in LOCAL:
             raise ValueError(f"local: must be one of {', '.join(LOCAL)}, got {local!r}")
         if top_blocks < 0:
             raise ValueError(f"top_blocks: must not be negative, got {top_blocks}")
+        if tail < 1:
+            raise ValueError(f"tail: must be at least 1, got {tail}")
         stream = residual_stream(model)
-        self.model, self.adapter, self.local = model, adapter, local
+        self.model, self.adapter, self.local, self.tail = model, adapter, local, tail
         self.parts, self.final_norm = stream.parts, stream.final_norm
         self.blocks = stream.blocks[-top_blocks:] if top_blocks else stream.blocks
         guided: dict[int, Tensor] = {}
         for block in self.blocks:
             for parameter in (p for write in block.writes for p in self._factors(write)):
                 guided[id(parameter)] = parameter
-            if local != "none" and block.mlp is not None:
+            if local == "block":
+                guided.update({id(p): p for p in block.module.parameters() if p.requires_grad})
+            elif local != "none" and block.mlp is not None:
                 guided.update({id(p): p for p in block.mlp.body.parameters() if p.requires_grad})
         self.parameters: dict[str, Tensor] = {
             tensor_name(name): p for name, p in self.parts.model.named_parameters() if id(p) in guided
@@ -127,23 +138,27 @@ class Feedback:
         """
 
         def forward() -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
-            capture = _Capture()
-            self._watch(capture)
-            states = completion_states(
-                self.parts, input_ids, attention_mask, completion_length, num_generations, watch=capture
-            )
-            kept = capture.kept
+            shape = (input_ids, attention_mask, completion_length, num_generations)
+            if self.local == "block":
+                calls = BlockCalls([block.module for block in self.blocks], self.final_norm, num_generations)
+                states = completion_states(self.parts, *shape, watch=calls, tail=self.tail)
+                elements, gradients = calls.elements, partial(self._swept, calls=calls, real=states.real)
+            else:
+                capture = Capture()
+                self._watch(capture)
+                states = completion_states(self.parts, *shape, watch=capture)
+                elements, gradients = capture.elements, partial(self._gradients, kept=capture.kept)
             chunk = max(1, max_logit_elements // self.parts.config.vocab_size)
             pieces = zip(states.hidden.split(chunk), states.targets.split(chunk), strict=True)
             scored = [logprobs_and_errors(self.parts, rows, picked, temperature) for rows, picked in pieces]
             errors = torch.cat([error for _, error in scored])
-            self.elements_kept = errors.numel() + sum(tensor.numel() for tensor in kept.values())
+            self.elements_kept = errors.numel() + elements
 
             def backward(upstream: Tensor) -> list[Tensor | None]:
                 weights = upstream[:, : states.real.shape[1]][states.real]
                 products = fast_products(self.parts.model.dtype, errors.device)
                 with products, evaluating(self.parts.model):  # a local graph must not draw dropout masks
-                    found = self._gradients(errors * weights[:, None].float(), kept)
+                    found = gradients(errors * weights[:, None].float())
                 for key, unit in self._avoided.items():
                     if key in found:
                         found[key] = orthogonal_(found[key].float(), unit).to(found[key].dtype)
@@ -167,7 +182,7 @@ class Feedback:
         weight = layer.lora_B[self.adapter].weight
         return [weight] if weight.requires_grad else []
 
-    def _watch(self, capture: _Capture) -> None:
+    def _watch(self, capture: Capture) -> None:
         """What is to be kept: (B, c, H) at the end of the stream and where a norm or MLP reads, (B, c, r) in adapters."""
         width, dtype = self.parts.config.hidden_size, self.parts.model.dtype
         if self.final_norm is not None:
@@ -210,6 +225,20 @@ class Feedback:
                 delta = before
         return found
 
+    def _swept(self, error: Tensor, calls: BlockCalls, real: Tensor) -> Gradients:
+        """Pseudo-gradients by running the blocks again, from the gradient as in `_gradients`; `real` is (B, C')."""
+        reads = calls.inputs[-1, :, -real.shape[1] :][real]
+        if self.final_norm is not None:
+            error = local_vjp(self.final_norm, reads, error)[0].float()
+        delta = torch.zeros(calls.inputs.shape[1:], device=error.device)
+        delta[:, -real.shape[1] :][real] = error
+        found: Gradients = {}
+        for index in reversed(range(len(self.blocks))):
+            parameters = [p for p in self.blocks[index].module.parameters() if p.requires_grad]
+            delta, gradients = calls.vjp(index, delta, parameters)
+            found.update({id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)})
+        return found
+
     def _write_gradient(self, write: Write, delta: Tensor, kept: Mapping[tuple[int, str], Tensor]) -> Gradients:
         layer: Any = write.layer
         if write.norm is not None:
@@ -231,61 +260,6 @@ class _PseudoGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.pseudo(upstream)
-
-
-class _Capture:
-    """Keeps inputs and outputs at the positions that predict completion tokens; hooks are on during passes only.
-
-    Rows are written where they stay, in tensors made before the first pass: small copies between what a pass allocates
-    would leave the heap in fragments that no later pass can use.
-    """
-
-    def __init__(self) -> None:
-        self._watched: dict[tuple[int, str], tuple[nn.Module, int, torch.dtype]] = {}
-        self._seen = 0  # columns of `real` that earlier passes gave
-        self.kept: dict[tuple[int, str], Tensor] = {}  # (module, side) -> (N, width)
-
-    def inputs_of(self, module: nn.Module, width: int, dtype: torch.dtype) -> None:
-        self._watched[id(module), "in"] = module, width, dtype
-
-    def outputs_of(self, module: nn.Module, width: int, dtype: torch.dtype) -> None:
-        self._watched[id(module), "out"] = module, width, dtype
-
-    def expect(self, real: Tensor) -> None:
-        """As `zopro.engine.logprobs.Watch` says."""
-        self._real, self._seen = real, 0
-        self._row = real.flatten().cumsum(0).sub(1).view_as(real)
-        count = int(real.sum())
-        for key, (_, width, dtype) in self._watched.items():
-            self.kept[key] = torch.empty(count, width, dtype=dtype, device=real.device)
-
-    @contextmanager
-    def passing(self, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """As `zopro.engine.logprobs.Watch` says."""
-        places: list[tuple[Tensor, Tensor]] = []  # of this pass: rows of its selection, and where they go
-        columns = 0
-
-        def hook(side: str, kept: Tensor) -> Callable[..., None]:
-            def keep(module: nn.Module, args: Any, output: Any) -> None:
-                nonlocal columns
-                states = select(args[0] if side == "in" else output).detach()
-                if not places:
-                    columns = states.shape[1]
-                    here = slice(self._seen, self._seen + columns)
-                    real = self._real[:, here]
-                    places.append((real.flatten().nonzero()[:, 0], self._row[:, here][real]))
-                source, target = places[0]
-                kept.index_copy_(0, target, states.flatten(0, 1).index_select(0, source).to(kept.dtype))
-
-            return keep
-
-        hooks = [
-            module.register_forward_hook(hook(side, self.kept[id(module), side]))
-            for (_, side), (module, _, _) in self._watched.items()
-        ]
-        with hooked(hooks):
-            yield
-        self._seen += columns
 
 
 def logprobs_and_errors(parts: CausalParts, hidden: Tensor, picked: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,15 @@ Prompts shared by K consecutive completions can go through the backbone once (`n
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zopro.engine.causal import CausalParts, causal_parts, positions
-from zopro.engine.shared import Select, hidden_shared, unwatched
+from zopro.engine.shared import Watch, hidden_shared
 
 MAX_LOGIT_ELEMENTS = 2**23  # 32 rows of a 262144-token vocabulary: 32 MiB in fp32; see docs/performance.md
 
@@ -107,16 +106,6 @@ class CompletionStates:
         return torch.nn.functional.pad(empty.masked_scatter(self.real, values), beyond)
 
 
-class Watch(Protocol):
-    """Something that looks on while the backbone runs and keeps what it sees at the positions that predict."""
-
-    def expect(self, real: Tensor) -> None:
-        """Called first, with (B, C') that says where the completions' tokens stand."""
-
-    def passing(self, select: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-        """Around one pass; `select` takes any (b, T, ...) of it to (B, c, ...): what predicts the next c columns."""
-
-
 def completion_states(
     parts: CausalParts,
     input_ids: Tensor,
@@ -124,12 +113,13 @@ def completion_states(
     completion_length: int,
     num_generations: int = 1,
     watch: Watch | None = None,
+    tail: int = 0,
 ) -> CompletionStates:
     """Run the backbone over prompts and completions. Arguments and errors as in `completion_logprobs`.
 
     Args:
-        watch: entered around each pass of the backbone; the selections of all passes, joined along time and packed by
-            `real`, which it is told beforehand, are the rows of `hidden`.
+        watch: looks on; the selections of all passes, joined along time and packed by `real`, are the rows of `hidden`.
+        tail: columns of the prompts, at most all, that go through the network with the completions.
     """
     rows, length = input_ids.shape
     if attention_mask.shape != input_ids.shape or not 0 < completion_length < length:
@@ -147,15 +137,16 @@ def completion_states(
     split = prompt_length - first
     real = mask[:, split:].bool()
 
+    watch = watch or Watch()
+    watch.expect(real)
     checkpoints = parts.model.training and getattr(parts.model, "is_gradient_checkpointing", False)
-    passing: Callable[[Select], AbstractContextManager[None]] = unwatched
-    if watch is not None:
-        watch.expect(real)
-        passing = watch.passing
-    if num_generations > 1 and not checkpoints:
-        hidden = hidden_shared(parts, ids[:, :-1], mask[:, :-1], split, num_generations, passing)
+    if checkpoints and tail:
+        raise ValueError("gradient_checkpointing: must be off here, since it excludes the cache of keys and values.")
+    if (num_generations > 1 or tail) and not checkpoints:
+        seen = (ids[:, :-1], mask[:, :-1])
+        hidden = hidden_shared(parts, *seen, split, num_generations, watch, min(tail, split))
     else:
-        with passing(lambda states: states[:, split - 1 : -1]):
+        with watch.passing(lambda states: states[:, split - 1 : -1]):
             hidden = parts.hidden(ids, mask, positions(mask), None)[:, split - 1 : -1]
     return CompletionStates(hidden[real], ids[:, split:][real], real, completion_length)
 

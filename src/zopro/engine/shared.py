@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,10 +14,19 @@ from zopro.engine.causal import Decoder, positions
 Select = Callable[[Tensor], Tensor]  # hidden states (rows, T, H) of a pass -> those of them that the caller gets
 
 
-@contextmanager
-def unwatched(select: Select) -> Iterator[None]:
-    """Around a pass that nobody watches."""
-    yield
+class Watch:
+    """Looks on while a backbone runs. This one keeps nothing."""
+
+    def expect(self, real: Tensor) -> None:
+        """Called first, with (B, C') that says where the completions' tokens stand."""
+
+    def prompts(self, cache: DynamicCache) -> None:
+        """Called with the keys and values of the shared prompts, one row each, before completions extend them."""
+
+    @contextmanager
+    def passing(self, select: Select) -> Iterator[None]:
+        """Around one pass; `select` takes any (b, T, ...) of it to (B, c, ...): what predicts the next c columns."""
+        yield
 
 
 def hidden_shared(
@@ -26,7 +35,8 @@ def hidden_shared(
     mask: Tensor,
     split: int,
     copies: int,
-    passing: Callable[[Select], AbstractContextManager[None]] = unwatched,
+    watch: Watch | None = None,
+    tail: int = 0,
 ) -> Tensor:
     """Hidden states (B, T - split + 1, H) of each prompt's last token and of every token after it.
 
@@ -36,7 +46,8 @@ def hidden_shared(
         mask: (B, T): 1 on real tokens.
         split: columns of the prompts.
         copies: K; each K consecutive rows have the same prompt.
-        passing: entered around each pass of the network, with what is selected of its states.
+        watch: looks on.
+        tail: the last so many columns of the prompts go through the network with the completions instead, K times.
 
     Raises:
         ValueError: rows that should share a prompt do not.
@@ -45,17 +56,24 @@ def hidden_shared(
         groups = tensor[:, :split].unflatten(0, (-1, copies))  # (B / K, K, P)
         if not torch.equal(groups, groups[:, :1].expand_as(groups)):
             raise ValueError(f"num_generations: each {copies} consecutive rows must have the same prompt.")
-    where = positions(mask)
+    where, watch = positions(mask), watch or Watch()
     cache = DynamicCache(config=parts.model.config)
-    with passing(lambda states: states[:, -1:].repeat_interleave(copies, dim=0)):
-        prompt = parts.hidden(ids[::copies, :split], mask[::copies, :split], where[::copies, :split], cache)
-    last = prompt[:, -1:].repeat_interleave(copies, dim=0)
-    if ids.shape[1] == split:
-        return last
+    found = []
+    if tail == 0:
+        with watch.passing(lambda states: states[:, -1:].repeat_interleave(copies, dim=0)):
+            prompt = parts.hidden(ids[::copies, :split], mask[::copies, :split], where[::copies, :split], cache)
+        found.append(prompt[:, -1:].repeat_interleave(copies, dim=0))
+        if ids.shape[1] == split:
+            return found[0]
+    elif split > tail:
+        first = slice(split - tail)
+        parts.hidden(ids[::copies, first], mask[::copies, first], where[::copies, first], cache)
+    watch.prompts(cache)
     select_rows(cache, torch.arange(len(ids), device=ids.device) // copies)
-    with passing(lambda states: states):
-        rest = parts.hidden(ids[:, split:], mask, where[:, split:], cache)
-    return torch.cat([last, rest], dim=1)
+    behind, before = slice(split - tail, None), max(0, tail - 1)  # of what runs now, `before` columns predict prompt
+    with watch.passing(lambda states: states[:, before:]):
+        found.append(parts.hidden(ids[:, behind], mask, where[:, behind], cache)[:, before:])
+    return torch.cat(found, dim=1)
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:

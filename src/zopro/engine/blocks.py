@@ -1,0 +1,144 @@
+"""Blocks of a decoder run once more, one at a time, on the tokens behind the prompts: their vector-Jacobian products.
+
+While a pass runs, `BlockCalls` keeps what every block reads, (B, T, H) for T columns behind the shared prompts, and the
+prompts' keys and values, one row a prompt. `vjp` then runs one block again from that, on a few sequences at a time, with
+a graph that spans it alone. What a block reads of the prompts is held constant.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers import Cache, DynamicCache
+
+from zopro.engine.shared import Select, Watch
+from zopro.engine.stream import hooked
+from zopro.errors import InputError
+from zopro.zo.guided import LOCAL_ROWS
+
+SAME = 2e-2  # relative difference of a block's two runs; bfloat16's rounding stays below
+
+
+class BlockCalls(Watch):
+    """What is needed to run each of `blocks`, in the order of the model, once more.
+
+    Args:
+        blocks: modules in a row, each fed what the one before gave.
+        end: the module that reads the last one's output, where there is one.
+        copies: K, sequences of each prompt.
+
+    Attributes:
+        inputs: (L + 1, B, T, H) of L blocks; the last is what `end` reads.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], end: nn.Module | None, copies: int) -> None:
+        self.blocks, self.end, self.copies = blocks, end, copies
+        self.inputs = torch.empty(0)
+        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], bool]] = {}
+        self._cache = DynamicCache()
+
+    @property
+    def elements(self) -> int:
+        """Elements held."""
+        layers = [layer for layer in self._cache.layers if layer.get_seq_length() > 0]
+        return self.inputs.numel() + sum(layer.keys.numel() + layer.values.numel() for layer in layers)
+
+    def prompts(self, cache: DynamicCache) -> None:
+        self._cache = _copied(cache)
+
+    @contextmanager
+    def passing(self, select: Select) -> Iterator[None]:
+        def keep(index: int) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+                stream = args[0] if args else kwargs["hidden_states"]
+                if not self.inputs.numel():  # one tensor for all: small ones would leave the heap in fragments
+                    self.inputs = stream.new_empty(len(self.blocks) + 1, *stream.shape)
+                self.inputs[index].copy_(stream)
+                named = {name: _without_cache(value) for name, value in kwargs.items() if args or name != "hidden_states"}
+                self._calls[index] = tuple(map(_without_cache, args[1:])), named, not args
+
+            return hook
+
+        watched = [*self.blocks, *([] if self.end is None else [self.end])]
+        with hooked([m.register_forward_pre_hook(keep(i), with_kwargs=True) for i, m in enumerate(watched)]):
+            yield
+
+    def vjp(self, index: int, cotangent: Tensor, parameters: Sequence[Tensor] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Vector-Jacobian products of one block.
+
+        Args:
+            index: which of `blocks`.
+            cotangent: (B, T, H), the gradient of the loss with respect to what the block gives.
+            parameters: tensors inside the block that require grad.
+
+        Returns:
+            The gradient with respect to what the block reads, (B, T, H) fp32, and those with respect to `parameters`.
+
+        Raises:
+            InputError: the block, run again, gives something else than in the pass.
+        """
+        back, totals = torch.empty_like(cotangent), [torch.zeros_like(parameter) for parameter in parameters]
+        sequences = max(1, LOCAL_ROWS // cotangent.shape[1])
+        for start in range(0, len(cotangent), sequences):
+            rows = slice(start, min(start + sequences, len(cotangent)))
+            with torch.enable_grad():
+                leaf = self.inputs[index, rows].detach().requires_grad_()
+                given = self._run(index, leaf, rows)
+                self._check(index, given, rows)
+                upstream = cotangent[rows].to(given.dtype)
+                gradients = torch.autograd.grad(given, [leaf, *parameters], upstream, allow_unused=True)
+            back[rows] = gradients[0]
+            for total, gradient in zip(totals, gradients[1:], strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+        return back, tuple(totals)
+
+    def _run(self, index: int, stream: Tensor, rows: slice) -> Tensor:
+        block, batch = self.blocks[index], self.inputs.shape[1]
+        args, kwargs, named = self._calls[index]
+        cache = _copied(self._cache)
+        chosen = torch.arange(rows.start, rows.stop, device=stream.device) // self.copies
+        numbers = {getattr(module, "layer_idx", None) for module in block.modules()}
+        for number, layer in enumerate(cache.layers):
+            if number in numbers:
+                layer.reorder_cache(chosen)
+
+        def part(value: Any) -> Any:
+            if value is _CACHE:
+                return cache
+            return tree_map_only(Tensor, lambda t: t[rows] if t.dim() > 1 and len(t) == batch else t, value)
+
+        kwargs = {name: part(value) for name, value in kwargs.items()}
+        given = block(hidden_states=stream, **kwargs) if named else block(stream, *map(part, args), **kwargs)
+        return given if isinstance(given, Tensor) else given[0]
+
+    def _check(self, index: int, given: Tensor, rows: slice) -> None:
+        if index + 1 == len(self.blocks) and self.end is None:
+            return
+        expected = self.inputs[index + 1, rows].float()
+        error = float((given.detach().float() - expected).norm() / expected.norm().clamp(min=1e-30))
+        if not error <= SAME:
+            raise InputError(
+                f"guide_local: block runs every block twice, and number {index} of this model gives something else then "
+                f"(relative difference {error:.2g}). Use chain."
+            )
+
+
+_CACHE = object()  # stands for the cache among what a block was called with
+
+
+def _without_cache(value: Any) -> Any:
+    return _CACHE if isinstance(value, Cache) else value
+
+
+def _copied(cache: DynamicCache) -> DynamicCache:
+    """Another cache with the same tensors: what extends one leaves the other as it is."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
