@@ -24,6 +24,7 @@ from zopro.analysis import command as analyse
 from zopro.bench import command as bench
 from zopro.config import GROUPS
 from zopro.errors import InputError, Stopped, nearest
+from zopro.heap import return_freed_memory
 
 Result = tuple[dict[str, Any], str]
 """What a handler returns: the object for `--json`, and the text for people. Empty: another process has it."""
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parse(argv)
         _set_verbosity(args.verbose)
+        return_freed_memory()
         # Libraries print to stdout as they like; the result must stay alone there.
         if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")

@@ -19,6 +19,7 @@ import torch
 from zopro.bench import measure as steps  # by every kind, so that the libraries are in every kind's memory
 from zopro.bench.work import Work, build
 from zopro.errors import InputError
+from zopro.heap import return_freed_memory
 from zopro.memory import PeakMemory
 
 KINDS = ("step", "step-memory", "inference-memory", "peer", "peer-plain")
@@ -74,4 +75,5 @@ def _generate(setting: Any) -> None:
 
 
 if __name__ == "__main__":
+    return_freed_memory()
     sys.exit(main())

@@ -23,6 +23,7 @@ from zopro.config import RunConfig
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.errors import InputError
+from zopro.heap import return_freed_memory
 from zopro.memory import PeakMemory
 from zopro.policy_stage import policy_trainer, train_policy
 from zopro.recording import Origin
@@ -200,4 +201,5 @@ def main(path: str) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return_freed_memory()
     sys.exit(main(sys.argv[1]))
