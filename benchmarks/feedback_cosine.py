@@ -1,9 +1,11 @@
 """Cosine of residual feedback with autograd's gradient, layer by layer, on a model folder of your own.
 
 The loss is RLOO's on completions that the model itself samples, with random advantages. Adapters are LoRA on all linear
-layers, with a B away from 0 (`--scale`), as after some training; everything runs in float32.
+layers, with a B away from 0 (`--scale`), as after some training; everything runs in float32. Beside the cosine stands
+what it means for Adam, whose first step goes along the sign of the gradient: the slope along the guess's sign over
+that along the gradient's own.
 
-    python benchmarks/feedback_cosine.py --model PATH [--prompts 4] [--tokens 16] [--local none,mlp] [--json FILE]
+    python benchmarks/feedback_cosine.py --model PATH [--prompts 4] [--tokens 24] [--local none,block] [--json FILE]
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=options.scale)
-    prompts = [(tokenizer.bos_token or "") + text for text in PROMPTS[: options.prompts]]
+    texts = [" ".join((PROMPTS * 2)[first : first + options.sentences]) for first in range(options.prompts)]
+    prompts = [(tokenizer.bos_token or "") + text for text in texts]
     rollout = generate(
         model,
         tokenizer(prompts, add_special_tokens=False)["input_ids"],
@@ -79,12 +82,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     true = dict(zip(named, gradients, strict=True))
     energy = sum(float(gradient.square().sum()) for gradient in true.values())
+    total = sum(float(gradient.abs().sum()) for gradient in true.values())
     start = time.perf_counter()
     with torch.no_grad():
         completion_logprobs(model, ids, mask, length, num_generations=2)
     result: dict[str, Any] = {"forward_seconds": time.perf_counter() - start, "autograd_seconds": seconds, "feedback": {}}
     for local in options.local.split(","):
-        feedback = Feedback(model, local=local)
+        feedback = Feedback(model, local=local, tail=options.tail)
         run = lambda: feedback.logprobs(ids, mask, length, num_generations=2)  # noqa: B023, E731
         found, seconds = timed(run, [*feedback.parameters.values()])
         guess = dict(zip(feedback.parameters, found, strict=True))
@@ -95,6 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "seconds": seconds,
             "cosine": cosine(list(guess.values()), [true[name] for name in guess]),
             "cosine_all": cosine([guess.get(name, torch.zeros_like(true[name])) for name in true], list(true.values())),
+            "adam": sum(float((true[name] * guess[name].sign()).sum()) for name in guess) / total,
             "energy_share": sum(float(true[name].square().sum()) for name in guess) / energy,
             "elements_kept": feedback.elements_kept,
             "by_block": {
@@ -110,7 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="PATH", help="model folder or Hub id")
     parser.add_argument("--prompts", type=int, default=4, choices=range(1, len(PROMPTS) + 1), metavar="N")
-    parser.add_argument("--tokens", type=int, default=16, metavar="N")
+    parser.add_argument("--sentences", type=int, default=3, metavar="N", help="of a prompt, about 8 tokens each")
+    parser.add_argument("--tokens", type=int, default=24, metavar="N")
+    parser.add_argument("--tail", type=int, default=4, help="tokens of the prompts swept by block")
     parser.add_argument("--scale", type=float, default=0.01, help="standard deviation of B (default: 0.01)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--local", default=",".join(LOCAL), help="kinds of feedback, comma separated")
@@ -121,7 +128,8 @@ def main() -> None:
     for local, found in result["feedback"].items():
         print(
             f"local={local}: cosine {found['cosine']:.3f} over guided tensors, which hold {found['energy_share']:.2f} of "
-            f"the gradient's energy; {found['cosine_all']:.3f} over all; {found['seconds']:.2f} s"
+            f"the gradient's energy; {found['cosine_all']:.3f} over all; Adam's first step {found['adam']:.3f}; "
+            f"{found['seconds']:.2f} s"
         )
         print("  by block: " + " ".join(f"{block}:{value:.2f}" for block, value in found["by_block"].items()))
     if options.json:

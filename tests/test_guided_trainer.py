@@ -48,7 +48,7 @@ def spsa(folder: Path, **options: Any) -> Any:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("build", [adam, spsa])
-@pytest.mark.parametrize("local", ["none", "chain"])
+@pytest.mark.parametrize("local", ["none", "chain", "block"])
 def test_the_reward_rises(local: str, build: Any, seed: int, tmp_path: Path) -> None:
     trainer = build(tmp_path, local=local, max_steps=20, seed=seed)
     before = mean_reward(trainer)
