@@ -69,6 +69,13 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     more = compare(config(settings, tmp_path), replace(plan, methods=("guided", "mezo"), seeds=1), quiet=True)
     assert [name.split("-")[0] for name in launched[before:]] == ["mezo"] * 3, "what is finished is not done again"
     assert more["methods"]["guided"]["learning_rate"] == found["learning_rate"]
+    before = len(launched)
+    again = compare(config(settings, tmp_path), replace(plan, methods=("mezo",)), quiet=True)
+    assert len(launched) == before + 1, "a second seed of mezo"
+    assert {name: method["seeds"] for name, method in again["methods"].items()} == {"guided": 1, "mezo": 2}
+    assert again["gain_ratios"].keys() == {"guided", "mezo"}
+    other = compare(config(settings, tmp_path), replace(plan, methods=("mezo",), points=1), quiet=True)
+    assert list(other["methods"]) == ["mezo"], "measured at other points: nothing to set beside it"
     with pytest.raises(InputError, match=r"output_dir: .* belongs to another config \(beta is 0.05 there, 0.1 here\)"):
         compare(config(settings, tmp_path, beta=0.1), plan, quiet=True)
 

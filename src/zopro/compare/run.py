@@ -29,7 +29,8 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     """Compare the plan's methods and return what `config.output_dir`/compare.json says.
 
     Also written: compare.md (the table) and, in PNG and PDF, reward_seconds, reward_kl and memory. A method whose process
-    fails is reported under `failed` and the others go on.
+    fails is reported under `failed` and the others go on. Methods that an earlier call finished in the same folder, by
+    the same plan but for methods and seeds, stay in the result.
 
     Raises:
         InputError: bad input, or no method could be run.
@@ -39,7 +40,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     start = runner.result(Job("prepare", plan.start))["start"]
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
-    methods: dict[str, Any] = {}
+    methods = _finished(out / "compare.json", plan)
     failed: dict[str, str] = {}
     for method in plan.methods:
         try:
@@ -47,7 +48,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
         except JobFailed as error:
             failed[method] = str(error)
             runner.say(f"{method}: failed: {error}")
-    if not methods:
+    if len(failed) == len(plan.methods):
         raise InputError(f"methods: none could be run; {next(iter(failed))}: {next(iter(failed.values()))}")
     result: dict[str, Any] = {
         "plan": {**asdict(plan), "methods": list(plan.methods)},
@@ -64,6 +65,17 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     write_text(out / "compare.md", markdown(result))
     write_plots(result, out)
     return result
+
+
+def _finished(path: Path, plan: Plan) -> dict[str, Any]:
+    """Methods of the comparison in `path`, if there is one, that this plan does not name and would have run alike."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    free = {"methods": [], "seeds": 0}
+    if {**earlier["plan"], **free} != {**asdict(plan), **free}:
+        return {}
+    return {name: method for name, method in earlier["methods"].items() if name not in plan.methods}
 
 
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:

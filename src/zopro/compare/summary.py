@@ -116,15 +116,16 @@ def markdown(result: Mapping[str, Any]) -> str:
     length = f"{plan['budget_minutes']:g} minutes" if plan["budget_minutes"] else f"{plan['steps']} steps"
     against = "rloo" if "rloo" in result["methods"] else next(iter(result["methods"]))
     rows = [
-        "| Method | Learning rate | Reward [95 %] | Gain | KL | Seconds a step | Peak MB | / inference "
+        "| Method | Seeds | Learning rate | Reward [95 %] | Gain | KL | Seconds a step | Peak MB | / inference "
         f"| Gain / {against}, equal seconds | equal KL |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, method in result["methods"].items():
         end = method["curve"][-1]
         ratios = result["gain_ratios"].get(name, {}).get(against, {})
         cells = [
             name,
+            str(method["seeds"]),
             f"{method['learning_rate']:g}",
             f"{end['reward']:.3f} [{end['reward_low']:.3f}, {end['reward_high']:.3f}]",
             f"{end['reward'] - start['reward']:+.3f}",
@@ -136,7 +137,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         ]
         rows.append("| " + " | ".join(cells) + " |")
     lines = [
-        f"{length} of each method, {plan['seeds']} seeds, {result['prompts']} prompts. What all start from has "
+        f"{length} of each method, {result['prompts']} prompts. What all start from has "
         f"reward {start['reward']:.3f} [{start['reward_low']:.3f}, {start['reward_high']:.3f}], KL {start['kl']:.2f}. "
         f"Sampling a batch takes {result['inference_peak_mb']:.0f} MB.",
         "",
