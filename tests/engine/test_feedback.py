@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from trained import BLOCKS, COMPLETION, COPIES, PROMPT, batch, trained
 from zopro.engine import blocks
 from zopro.engine.causal import Decoder, causal_parts
-from zopro.engine.feedback import Feedback, logprobs_and_errors
+from zopro.engine.feedback import Feedback
 from zopro.engine.logprobs import completion_logprobs, completion_states
 from zopro.engine.models import tensor_name
 from zopro.errors import InputError
@@ -193,11 +194,15 @@ def test_no_graph_and_few_elements_kept(local: str) -> None:
     model, (ids, mask, _) = trained("llama"), batch()
     feedback = Feedback(model, local=local)
     seen: list[bool] = []
-    hooks = [m.register_forward_hook(lambda m, a, o: seen.append(torch.is_grad_enabled())) for m in model.modules()]
-    result = feedback.logprobs(ids, mask, COMPLETION)
-    for hook in hooks:
-        hook.remove()
-    assert seen and not any(seen)
+
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(torch.is_grad_enabled())
+            return func(*args, **(kwargs or {}))
+
+    with Watched():
+        result = feedback.logprobs(ids, mask, COMPLETION)
+    assert len(seen) > 100 and not any(seen), "every operation of the pass, the output matrix's too"
     assert [type(edge[0]).__name__ for edge in result.grad_fn.next_functions if edge[0] is not None] == (
         ["AccumulateGrad"] * len(feedback.parameters)
     )
@@ -211,26 +216,6 @@ def test_no_graph_and_few_elements_kept(local: str) -> None:
         expected = tokens * rows
     assert feedback.elements_kept == expected
     assert not any(module._forward_hooks for module in model.modules()), "hooks stay on during passes only"
-
-
-def test_errors_in_closed_form_equal_autograd_s() -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    from zopro.engine.causal import causal_parts
-
-    config = Gemma2Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-        num_key_value_heads=2, final_logit_softcapping=5.0, initializer_range=0.2,
-    )  # fmt: skip
-    for model in (Gemma2ForCausalLM(config).eval(), tiny_model("gpt2", tiny_tokenizer())):
-        parts = causal_parts(model.requires_grad_(False))
-        hidden = torch.randn(7, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        picked = torch.arange(7)
-        expected = (parts.logits(hidden) / 0.7).log_softmax(-1).gather(-1, picked[:, None])[:, 0]
-        (gradient,) = torch.autograd.grad(expected.sum(), hidden)
-        with torch.no_grad():
-            scores, errors = logprobs_and_errors(parts, hidden.detach(), picked, 0.7)
-        assert torch.allclose(scores, expected.detach(), atol=1e-5) and torch.allclose(errors, gradient, atol=1e-5)
 
 
 @pytest.mark.parametrize("sides", [1, 2])

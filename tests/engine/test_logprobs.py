@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
@@ -117,22 +118,38 @@ def test_gradient_by_finite_differences_in_double_precision(tokenizer):
     assert slope == pytest.approx((up - down) / 2e-3, rel=2e-3)
 
 
+class Products(TorchDispatchMode):
+    """Shapes of what is multiplied with a matrix or a part of it: (rows, its own rows)."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.matrix, self.shapes = matrix.untyped_storage().data_ptr(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            tensors = [tensor for tensor in args if isinstance(tensor, torch.Tensor)]
+            if tensors[-1].untyped_storage().data_ptr() == self.matrix:
+                self.shapes.append(tuple(result.shape))
+        return result
+
+
 def test_never_more_logits_than_asked_for_and_none_for_prompts(tokenizer):
-    model = tiny_model("llama", tokenizer)
+    model = tiny_model("llama", tokenizer, tie_word_embeddings=False)
     model.lm_head.requires_grad_(False)
     ids, mask = batch()
     completion_logprobs(model, ids, mask, COMPLETION)  # whatever is done once for each model is not counted
-    rows = []
-    hook = model.lm_head.register_forward_hook(lambda module, args, output: rows.append(tuple(args[0].shape)))
+    tokens, vocabulary, width = int(mask[:, PROMPT:].sum()), model.config.vocab_size, model.config.hidden_size
     for context in (torch.no_grad(), torch.enable_grad()):
-        rows.clear()
-        with context:
+        with context, Products(model.lm_head.weight) as products:
             values = completion_logprobs(model, ids, mask, COMPLETION, max_logit_elements=4 * 300)
-        if values.requires_grad:
-            values.sum().backward()  # does not apply the output matrix again
-        assert max(shape[0] for shape in rows) == 4
-        assert sum(shape[0] for shape in rows) == int(mask[:, PROMPT:].sum())
-    hook.remove()
+            logits = [shape for shape in products.shapes if shape[1] != width]
+            before = len(products.shapes)
+            if values.requires_grad:
+                values.sum().backward()
+            assert len(products.shapes) == before, "backward does not apply the output matrix again"
+        assert max(rows * columns for rows, columns in logits) <= 4 * 300
+        assert sum(rows * columns for rows, columns in logits) == tokens * vocabulary
 
 
 def test_shared_prompts_pass_once(tokenizer):

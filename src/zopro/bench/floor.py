@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from zopro.bench.work import Setting
 from zopro.engine.causal import Decoder, causal_parts, evaluating, positions
-from zopro.engine.logprobs import MAX_LOGIT_ELEMENTS
+from zopro.engine.head import tiles
 from zopro.engine.shared import hidden_shared, select_rows
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
 
     def logprobs() -> None:
         rows = hidden_shared(parts, joined[:, :-2], seen[:, :-2], width, work.num_generations).flatten(0, 1)
-        for piece in rows.split(max(1, MAX_LOGIT_ELEMENTS // parts.config.vocab_size)):
-            parts.output(piece)
+        height, width_of_tile = tiles(len(rows), parts.config.vocab_size)
+        for piece in rows.split(height):
+            for first in range(0, parts.config.vocab_size, width_of_tile):
+                parts.output(piece, slice(first, first + width_of_tile))
 
     def run(clock: Clock) -> dict[str, float]:
         seconds: dict[str, float] = {}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zopro.engine.products import fast_products
 from zopro.errors import InputError
@@ -63,15 +64,22 @@ class CausalParts(Decoder):
     scale: float
     softcap: float | None
 
-    def output(self, hidden: Tensor) -> Tensor:
-        """The head's output (rows, V) of contiguous hidden states (rows, H), as it is."""
+    def output(self, hidden: Tensor, block: slice | None = None) -> Tensor:
+        """The head's output (rows, V) of contiguous hidden states (rows, H), as it is.
+
+        With `block`, its columns there alone, which takes a head that is one matrix.
+        """
         with fast_products(hidden.dtype, hidden.device):
-            output: Tensor = self.head(hidden)
+            if block is None:
+                output: Tensor = self.head(hidden)
+            else:
+                head: Any = self.head
+                output = functional.linear(hidden, head.weight[block], None if head.bias is None else head.bias[block])
         return output
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 logits (rows, V) of contiguous hidden states (rows, H)."""
-        logits = self.output(hidden).float()
+    def logits(self, hidden: Tensor, block: slice | None = None) -> Tensor:
+        """fp32 logits (rows, V), or those in `block`, of contiguous hidden states (rows, H)."""
+        logits = self.output(hidden, block).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

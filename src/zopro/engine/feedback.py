@@ -29,19 +29,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zopro.engine.blocks import BlockCalls
 from zopro.engine.capture import Capture
-from zopro.engine.causal import CausalParts, evaluating
-from zopro.engine.logprobs import (
-    MAX_LOGIT_ELEMENTS,
-    completion_states,
-    exponentiate_,
-    token_logprobs,
-)
+from zopro.engine.causal import evaluating
+from zopro.engine.head import MAX_LOGIT_ELEMENTS, score_tokens
+from zopro.engine.logprobs import completion_states
 from zopro.engine.models import tensor_name
-from zopro.engine.products import fast_products, times_weight
+from zopro.engine.products import fast_products
 from zopro.engine.stream import Block, Write, is_adapted, residual_stream
 from zopro.errors import InputError
 from zopro.zo.directions import norm_of, orthogonal_
@@ -148,10 +144,9 @@ class Feedback:
                 self._watch(capture)
                 states = completion_states(self.parts, *shape, watch=capture)
                 elements, gradients = capture.elements, partial(self._gradients, kept=capture.kept)
-            chunk = max(1, max_logit_elements // self.parts.config.vocab_size)
-            pieces = zip(states.hidden.split(chunk), states.targets.split(chunk), strict=True)
-            scored = [logprobs_and_errors(self.parts, rows, picked, temperature) for rows, picked in pieces]
-            errors = torch.cat([error for _, error in scored])
+            rows = self.parts, states.hidden, states.targets, temperature
+            scores, errors = score_tokens(*rows, errors=True, max_elements=max_logit_elements)
+            assert errors is not None
             self.elements_kept = errors.numel() + elements
 
             def backward(upstream: Tensor) -> list[Tensor | None]:
@@ -164,7 +159,7 @@ class Feedback:
                         found[key] = orthogonal_(found[key].float(), unit).to(found[key].dtype)
                 return [found.get(id(parameter)) for parameter in self.parameters.values()]
 
-            return states.unpacked(torch.cat([score for score, _ in scored])), backward
+            return states.unpacked(scores), backward
 
         result: Tensor = _PseudoGradient.apply(forward, *self.parameters.values())
         return result
@@ -260,26 +255,3 @@ class _PseudoGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.pseudo(upstream)
-
-
-def logprobs_and_errors(parts: CausalParts, hidden: Tensor, picked: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs (n,) of tokens `picked` (n,) and their gradient with respect to the last hidden states, (n, H) fp32.
-
-    In closed form, (onehot - softmax) W / T, in the one buffer of logits (n, V); by autograd through the head alone where
-    the head is more than a matrix.
-    """
-    if type(parts.head) is not nn.Linear:
-        with torch.enable_grad():
-            leaf = hidden.detach().requires_grad_()
-            scores = token_logprobs(parts.logits(leaf), picked, temperature)
-            (error,) = torch.autograd.grad(scores.sum(), leaf)
-        return scores.detach(), error.float()
-    logits = parts.logits(hidden)
-    slope = None if parts.softcap is None else 1 - (logits / parts.softcap).square()
-    shifted, total = exponentiate_(logits, temperature, picked)
-    logits.div_(-total[:, None])
-    logits[torch.arange(len(picked), device=picked.device), picked] += 1
-    if slope is not None:
-        logits.mul_(slope)
-    weight = parts.head.weight
-    return shifted - total.log(), times_weight(logits, weight) * (parts.scale / temperature)

@@ -1,16 +1,15 @@
 """Log-probs of given completions without a [batch, time, vocabulary] tensor.
 
 The backbone runs once; the output matrix is applied to the completion tokens only, packed into contiguous rows, a
-bounded number of logits at a time. With autograd on, each piece is differentiated as it is computed (a row's log-prob
-depends on that row's hidden state alone), so that backward needs neither kept logits nor a second product with the
-output matrix: first-order baselines run the same code at the same memory.
+bounded number of logits at a time (`zopro.engine.head`). With autograd on, a row's gradient is taken as its log-prob is
+computed, so that backward needs neither kept logits nor the output matrix: first-order baselines run the same code at
+the same memory.
 
 Prompts shared by K consecutive completions can go through the backbone once (`num_generations=K`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -19,9 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zopro.engine.causal import CausalParts, causal_parts, positions
+from zopro.engine.head import MAX_LOGIT_ELEMENTS, score_tokens, token_logprobs
 from zopro.engine.shared import Watch, hidden_shared
-
-MAX_LOGIT_ELEMENTS = 2**23  # 32 rows of a 262144-token vocabulary: 32 MiB in fp32; see docs/performance.md
 
 
 @overload
@@ -71,7 +69,7 @@ def completion_logprobs(
         attention_mask: (B, P + C): 1 on real tokens. Positions count these only, as in `generate`.
         completion_length: C.
         temperature: divides the logits.
-        max_logit_elements: logits held at once; at least one row's are.
+        max_logit_elements: logits held at once; at least one row's where the head is more than a matrix or is trained.
         num_generations: K > 1 says that each K consecutive rows have the same prompt, which then runs once. The same
             numbers up to rounding. Plain if the model checkpoints activations, which excludes the cache.
         return_entropy: also return the entropy (B, C) in nats, without a gradient.
@@ -84,8 +82,7 @@ def completion_logprobs(
     """
     parts = causal_parts(model)
     states = completion_states(parts, input_ids, attention_mask, completion_length, num_generations)
-    chunk = max(1, max_logit_elements // parts.config.vocab_size)
-    values = _packed(parts, states.hidden, states.targets, temperature, chunk, return_entropy)
+    values = _packed(parts, states.hidden, states.targets, temperature, max_logit_elements, return_entropy)
     result = [states.unpacked(value) for value in values]
     return (result[0], result[1]) if return_entropy else result[0]
 
@@ -152,26 +149,27 @@ def completion_states(
 
 
 def _packed(
-    parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, chunk: int, with_entropy: bool
+    parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, max_elements: int, with_entropy: bool
 ) -> list[Tensor]:
     """Log-probs and, if asked for, entropies, each (tokens,), of hidden states (tokens, H)."""
+    rows = max(1, max_elements // parts.config.vocab_size)
 
-    def score(rows: Tensor, picked: Tensor) -> Tensor:
-        return token_logprobs(parts.logits(rows), picked, temperature)
+    def score(states: Tensor, picked: Tensor) -> Tensor:
+        return token_logprobs(parts.logits(states), picked, temperature)
 
-    pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
     trains_head = any(parameter.requires_grad for parameter in parts.head.parameters())
     if not (torch.is_grad_enabled() and (hidden.requires_grad or trains_head)):
-        scores = [score(*piece) for piece in pieces]
+        scores = score_tokens(parts, hidden, targets, temperature, max_elements=max_elements)[0]
     elif trains_head:  # its gradient needs the logits again
-        scores = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
+        pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
+        scores = torch.cat([checkpoint(score, *piece, use_reentrant=False) for piece in pieces])
     else:
-        scores = [_RowwiseGradient.apply(score, *piece) for piece in pieces]
+        scores = _ScoredTokens.apply(parts, hidden, targets, temperature, max_elements)
     if not with_entropy:
-        return [torch.cat(scores)]
+        return [scores]
     with torch.no_grad():
-        entropies = [_entropy(parts.logits(rows) / temperature) for rows, _ in pieces]
-    return [torch.cat(scores), torch.cat(entropies)]
+        entropies = [_entropy(parts.logits(states) / temperature) for states in hidden.split(rows)]
+    return [scores, torch.cat(entropies)]
 
 
 def _entropy(logits: Tensor) -> Tensor:
@@ -179,42 +177,20 @@ def _entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def token_logprobs(logits: Tensor, picked: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature)[picked], (rows,), of fp32 logits (rows, V).
-
-    Without autograd the logits are overwritten: on a CPU a second (rows, V) buffer costs as much as the exponentials.
-    """
-    if torch.is_grad_enabled():
-        logits = logits / temperature
-        return logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
-    shifted, total = exponentiate_(logits, temperature, picked)
-    return shifted - total.log()
-
-
-def exponentiate_(logits: Tensor, temperature: float, picked: Tensor) -> tuple[Tensor, Tensor]:
-    """Make logits (rows, V) exp((logits - max) / T), in place; return (picked - max) / T and the sum, each (rows,)."""
-    largest = logits.amax(-1, keepdim=True)
-    shifted = (logits.gather(-1, picked[:, None]) - largest)[:, 0] / temperature
-    logits.sub_(largest)
-    if temperature != 1.0:
-        logits.div_(temperature)
-    return shifted, logits.exp_().sum(-1)
-
-
-class _RowwiseGradient(torch.autograd.Function):
-    """score(rows, picked) -> (tokens,) whose token depends on its own row alone: d score / d rows is taken at once."""
+class _ScoredTokens(torch.autograd.Function):
+    """Log-probs (tokens,) that keep their gradients with respect to the hidden states, taken at once."""
 
     @staticmethod
-    def forward(ctx: Any, score: Callable[[Tensor, Tensor], Tensor], rows: Tensor, picked: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = rows.detach().requires_grad_()
-            result = score(leaf, picked)
-            (gradient,) = torch.autograd.grad(result.sum(), leaf)
-        ctx.save_for_backward(gradient)
-        return result.detach()
+    def forward(
+        ctx: Any, parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, max_elements: int
+    ) -> Tensor:
+        scores, errors = score_tokens(parts, hidden, targets, temperature, errors=True, max_elements=max_elements)
+        ctx.save_for_backward(errors)
+        ctx.dtype = hidden.dtype
+        return scores
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return None, gradient * upstream[:, None].to(gradient.dtype), None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None, None, None]:
+        (errors,) = ctx.saved_tensors
+        return None, (errors * upstream[:, None]).to(ctx.dtype), None, None, None

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from zopro.engine.causal import CausalParts, causal_parts, evaluating, positions
-from zopro.engine.logprobs import MAX_LOGIT_ELEMENTS, exponentiate_
+from zopro.engine.head import MAX_LOGIT_ELEMENTS, exponentiate_
 from zopro.engine.shared import select_rows
 from zopro.errors import InputError
 
