@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zopro.bench import command, measure, worker
 from zopro.bench.command import bench_step, table
@@ -19,15 +20,22 @@ TINY = Work(size="tiny", vocab_size=64, prompts=2, num_generations=3, prompt_len
 TINY = dataclasses.replace(TINY, dtype="float32")
 
 
-class Counted:
-    """Tokens through the backbone's layers and rows through the output matrix."""
+class Counted(TorchDispatchMode):
+    """Tokens through the backbone's layers, and logits from the output matrix or parts of it, whoever multiplies."""
 
     def __init__(self, setting: Any) -> None:
+        super().__init__()
         self.counts: Counter[str] = Counter()
         for name, model in (("policy", setting.base), ("classifier", setting.classifier)):
             layer = model.base_model.layers[0]
             layer.register_forward_hook(lambda module, inputs, output, name=name: self.add(name, inputs[0]))
-        setting.base.lm_head.register_forward_hook(lambda module, inputs, output: self.add("head", inputs[0]))
+        self.head = setting.base.lm_head.weight.untyped_storage().data_ptr()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.counts["logits"] += result.numel() * (args[-1].untyped_storage().data_ptr() == self.head)
+        return result
 
     def add(self, name: str, hidden: torch.Tensor) -> None:
         self.counts[name] += hidden[..., 0].numel()
@@ -48,9 +56,10 @@ def test_a_step_passes_no_token_more_than_its_floor(sides: int, evaluation: str,
         counted.counts.clear()
 
     trainer.add_callback(measure._Steps(trainer.clock, after))
-    trainer.train()
+    with counted:
+        trainer.train()
     for step, floor in seen[1:]:  # the first one compares L(theta) with an evaluation
-        assert step == floor
+        assert step == floor and step["logits"] > 0
 
 
 def test_phases_add_up_to_the_step() -> None:
