@@ -17,17 +17,18 @@ from zopro.engine.causal import CausalParts
 from zopro.engine.products import times_weight
 
 MAX_LOGIT_ELEMENTS = 2**23  # 32 MiB in fp32: 32 rows of a 262144-token vocabulary; see docs/performance.md
-TILE_ROWS = 512  # more make a product no faster
+TILE_ROWS, TILE_ELEMENTS = 512, 2**21  # 8 MiB in fp32; more of either make a product no faster
 
 
 def tiles(rows: int, vocabulary: int, max_elements: int = MAX_LOGIT_ELEMENTS) -> tuple[int, int]:
     """Rows and columns of a tile of at most `max_elements` logits; at least one.
 
     >>> tiles(1000, 262144), tiles(1000, 500)
-    ((512, 16384), (1000, 500))
+    ((512, 4096), (1000, 500))
     """
-    columns = min(vocabulary, max(1, max_elements // min(rows, TILE_ROWS)))
-    return max(1, min(rows, max_elements // columns)), columns
+    elements = min(max_elements, TILE_ELEMENTS)
+    columns = min(vocabulary, max(1, elements // min(rows, TILE_ROWS)))
+    return max(1, min(rows, elements // columns)), columns
 
 
 def is_matrix(head: nn.Module) -> bool:
@@ -81,7 +82,7 @@ def _by_blocks(
     largest = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
     total, chosen = torch.zeros_like(largest), torch.zeros_like(largest)
     mean = hidden.new_zeros(hidden.shape, dtype=torch.float32) if errors else None  # of W's rows, by exp(logits)
-    for block in _blocks(len(weight), max(1, max_elements // max(1, len(hidden)))):
+    for block in _blocks(len(weight), tiles(max(1, len(hidden)), len(weight), max_elements)[1]):
         logits = parts.logits(hidden, block)
         inside = (picked >= block.start) & (picked < block.stop)
         place = (picked - block.start).clamp(0, logits.shape[1] - 1)
