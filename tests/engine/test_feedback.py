@@ -10,14 +10,13 @@ from torch.overrides import TorchFunctionMode
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from trained import BLOCKS, COMPLETION, COPIES, PROMPT, batch, trained
-from zopro.engine import blocks
 from zopro.engine.causal import Decoder, causal_parts
 from zopro.engine.feedback import Feedback
 from zopro.engine.logprobs import completion_logprobs, completion_states
 from zopro.engine.models import tensor_name
 from zopro.errors import InputError
 from zopro.zo import SPSA
-from zopro.zo.guided import ResidualFeedback
+from zopro.zo.guided import LOCAL_ROWS, ResidualFeedback
 
 FAMILIES = (*KINDS, "mistral")
 
@@ -100,11 +99,11 @@ def test_the_last_block_s_guess_is_exact_inside_too() -> None:
             assert cosine([found[name]], [true[name]]) == pytest.approx(1, abs=1e-5), name
 
 
-@pytest.mark.parametrize("rows", [256, 30])
+@pytest.mark.parametrize("rows", [1000, 30])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_with_all_of_the_prompts_swept_it_is_the_gradient(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With more sequences in one graph than there are, or one."""
-    monkeypatch.setattr(blocks, "LOCAL_ROWS", rows)
+    monkeypatch.setitem(LOCAL_ROWS, "cpu", rows)
     _, found, true = guess_and_truth(kind, local="block", tail=PROMPT)
     assert found.keys() == true.keys()
     for name in found:

@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_vjp_of_a_norm_is_autograd_s_in_any_number_of_pieces(norm: nn.Module) -> None:
     with torch.no_grad():
         norm.weight.copy_(normal(6, seed=3))
-    x, cotangent = normal(2 * LOCAL_ROWS + 5, 6), normal(2 * LOCAL_ROWS + 5, 6, seed=1)
+    x, cotangent = normal(2 * LOCAL_ROWS["cpu"] + 5, 6), normal(2 * LOCAL_ROWS["cpu"] + 5, 6, seed=1)
     leaf = x.clone().requires_grad_()
     expected = torch.autograd.grad(norm(leaf), [leaf, norm.weight], cotangent)
     with torch.no_grad():

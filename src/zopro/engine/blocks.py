@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache
 from zopro.engine.shared import Select, Watch
 from zopro.engine.stream import hooked
 from zopro.errors import InputError
-from zopro.zo.guided import LOCAL_ROWS
+from zopro.zo.guided import local_rows
 
 SAME = 2e-2  # relative difference of a block's two runs; bfloat16's rounding stays below
 
@@ -84,7 +84,7 @@ class BlockCalls(Watch):
             InputError: the block, run again, gives something else than in the pass.
         """
         back, totals = torch.empty_like(cotangent), [torch.zeros_like(parameter) for parameter in parameters]
-        sequences = max(1, LOCAL_ROWS // cotangent.shape[1])
+        sequences = max(1, local_rows(cotangent.device) // cotangent.shape[1])
         for start in range(0, len(cotangent), sequences):
             rows = slice(start, min(start + sequences, len(cotangent)))
             with torch.enable_grad():

@@ -24,7 +24,12 @@ from torch import Tensor
 
 from zopro.zo.directions import Directions, Gaussian
 
-LOCAL_ROWS = 256  # rows in a local graph at once, which bounds its memory
+LOCAL_ROWS = {"cpu": 128, "cuda": 1024}  # in a local graph at once, which bounds its memory; few would starve a GPU
+
+
+def local_rows(device: torch.device) -> int:
+    """Rows (tokens) that go into one local graph on this device."""
+    return LOCAL_ROWS.get(device.type, LOCAL_ROWS["cuda"])
 
 
 def local_vjp(
@@ -42,8 +47,9 @@ def local_vjp(
         The gradient with respect to x, (n, H) in the dtype of x, and those with respect to `parameters`.
     """
     back, totals = torch.empty_like(x), [torch.zeros_like(parameter) for parameter in parameters]
-    for start in range(0, len(x), LOCAL_ROWS):
-        rows = slice(start, start + LOCAL_ROWS)
+    count = local_rows(x.device)
+    for start in range(0, len(x), count):
+        rows = slice(start, start + count)
         with torch.enable_grad():
             leaf = x[rows].detach().requires_grad_()
             y = function(leaf)
