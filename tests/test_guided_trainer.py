@@ -118,40 +118,49 @@ def test_the_guard_measures_the_slope_and_theta_stays(tmp_path: Path) -> None:
     assert all("guide/slope" in line for line in lines(trainer))
 
 
+@pytest.mark.parametrize("local", ["chain", "block"])
 def test_the_guard_changes_no_step_and_its_pass_runs_without_what_the_first_one_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[weakref.ref[torch.Tensor]] = []
+    held: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
-    original, surrogate = Feedback._gradients, GuidedTrainer._surrogate
+    chain, block, surrogate = Feedback._gradients, Feedback._swept, GuidedTrainer._surrogate
 
-    def gradients(self: Any, error: torch.Tensor, tensors: Any) -> Any:
-        kept.extend(weakref.ref(tensor) for tensor in tensors.values())
-        return original(self, error, tensors)
+    def gradients(self: Any, error: torch.Tensor, kept: Any) -> Any:
+        held.extend(weakref.ref(tensor) for tensor in kept.values())
+        return chain(self, error, kept)
+
+    def swept(self: Any, error: torch.Tensor, calls: Any, real: torch.Tensor) -> Any:
+        held.append(weakref.ref(calls.inputs))
+        return block(self, error, calls, real)
 
     def guard(self: Any, *args: Any) -> Any:
-        alive.append(sum(reference() is not None for reference in kept))
+        alive.append(sum(reference() is not None for reference in held))
         return surrogate(self, *args)
 
     monkeypatch.setattr(Feedback, "_gradients", gradients)
+    monkeypatch.setattr(Feedback, "_swept", swept)
     monkeypatch.setattr(GuidedTrainer, "_surrogate", guard)
     ends = []
     for every in (1, 0):
-        trainer = adam(tmp_path / str(every), guard_every=every, max_steps=2)
+        trainer = adam(tmp_path / str(every), guard_every=every, max_steps=2, local=local)
         trainer.train()
         ends.append(weights(trainer.model))
-    assert kept and alive == [0, 0]
+    assert held and alive == [0, 0]
     assert same(*ends)
 
 
-def test_a_direction_that_goes_uphill_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = adam(tmp_path, guard_every=1)
-    honest = trainer.feedback._gradients
+@pytest.mark.parametrize(("local", "name"), [("chain", "_gradients"), ("block", "_swept")])
+def test_a_direction_that_goes_uphill_is_not_followed(
+    local: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = adam(tmp_path, guard_every=1, local=local)
+    honest = getattr(trainer.feedback, name)
 
-    def reversed_signs(*arguments: Any) -> Any:
-        return {key: -gradient for key, gradient in honest(*arguments).items()}
+    def reversed_signs(*arguments: Any, **named: Any) -> Any:
+        return {key: -gradient for key, gradient in honest(*arguments, **named).items()}
 
-    monkeypatch.setattr(trainer.feedback, "_gradients", reversed_signs)
+    monkeypatch.setattr(trainer.feedback, name, reversed_signs)
     trainer.compute_loss(trainer.model, batch(trainer)).backward()
     assert trainer._metrics["train"]["guide/refused"] == [1.0]
     assert all(float(p.grad.abs().max()) == 0 for p in trainer.feedback.parameters.values())
