@@ -83,7 +83,7 @@ def _by_blocks(
     total, chosen = torch.zeros_like(largest), torch.zeros_like(largest)
     mean = hidden.new_zeros(hidden.shape, dtype=torch.float32) if errors else None  # of W's rows, by exp(logits)
     for block in _blocks(len(weight), tiles(max(1, len(hidden)), len(weight), max_elements)[1]):
-        logits = parts.logits(hidden, block)
+        logits = parts.logits(hidden, block if len(weight) > block.stop - block.start else None)
         inside = (picked >= block.start) & (picked < block.stop)
         place = (picked - block.start).clamp(0, logits.shape[1] - 1)
         chosen = torch.where(inside, logits.gather(1, place[:, None])[:, 0], chosen)
