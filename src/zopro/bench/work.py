@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from zopro.config import ModelOptions
+from zopro.config import NOISES, ModelOptions
 from zopro.engine import models
 from zopro.errors import InputError
 from zopro.fields import not_negative, one_of
@@ -64,7 +64,7 @@ class Work:
             "sides": (1, 2),
             "evaluation": EVALUATIONS,
             "dtype": ("auto", "float32", "bfloat16"),
-            "directions": ("targeted", "gaussian", "rademacher", "low_rank"),
+            "directions": ("targeted", *NOISES),
         }
         for name, values in allowed.items():
             one_of(self, name, values)

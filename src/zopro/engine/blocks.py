@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache
 from zopro.engine.shared import Select, Watch
 from zopro.engine.stream import hooked
 from zopro.errors import InputError
-from zopro.zo.guided import local_rows
+from zopro.zo.guided import local_rows, vjp_in_pieces
 
 SAME = 2e-2  # relative difference of a block's two runs; bfloat16's rounding stays below
 
@@ -83,21 +83,15 @@ class BlockCalls(Watch):
         Raises:
             InputError: the block, run again, gives something else than in the pass.
         """
-        back, totals = torch.empty_like(cotangent), [torch.zeros_like(parameter) for parameter in parameters]
+
+        def run(stream: Tensor, rows: slice) -> Tensor:
+            given = self._run(index, stream, rows)
+            self._check(index, given, rows)
+            return given
+
         sequences = max(1, local_rows(cotangent.device) // cotangent.shape[1])
-        for start in range(0, len(cotangent), sequences):
-            rows = slice(start, min(start + sequences, len(cotangent)))
-            with torch.enable_grad():
-                leaf = self.inputs[index, rows].detach().requires_grad_()
-                given = self._run(index, leaf, rows)
-                self._check(index, given, rows)
-                upstream = cotangent[rows].to(given.dtype)
-                gradients = torch.autograd.grad(given, [leaf, *parameters], upstream, allow_unused=True)
-            back[rows] = gradients[0]
-            for total, gradient in zip(totals, gradients[1:], strict=True):
-                if gradient is not None:
-                    total.add_(gradient)
-        return back, tuple(totals)
+        back, gradients = vjp_in_pieces(run, self.inputs[index], cotangent, parameters, sequences)
+        return back.float(), gradients
 
     def _run(self, index: int, stream: Tensor, rows: slice) -> Tensor:
         block, batch = self.blocks[index], self.inputs.shape[1]

@@ -62,11 +62,12 @@ def score_tokens(
     """
     matrix = is_matrix(parts.head)
     vocabulary = parts.config.vocab_size
-    rows = tiles(max(1, len(hidden)), vocabulary, max_elements)[0] if matrix else max(1, max_elements // vocabulary)
+    whole = max(1, max_elements // vocabulary), vocabulary
+    rows, columns = tiles(max(1, len(hidden)), vocabulary, max_elements) if matrix else whole
     function = _by_blocks if matrix else _by_autograd if errors else _by_rows
     pieces = zip(hidden.split(rows), picked.split(rows), strict=True)
     with torch.no_grad():
-        found = [function(parts, *piece, temperature, errors, max_elements) for piece in pieces]
+        found = [function(parts, *piece, temperature, errors, columns) for piece in pieces]
     scores = torch.cat([score for score, _ in found])
     return scores, torch.cat([error for _, error in found if error is not None]) if errors else None
 
@@ -76,13 +77,13 @@ def _blocks(size: int, columns: int) -> Iterator[slice]:
 
 
 def _by_blocks(
-    parts: CausalParts, hidden: Tensor, picked: Tensor, temperature: float, errors: bool, max_elements: int
+    parts: CausalParts, hidden: Tensor, picked: Tensor, temperature: float, errors: bool, columns: int
 ) -> tuple[Tensor, Tensor | None]:
     weight: Any = parts.head.weight
     largest = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
     total, chosen = torch.zeros_like(largest), torch.zeros_like(largest)
     mean = hidden.new_zeros(hidden.shape, dtype=torch.float32) if errors else None  # of W's rows, by exp(logits)
-    for block in _blocks(len(weight), tiles(max(1, len(hidden)), len(weight), max_elements)[1]):
+    for block in _blocks(len(weight), columns):
         logits = parts.logits(hidden, block if len(weight) > block.stop - block.start else None)
         inside = (picked >= block.start) & (picked < block.stop)
         place = (picked - block.start).clamp(0, logits.shape[1] - 1)

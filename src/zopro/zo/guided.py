@@ -46,17 +46,24 @@ def local_vjp(
     Returns:
         The gradient with respect to x, (n, H) in the dtype of x, and those with respect to `parameters`.
     """
+    return vjp_in_pieces(lambda leaf, rows: function(leaf), x, cotangent, parameters, local_rows(x.device))
+
+
+def vjp_in_pieces(
+    function: Callable[[Tensor, slice], Tensor], x: Tensor, cotangent: Tensor, parameters: Sequence[Tensor], count: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `local_vjp`, of a function of some of x's rows and which they are, `count` at a time; rows may be sequences."""
     back, totals = torch.empty_like(x), [torch.zeros_like(parameter) for parameter in parameters]
-    count = local_rows(x.device)
     for start in range(0, len(x), count):
-        rows = slice(start, start + count)
+        rows = slice(start, min(start + count, len(x)))
         with torch.enable_grad():
             leaf = x[rows].detach().requires_grad_()
-            y = function(leaf)
-            gradients = torch.autograd.grad(y, [leaf, *parameters], cotangent[rows].to(y.dtype))
+            y = function(leaf, rows)
+            gradients = torch.autograd.grad(y, [leaf, *parameters], cotangent[rows].to(y.dtype), allow_unused=True)
         back[rows] = gradients[0]
         for total, gradient in zip(totals, gradients[1:], strict=True):
-            total.add_(gradient)
+            if gradient is not None:
+                total.add_(gradient)
     return back, tuple(totals)
 
 

@@ -283,11 +283,9 @@ class SPSA(torch.optim.Optimizer):
         if not math.isnan(self.signal.noise_floor) or not (automatic or self.measure_noise):
             return
         unit = self._offset(self.seed, 1.0, eps=1.0)
-        square, elements = 0.0, 0
-        for index, (_, tensor, _) in enumerate(groups.named(self.param_groups)):
-            square += float(unit(index).square().sum())
-            elements += tensor.numel()
-        scale = math.sqrt(square / elements) or 1.0
+        parameters = self.together.parameters
+        square = sum(float(unit(index).square().sum()) for index in range(len(parameters)))
+        scale = math.sqrt(square / sum(parameter.numel() for parameter in parameters)) or 1.0
 
         def loss_at(t: float) -> float:
             return evaluate.losses([self._offset(self.seed, t, eps=1.0)])[0]
