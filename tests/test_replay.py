@@ -26,6 +26,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "zopro": {},
     "zopro-paper": {"preset": "paper", "warm_start": "sft", "weight_decay": 0.1, "decay": "exponential"},
     "mezo": {"method": "mezo", "queries": 2, "sides": 1, "noise": "rademacher"},
+    "zopro, gaussian": {"noise": "gaussian", "warm_start": "sft"},
     "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank"},
 }
 

@@ -93,7 +93,7 @@ def test_noise_is_drawn_as_asked(noise: str, tmp_path: Path) -> None:
     targeted = zopro(tmp_path / "targeted", previous_update=update, noise=noise).directions()
     assert isinstance(targeted, Targeted) and type(targeted.noise) is NOISES[noise]
     assert type(zopro(tmp_path / "alone", noise=noise).directions()) is NOISES[noise]
-    with pytest.raises(ValueError, match=r"noise: must be one of gaussian, rademacher, low_rank, got 'pink'"):
+    with pytest.raises(ValueError, match=r"noise: must be one of signs, gaussian, rademacher, low_rank, got 'pink'"):
         ZOPrOConfig(use_cpu=True, noise="pink")
 
 

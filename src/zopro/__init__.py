@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from zopro.errors import InputError
     from zopro.guided_trainer import GuidedConfig, GuidedTrainer
     from zopro.trainer import zeroth_order
-    from zopro.zo import SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Targeted
+    from zopro.zo import SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Signs, Targeted
     from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "Rademacher",
     "ResidualFeedback",
     "RunConfig",
+    "Signs",
     "Targeted",
     "ZOPrOConfig",
     "ZOPrOTrainer",
@@ -40,6 +41,7 @@ _HOME = {
     "Gaussian": "zopro.zo",
     "LowRank": "zopro.zo",
     "Rademacher": "zopro.zo",
+    "Signs": "zopro.zo",
     "Targeted": "zopro.zo",
     "ResidualFeedback": "zopro.zo",
     "GuidedConfig": "zopro.guided_trainer",

@@ -176,9 +176,10 @@ class PolicyOptions:
     )
     decay: str = option("linear", "How the share of the previous update, d, decays: linear or exponential.")
     noise: str = option(
-        "gaussian",
-        "What directions, or the noise in them, are drawn from: gaussian, rademacher or low_rank (cheap where all "
-        "parameters are trained).",
+        "",
+        "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank (cheap where all "
+        "parameters are trained) or signs (the previous update's tensors, each with a random sign); empty takes the "
+        "preset's.",
     )
     weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
 
@@ -198,7 +199,7 @@ class PolicyOptions:
         check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
         one_of(self, "preset", PRESETS)
         check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
-        one_of(self, "noise", NOISES)
+        check(self.noise in ("", "signs", *NOISES), "noise", f"must be signs, {', '.join(NOISES)} or empty", self.noise)
         if self.eps not in ("", "auto"):
             try:
                 ok = 0 < float(self.eps) < math.inf

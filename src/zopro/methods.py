@@ -105,7 +105,7 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
         evaluation=config.evaluation,
         surrogate=config.surrogate or None,
         decay=config.decay,
-        noise=config.noise,
+        noise=config.noise or None,
         weight_decay=config.weight_decay,
         parallel=config.parallel,
     )
@@ -133,7 +133,7 @@ def guided(inputs: PolicyInputs) -> Trainer:
         sides=config.sides,
         evaluation=config.evaluation,
         decay=config.decay,
-        noise=config.noise,
+        noise=config.noise or None,
         weight_decay=config.weight_decay,
         guide=1.0 if config.guide == "spsa" else 0.5,
     )

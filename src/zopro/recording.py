@@ -20,13 +20,14 @@ from zopro.journal import Header, JournalWriter, Step, read
 from zopro.rundir import RunDirectory
 from zopro.updates import tensor_files
 from zopro.zo import SPSA, Targeted, groups
-from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher
+from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Signs
 from zopro.zo.records import StepRecord
 
 KINDS: dict[type, str] = {
     Gaussian: "gaussian",
     Rademacher: "rademacher",
     LowRank: "low_rank",
+    Signs: "signs",
     Targeted: "targeted",
 }  # those that a journal can rebuild
 

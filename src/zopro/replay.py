@@ -9,7 +9,7 @@ journal beside the starting adapter holds every policy in between, to the bit.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from zopro.recording import digest
 from zopro.threads import torch_threads
 from zopro.updates import policy_update, read_tensor, reward_update, tensor_files
 from zopro.zo import SPSA, Directions, Targeted
-from zopro.zo.directions import NOISES, LowRank
+from zopro.zo.directions import NOISES, LowRank, noise_source
 
 
 def replay(
@@ -127,19 +127,22 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
             "it cannot be replayed. Use zopro export."
         )
     noise = made.get("noise", {"kind": "gaussian"}) if made["kind"] == "targeted" else made
-    if noise["kind"] not in NOISES:
+    if noise["kind"] not in ("signs", *NOISES):
         raise InputError(
             f"--iteration: {header.iteration} was trained along {noise['kind']} directions, which come from the data and "
             "not from a seed, so a journal cannot rebuild them. Use zopro export."
         )
-    drawn = LowRank(noise["rank"]) if noise["kind"] == "low_rank" else NOISES[noise["kind"]]()
     if made["kind"] != "targeted":
-        return drawn
+        return _noise(noise, {})
     after, before = made["previous_update"]
     base = not (run / before).exists()  # the base model, by its own name
     mu = policy_update(config, run / after, None if base else run / before)
     v = reward_update(config, *(run / folder for folder in made["reward_update"])) if made["reward_update"] else {}
-    return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], drawn)
+    return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], _noise(noise, mu))
+
+
+def _noise(made: dict[str, Any], mu: Mapping[str, Tensor]) -> Directions:
+    return LowRank(made["rank"]) if made["kind"] == "low_rank" else noise_source(made["kind"], mu)
 
 
 def _check_files(run: Path, config: RunConfig, header: Header) -> None:

@@ -83,10 +83,9 @@ class Session:
         self._callback: MetricsCallback | None = None
         self.directory.create()
         self.job.wait()
-        self.say(
-            f"{len(self.train)} training rows, {len(self.eval)} held-out prompts"
-            + "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
-        )
+        left_out = "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
+        self.rows = f"{len(self.train)} training rows, {len(self.eval)} held-out prompts{left_out}"
+        self.say(self.rows)
 
     def _load(self, device: Any) -> Any:
         config = self.config

@@ -22,7 +22,7 @@ from zopro.objectives import log_ratio_surrogate
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZerothOrderMixin
 from zopro.zo import Directions, Ranks, Targeted
-from zopro.zo.directions import NOISES
+from zopro.zo.directions import NOISES, noise_source
 from zopro.zo.ranks import PARALLEL
 from zopro.zo.spsa import EVALUATIONS
 
@@ -45,8 +45,10 @@ class ZOPrOConfig(RLOOConfig):
         None, "clipped (RLOO's clipped ratio) or log_ratio (same gradient, on-policy; bends and clips nowhere)."
     )
     decay: str = option("linear", "Decay of the previous update's share d: linear or exponential.")
-    noise: str = option(
-        "gaussian", "What directions, or the noise in them, are drawn from: gaussian, rademacher or low_rank."
+    noise: str | None = option(
+        None,
+        "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank, or signs (of the tensors "
+        "of the previous update; gaussian where there is none).",
     )
     normalize: bool | None = option(None, "Scale targeted directions to root mean square 1.")
     parallel: str = option("data", "What processes share: data, or queries (then each has all the data).")
@@ -64,9 +66,10 @@ class ZOPrOConfig(RLOOConfig):
             )
         if self.parallel not in PARALLEL:
             raise ValueError(f"parallel: must be 'data' or 'queries', got {self.parallel!r}")
-        if self.noise not in NOISES:
-            raise ValueError(f"noise: must be one of {', '.join(NOISES)}, got {self.noise!r}")
         default = self.preset == "default"
+        self.noise = self.noise or ("signs" if default else "gaussian")
+        if self.noise not in ("signs", *NOISES):
+            raise ValueError(f"noise: must be one of signs, {', '.join(NOISES)}, got {self.noise!r}")
         self.surrogate = self.surrogate or ("log_ratio" if default else "clipped")
         if self.surrogate not in ("clipped", "log_ratio"):
             raise ValueError(f"surrogate: must be 'clipped' or 'log_ratio', got {self.surrogate!r}")
@@ -105,7 +108,7 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
 
     def directions(self) -> Directions:
         options: Any = self.args
-        noise = NOISES[options.noise]()
+        noise = noise_source(options.noise, self.previous_update)
         if not self.previous_update:
             return noise
         steps = max(1, self.state.max_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,9 @@ def words(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_command(words: list[str], launched: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main([*words, "guided", "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+    out, said = capsys.readouterr()
+    printed = json.loads(out)
+    assert re.search(r"^\d+ training rows, 12 held-out prompts", said, re.MULTILINE) and printed["prompts"] == 12
     assert printed["methods"]["guided"]["seeds"] == 1 and (tmp_path / "out/compare.json").exists()
 
 

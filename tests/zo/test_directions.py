@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from zopro.zo import Directions, Gaussian, LowRank, Rademacher, Targeted, target_share
+from zopro.zo import Directions, Gaussian, LowRank, Rademacher, Signs, Targeted, target_share
+from zopro.zo.directions import noise_source
 
 SHAPES = {"layer.lora_A.weight": (4, 6), "layer.lora_B.weight": (6, 4), "twin": (4, 6), "bias": (5,), "gate": (1,)}
 PARAMS = [(name, torch.zeros(shape)) for name, shape in SHAPES.items()]
@@ -44,9 +46,13 @@ KINDS = {
     "targeted, no previous update": lambda: Targeted({}, random_update(2, names=("twin", "bias")), total_steps=10),
     "targeted, no reward update": lambda: Targeted(random_update(1), {}, total_steps=10),
 }
+COINS = {
+    "signs": lambda: Signs(random_update(1)),
+    "targeted, signs": lambda: targeted(noise=Signs(random_update(1, 0.01))),
+}  # one coin a tensor, which may well fall alike twice
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(params=[*KINDS.values(), *COINS.values()], ids=[*KINDS, *COINS])
 def directions(request: pytest.FixtureRequest) -> Directions:
     return request.param()
 
@@ -82,6 +88,7 @@ def test_each_draw_is_a_tensor_of_its_own(directions: Directions) -> None:
     assert all(torch.equal(first[name], 3 * second[name]) for name in first)
 
 
+@pytest.mark.parametrize("directions", [kind() for kind in KINDS.values()], ids=KINDS)
 def test_seeds_and_steps_give_different_z(directions: Directions) -> None:
     z = [directions.sample(PARAMS, seed, step) for seed, step in ((0, 4), (1, 4), (0, 5))]
     for other in z[1:]:
@@ -136,6 +143,32 @@ def test_low_rank_matrices_have_that_rank_and_unit_covariance(rank: int) -> None
         LowRank(0)
 
 
+def test_signs_are_fair_coins_one_a_tensor_on_the_update_at_root_mean_square_one() -> None:
+    update = random_update(1, 1e-4) | {"bias": torch.zeros(5)}
+    directions = Signs(update)
+    moving = [name for name in SHAPES if name != "bias"]
+    drawn = [directions.sample(PARAMS, seed, step) for seed in range(20) for step in range(20)]
+    ratios = torch.tensor([[float((z[name] / update[name]).mean()) for name in moving] for z in drawn])
+    for column, name in enumerate(moving):
+        size = float(update[name].square().mean().sqrt())
+        assert torch.allclose(ratios[:, column].abs(), torch.tensor(1 / size), rtol=1e-4)
+        assert all(torch.allclose(z[name] / update[name], ratios[i, column]) for i, z in enumerate(drawn[:5]))
+    signs = ratios.sign()
+    assert float(signs.mean(0).abs().max()) < 5 / math.sqrt(len(signs)), "a coin that is not fair"
+    products = signs.T @ signs / len(signs) - torch.eye(len(moving))
+    assert float(products.abs().max()) < 5 / math.sqrt(len(signs)), "coins that are not independent"
+    assert all(torch.equal(z["bias"], Gaussian().tensor("bias", torch.zeros(5), seed, step)) for z, (seed, step) in
+               zip(drawn, ((seed, step) for seed in range(20) for step in range(20)), strict=True))  # fmt: skip
+
+
+def test_noise_source_of_signs_without_an_update_is_gaussian() -> None:
+    assert isinstance(noise_source("signs", {}), Gaussian)
+    assert isinstance(noise_source("signs", random_update(1)), Signs)
+    assert isinstance(noise_source("low_rank", random_update(1)), LowRank)
+    with pytest.raises(ValueError, match="update: must be finite, got NaN or infinity in 'twin'"):
+        noise_source("signs", {"twin": torch.full((4, 6), math.nan)})
+
+
 # Targeted: the equations of the paper as properties.
 
 values = st.floats(-10, 10, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
@@ -151,15 +184,23 @@ def updates(draw: st.DrawFn) -> tuple[Tensor, Tensor, int, int, int]:
     return mu.float(), v.float(), draw(st.integers(0, 2**31)), draw(st.integers(0, total - 1)), total
 
 
+NOISY: dict[str, Callable[[Tensor], Directions]] = {
+    "gaussian": lambda mu: Gaussian(),
+    "signs": lambda mu: Signs({"w": mu}),
+}
+
+
 def noise_of(z: Tensor, mu: Tensor, d: float) -> Tensor:
     return (z.double() - d * mu.double()) / math.sqrt(1 - d * d)
 
 
+@pytest.mark.parametrize("kind", NOISY)
 @settings(max_examples=150, deadline=None)
-@given(updates())
-def test_noise_is_orthogonal_to_v_and_as_long_as_mu(case: tuple[Tensor, Tensor, int, int, int]) -> None:
+@given(case=updates())
+def test_noise_is_orthogonal_to_v_and_as_long_as_mu(kind: str, case: tuple[Tensor, Tensor, int, int, int]) -> None:
     mu, v, seed, step, total = case
-    z = Targeted({"w": mu}, {"w": v}, total, normalize=False).tensor("w", mu, seed, step)
+    assume(kind == "gaussian" or angle(mu, v) > 1e-5)  # signs of parallel updates: the test below
+    z = Targeted({"w": mu}, {"w": v}, total, normalize=False, noise=NOISY[kind](mu)).tensor("w", mu, seed, step)
     assert torch.isfinite(z).all()
     d = target_share(step, total, "linear")
     noise = noise_of(z, mu, d) if float(mu.abs().max()) > 0 else z.double()
@@ -169,6 +210,27 @@ def test_noise_is_orthogonal_to_v_and_as_long_as_mu(case: tuple[Tensor, Tensor, 
     if float(v.abs().max()) > 0:
         along = float((noise * v.double()).sum() / v.double().norm())
         assert abs(along) <= 1e-6 * float(noise.norm()) + rounding
+
+
+def angle(mu: Tensor, v: Tensor) -> float:
+    """Sine of the angle between two tensors' lines; 1 where one is zero."""
+    a, b = (x.double() / x.double().abs().max() if float(x.abs().max()) > 0 else x.double() for x in (mu, v))
+    if not (float(a.norm()) > 0 and float(b.norm()) > 0):
+        return 1.0
+    b = b / b.norm()
+    return float((a - (a * b).sum() * b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("factor", [2.0, -0.1])
+def test_signs_of_an_update_along_the_reward_s_leave_the_update_alone(factor: float) -> None:
+    mu = random_update(1)
+    directions = Targeted(
+        mu, {name: factor * tensor for name, tensor in mu.items()}, 10, normalize=False, noise=Signs(mu)
+    )
+    for step in (0, 4, 9):
+        z = directions.sample(PARAMS, 0, step)
+        d = target_share(step, 10)
+        assert all(torch.allclose(z[name], d * mu[name], atol=1e-6) for name in SHAPES)
 
 
 @settings(max_examples=60, deadline=None)

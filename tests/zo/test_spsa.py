@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from zopro.zo import SPSA, Directions, Gaussian, LowRank, Rademacher, Ranks, Targeted
+from zopro.zo import SPSA, Directions, Gaussian, LowRank, Rademacher, Ranks, Signs, Targeted
 
 Problem = tuple[nn.Module, Callable[[], Tensor]]
 
@@ -80,6 +80,7 @@ DIRECTIONS = {
     "gaussian": lambda m: Gaussian(),
     "rademacher": lambda m: Rademacher(),
     "low_rank": lambda m: LowRank(),
+    "signs": lambda m: Signs({n: torch.randn_like(p) for n, p in trainable(m)}),
     "targeted": previous,
 }
 
@@ -372,6 +373,25 @@ def test_it_learns(options: dict[str, Any]) -> None:
         for _ in range(100):
             opt.step(closure)
         assert float(closure().detach()) < 0.8 * start
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_signs_find_which_tensors_should_go_back_along_the_update(seed: int) -> None:
+    """Eight of twelve tensors go on along mu, four go back: Gaussian noise learns the mean of that, signs each."""
+    generator = torch.Generator().manual_seed(seed)
+    mu = {f"w{i}": torch.randn(6, 5, generator=generator) for i in range(12)}
+    goals = [tensor if i % 3 else -tensor for i, tensor in enumerate(mu.values())]
+    left = {}
+    for noise in (Gaussian(), Signs(mu)):
+        named = [(name, torch.zeros(6, 5)) for name in mu]
+        opt = SPSA(named, lr=0.05, directions=Targeted(mu, {}, 80, noise=noise), seed=seed, second_moment_beta=0.9)
+
+        def loss(named: Any = named) -> Any:
+            return sum((tensor - goal).square().sum() for (_, tensor), goal in zip(named, goals, strict=True))
+
+        losses = [opt.step(loss) for _ in range(80)]
+        left[type(noise)] = float(losses[-1]) / float(losses[0])
+    assert left[Signs] < 0.2 and left[Signs] < 0.3 * left[Gaussian]
 
 
 # As an ordinary optimiser.

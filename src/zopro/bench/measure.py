@@ -116,7 +116,7 @@ def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
         sides=work.sides,
         queries=work.queries,
         evaluation=work.evaluation,
-        noise="gaussian" if work.directions == "targeted" else work.directions,
+        noise=None if work.directions == "targeted" else work.directions,
         eps=1e-3,
         learning_rate=1e-6,
     )

@@ -38,7 +38,10 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
     runner = _Runner(out, replace(config, output_dir=str(out / "shared"), method="zopro"), quiet)
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
-    start = runner.result(Job("prepare", plan.start))["start"]
+    prepared = runner.result(Job("prepare", plan.start))
+    start = prepared["start"]
+    if "rows" in prepared:  # earlier versions kept none
+        runner.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
     methods = _finished(out / "compare.json", plan)
     failed: dict[str, str] = {}

@@ -59,7 +59,7 @@ def _prepare(session: Session, job: Job) -> dict[str, Any]:
     for output, stage, arguments in stages:
         if not output.exists():
             stage(session, *arguments)
-    return {"start": measure(session, start_folder(session, job), job)}
+    return {"start": measure(session, start_folder(session, job), job), "rows": session.rows}
 
 
 def start_folder(session: Session, job: Job) -> Path:

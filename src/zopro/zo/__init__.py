@@ -1,6 +1,6 @@
 """Zeroth-order optimisation for PyTorch: directions, schedules and the SPSA optimiser. Imports nothing but torch."""
 
-from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Targeted
+from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Signs, Targeted
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.ranks import Ranks
 from zopro.zo.records import Estimate, StepRecord
@@ -16,6 +16,7 @@ __all__ = [
     "Rademacher",
     "Ranks",
     "ResidualFeedback",
+    "Signs",
     "StepRecord",
     "Targeted",
     "auto_eps",

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from zopro.zo.schedules import target_share
 
+ROUNDING = 1e-6  # root mean square of noise below which projections have left nothing of it
+
 
 def tensor_generator(name: str, seed: int, step: int, device: torch.device) -> torch.Generator:
     """A fresh generator for one tensor at one step; its seed is the first 8 bytes of BLAKE2b(seed / step / name)."""
@@ -99,8 +101,43 @@ class LowRank(Directions):
         return (factors[:rows] @ factors[rows:].div_(math.sqrt(self.rank)).T).view(like.shape)
 
 
+class Signs(Directions):
+    """z = s mu sqrt(n) / |mu| for each tensor of n entries: its part of an earlier update, with a random sign s.
+
+    SPSA with Rademacher signs in the subspace that has one coordinate a tensor. A model of hundreds of tensors has
+    millions of entries, and the gradient's component in that subspace is far larger than along noise of all entries: the
+    step finds out which tensors should go on along the update and which should go back. (Ours.)
+
+    Args:
+        update: name -> mu. A tensor without one (missing or 0) draws N(0, I). May be a lazy mapping.
+
+    Raises:
+        ValueError: a non-finite update.
+    """
+
+    def __init__(self, update: Mapping[str, Tensor]) -> None:
+        self.update = update
+        self._norms = _norms("update", update)
+
+    def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
+        norm = self._norms.get(name)
+        if norm is None:
+            return _gaussian(name, like, seed, step)
+        generator = tensor_generator(name, seed, step, torch.device("cpu"))
+        sign = 1 - 2 * int(torch.randint(2, (), generator=generator))
+        mu = self.update[name].to(device=like.device, dtype=torch.float32)
+        return mu * (sign * math.sqrt(mu.numel()) / norm)
+
+
 NOISES: dict[str, Callable[[], Directions]] = {"gaussian": Gaussian, "rademacher": Rademacher, "low_rank": LowRank}
 """Directions without a preference, by the name that options give them."""
+
+
+def noise_source(kind: str, update: Mapping[str, Tensor]) -> Directions:
+    """What n is drawn from: one of `NOISES`, or `Signs` of `update` ("signs"); of an empty update, `Gaussian`."""
+    if kind == "signs":
+        return Signs(update) if len(update) else Gaussian()
+    return NOISES[kind]()
 
 
 class Targeted(Directions):
@@ -113,7 +150,7 @@ class Targeted(Directions):
     d is `target_share(step, total_steps, decay)`. Tensors without a reward update (v missing or 0) keep n as it is.
     Tensors without a previous update (mu missing or 0) would never move: they take n_perp alone, at the mean of the
     others' root mean squares, or unscaled if there are no others. (A one-element tensor has no noise orthogonal to its
-    reward update, and moves along mu only.)
+    reward update, and moves along mu only; so does one whose noise is parallel to it, which `Signs` can be.)
 
     Args:
         previous_update: name -> mu; shapes of the parameters. May be a lazy mapping.
@@ -122,7 +159,7 @@ class Targeted(Directions):
         decay: "linear" (0 at step N - 1) or "exponential".
         normalize: scale all of z by one factor so that mu has root mean square 1, which gives `lr` and `eps` the
             meaning they have for Gaussian directions. False keeps the paper's scale.
-        noise: where n is drawn from; by default `Gaussian()`, as in the paper.
+        noise: where n is drawn from, with entries of root mean square 1; by default `Gaussian()`, as in the paper.
 
     Raises:
         ValueError: total_steps < 1, an unknown decay, a non-finite update, or (from `check`) an update whose shape
@@ -218,6 +255,6 @@ def _norms(label: str, update: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _rescaled(noise: Tensor, norm: float) -> Tensor:
-    """`noise` scaled to the given norm, in place; zero noise stays zero."""
+    """`noise`, drawn with root mean square 1, scaled to the given norm in place; what is but rounding becomes 0."""
     current = norm_of(noise)
-    return noise.mul_(norm / current) if current > 0 else noise
+    return noise.mul_(norm / current) if current > ROUNDING * math.sqrt(noise.numel()) else noise.zero_()
