@@ -37,9 +37,7 @@ class Header:
     iteration: int
     method: str
     start: str  # the folder of the policy before the first step
-    directions: dict[
-        str, Any
-    ]  # kind: gaussian, rademacher, low_rank, signs, targeted or another class's name; its arguments
+    directions: dict[str, Any]  # kind, as `zopro.recording.KINDS` names it, or another class's name; its arguments
     files: dict[str, str]  # sha256 of each tensor file that the steps depend on
     untrained: list[str] = field(default_factory=list)  # tensors of the start's files that no step changes
     unsaved: list[str] = field(default_factory=list)  # trained tensors that the start's files do not hold

@@ -28,7 +28,7 @@ from zopro.recording import digest
 from zopro.threads import torch_threads
 from zopro.updates import policy_update, read_tensor, reward_update, tensor_files
 from zopro.zo import SPSA, Directions, Targeted
-from zopro.zo.directions import NOISES, LowRank, noise_source
+from zopro.zo.directions import NOISE_KINDS, LowRank, noise_source
 
 
 def replay(
@@ -127,7 +127,7 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
             "it cannot be replayed. Use zopro export."
         )
     noise = made.get("noise", {"kind": "gaussian"}) if made["kind"] == "targeted" else made
-    if noise["kind"] not in ("signs", *NOISES):
+    if noise["kind"] not in NOISE_KINDS:
         raise InputError(
             f"--iteration: {header.iteration} was trained along {noise['kind']} directions, which come from the data and "
             "not from a seed, so a journal cannot rebuild them. Use zopro export."

@@ -22,7 +22,7 @@ from zopro.objectives import log_ratio_surrogate
 from zopro.rloo import EngineRLOOTrainer
 from zopro.trainer import ZerothOrderMixin
 from zopro.zo import Directions, Ranks, Targeted
-from zopro.zo.directions import NOISES, noise_source
+from zopro.zo.directions import NOISE_KINDS, noise_source
 from zopro.zo.ranks import PARALLEL
 from zopro.zo.spsa import EVALUATIONS
 
@@ -68,8 +68,8 @@ class ZOPrOConfig(RLOOConfig):
             raise ValueError(f"parallel: must be 'data' or 'queries', got {self.parallel!r}")
         default = self.preset == "default"
         self.noise = self.noise or ("signs" if default else "gaussian")
-        if self.noise not in ("signs", *NOISES):
-            raise ValueError(f"noise: must be one of signs, {', '.join(NOISES)}, got {self.noise!r}")
+        if self.noise not in NOISE_KINDS:
+            raise ValueError(f"noise: must be one of {', '.join(NOISE_KINDS)}, got {self.noise!r}")
         self.surrogate = self.surrogate or ("log_ratio" if default else "clipped")
         if self.surrogate not in ("clipped", "log_ratio"):
             raise ValueError(f"surrogate: must be 'clipped' or 'log_ratio', got {self.surrogate!r}")

@@ -132,6 +132,9 @@ class Signs(Directions):
 NOISES: dict[str, Callable[[], Directions]] = {"gaussian": Gaussian, "rademacher": Rademacher, "low_rank": LowRank}
 """Directions without a preference, by the name that options give them."""
 
+NOISE_KINDS = ("signs", *NOISES)
+"""What `noise_source` makes."""
+
 
 def noise_source(kind: str, update: Mapping[str, Tensor]) -> Directions:
     """What n is drawn from: one of `NOISES`, or `Signs` of `update` ("signs"); of an empty update, `Gaussian`."""
