@@ -7,17 +7,16 @@ a graph that spans it alone. What a block reads of the prompts is held constant.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import Cache, DynamicCache
 
-from zopro.engine.shared import Select, Watch
+from zopro.engine.shared import Select, Watch, read_as
 from zopro.engine.stream import hooked
 from zopro.errors import InputError
 from zopro.zo.guided import local_rows, vjp_in_pieces
@@ -46,11 +45,11 @@ class BlockCalls(Watch):
     @property
     def elements(self) -> int:
         """Elements held."""
-        layers = [layer for layer in self._cache.layers if layer.get_seq_length() > 0]
-        return self.inputs.numel() + sum(layer.keys.numel() + layer.values.numel() for layer in layers)
+        kept = [part for layer in self._cache.layers for part in tree_leaves(vars(layer)) if isinstance(part, Tensor)]
+        return self.inputs.numel() + sum(part.numel() for part in kept)
 
     def prompts(self, cache: DynamicCache) -> None:
-        self._cache = _copied(cache)
+        self._cache = cache
 
     @contextmanager
     def passing(self, select: Select) -> Iterator[None]:
@@ -96,12 +95,7 @@ class BlockCalls(Watch):
     def _run(self, index: int, stream: Tensor, rows: slice) -> Tensor:
         block, batch = self.blocks[index], self.inputs.shape[1]
         args, kwargs, named = self._calls[index]
-        cache = _copied(self._cache)
-        chosen = torch.arange(rows.start, rows.stop, device=stream.device) // self.copies
-        numbers = {getattr(module, "layer_idx", None) for module in block.modules()}
-        for number, layer in enumerate(cache.layers):
-            if number in numbers:
-                layer.reorder_cache(chosen)
+        cache = read_as(self._cache, torch.arange(rows.start, rows.stop, device=stream.device) // self.copies)
 
         def part(value: Any) -> Any:
             if value is _CACHE:
@@ -129,10 +123,3 @@ _CACHE = object()  # stands for the cache among what a block was called with
 
 def _without_cache(value: Any) -> Any:
     return _CACHE if isinstance(value, Cache) else value
-
-
-def _copied(cache: DynamicCache) -> DynamicCache:
-    """Another cache with the same tensors: what extends one leaves the other as it is."""
-    copied = copy.copy(cache)
-    copied.layers = [copy.copy(layer) for layer in cache.layers]
-    return copied

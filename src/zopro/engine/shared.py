@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from zopro.engine.causal import Decoder, positions
 
@@ -21,7 +24,7 @@ class Watch:
         """Called first, with (B, C') that says where the completions' tokens stand."""
 
     def prompts(self, cache: DynamicCache) -> None:
-        """Called with the keys and values of the shared prompts, one row each, before completions extend them."""
+        """Called with the keys and values of the shared prompts, one row each. Nothing changes them afterwards."""
 
     @contextmanager
     def passing(self, select: Select) -> Iterator[None]:
@@ -69,11 +72,38 @@ def hidden_shared(
         first = slice(split - tail)
         parts.hidden(ids[::copies, first], mask[::copies, first], where[::copies, first], cache)
     watch.prompts(cache)
-    select_rows(cache, torch.arange(len(ids), device=ids.device) // copies)
+    cache = read_as(cache, torch.arange(len(ids), device=ids.device) // copies)
     behind, before = slice(split - tail, None), max(0, tail - 1)  # of what runs now, `before` columns predict prompt
     with watch.passing(lambda states: states[:, before:]):
         found.append(parts.hidden(ids[:, behind], mask, where[:, behind], cache)[:, before:])
     return torch.cat(found, dim=1)
+
+
+def read_as(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """For one pass: a cache with the given rows of this one, which stays as it is; differentiable.
+
+    A layer's rows are made when the pass comes to it and forgotten with what attention reads there, as is what the pass
+    adds: one layer's keys and values are repeated at a time, not the whole network's.
+    """
+    chosen = copy.copy(cache)
+    chosen.layers = [_read_layer(layer, rows) for layer in cache.layers]
+    return chosen
+
+
+def _read_layer(layer: CacheLayerMixin, rows: Tensor) -> CacheLayerMixin:
+    chosen = copy.copy(layer)
+    if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+
+        def update(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            once = copy.copy(layer)
+            once.reorder_cache(rows)
+            return once.update(*args, **kwargs)
+
+        chosen.update = update
+    else:  # such as recurrent states, held in dictionaries
+        vars(chosen).update({name: dict(value) for name, value in vars(layer).items() if isinstance(value, dict)})
+        chosen.reorder_cache(rows)
+    return chosen
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
