@@ -149,7 +149,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
     length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
     plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
-    plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried for each (default: 3)")
+    plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried at most (default: 3)")
     plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
     plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
     _add_configuration(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -36,13 +37,34 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
 
 def test_rates_lie_around_the_configured_one() -> None:
     plan = Plan(("rloo",), steps=1)
-    assert plan.rates("rloo", CONFIG) == pytest.approx([2e-4 / 3, 2e-4, 6e-4], rel=1e-5)
-    assert plan.rates("zopro", CONFIG)[1] == 1e-4, "the default preset's"
+    assert [plan.rate("rloo", CONFIG, power) for power in (-1, 0, 1)] == pytest.approx([2e-4 / 3, 2e-4, 6e-4], rel=1e-5)
+    assert plan.rate("zopro", CONFIG) == 1e-4, "the default preset's"
     tuned = replace(CONFIG, learning_rate=0.5)
-    assert plan.rates("zopro-paper", tuned)[1] == 1.0, "the paper's preset's: its rates are relative to |mu|"
-    assert plan.rates("zopro-paper", replace(tuned, preset="paper"))[1] == 0.5
-    assert replace(plan, learning_rates=1).rates("guided", CONFIG) == [CONFIG.guided_learning_rate]
-    assert replace(plan, learning_rates=2).rates("mezo", replace(CONFIG, learning_rate=0.5)) == [0.5, 1.5]
+    assert plan.rate("zopro-paper", tuned) == 1.0, "the paper's preset's: its rates are relative to |mu|"
+    assert plan.rate("zopro-paper", replace(tuned, preset="paper")) == 0.5
+    assert plan.rate("guided", CONFIG) == CONFIG.guided_learning_rate
+    assert plan.rate("mezo", replace(CONFIG, learning_rate=0.5), 1) == 1.5
+
+
+@pytest.mark.parametrize("best", [-3, -1, 0, 1, 3])
+@pytest.mark.parametrize("trials", [1, 2, 3, 4, 6])
+def test_the_search_climbs_to_the_best_rate_or_as_far_as_its_trials_reach(best: int, trials: int) -> None:
+    plan, tried = Plan(("rloo",), steps=1, learning_rates=trials), dict[int, float]()
+    while (power := plan.next_power(tried)) is not None:
+        assert power not in tried
+        tried[power] = -abs(power - best)
+    assert len(tried) <= trials
+    found = max(tried, key=tried.__getitem__)
+    enough = best + 1 if best >= 0 else 2 - best  # trials from 0 upwards, and with a first one upwards in vain
+    assert found == best if trials >= enough else abs(found) < abs(best)
+    assert list(tried)[:2] == [0, 1][:trials]
+
+
+def test_the_search_goes_down_from_rates_that_fail() -> None:
+    plan, tried = Plan(("rloo",), steps=1, learning_rates=4), dict[int, float]()
+    while (power := plan.next_power(tried)) is not None:
+        tried[power] = -math.inf if power > -2 else 1.0
+    assert sorted(tried) == [-2, -1, 0, 1]
 
 
 def test_a_job_s_folder_is_told_apart_by_everything_it_does() -> None:

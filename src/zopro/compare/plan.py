@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from zopro.config import METHODS, RunConfig
@@ -34,7 +34,8 @@ class Plan:
         steps: policy steps of each training; 0 if a budget is given.
         budget_minutes: minutes of training, evaluation left out; each method takes the steps that fit; 0: by `steps`.
         points: measurements along each training, evenly spaced over its steps (the start is one more).
-        learning_rates: rates tried for each method, by factors of 3 around the configured one; 1 searches nothing.
+        learning_rates: rates tried for each method at most, by factors of 3, from the configured one on to where the
+            best lies between two others; 1 searches nothing.
         search_share: length of a trial of a rate, as a share of a training.
         start: "sft", every method starts from the SFT policy, whose update is the previous one; or "iteration": from
             iteration 0's policy, with its update and the reward model's.
@@ -73,18 +74,35 @@ class Plan:
         _check(0 < self.search_share <= 1, "search_share", "must lie in (0, 1]", self.search_share)
         _check(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}", self.start)
 
-    def rates(self, method: str, config: RunConfig) -> list[float]:
-        """The learning rates tried, in ascending order: the configured one in the middle (or just above it).
+    def rate(self, method: str, config: RunConfig, power: int = 0) -> float:
+        """The configured learning rate of a method, times 3^power.
 
-        >>> Plan(("rloo",), steps=1).rates("rloo", RunConfig(model="m", task="chat", train_data="x", seed=0))[1]
-        0.0002
+        >>> Plan(("rloo",), steps=1).rate("rloo", RunConfig(model="m", task="chat", train_data="x", seed=0), 1)
+        0.0006
         """
         if method == "zopro-paper" and config.preset != "paper":  # `learning_rate` is the other preset's
             middle = PRESET_RATES["paper"]
         else:
             middle = float(getattr(config, RATE_KEYS.get(method, "learning_rate"))) or PRESET_RATES[config.preset]
-        first = -((self.learning_rates - 1) // 2)
-        return [float(f"{middle * RATE_STEP ** (first + i):.6g}") for i in range(self.learning_rates)]
+        return float(f"{middle * RATE_STEP**power:.6g}")
+
+    def next_power(self, objectives: Mapping[int, float]) -> int | None:
+        """Which power of 3 the search tries next: the best one's neighbours, upwards first.
+
+        Args:
+            objectives: what each power tried so far gave; -inf for a training that failed.
+
+        Returns:
+            None once `learning_rates` are tried, or the best lies between two others.
+
+        >>> Plan(("rloo",), steps=1, learning_rates=4).next_power({0: 1.0, 1: 1.2})
+        2
+        """
+        if not objectives:
+            return 0
+        best = max(objectives, key=lambda power: (objectives[power], -power))  # of failures the smallest
+        beside = [power for power in (best + 1, best - 1) if power not in objectives]
+        return beside[0] if beside and len(objectives) < self.learning_rates else None
 
     def trial(self, job: Job) -> Job:
         """A short training of the search from a full one."""

@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -83,33 +82,37 @@ def _finished(path: Path, plan: Plan) -> dict[str, Any]:
 
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
     """Search the learning rate, train with every seed, and summarise."""
-    rates = plan.rates(method, runner.config)
-    full = Job("train", plan.start, method, 0, rates[len(rates) // 2], plan.steps, plan.budget_minutes * 60, plan.points)
+    rate = plan.rate(method, runner.config)
+    full = Job("train", plan.start, method, 0, rate, plan.steps, plan.budget_minutes * 60, plan.points)
     if plan.budget_minutes:
         probe = runner.result(replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
         full = replace(full, steps=max(1, math.floor(full.budget_seconds * probe["steps"] / probe["seconds"])))
-    search = _search(runner, plan, full, rates) if len(rates) > 1 else []
-    best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rates[0]
+    search = _search(runner, plan, full) if plan.learning_rates > 1 else []
+    best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rate
     results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
     return {**method_summary(results, start), "learning_rate": best, "seeds": plan.seeds, "search": search}
 
 
-def _search(runner: _Runner, plan: Plan, full: Job, rates: Sequence[float]) -> list[dict[str, float]]:
+def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
     """Reward, KL and what is maximised, reward less beta KL, of a short training with each rate; diverged ones out."""
-    lines = []
-    for rate in rates:
+    lines: list[dict[str, float]] = []
+    objectives: dict[int, float] = {}
+    while (power := plan.next_power(objectives)) is not None:
+        rate = plan.rate(full.method, runner.config, power)
+        objectives[power] = -math.inf
         try:
             point = runner.result(plan.trial(replace(full, learning_rate=rate)))["points"][-1]
         except JobFailed as error:
             runner.say(f"{full.method}: learning rate {rate:g} failed: {error}")
             continue
         reward, kl = fmean(point["rewards"]), fmean(point["kl"])
-        if math.isfinite(reward) and math.isfinite(kl):
-            objective = reward - runner.config.beta * kl
+        objective = reward - runner.config.beta * kl
+        if math.isfinite(objective):
+            objectives[power] = objective
             lines.append({"learning_rate": rate, "reward": reward, "kl": kl, "objective": objective})
     if not lines:
-        raise JobFailed(f"no learning rate among {', '.join(f'{rate:g}' for rate in rates)} could be trained")
-    return lines
+        raise JobFailed(f"no learning rate of {len(objectives)} could be trained")
+    return sorted(lines, key=lambda line: line["learning_rate"])
 
 
 def _launch(described: Path, log: Any) -> int:
