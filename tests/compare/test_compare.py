@@ -55,7 +55,10 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     assert len(launched) == 2 + 2 + 2, "shared work and inference; the search; the seeds"
     assert json.loads((tmp_path / "compare.json").read_text()) == result
     found = result["methods"]["guided"]
-    assert set(found) == {"curve", "peak_mb", "seconds_per_step", "learning_rate", "seeds", "search"}
+    assert set(found) == {
+        "curve", "gain", "peak_mb", "seconds_per_step", "final_rewards", "learning_rate", "seeds", "search",
+    }  # fmt: skip
+    assert found["gain"]["mean"] == pytest.approx(found["curve"][-1]["reward"] - result["start"]["reward"])
     assert [point["step"] for point in found["curve"]] == [0, 2, 4] and found["seeds"] == 2
     assert set(found["curve"][0]) == {"step", "seconds", "reward", "reward_low", "reward_high", "kl"}
     seconds = [point["seconds"] for point in found["curve"]]
@@ -74,7 +77,7 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     again = compare(config(settings, tmp_path), replace(plan, methods=("mezo",)), quiet=True)
     assert len(launched) == before + 1, "a second seed of mezo"
     assert {name: method["seeds"] for name, method in again["methods"].items()} == {"guided": 1, "mezo": 2}
-    assert again["gain_ratios"].keys() == {"guided", "mezo"}
+    assert again["gain_ratios"].keys() == again["differences"].keys() == {"guided", "mezo"}
     other = compare(config(settings, tmp_path), replace(plan, methods=("mezo",), points=1), quiet=True)
     assert list(other["methods"]) == ["mezo"], "measured at other points: nothing to set beside it"
     with pytest.raises(InputError, match=r"output_dir: .* belongs to another config \(beta is 0.05 there, 0.1 here\)"):

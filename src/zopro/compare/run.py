@@ -14,7 +14,7 @@ from typing import Any
 
 from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
-from zopro.compare.summary import gain_ratios, markdown, method_summary, start_point
+from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.rundir import RunDirectory, write_text
@@ -60,6 +60,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
         "start": start_point(start),
         "methods": methods,
         "gain_ratios": gain_ratios(methods),
+        "differences": differences(methods),
         "failed": failed,
         "out": str(out),
     }

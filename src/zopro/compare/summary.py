@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
@@ -41,18 +41,48 @@ def start_point(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
-    """Curve, peak memory (the largest of the seeds) and seconds per step of one method from its seeds' results."""
+    """One method from its seeds' results.
+
+    Curve, what it gained at the end (paired by prompt), peak memory (the largest of the seeds), seconds per step, and the
+    rewards at the end, [seed][prompt], to set beside another method's.
+    """
     count = min(len(result["points"]) for result in results)  # a budget may end a seed's training early
     curve = [start_point(start)]
     for index in range(count):
         points = [result["points"][index] for result in results]
         step = round(fmean(point["step"] for point in points))
         curve.append(_point(step, fmean(point["seconds"] for point in points), points))
+    final = [result["points"][-1]["rewards"] for result in results]
     return {
         "curve": curve,
+        "gain": _as_interval(_paired(final, [start["rewards"]] * len(final))),
         "peak_mb": max(result["peak_mb"] for result in results),
         "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
+        "final_rewards": final,
     }
+
+
+def _paired(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Differences [seed][prompt], of the seeds that both have."""
+    pairs = zip(first, second, strict=False)
+    return [[a - b for a, b in zip(mine, theirs, strict=True)] for mine, theirs in pairs]
+
+
+def _as_interval(differences: Sequence[Sequence[float]]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), interval(differences), strict=True))
+
+
+def differences(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """[a][b]: the reward of a less that of b at the end of their trainings, with its 95 % interval.
+
+    Paired by prompt and seed: prompts that are easy for both, and answers sampled alike, do not widen it. Methods that
+    were summarised by earlier versions, without their rewards, are left out.
+    """
+    known = {name: method["final_rewards"] for name, method in methods.items() if "final_rewards" in method}
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for a, b in permutations(known, 2):
+        table.setdefault(a, {})[b] = _as_interval(_paired(known[a], known[b]))
+    return table
 
 
 def reward_at(curve: Curve, seconds: float) -> float:
@@ -128,7 +158,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             str(method["seeds"]),
             f"{method['learning_rate']:g}",
             f"{end['reward']:.3f} [{end['reward_low']:.3f}, {end['reward_high']:.3f}]",
-            f"{end['reward'] - start['reward']:+.3f}",
+            _signed(method["gain"]) if "gain" in method else f"{end['reward'] - start['reward']:+.3f}",
             f"{end['kl']:.2f}",
             f"{method['seconds_per_step']:.3f}",
             f"{method['peak_mb']:.0f}",
@@ -143,6 +173,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *rows,
         "",
+        *_difference_rows(result["differences"]),
         "Learning rates were searched by short trainings on other prompts, for the largest reward - "
         f"{result['beta']:g} KL:",
         "",
@@ -150,6 +181,25 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     lines += [f"- {name} failed: {reason}" for name, reason in result["failed"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _signed(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:+.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _difference_rows(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Row less column, each pair of methods once with either sign."""
+    if not table:
+        return []
+    cells = [[_signed(table[a][b]) if a != b else "" for b in table] for a in table]
+    return [
+        "Reward of the row's method less the column's, paired by prompt and seed:",
+        "",
+        "| | " + " | ".join(table) + " |",
+        "|---|" + "---|" * len(table),
+        *(f"| {a} | " + " | ".join(row) + " |" for a, row in zip(table, cells, strict=True)),
+        "",
+    ]
 
 
 def _searched(method: Mapping[str, Any]) -> str:
