@@ -224,6 +224,13 @@ def test_a_written_config_is_read_back(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.parametrize("written", ["1e-5", "1.0e-5", "0.00001", "'1e-5'"])
+def test_a_number_is_the_same_configuration_however_it_is_written(written):
+    Path("config.yaml").write_text(f"{NEEDED}eps: {written}\n")
+    needed = {"model": "some-model", "task": "chat", "train_data": "rows.jsonl"}
+    assert load_config("config.yaml") == RunConfig(**needed, eps="1e-5") == RunConfig.from_dict({**needed, "eps": 1e-5})
+
+
 def test_libraries_are_quiet_but_zopro_is_heard(monkeypatch):
     monkeypatch.undo()
     with warnings.catch_warnings(record=True) as heard, monkeypatch.context() as patch:

@@ -202,10 +202,11 @@ class PolicyOptions:
         check(self.noise in ("", "signs", *NOISES), "noise", f"must be signs, {', '.join(NOISES)} or empty", self.noise)
         if self.eps not in ("", "auto"):
             try:
-                ok = 0 < float(self.eps) < math.inf
+                number = float(self.eps)
             except ValueError:
-                ok = False
-            check(ok, "eps", "must be a number greater than 0, or auto", self.eps)
+                number = math.nan
+            check(0 < number < math.inf, "eps", "must be a number greater than 0, or auto", self.eps)
+            self.eps = str(number)  # however it was written, so that a run's configuration is found to be the same
 
 
 @dataclass
