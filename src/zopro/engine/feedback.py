@@ -13,7 +13,8 @@ Four kinds, of rising cost and cosine (benchmarks/feedback_cosine.py measures bo
             product: all MLP adapters are guided, and those of attention see what the MLP makes of the signal
     chain   and so on from block to block, through the MLPs alone: attention is passed over
     block   and so on from block to block, attention included, on the answers and the last tokens of the prompts; all
-            adapters are guided. The rest of the prompts is held constant: with nothing held it is the gradient
+            adapters are guided. At the rest of the prompts' tokens what each block reads is held constant, and of the
+            block only its keys and values learn there: with nothing held it is the gradient
 
 `chain` and `block` are backward sweeps that keep what a block reads and no graph that reaches beyond one block.
 
@@ -136,7 +137,8 @@ class Feedback:
         def forward() -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
             shape = (input_ids, attention_mask, completion_length, num_generations)
             if self.local == "block":
-                calls = BlockCalls([block.module for block in self.blocks], self.final_norm, num_generations)
+                blocks, config = [block.module for block in self.blocks], self.parts.model.config
+                calls = BlockCalls(blocks, self.final_norm, num_generations, config)
                 states = completion_states(self.parts, *shape, watch=calls, tail=self.tail)
                 elements, gradients = calls.elements, partial(self._swept, calls=calls, real=states.real)
             else:

@@ -23,6 +23,11 @@ class Watch:
     def expect(self, real: Tensor) -> None:
         """Called first, with (B, C') that says where the completions' tokens stand."""
 
+    @contextmanager
+    def prefilling(self) -> Iterator[None]:
+        """Around the pass that gives `prompts` its keys and values, where answers come with a tail of the prompts."""
+        yield
+
     def prompts(self, cache: DynamicCache) -> None:
         """Called with the keys and values of the shared prompts, one row each. Nothing changes them afterwards."""
 
@@ -70,7 +75,8 @@ def hidden_shared(
             return found[0]
     elif split > tail:
         first = slice(split - tail)
-        parts.hidden(ids[::copies, first], mask[::copies, first], where[::copies, first], cache)
+        with watch.prefilling():
+            parts.hidden(ids[::copies, first], mask[::copies, first], where[::copies, first], cache)
     watch.prompts(cache)
     cache = read_as(cache, torch.arange(len(ids), device=ids.device) // copies)
     behind, before = slice(split - tail, None), max(0, tail - 1)  # of what runs now, `before` columns predict prompt
@@ -86,11 +92,12 @@ def read_as(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     adds: one layer's keys and values are repeated at a time, not the whole network's.
     """
     chosen = copy.copy(cache)
-    chosen.layers = [_read_layer(layer, rows) for layer in cache.layers]
+    chosen.layers = [read_layer(layer, rows) for layer in cache.layers]
     return chosen
 
 
-def _read_layer(layer: CacheLayerMixin, rows: Tensor) -> CacheLayerMixin:
+def read_layer(layer: CacheLayerMixin, rows: Tensor) -> CacheLayerMixin:
+    """One layer of `read_as`."""
     chosen = copy.copy(layer)
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
 
