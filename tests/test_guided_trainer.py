@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from trl import RLOOConfig
 
 from tiny_trainers import PROMPTS, head_only, lines, llama, mean_reward, online, same, weights
 from zopro import zeroth_order
@@ -19,6 +20,7 @@ from zopro.errors import InputError
 from zopro.guided_trainer import FeedbackScores, GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.online_dpo import OnlineDPOTrainer
 from zopro.random_state import preserve_random_state
+from zopro.rloo import EngineRLOOTrainer
 from zopro.zo.guided import ResidualFeedback
 
 
@@ -44,6 +46,22 @@ def adam(folder: Path, **options: Any) -> Any:
 def spsa(folder: Path, **options: Any) -> Any:
     own = {"model": adapted(), "learning_rate": 3e-2, "eps": 1e-2}
     return online(GuidedSPSATrainer, GuidedSPSAConfig, folder, {**own, **options})
+
+
+def test_with_all_of_the_prompts_swept_it_takes_the_steps_of_back_propagation(tmp_path: Path) -> None:
+    own = {"learning_rate": 0.1, "max_steps": 3, "optim": "sgd", "max_grad_norm": 0.0}
+    first_order = online(EngineRLOOTrainer, RLOOConfig, tmp_path, {"model": adapted(), **own})
+    guided, partly = adam(tmp_path, tail=0, guard_every=0, **own), adam(tmp_path, local="none", guard_every=0, **own)
+    before = weights(guided.model)
+    for trainer in (first_order, guided, partly):
+        trainer.train()
+    after, expected, other = (weights(trainer.model) for trainer in (guided, first_order, partly))
+    moved = max(float((expected[name] - before[name]).abs().max()) for name in before)
+    assert moved > 1e-3
+    assert all(torch.allclose(after[name], expected[name], atol=1e-2 * moved) for name in before), (
+        "but for bfloat16 prompts"
+    )
+    assert not all(torch.allclose(other[name], expected[name], atol=0.1 * moved) for name in before)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -25,7 +25,11 @@ class GuidedOptions:
         "Local products: none, mlp (inside each block's MLP), chain (from MLP to MLP) or block (from block to block; "
         "best and dearest).",
     )
-    guide_tail: int = option(4, "With guide_local block: how many tokens at the prompts' ends are swept; at least 1.")
+    guide_tail: int = option(
+        4,
+        "With guide_local block: how many tokens at the prompts' ends are swept; 0: all of the prompts, which makes the "
+        "guess the gradient. For prompts much longer than the answers.",
+    )
     guide_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
     guide_avoid_reward: bool = option(
         False, "Take the component along the reward model's last update off the guess, tensor by tensor."
@@ -36,7 +40,7 @@ class GuidedOptions:
     )
 
     def __post_init__(self) -> None:
-        positive(self, "guided_learning_rate", "guide_tail")
-        not_negative(self, "guide_blocks", "guard_every")
+        positive(self, "guided_learning_rate")
+        not_negative(self, "guide_tail", "guide_blocks", "guard_every")
         one_of(self, "guide", GUIDES)
         one_of(self, "guide_local", GUIDE_LOCAL)

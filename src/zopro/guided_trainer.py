@@ -39,7 +39,7 @@ class GuidedConfig(RLOOConfig):
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
     local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
-    tail: int = option(4, "With block: how many tokens at the prompts' ends are swept.")
+    tail: int = option(4, "With block: how many tokens at the prompts' ends are swept; 0: all.")
     top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
     guard_every: int = option(10, "Measure the slope along the pseudo-gradient every so many steps; 0 never does.")
     guard_eps: float = option(1e-4, "Root mean square change of a guided weight in that measurement.")
@@ -58,7 +58,7 @@ class GuidedSPSAConfig(ZOPrOConfig):
     """`ZOPrOConfig` with the options of the guide, for SPSA along pseudo-gradients."""
 
     local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
-    tail: int = option(4, "With block: how many tokens at the prompts' ends are swept.")
+    tail: int = option(4, "With block: how many tokens at the prompts' ends are swept; 0: all.")
     top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
     guide: float = option(1.0, "Weight of the pseudo-gradient in z; the rest, 1 - guide, is ZOPrO's direction.")
 

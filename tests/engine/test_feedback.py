@@ -100,12 +100,16 @@ def test_the_last_block_s_guess_is_exact_inside_too() -> None:
             assert cosine([found[name]], [true[name]]) == pytest.approx(1, abs=1e-5), name
 
 
+@pytest.mark.parametrize("tail", [0, PROMPT])
 @pytest.mark.parametrize("rows", [1000, 30])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_with_all_of_the_prompts_swept_it_is_the_gradient(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With more sequences in one graph than there are, or one."""
+def test_with_all_of_the_prompts_swept_it_is_the_gradient(
+    kind: str, rows: int, tail: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more sequences in one graph than there are, or one prompt's; prompts swept for all answers, or with each."""
     monkeypatch.setitem(LOCAL_ROWS, "cpu", rows)
-    _, found, true = guess_and_truth(kind, local="block", tail=PROMPT)
+    monkeypatch.setattr("zopro.engine.blocks.PROMPTS_DTYPE", torch.float32)
+    _, found, true = guess_and_truth(kind, local="block", tail=tail)
     assert found.keys() == true.keys()
     for name in found:
         assert torch.allclose(found[name], true[name], rtol=1e-3, atol=1e-5 * float(true[name].abs().max())), name
@@ -209,14 +213,14 @@ def test_backward_fills_the_gradients_of_guided_adapters_only(local: str) -> Non
             assert parameter.grad is None, name
 
 
-@pytest.mark.parametrize("local", LEVELS)
-def test_no_graph_and_few_elements_kept(local: str) -> None:
+@pytest.mark.parametrize(("local", "tail"), [*((local, 4) for local in LEVELS), ("block", 0)])
+def test_no_graph_and_few_elements_kept(local: str, tail: int) -> None:
     """Rank-r activations, and one width-H row a token for the final norm, the error and (chain) each MLP.
 
     Blocks: what each reads of completions and prompts, and keys and values of the prompts but for the tail.
     """
     model, (ids, mask, _) = trained("llama"), batch()
-    feedback = Feedback(model, local=local)
+    feedback = Feedback(model, local=local, tail=tail)
     seen: list[bool] = []
 
     class Watched(TorchFunctionMode):
@@ -233,8 +237,8 @@ def test_no_graph_and_few_elements_kept(local: str) -> None:
     tokens, width, rank = int(mask[:, -COMPLETION:].sum()), 32, 4
     rows = 2 * width + BLOCKS * (2 * rank if local == "none" else rank + width)
     if local == "block":
-        swept, cached = 16 * (COMPLETION + feedback.tail - 1), 16 * (PROMPT - feedback.tail)
-        read = BLOCKS * cached * width  # by the blocks at the rest of the prompts' tokens
+        swept, cached = 16 * (COMPLETION + tail - 1), 16 * (PROMPT - tail)
+        read = (BLOCKS + 1) * cached * width  # at the rest of the prompts' tokens
         heads = model.config.num_key_value_heads * model.config.hidden_size // model.config.num_attention_heads
         expected = tokens * width + (BLOCKS + 1) * swept * width + BLOCKS * 2 * cached * heads + read
     else:
@@ -301,3 +305,5 @@ def test_arguments_out_of_range() -> None:
         Feedback(model, local="all")
     with pytest.raises(ValueError, match=r"top_blocks: must not be negative, got -1"):
         Feedback(model, top_blocks=-1)
+    with pytest.raises(ValueError, match=r"tail: must not be negative, got -1"):
+        Feedback(model, tail=-1)

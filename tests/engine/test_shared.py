@@ -73,8 +73,9 @@ def test_states_of_convolutions_are_repeated_too() -> None:
     assert torch.allclose(shared, plain, atol=1e-5)
 
 
-def test_blocks_with_states_are_run_again_from_the_same_states() -> None:
-    """Sequences in one local graph at a time, each from the prompts' states as they were."""
+@pytest.mark.parametrize("tail", [0, 3])
+def test_blocks_with_states_are_run_again_from_the_same_states(tail: int) -> None:
+    """Prompts in one local graph at a time, each sequence from their states as they were."""
     config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -83,7 +84,7 @@ def test_blocks_with_states_are_run_again_from_the_same_states() -> None:
     weights = torch.linspace(-1, 1, 2 * COPIES)
     found = []
     for copies in (1, COPIES):
-        feedback = Feedback(model, local="block", tail=3)
+        feedback = Feedback(model, local="block", tail=tail)
         logprobs = feedback.logprobs(ids, mask, COMPLETION, num_generations=copies)
         found.append(feedback.gradients((logprobs.sum(1) * weights).sum()))
     for name, gradient in found[0].items():

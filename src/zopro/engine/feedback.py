@@ -14,7 +14,7 @@ Four kinds, of rising cost and cosine (benchmarks/feedback_cosine.py measures bo
     chain   and so on from block to block, through the MLPs alone: attention is passed over
     block   and so on from block to block, attention included, on the answers and the last tokens of the prompts; all
             adapters are guided. At the rest of the prompts' tokens what each block reads is held constant, and of the
-            block only its keys and values learn there: with nothing held it is the gradient
+            block only its keys and values learn there. With all of the prompts swept (tail=0) it is the gradient
 
 `chain` and `block` are backward sweeps that keep what a block reads and no graph that reaches beyond one block.
 
@@ -56,7 +56,7 @@ class Feedback:
         adapter: the adapter that is trained.
         top_blocks: guide the last so many blocks only; 0 guides all.
         local: "none", "mlp", "chain" or "block", see above.
-        tail: with "block", how many tokens of the prompts are swept; at least 1.
+        tail: with "block", how many tokens at the prompts' ends are swept; 0: all, once for all answers to a prompt.
         avoid: name -> direction, such as the reward model's update, whose component each pseudo-gradient goes without. Of
             tensors that it lacks or has as 0 nothing is taken.
 
@@ -83,8 +83,8 @@ class Feedback:
             raise ValueError(f"local: must be one of {', '.join(LOCAL)}, got {local!r}")
         if top_blocks < 0:
             raise ValueError(f"top_blocks: must not be negative, got {top_blocks}")
-        if tail < 1:
-            raise ValueError(f"tail: must be at least 1, got {tail}")
+        if tail < 0:
+            raise ValueError(f"tail: must not be negative, got {tail}")
         stream = residual_stream(model)
         self.model, self.adapter, self.local, self.tail = model, adapter, local, tail
         self.parts, self.final_norm = stream.parts, stream.final_norm
@@ -224,11 +224,9 @@ class Feedback:
 
     def _swept(self, error: Tensor, calls: BlockCalls, real: Tensor) -> Gradients:
         """Pseudo-gradients by running the blocks again, from the gradient as in `_gradients`; `real` is (B, C')."""
-        reads = calls.inputs[-1, :, -real.shape[1] :][real]
         if self.final_norm is not None:
-            error = local_vjp(self.final_norm, reads, error)[0].float()
-        delta = torch.zeros(calls.inputs.shape[1:], device=error.device)
-        delta[:, -real.shape[1] :][real] = error
+            error = local_vjp(self.final_norm, calls.ends(real), error)[0].float()
+        delta = calls.spread(error, real)
         found: Gradients = {}
         for index in reversed(range(len(self.blocks))):
             parameters = [p for p in self.blocks[index].module.parameters() if p.requires_grad]

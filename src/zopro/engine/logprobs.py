@@ -110,13 +110,14 @@ def completion_states(
     completion_length: int,
     num_generations: int = 1,
     watch: Watch | None = None,
-    tail: int = 0,
+    tail: int | None = None,
 ) -> CompletionStates:
     """Run the backbone over prompts and completions. Arguments and errors as in `completion_logprobs`.
 
     Args:
         watch: looks on; the selections of all passes, joined along time and packed by `real`, are the rows of `hidden`.
-        tail: columns of the prompts, at most all, that go through the network with the completions.
+        tail: columns of the prompts, at most all, that go through the network with the completions; the rest goes before
+            them, once for `num_generations`. None: none, and no pass of their own for prompts that nothing shares.
     """
     rows, length = input_ids.shape
     if attention_mask.shape != input_ids.shape or not 0 < completion_length < length:
@@ -137,11 +138,11 @@ def completion_states(
     watch = watch or Watch()
     watch.expect(real)
     checkpoints = parts.model.training and getattr(parts.model, "is_gradient_checkpointing", False)
-    if checkpoints and tail:
+    if checkpoints and tail is not None:
         raise ValueError("gradient_checkpointing: must be off here, since it excludes the cache of keys and values.")
-    if (num_generations > 1 or tail) and not checkpoints:
+    if (num_generations > 1 or tail is not None) and not checkpoints:
         seen = (ids[:, :-1], mask[:, :-1])
-        hidden = hidden_shared(parts, *seen, split, num_generations, watch, min(tail, split))
+        hidden = hidden_shared(parts, *seen, split, num_generations, watch, min(tail or 0, split))
     else:
         with watch.passing(lambda states: states[:, split - 1 : -1]):
             hidden = parts.hidden(ids, mask, positions(mask), None)[:, split - 1 : -1]

@@ -25,7 +25,7 @@ class Watch:
 
     @contextmanager
     def prefilling(self) -> Iterator[None]:
-        """Around the pass that gives `prompts` its keys and values, where answers come with a tail of the prompts."""
+        """Around the pass over the prompts alone, one row each, that gives `prompts` its keys and values."""
         yield
 
     def prompts(self, cache: DynamicCache) -> None:
@@ -68,7 +68,7 @@ def hidden_shared(
     cache = DynamicCache(config=parts.model.config)
     found = []
     if tail == 0:
-        with watch.passing(lambda states: states[:, -1:].repeat_interleave(copies, dim=0)):
+        with watch.prefilling(), watch.passing(lambda states: states[:, -1:].repeat_interleave(copies, dim=0)):
             prompt = parts.hidden(ids[::copies, :split], mask[::copies, :split], where[::copies, :split], cache)
         found.append(prompt[:, -1:].repeat_interleave(copies, dim=0))
         if ids.shape[1] == split:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zopro.zo.directions import Directions, Gaussian
 
-LOCAL_ROWS = {"cpu": 128, "cuda": 1024}  # in a local graph at once, which bounds its memory; few would starve a GPU
+LOCAL_ROWS = {"cpu": 512, "cuda": 1024}  # in a local graph at once, which bounds its memory; few would starve a GPU
 
 
 def local_rows(device: torch.device) -> int:
@@ -46,25 +46,22 @@ def local_vjp(
     Returns:
         The gradient with respect to x, (n, H) in the dtype of x, and those with respect to `parameters`.
     """
-    return vjp_in_pieces(lambda leaf, rows: function(leaf), x, cotangent, parameters, local_rows(x.device))
-
-
-def vjp_in_pieces(
-    function: Callable[[Tensor, slice], Tensor], x: Tensor, cotangent: Tensor, parameters: Sequence[Tensor], count: int
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As `local_vjp`, of a function of some of x's rows and which they are, `count` at a time; rows may be sequences."""
     back, totals = torch.empty_like(x), [torch.zeros_like(parameter) for parameter in parameters]
-    for start in range(0, len(x), count):
-        rows = slice(start, min(start + count, len(x)))
+    for rows, cotangents, target in zip(*(t.split(local_rows(x.device)) for t in (x, cotangent, back)), strict=True):
         with torch.enable_grad():
-            leaf = x[rows].detach().requires_grad_()
-            y = function(leaf, rows)
-            gradients = torch.autograd.grad(y, [leaf, *parameters], cotangent[rows].to(y.dtype), allow_unused=True)
-        back[rows] = gradients[0]
-        for total, gradient in zip(totals, gradients[1:], strict=True):
-            if gradient is not None:
-                total.add_(gradient)
+            leaf = rows.detach().requires_grad_()
+            y = function(leaf)
+            gradients = torch.autograd.grad(y, [leaf, *parameters], cotangents.to(y.dtype), allow_unused=True)
+        target.copy_(gradients[0])
+        add_found(totals, gradients[1:])
     return back, tuple(totals)
+
+
+def add_found(totals: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to totals in place; None is that of a tensor which a graph did not reach."""
+    for total, gradient in zip(totals, gradients, strict=True):
+        if gradient is not None:
+            total.add_(gradient)
 
 
 def factor_gradient(delta: Tensor, inner: Tensor, scaling: float) -> Tensor:
