@@ -149,7 +149,7 @@ def test_the_guard_changes_no_step_and_its_pass_runs_without_what_the_first_one_
         return chain(self, error, kept)
 
     def swept(self: Any, error: torch.Tensor, calls: Any, real: torch.Tensor) -> Any:
-        held.append(weakref.ref(calls.inputs))
+        held.extend(weakref.ref(kept.inputs) for kept in (calls._answers, calls._prompts))
         return block(self, error, calls, real)
 
     def guard(self: Any, *args: Any) -> Any:
