@@ -112,7 +112,8 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
             objectives[power] = objective
             lines.append({"learning_rate": rate, "reward": reward, "kl": kl, "objective": objective})
     if not lines:
-        raise JobFailed(f"no learning rate of {len(objectives)} could be trained")
+        tried = ", ".join(f"{plan.rate(full.method, runner.config, power):g}" for power in sorted(objectives))
+        raise JobFailed(f"no learning rate among {tried} could be trained")
     return sorted(lines, key=lambda line: line["learning_rate"])
 
 

@@ -125,11 +125,9 @@ def gain_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     None where b has gained nothing there, so that a ratio would mean nothing.
     """
     table: dict[str, dict[str, dict[str, float | None]]] = {}
-    for a, first in methods.items():
-        for b, second in methods.items():
-            if a != b:
-                curves = first["curve"], second["curve"]
-                table.setdefault(a, {})[b] = {f"equal_{key}": _ratio(*curves, key) for key in ("seconds", "kl")}
+    for a, b in permutations(methods, 2):
+        curves = methods[a]["curve"], methods[b]["curve"]
+        table.setdefault(a, {})[b] = {f"equal_{key}": _ratio(*curves, key) for key in ("seconds", "kl")}
     return table
 
 

@@ -13,7 +13,7 @@ States other than keys and values (of convolutions, of recurrences) that prompts
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,9 @@ class Stream:
 
     def tensors(self) -> list[Tensor]:
         return [part for part in (self.answers, self.prompts) if part is not None]
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Stream:
+        return Stream(*(None if part is None else function(part) for part in (self.answers, self.prompts)))
 
     def part(self, rows: slice, group: slice) -> Stream:
         """Some sequences and their prompts."""
@@ -125,7 +128,7 @@ class BlockCalls(Watch):
         Raises:
             InputError: the block, run again, gives something else than in the pass.
         """
-        back = Stream(*(None if c is None else torch.empty_like(c) for c in (cotangent.answers, cotangent.prompts)))
+        back = cotangent.each(torch.empty_like)
         totals = tuple(torch.zeros_like(parameter) for parameter in parameters)
         for rows, group in self._pieces(cotangent):
             with torch.enable_grad():
@@ -160,7 +163,7 @@ class BlockCalls(Watch):
         """Leaves of a graph: what the block read where there is a cotangent."""
         answers = None if cotangent.answers is None else self._answers.states(index, rows)
         prompts = None if cotangent.prompts is None else self._prompts.states(index, group)
-        return Stream(*(None if part is None else part.detach().requires_grad_() for part in (answers, prompts)))
+        return Stream(answers, prompts).each(lambda part: part.detach().requires_grad_())
 
     def _again(self, index: int, read: Stream, rows: slice, group: slice) -> Stream:
         """What the block gives, in a graph from what it reads and its parameters."""
