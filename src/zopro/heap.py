@@ -9,13 +9,15 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
 
 
 def return_freed_memory() -> None:
-    """Have large tensors' memory go back to the system when they are freed, for the rest of this process.
+    """Have the largest tensors' memory go back to the system when they are freed, for the rest of this process.
 
     glibc takes what a process frees as a hint of what it will ask for: after some tensors of megabytes all such tensors
-    share one heap, and what lies between those that stay is lost to larger ones. On a 270M model that was 60 MB of a
-    step's 2.1 GB. The commands of zopro call this; a script of your own may. Other C libraries are left as they are.
+    share one heap, and what lies between those that stay is lost to larger ones. Tensors above the threshold get pages
+    of their own instead, which the system has to clear each time: with one of 1 MiB a step took a quarter longer
+    (docs/performance.md). The commands of zopro call this; a script of your own may. Other C libraries are left as they
+    are.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(MMAP_THRESHOLD, 2**20)
-        library.mallopt(TRIM_THRESHOLD, 2**24)
+        library.mallopt(MMAP_THRESHOLD, 40 * 2**20)
+        library.mallopt(TRIM_THRESHOLD, 2**26)

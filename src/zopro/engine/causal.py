@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zopro.engine.few_rows import LARGE
 from zopro.engine.products import fast_products
 from zopro.errors import InputError
 
@@ -42,10 +43,15 @@ class Decoder:
     def takes_positions(self) -> bool:
         return "position_ids" in inspect.signature(type(self.backbone).forward).parameters
 
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether a layer has a weight that `zopro.engine.few_rows` is for."""
+        return any(parameter.numel() >= LARGE for parameter in self.backbone.parameters())
+
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
         """Last hidden states (B, T, H), after the final norm. `cache` is extended in place; None keeps nothing."""
         positions = {"position_ids": position_ids} if self.takes_positions else {}
-        with fast_products(self.model.dtype, input_ids.device):
+        with fast_products(self.model.dtype, input_ids.device, input_ids.numel() if self.is_large else 0):
             output = self.backbone(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -69,7 +75,7 @@ class CausalParts(Decoder):
 
         With `block`, its columns there alone, which takes a head that is one matrix.
         """
-        with fast_products(hidden.dtype, hidden.device):
+        with fast_products(hidden.dtype, hidden.device, len(hidden)):
             if block is None:
                 output: Tensor = self.head(hidden)
             else:

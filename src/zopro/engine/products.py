@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from zopro.engine import few_rows
+
 PIECE_ELEMENTS = 2**19  # of a weight, converted at a time: 2 MiB in float32
 NARROW = 256  # rows or columns of a weight: narrower ones, such as LoRA's, have nothing to gain
 FEW = 8  # rows of x: fewer are bound by reading the weight
@@ -31,9 +33,16 @@ def emulated(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16()
 
 
-def fast_products(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """Within the context, wide linear layers and attention of such a model run as said above; others as they are."""
-    return _InFloat32() if emulated(dtype, device) else nullcontext()
+def fast_products(dtype: torch.dtype, device: torch.device, rows: int = 0) -> AbstractContextManager[Any]:
+    """Within the context, wide linear layers and attention of such a model run as said above; others as they are.
+
+    With `rows`, the number of rows that go through the layers, those of a float32 model on a CPU run as
+    `zopro.engine.few_rows` says, if they are few.
+    """
+    if emulated(dtype, device):
+        return _InFloat32()
+    few = rows in few_rows.FEW and dtype == torch.float32 and device.type == "cpu"
+    return few_rows.FewRows() if few else nullcontext()
 
 
 def times_weight(x: Tensor, weight: Tensor) -> Tensor:
@@ -87,7 +96,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     result = x.new_empty(*x.shape[:-1], len(weight))
     for piece in _pieces(weight):
         added = None if bias is None else bias[piece].float()
-        result[..., piece] = functional.linear(wide, weight[piece].float(), added)
+        converted = weight[piece].float()
+        product = few_rows.linear if few_rows.gains(wide, converted) else functional.linear
+        result[..., piece] = product(wide, converted, added)
     return result
 
 
