@@ -19,5 +19,5 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(MMAP_THRESHOLD, 40 * 2**20)
+        library.mallopt(MMAP_THRESHOLD, 2**24)
         library.mallopt(TRIM_THRESHOLD, 2**26)
