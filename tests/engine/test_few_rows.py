@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from tiny import tiny_model, tiny_tokenizer
-from zopro.engine import causal, few_rows
+from zopro.engine import few_rows
 from zopro.engine.causal import causal_parts
 from zopro.engine.products import fast_products
 from zopro.engine.rollouts import generate
@@ -25,7 +25,6 @@ def products(monkeypatch):
     taken = []
     original = few_rows.linear
     monkeypatch.setattr(few_rows, "LARGE", 1)
-    monkeypatch.setattr(causal, "LARGE", 1)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(few_rows, "linear", lambda x, w, b=None: taken.append(tuple(w.shape)) or original(x, w, b))
     return taken

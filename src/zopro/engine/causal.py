@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zopro.engine.few_rows import LARGE
+from zopro.engine import few_rows
 from zopro.engine.products import fast_products
 from zopro.errors import InputError
 
@@ -45,8 +45,7 @@ class Decoder:
 
     @cached_property
     def is_large(self) -> bool:
-        """Whether a layer has a weight that `zopro.engine.few_rows` is for."""
-        return any(parameter.numel() >= LARGE for parameter in self.backbone.parameters())
+        return few_rows.concern(self.backbone)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
         """Last hidden states (B, T, H), after the final norm. `cache` is extended in place; None keeps nothing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -19,6 +19,11 @@ SHORT = 8  # rows up to which x is the left factor of each tile's product; above
 LARGE = 2**19  # elements of a weight; smaller ones stay in the cache
 TILE_OF_SHORT, TILE = 64, 256  # rows of the weight in a tile
 MAX_ELEMENTS = 2**21  # of the result, that are held a second time: 8 MiB
+
+
+def concern(module: nn.Module) -> bool:
+    """Whether a module has a weight large enough."""
+    return any(parameter.numel() >= LARGE for parameter in module.parameters())
 
 
 def gains(x: Tensor, weight: Tensor) -> bool:

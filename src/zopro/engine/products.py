@@ -96,9 +96,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     result = x.new_empty(*x.shape[:-1], len(weight))
     for piece in _pieces(weight):
         added = None if bias is None else bias[piece].float()
-        converted = weight[piece].float()
-        product = few_rows.linear if few_rows.gains(wide, converted) else functional.linear
-        result[..., piece] = product(wide, converted, added)
+        result[..., piece] = functional.linear(wide, weight[piece].float(), added)
     return result
 
 
