@@ -11,6 +11,7 @@ from zopro.engine import few_rows
 from zopro.engine.causal import causal_parts
 from zopro.engine.products import fast_products
 from zopro.engine.rollouts import generate
+from zopro.engine.sampling import Sampler
 
 CPU = torch.device("cpu")
 
@@ -21,10 +22,11 @@ def drawn(*shape, seed=0, dtype=torch.float32):
 
 @pytest.fixture
 def products(monkeypatch):
-    """The products taken by tiles, of weights of any size; MKL or not."""
+    """The products taken by tiles, of weights of any size, results left as columns; MKL or not."""
     taken = []
     original = few_rows.linear
     monkeypatch.setattr(few_rows, "LARGE", 1)
+    monkeypatch.setattr(few_rows, "MAX_ELEMENTS", 1000)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(few_rows, "linear", lambda x, w, b=None: taken.append(tuple(w.shape)) or original(x, w, b))
     return taken
@@ -46,11 +48,19 @@ def test_tiles_give_the_product(outputs, rows, biased, monkeypatch):
 def test_no_more_of_the_result_is_held_twice_than_the_limit(monkeypatch):
     sizes = []
     original = torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda a, b: sizes.append(len(a) * a.shape[1] * b.shape[2]) or original(a, b))
+
+    def bmm(a, b, **into):
+        sizes.append(0 if into else len(a) * a.shape[1] * b.shape[2])
+        return original(a, b, **into)
+
+    monkeypatch.setattr(torch, "bmm", bmm)
     monkeypatch.setattr(few_rows, "MAX_ELEMENTS", 20_000)
-    for rows in (8, 16):
-        few_rows.linear(drawn(rows, 4), drawn(5000, 4))
-    assert max(sizes) <= 20_000 and sum(sizes) == 8 * (5000 // 64 * 64) + 16 * (5000 // 256 * 256)
+    few_rows.linear(drawn(8, 4), drawn(5000, 4))
+    assert max(sizes) <= 20_000 and sum(sizes) == 8 * (5000 // 64 * 64)
+    sizes.clear()
+    result = few_rows.linear(drawn(16, 4), drawn(5000, 4))
+    assert sizes == [0] and result.T.is_contiguous() and result.shape == (16, 5000)
+    assert few_rows.linear(drawn(16, 4), drawn(1000, 4)).is_contiguous()
 
 
 @pytest.mark.parametrize("rows", [3, 41])
@@ -91,3 +101,19 @@ def test_rollouts_are_the_same_tokens(products, kind, copies, monkeypatch):
     assert products == []
     assert torch.equal(together.completion_ids, alone.completion_ids.repeat_interleave(copies, dim=0))
     torch.testing.assert_close(together.logprobs, alone.logprobs.repeat_interleave(copies, dim=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [300, 1024, 2000])  # of no block, of some, of some and a rest
+@pytest.mark.parametrize("options", [{"do_sample": False}, {}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2}])
+def test_rows_that_are_columns_are_sampled_alike(options, vocabulary):
+    settings = {"do_sample": True, "temperature": 0.7, "top_k": None, "top_p": 1.0, "min_p": 0.0} | options
+    logits, uniform = drawn(9, vocabulary), torch.rand(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    columns = logits.T.contiguous().T
+    assert columns.stride() == (1, 9)
+    tokens, scores = Sampler(**settings).draw(logits.clone(), uniform)
+    assert len(set(tokens.tolist())) > 4
+    if not settings["do_sample"]:
+        assert torch.equal(tokens, logits.argmax(-1))
+    found, theirs = Sampler(**settings).draw(columns, uniform)
+    assert torch.equal(found, tokens)
+    torch.testing.assert_close(theirs, scores)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache
 
 from zopro.bench.work import Setting
 from zopro.engine.causal import Decoder, causal_parts, evaluating, positions
+from zopro.engine.growing import growing_cache
 from zopro.engine.head import tiles
 from zopro.engine.shared import hidden_shared, select_rows
 
@@ -42,7 +42,7 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
     classifier = Decoder(judge, judge.base_model)
 
     def rollout() -> None:
-        cache = DynamicCache(config=parts.model.config)
+        cache = growing_cache(parts.model.config)
         hidden = parts.hidden(ids, mask, positions(mask), cache)[:, -1][copies]
         select_rows(cache, copies)
         for step in range(work.completion_length):

@@ -18,7 +18,7 @@ FEW = range(4, 41)  # rows of x; for fewer, and for more, MKL's own product is a
 SHORT = 8  # rows up to which x is the left factor of each tile's product; above, the tile is
 LARGE = 2**19  # elements of a weight; smaller ones stay in the cache
 TILE_OF_SHORT, TILE = 64, 256  # rows of the weight in a tile
-MAX_ELEMENTS = 2**21  # of the result, that are held a second time: 8 MiB
+MAX_ELEMENTS = 2**21  # of a result, that are held a second time: 8 MiB
 
 
 def concern(module: nn.Module) -> bool:
@@ -40,17 +40,15 @@ def gains(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, (..., out), of x (..., in), W (out, in) contiguous and b (out,); without a graph."""
+    """x W^T + b, (..., out), of x (..., in), W (out, in) contiguous and b (out,); without a graph.
+
+    A large result of more than SHORT rows has its rows as columns in memory.
+    """
     rows = x.reshape(-1, x.shape[-1])
-    tile = TILE_OF_SHORT if len(rows) <= SHORT else TILE
+    product, tile = (_by_rows, TILE_OF_SHORT) if len(rows) <= SHORT else (_by_columns, TILE)
     tile = tile if len(weight) >= 4 * tile else len(weight)
-    result = x.new_empty(len(rows), len(weight))
     whole = len(weight) - len(weight) % tile
-    step = max(1, MAX_ELEMENTS // (tile * len(rows))) * tile
-    for first in range(0, whole, step):
-        block = slice(first, min(first + step, whole))
-        tiles = weight[block].view(-1, tile, weight.shape[1])
-        result[:, block].view(len(rows), -1, tile).copy_(_by_tiles(rows, tiles))
+    result = product(rows, weight[:whole].view(-1, tile, weight.shape[1]), len(weight))
     if whole < len(weight):
         result[:, whole:] = functional.linear(rows, weight[whole:])
     if bias is not None:
@@ -58,11 +56,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result.view(*x.shape[:-1], len(weight))
 
 
-def _by_tiles(rows: Tensor, tiles: Tensor) -> Tensor:
-    """(n, tiles, rows of a tile), of x (n, in) and tiles (tiles, rows of a tile, in) of a weight."""
-    if len(rows) <= SHORT:
-        return torch.bmm(rows.expand(len(tiles), -1, -1), tiles.mT).transpose(0, 1)
-    return torch.bmm(tiles, rows.T.contiguous().expand(len(tiles), -1, -1)).permute(2, 0, 1)
+def _by_rows(rows: Tensor, tiles: Tensor, outputs: int) -> Tensor:
+    """(n, outputs), filled as far as there are tiles, of x (n, in) and tiles (tiles, rows of a tile, in) of a weight."""
+    tile = tiles.shape[1]
+    result = rows.new_empty(len(rows), outputs)
+    step = max(1, MAX_ELEMENTS // (tile * len(rows)))
+    for first in range(0, len(tiles), step):
+        several = tiles[first : first + step]
+        block = result[:, first * tile : (first + len(several)) * tile].view(len(rows), -1, tile)
+        block.copy_(torch.bmm(rows.expand(len(several), -1, -1), several.mT).transpose(0, 1))
+    return result
+
+
+def _by_columns(rows: Tensor, tiles: Tensor, outputs: int) -> Tensor:
+    """The same, of a matrix (outputs, n) that is returned transposed: as it is if large, else brought into rows."""
+    result = rows.new_empty(outputs, len(rows))
+    filled = result[: tiles.shape[0] * tiles.shape[1]].view(*tiles.shape[:2], len(rows))
+    torch.bmm(tiles, rows.T.contiguous().expand(len(tiles), -1, -1), out=filled)
+    return result.T if result.numel() > MAX_ELEMENTS else result.T.contiguous()
 
 
 class FewRows(TorchFunctionMode):

@@ -134,15 +134,15 @@ def token_logprobs(logits: Tensor, picked: Tensor, temperature: float) -> Tensor
     if torch.is_grad_enabled():
         logits = logits / temperature
         return logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
-    shifted, total = exponentiate_(logits, temperature, picked)
-    return shifted - total.log()
+    chosen = logits.gather(-1, picked[:, None])[:, 0]
+    largest, total = exponentiate_(logits, temperature)
+    return (chosen - largest) / temperature - total.log()
 
 
-def exponentiate_(logits: Tensor, temperature: float, picked: Tensor) -> tuple[Tensor, Tensor]:
-    """Make logits (rows, V) exp((logits - max) / T), in place; return (picked - max) / T and the sum, each (rows,)."""
-    largest = logits.amax(-1, keepdim=True)
-    shifted = (logits.gather(-1, picked[:, None]) - largest)[:, 0] / temperature
-    logits.sub_(largest)
+def exponentiate_(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Make logits (rows, V) exp((logits - max) / T), in place; return the largest logits and the sums, each (rows,)."""
+    largest = logits.amax(-1)
+    logits.sub_(largest[:, None])
     if temperature != 1.0:
         logits.div_(temperature)
-    return shifted, logits.exp_().sum(-1)
+    return largest, logits.exp_().sum(-1)

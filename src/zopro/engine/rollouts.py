@@ -1,11 +1,8 @@
 """Sampling over transformers models' KV cache: each prompt prefilled once for its K completions.
 
 Departures from `transformers.generate`: no logits processors (temperature, top-k, top-p and min-p are applied to the
-last hidden state's logits directly), the sampled token's log-prob comes with it, rows that have ended leave the
-batch, and tokens are drawn by inverting the distribution function with one uniform number a token. Gumbel-max draws
-from the same distribution, but its V random numbers a token took longer than the output matrix of a 262144-token
-vocabulary (0.20 s against 0.18 s a step of 32 rows on two cores); and one number a token can be assigned to its row
-beforehand, so that what a row becomes does not depend on how the rows are batched.
+last hidden state's logits directly), the sampled token's log-prob comes with it, rows that have ended leave the batch,
+the cache grows in place, and tokens are drawn as `zopro.engine.sampling` says.
 """
 
 from __future__ import annotations
@@ -16,17 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from zopro.engine.causal import CausalParts, causal_parts, evaluating, positions
-from zopro.engine.head import MAX_LOGIT_ELEMENTS, exponentiate_
+from zopro.engine.growing import growing_cache
+from zopro.engine.head import MAX_LOGIT_ELEMENTS
+from zopro.engine.sampling import Sampler
 from zopro.engine.shared import select_rows
 from zopro.errors import InputError
 
 MAX_BATCH_TOKENS = 2**16  # tokens in the cache at once
 COMPACT_AT = 7 / 8  # share of live rows; dropping the others copies the cache, as every step's update does
-BLOCK = 512  # tokens summed before the distribution function is searched
-FIRST_CANDIDATES = 256  # most likely tokens looked at first when the truncation's size is not known
 
 
 @dataclass
@@ -42,39 +38,6 @@ class Rollouts:
     completion_ids: Tensor  # (N * K, C) int64, padded on the right
     completion_mask: Tensor  # (N * K, C) int64, 1 up to and including the EOS token
     logprobs: Tensor  # (N * K, C) fp32, nats
-
-
-@dataclass(frozen=True)
-class _Sampler:
-    """How the next token is drawn from logits."""
-
-    do_sample: bool
-    temperature: float
-    top_k: int | None
-    top_p: float
-    min_p: float
-
-    def __post_init__(self) -> None:
-        for name, ok, rule in (
-            ("temperature", self.temperature > 0, "must be greater than 0 (greedy: do_sample=False)"),
-            ("top_k", self.top_k is None or self.top_k > 0, "must be at least 1, or None"),
-            ("top_p", 0 < self.top_p <= 1, "must lie in (0, 1]"),
-            ("min_p", 0 <= self.min_p <= 1, "must lie in [0, 1]"),
-        ):
-            if not ok:
-                raise InputError(f"{name}: {rule}, got {getattr(self, name)!r}.")
-
-    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probs, each (rows,), of fp32 logits (rows, V), which are overwritten."""
-        best = logits.argmax(-1)
-        shifted, total = exponentiate_(logits, self.temperature, best)
-        if not self.do_sample:
-            return best, shifted - total.log()
-        if self.top_k is None and self.top_p == 1 and self.min_p == 0:
-            token = sample_blocked(logits, uniform)
-        else:
-            token = sample_truncated(logits, total, uniform, self.top_k, self.top_p, self.min_p)
-        return token, logits.gather(-1, token[:, None])[:, 0].log() - total.log()
 
 
 def generate(
@@ -111,7 +74,7 @@ def generate(
         InputError: an argument out of range, or a prompt that leaves no room for its completion in the context.
         FloatingPointError: the model's logits are not finite.
     """
-    sampler = _Sampler(do_sample, temperature, top_k, top_p, min_p or 0.0)
+    sampler = Sampler(do_sample, temperature, top_k, top_p, min_p or 0.0)
     parts = causal_parts(model)
     _check_arguments(parts, prompts, num_generations, max_new_tokens)
     device = parts.model.get_input_embeddings().weight.device
@@ -193,7 +156,7 @@ def _batches(lengths: Sequence[int], copies: int, new: int, budget: int) -> Iter
 
 
 def _decode(
-    parts: CausalParts, ids: Tensor, mask: Tensor, sampler: _Sampler, uniform: Tensor, stops: Tensor, pad: int
+    parts: CausalParts, ids: Tensor, mask: Tensor, sampler: Sampler, uniform: Tensor, stops: Tensor, pad: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Complete prompts (n, P) into `uniform`'s (n * K, C) rows: tokens, log-probs (n * K, C) and lengths (n * K,)."""
     total, steps = uniform.shape
@@ -202,7 +165,7 @@ def _decode(
     scores = torch.zeros((total, steps), device=ids.device)
     counts = torch.zeros(total, dtype=torch.long, device=ids.device)
 
-    cache = DynamicCache(config=parts.model.config)
+    cache = growing_cache(parts.model.config)
     hidden = parts.hidden(ids, mask, positions(mask), cache)[:, -1]
     rows = torch.arange(total, device=ids.device)  # row of the result that each row of the batch fills
     select_rows(cache, rows // copies)
@@ -229,58 +192,10 @@ def _decode(
     return tokens, scores, counts
 
 
-def _next(parts: CausalParts, sampler: _Sampler, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def _next(parts: CausalParts, sampler: Sampler, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     chunk = max(1, MAX_LOGIT_ELEMENTS // parts.config.vocab_size)
     drawn = [
         sampler.draw(parts.logits(rows), numbers)
         for rows, numbers in zip(hidden.contiguous().split(chunk), uniform.split(chunk), strict=True)
     ]
     return torch.cat([token for token, _ in drawn]), torch.cat([score for _, score in drawn])
-
-
-def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Index i with probability weights_i / sum, and where in i's interval the number fell: a fresh uniform number.
-
-    >>> index, rest = invert(torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([0.625], dtype=torch.float64))
-    >>> index.tolist(), rest.tolist()
-    ([2], [0.5])
-    """
-    weights = weights.double()
-    cumulative = weights.cumsum(-1)
-    target = uniform.clamp(max=1 - 1e-12)[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
-    weight = weights.gather(-1, index)
-    rest = (target - cumulative.gather(-1, index) + weight) / weight
-    return index[:, 0], rest[:, 0].clamp(0, 1)
-
-
-def sample_blocked(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Token (rows,) with probability proportional to fp32 weights (rows, V): first its block, then it in the block."""
-    vocabulary = weights.shape[-1]
-    whole = vocabulary // BLOCK * BLOCK
-    sums = weights[:, :whole].unflatten(-1, (whole // BLOCK, BLOCK)).sum(-1)
-    block, rest = invert(torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1), uniform)
-    columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=weights.device)
-    inside = weights.gather(-1, columns.clamp(max=vocabulary - 1)).masked_fill(columns >= vocabulary, 0.0)
-    return block * BLOCK + invert(inside, rest)[0]
-
-
-def sample_truncated(
-    weights: Tensor, total: Tensor, uniform: Tensor, top_k: int | None, top_p: float, min_p: float
-) -> Tensor:
-    """Token (rows,) proportional to weights (rows, V) among those that top-k, top-p and min-p leave.
-
-    Only as many of the most likely tokens are sorted as the truncation can keep: sorting 262144 took 30 ms a row.
-    """
-    vocabulary = weights.shape[-1]
-    most = min(top_k or vocabulary, vocabulary)
-    size = most if top_k else min(FIRST_CANDIDATES, most)
-    while True:
-        values, tokens = weights.topk(size, dim=-1)
-        mass = values.sum(-1) if top_k else total
-        keep = (values.cumsum(-1) - values < top_p * mass[:, None]) & (values >= min_p * values[:, :1])
-        if size == most or not keep[:, -1].any():
-            break
-        size = min(8 * size, most)
-    index, _ = invert(values * keep, uniform)
-    return tokens.gather(-1, index[:, None])[:, 0]
