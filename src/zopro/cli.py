@@ -150,6 +150,9 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
     plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
     plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried at most (default: 3)")
+    plan.add_argument(
+        "--search-share", type=float, default=0.25, metavar="X", help="a trial's share of a training (default: 0.25)"
+    )
     plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
     plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
     _add_configuration(command)
@@ -243,6 +246,7 @@ def _compare(args: argparse.Namespace) -> Result:
         budget_minutes=args.budget_minutes,
         points=args.points,
         learning_rates=args.learning_rates,
+        search_share=args.search_share,
         start=args.start,
     )
     result = compare(config, plan)

@@ -135,6 +135,22 @@ def test_the_command(words: list[str], launched: list[str], tmp_path: Path, caps
     assert printed["methods"]["guided"]["seeds"] == 1 and (tmp_path / "out/compare.json").exists()
 
 
+def test_the_length_of_a_trial(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """`--search-share` of a training, a quarter of it by default."""
+    planned: list[Plan] = []
+
+    def compared(config: Any, plan: Plan) -> Any:
+        planned.append(plan)
+        raise InputError("enough")
+
+    monkeypatch.setattr("zopro.compare.compare", compared)
+    for more in (["guided"], ["guided", "--search-share", "0.5"], ["guided", "--search-share", "2"]):
+        assert cli.main([*words, *more]) == 2
+    job = run.Job("train", "sft", "guided", 0, 1e-3, 8)
+    assert [plan.trial(job).steps for plan in planned] == [2, 4]
+    assert "search_share: must lie in (0, 1]" in capsys.readouterr().err
+
+
 def test_a_bad_command(words: list[str], tmp_path: Path, capsys: Any) -> None:
     """The model is refused by the first job, in its own process, whose one line comes through."""
     assert cli.main([*words, "guidde"]) == 2
