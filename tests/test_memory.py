@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from trl import RLOOConfig
 
+from test_guided_trainer import adapted
+from tiny_trainers import online
+from zopro import ZOPrOConfig, ZOPrOTrainer, rloo
+from zopro.guided_trainer import GuidedConfig, GuidedTrainer
 from zopro.memory import PeakMemory, peak_rss_mb
 
 
@@ -24,13 +31,15 @@ def test_the_peak_is_that_since_the_moment() -> None:
 
 
 FREED = """
+import sys
 import torch
-from zopro.heap import return_freed_memory
+from zopro.heap import expect_graph, return_freed_memory
 from zopro.memory import PeakMemory, peak_rss_mb
 return_freed_memory()
+expect_graph(sys.argv[1] == "graph")
 before = PeakMemory(torch.device("cpu")).peak_mb()
-for size in (31, 25, 19):  # megabytes, above heap.py's threshold
-    large, small = zip(*[(torch.ones(size * 250_000), torch.ones(5_000)) for _ in range(6)])
+for size in map(int, sys.argv[2:]):  # megabytes
+    large, small = zip(*[(torch.ones(size * 250_000), torch.ones(5_000)) for _ in range(450 // 3 // size)])
     del large
 held = PeakMemory(torch.device("cpu")).peak_mb() - before
 print(peak_rss_mb(), held)
@@ -38,6 +47,33 @@ print(peak_rss_mb(), held)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_freed_tensors_go_back_to_the_system_though_small_ones_between_them_stay() -> None:
-    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
-    assert float(done.stdout.split()[1]) < 30, "of 450 MB, with a tenth of one in use"
+@pytest.mark.parametrize(("what", "sizes"), [("passes", ("31", "25", "19")), ("graph", ("8", "4", "2"))])
+def test_freed_tensors_go_back_to_the_system_though_small_ones_between_them_stay(what, sizes) -> None:
+    """Those above either threshold of heap.py."""
+    command = [sys.executable, "-c", FREED, what, *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[1]) < 30, "of 450 MB, with 3 MB in use"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config", "graphs"),
+    [(rloo.EngineRLOOTrainer, RLOOConfig, 2), (ZOPrOTrainer, ZOPrOConfig, 0), (GuidedTrainer, GuidedConfig, 0)],
+)
+def test_a_trainer_says_when_a_graph_is_kept(
+    trainer: type, config: type, graphs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where RLOO takes its loss, and no longer when it samples; other trainers' losses keep none, or one block's."""
+    said: list[bool] = []
+    monkeypatch.setattr(rloo, "expect_graph", said.append)
+    options: dict[str, Any] = {"model": adapted(), "beta": 0.1, "max_steps": 2}
+    online(trainer, config, tmp_path, options).train()
+    assert said.count(True) == graphs and len(said) >= 4
+    if graphs:
+        assert said == [False, False, True] * 2, "sampling, the reference's log-probs, the loss"
+
+
+def test_without_the_call_the_heap_is_left_alone() -> None:
+    code = (
+        "import ctypes\nctypes.CDLL = None\nfrom zopro.heap import expect_graph\nexpect_graph(True)\nexpect_graph(False)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,6 +6,9 @@ import contextlib
 import ctypes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
+PASSES, GRAPH = (2**24, 2**26), (2**20, 2**24)  # bytes from which a tensor has its own pages, free ones go back
+
+_asked = False
 
 
 def return_freed_memory() -> None:
@@ -13,11 +16,25 @@ def return_freed_memory() -> None:
 
     glibc takes what a process frees as a hint of what it will ask for: after some tensors of megabytes all such tensors
     share one heap, and what lies between those that stay is lost to larger ones. Tensors above the threshold get pages
-    of their own instead, which the system has to clear each time: with one of 1 MiB a step took a quarter longer
-    (docs/performance.md). What is free at the heap's end goes back from 64 MiB on. The commands of zopro call this; a
-    script of your own may. Other C libraries are left as they are.
+    of their own instead, which the system has to clear each time: with one of 1 MiB a step took a quarter longer than
+    with 16 MiB, which forward passes have no need of. What is free at the heap's end goes back from 64 MiB on. The
+    commands of zopro call this; a script of your own may. Other C libraries are left as they are.
     """
+    global _asked
+    _asked = True
+    expect_graph(False)
+
+
+def expect_graph(graph: bool) -> None:
+    """Say whether what follows keeps a graph's activations, from here on until this is called again.
+
+    They are of 1 to 16 MiB, and the heap loses a third of what they take between them (docs/performance.md): the
+    threshold is 1 MiB while there is a graph. Nothing happens where `return_freed_memory` has not been called.
+    """
+    if not _asked:
+        return
+    pages, back = GRAPH if graph else PASSES
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(MMAP_THRESHOLD, 2**24)
-        library.mallopt(TRIM_THRESHOLD, 2**26)
+        library.mallopt(MMAP_THRESHOLD, pages)
+        library.mallopt(TRIM_THRESHOLD, back)

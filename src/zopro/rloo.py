@@ -21,6 +21,7 @@ from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.guard import checked_reward
+from zopro.heap import expect_graph
 from zopro.objectives import group_normalised_advantages
 from zopro.zo.directions import tensor_generator
 
@@ -147,6 +148,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         copies = groups[0][1]
         if any(count != copies for _, count in groups):  # a rank's slice may cut a group
             groups, copies = [(prompt, 1) for prompt in prompt_ids], 1
+        expect_graph(False)
         rollout = generate(
             self.accelerator.unwrap_model(self.model),
             [prompt for prompt, _ in groups],
@@ -222,6 +224,7 @@ class EngineRLOOTrainer(RLOOTrainer):
 
     def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
         """Log-probs [B, C] of rows of which each `copies` share a prompt. What a guided trainer overrides."""
+        expect_graph(torch.is_grad_enabled())
         return completion_logprobs(
             self.accelerator.unwrap_model(model),
             input_ids,
