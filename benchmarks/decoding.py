@@ -67,7 +67,7 @@ def rollout(model: PreTrainedModel, prompts: int, copies: int, prompt_length: in
 
 
 def all_rollouts(model: PreTrainedModel, args: argparse.Namespace) -> None:
-    print(f"\n| prompts x K | {' | '.join(f'{name} off' if name != 'both' else 'both on' for name in WITHOUT)} |")
+    print(f"\n| prompts x K | {' | '.join(f'with {name}' if name != 'both' else 'both' for name in WITHOUT)} |")
     print("|---|" + "---|" * len(WITHOUT))
     for batch in args.batches:
         prompts, copies = map(int, batch.split("x"))
