@@ -22,7 +22,7 @@ from zopro.engine.shared import select_rows
 from zopro.errors import InputError
 
 MAX_BATCH_TOKENS = 2**16  # tokens in the cache at once
-COMPACT_AT = 7 / 8  # share of live rows; dropping the others copies the cache, as every step's update does
+COMPACT_AT = 7 / 8  # share of live rows; dropping the others copies the cache
 
 
 @dataclass
