@@ -64,16 +64,21 @@ def test_freed_tensors_go_back_to_the_system_though_small_ones_between_them_stay
 
 
 @pytest.mark.parametrize(
-    ("trainer", "config", "graphs"),
-    [(rloo.EngineRLOOTrainer, RLOOConfig, 2), (ZOPrOTrainer, ZOPrOConfig, 0), (GuidedTrainer, GuidedConfig, 0)],
+    ("trainer", "config", "checkpointing", "graphs"),
+    [
+        (rloo.EngineRLOOTrainer, RLOOConfig, True, 2),
+        (rloo.EngineRLOOTrainer, RLOOConfig, False, 0),
+        (ZOPrOTrainer, ZOPrOConfig, False, 0),
+        (GuidedTrainer, GuidedConfig, False, 0),
+    ],
 )
 def test_a_trainer_says_when_a_graph_is_kept(
-    trainer: type, config: type, graphs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: type, config: type, checkpointing: bool, graphs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where RLOO takes its loss, and no longer when it samples; other trainers' losses keep none, or one block's."""
+    """Where RLOO with checkpointed activations takes its loss, and no longer when it samples."""
     said: list[bool] = []
     monkeypatch.setattr(rloo, "expect_graph", said.append)
-    options: dict[str, Any] = {"model": adapted(), "beta": 0.1, "max_steps": 2}
+    options: dict[str, Any] = {"model": adapted(), "beta": 0.1, "max_steps": 2, "gradient_checkpointing": checkpointing}
     online(trainer, config, tmp_path, options).train()
     assert said.count(True) == graphs and len(said) >= 4
     if graphs:

@@ -26,7 +26,6 @@ from transformers.trainer_utils import TrainOutput
 
 from zopro.durable import whole_folder
 from zopro.errors import InputError
-from zopro.heap import expect_graph
 
 PARAMETERS = "parameters.safetensors"
 RANDOM = "rng_state.pth"  # transformers' name with one process; with many it has one for each
@@ -60,11 +59,7 @@ def clear(folder: str | Path, keep: Path | None = None) -> None:
 def fit(trainer: Trainer) -> TrainOutput:
     """`trainer.train()`, continued from the newest checkpoint in its folder if there is one."""
     path = newest(trainer.args.output_dir)[1]
-    expect_graph(True)  # rollouts say when they need none
-    try:
-        return trainer.train(resume_from_checkpoint=None if path is None else str(path))
-    finally:
-        expect_graph(False)
+    return trainer.train(resume_from_checkpoint=None if path is None else str(path))
 
 
 class CheckpointMixin:

@@ -28,8 +28,8 @@ def return_freed_memory() -> None:
 def expect_graph(graph: bool) -> None:
     """Say whether what follows keeps a graph's activations, from here on until this is called again.
 
-    They are of 1 to 16 MiB, and in the heap hundreds of megabytes are lost between them (docs/performance.md): the
-    threshold is 1 MiB while there is a graph. Nothing happens where `return_freed_memory` has not been called.
+    They are of 1 to 16 MiB, and in the heap hundreds of megabytes are lost between them: the threshold is then 1 MiB,
+    which takes more time (docs/performance.md). Nothing happens where `return_freed_memory` has not been called.
     """
     if not _asked:
         return

@@ -224,7 +224,7 @@ class EngineRLOOTrainer(RLOOTrainer):
 
     def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
         """Log-probs [B, C] of rows of which each `copies` share a prompt. What a guided trainer overrides."""
-        expect_graph(torch.is_grad_enabled())
+        expect_graph(torch.is_grad_enabled() and self.args.gradient_checkpointing)  # for memory, at the price of time
         return completion_logprobs(
             self.accelerator.unwrap_model(model),
             input_ids,
