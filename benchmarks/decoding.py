@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from unittest import mock
 
 import torch
@@ -21,21 +22,23 @@ from zopro.engine import few_rows, rollouts
 from zopro.heap import return_freed_memory
 
 SHAPES = ((262144, 640), (2048, 640), (640, 2048))  # of weights (out, in): the 270M model's head and MLP
-WITHOUT = {
-    "both": (),
-    "MKL's products": (mock.patch.object(few_rows, "FEW", range(0)),),
-    "DynamicCache": (mock.patch.object(rollouts, "growing_cache", lambda config: DynamicCache(config=config)),),
+VARIANTS = {
+    "both": nullcontext(),
+    "with MKL's products": mock.patch.object(few_rows, "FEW", range(0)),
+    "with DynamicCache": mock.patch.object(rollouts, "growing_cache", lambda config: DynamicCache(config=config)),
 }
 
 
-def best(work: Callable[[], object], repeats: int) -> float:
+def timed(work: Callable[..., object], *arguments: object) -> float:
     """Seconds."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
+
+
+def multiply(product: Callable[..., torch.Tensor], x: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
+    for weight in weights:
+        product(x, weight)
 
 
 @torch.no_grad()
@@ -46,7 +49,7 @@ def products(rows: Sequence[int], repeats: int) -> None:
         for count in rows:
             x = torch.randn(count, 1, shape[1])
             mkl, tiles = (
-                best(lambda: [product(x, weight) for weight in weights], repeats) / len(weights) * 1e3  # noqa: B023
+                min(timed(multiply, product, x, weights) for _ in range(repeats)) / len(weights) * 1e3
                 for product in (functional.linear, few_rows.linear)
             )
             print(f"| {shape[0]} x {shape[1]} | {count} | {mkl:.2f} ms | {tiles:.2f} ms | {mkl / tiles:.2f} |")
@@ -67,19 +70,15 @@ def rollout(model: PreTrainedModel, prompts: int, copies: int, prompt_length: in
 
 
 def all_rollouts(model: PreTrainedModel, args: argparse.Namespace) -> None:
-    print(f"\n| prompts x K | {' | '.join(f'with {name}' if name != 'both' else 'both' for name in WITHOUT)} |")
-    print("|---|" + "---|" * len(WITHOUT))
+    print(f"\n| prompts x K | {' | '.join(VARIANTS)} |\n|---|{'---|' * len(VARIANTS)}")
     for batch in args.batches:
-        prompts, copies = map(int, batch.split("x"))
-        seconds = dict.fromkeys(WITHOUT, float("inf"))
+        shape = (*map(int, batch.split("x")), args.prompt_length, args.completion_length)
+        seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(args.repeats):
-            for name, patches in WITHOUT.items():
-                for patch in patches:
-                    patch.start()
-                once = best(lambda: rollout(model, prompts, copies, args.prompt_length, args.completion_length), 1)  # noqa: B023
-                mock.patch.stopall()
-                seconds[name] = min(seconds[name], once)
-        print(f"| {batch} | {' | '.join(f'{value:.2f} s' for value in seconds.values())} |", flush=True)
+            for name, variant in VARIANTS.items():
+                with variant:
+                    seconds[name].append(timed(rollout, model, *shape))
+        print(f"| {batch} | {' | '.join(f'{min(each):.2f} s' for each in seconds.values())} |", flush=True)
 
 
 def main() -> None:

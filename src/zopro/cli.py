@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 from zopro import __version__
 from zopro.analysis import command as analyse
+from zopro.arguments import add_configuration, configuration
 from zopro.bench import command as bench
-from zopro.config import GROUPS
 from zopro.errors import InputError, Stopped, nearest
 from zopro.heap import return_freed_memory
 
@@ -118,21 +118,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         description="Run the whole loop as CONFIG says. Every key of CONFIG can be given as --key value, which wins.",
     )
     command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
-    _add_configuration(command)
+    add_configuration(command)
     command.set_defaults(handler=_run)
     return command
-
-
-def _add_configuration(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="YAML file of configuration keys")
-    for group in GROUPS:
-        section = command.add_argument_group((group.__doc__ or "").rstrip("."))
-        for name, field in group.__dataclass_fields__.items():
-            flag = {"nargs": "?", "const": "true"} if field.type == "bool" else {}
-            shared: dict[str, Any] = {"dest": f"key.{name}", "default": argparse.SUPPRESS, "metavar": "VALUE", **flag}
-            section.add_argument(f"--{name}", help=field.metadata["help"].replace("%", "%%"), **shared)
-            if "_" in name:
-                section.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **shared)
 
 
 def _add_compare(commands: Any) -> argparse.ArgumentParser:
@@ -155,7 +143,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     )
     plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
     plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
-    _add_configuration(command)
+    add_configuration(command)
     command.set_defaults(handler=_compare)
     return command
 
@@ -209,9 +197,7 @@ def _demo(args: argparse.Namespace) -> Result:
 
 
 def _run(args: argparse.Namespace) -> Result:
-    from zopro.options import load_config
-
-    config = load_config(args.config, _overrides(args))
+    config = configuration(args)
 
     from zopro import demo, pipeline
 
@@ -226,15 +212,8 @@ def _replay(args: argparse.Namespace) -> Result:
     return result, replay.describe(result)
 
 
-def _overrides(args: argparse.Namespace) -> dict[str, str]:
-    return {name.removeprefix("key."): value for name, value in vars(args).items() if name.startswith("key.")}
-
-
 def _compare(args: argparse.Namespace) -> Result:
-    from zopro.options import load_config
-
-    overrides = {**_overrides(args), **({"output_dir": args.out} if args.out else {})}
-    config = load_config(args.config, overrides)
+    config = configuration(args, **({"output_dir": args.out} if args.out else {}))
 
     from zopro.compare import Plan, compare
     from zopro.compare.summary import text

@@ -16,8 +16,8 @@ def return_freed_memory() -> None:
 
     glibc takes what a process frees as a hint of what it will ask for: after some tensors of megabytes all such tensors
     share one heap, and what lies between those that stay is lost to larger ones. Tensors above the threshold get pages
-    of their own instead, which the system has to clear each time: with one of 1 MiB a step took a quarter longer than
-    with 16 MiB, which forward passes have no need of. What is free at the heap's end goes back from 64 MiB on. The
+    of their own instead, which the system has to clear each time: with one of 1 MiB, which forward passes have no need
+    of, a step took a quarter longer (docs/performance.md). What is free at the heap's end goes back from 64 MiB on. The
     commands of zopro call this; a script of your own may. Other C libraries are left as they are.
     """
     global _asked
