@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/zopro demo $(ARGS)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -25,8 +25,8 @@ docs: $(INSTALLED)
 
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c 'import dcor'  # numba compiles it here, once: two processes at a time would spoil each other's cache
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x /tests/ .venv/lib || true  # as pip would, but on all cores
 	rm -f .venv/installed-*
 	touch $@
 

@@ -16,9 +16,13 @@ settings.load_profile("zopro")
 THREADS = torch.get_num_threads()
 
 
+gc.disable()  # while tests are collected, which imports everything; see zopro.imports
+
+
 def pytest_collection_finish() -> None:
     """transformers collects garbage after every training: a quarter of a second where it goes through the libraries."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from zopro.arguments import add_configuration, configuration
 from zopro.bench import command as bench
 from zopro.errors import InputError, Stopped, nearest
 from zopro.heap import return_freed_memory
+from zopro.imports import importing
 
 Result = tuple[dict[str, Any], str]
 """What a handler returns: the object for `--json`, and the text for people. Empty: another process has it."""
@@ -190,7 +191,8 @@ def _add_policy(command: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> Result:
-    from zopro import demo
+    with importing():
+        from zopro import demo
 
     summary = demo.run(args.out, seed=args.seed, iterations=args.iterations)
     return summary, demo.table(summary)
@@ -199,14 +201,16 @@ def _demo(args: argparse.Namespace) -> Result:
 def _run(args: argparse.Namespace) -> Result:
     config = configuration(args)
 
-    from zopro import demo, pipeline
+    with importing():
+        from zopro import demo, pipeline
 
     summary = pipeline.run(config, resume=args.resume)
     return summary, demo.table(summary) if summary else ""
 
 
 def _replay(args: argparse.Namespace) -> Result:
-    from zopro import replay
+    with importing():
+        from zopro import replay
 
     result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
     return result, replay.describe(result)
@@ -215,8 +219,9 @@ def _replay(args: argparse.Namespace) -> Result:
 def _compare(args: argparse.Namespace) -> Result:
     config = configuration(args, **({"output_dir": args.out} if args.out else {}))
 
-    from zopro.compare import Plan, compare
-    from zopro.compare.summary import text
+    with importing():
+        from zopro.compare import Plan, compare
+        from zopro.compare.summary import text
 
     plan = Plan(
         methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
@@ -233,7 +238,8 @@ def _compare(args: argparse.Namespace) -> Result:
 
 
 def _generate(args: argparse.Namespace) -> Result:
-    from zopro import export
+    with importing():
+        from zopro import export
 
     answers = export.answer(
         args.run,
@@ -247,7 +253,8 @@ def _generate(args: argparse.Namespace) -> Result:
 
 
 def _export(args: argparse.Namespace) -> Result:
-    from zopro import export
+    with importing():
+        from zopro import export
 
     written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged)
     return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"

@@ -12,7 +12,7 @@ import torch
 def torch_threads(number: int | None = None) -> Iterator[None]:
     """`number` threads (by default as many as there are), and afterwards as many as before, whatever has changed them.
 
-    numba does: its OpenMP layer sets the number of the whole process the first time it runs.
+    numba does, which UMAP uses: its OpenMP layer sets the number of the whole process the first time it runs.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)

@@ -82,7 +82,7 @@ def test_a_run_starts_with_sft(tmp_path):
 
 
 def test_the_number_of_threads_stays(tmp_path, monkeypatch):
-    """numba, which the distance correlation uses, sets the process's number; a run goes on after its report."""
+    """numba, which UMAP uses, sets the process's number; a run goes on after its report."""
 
     def changes(*sides):
         torch.set_num_threads(5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dcor
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from walks import Walk, angles, cosines, dense_walk, lora_walk
 from zopro.analysis import products, streaming
 from zopro.analysis.analyse import analyse
 from zopro.analysis.checkpoints import of_folder
-from zopro.analysis.shape import disparity_of_points, procrustes_disparity, random_walks
+from zopro.analysis.shape import disparity_of_points, distance_correlation, procrustes_disparity, random_walks
 
 
 def analysed(policy: Walk, reward: Walk, **options: Any) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def expected(p: np.ndarray, r: np.ndarray) -> dict[str, Any]:
         "update_angle_degrees": angles(u, v),
         "velocity_angle_degrees": [None, *angles(np.diff(u, axis=0), np.diff(v, axis=0))],
         "update_pearson": [np.corrcoef(a, b)[0, 1] for a, b in zip(u, v, strict=True)],
-        "update_distance_correlation": [dcor.distance_correlation(a, b) for a, b in zip(u, v, strict=True)],
+        "update_distance_correlation": [defined_dcor(a, b) for a, b in zip(u, v, strict=True)],
         "policy_momentum_cosine": [None, *cosines(u[1:], u[:-1])],
         "reward_momentum_cosine": [None, *cosines(v[1:], v[:-1])],
         "policy_extrapolation_error": [
@@ -42,6 +41,16 @@ def expected(p: np.ndarray, r: np.ndarray) -> dict[str, Any]:
         "reward_update_norm": np.linalg.norm(v, axis=1),
         "procrustes_disparity": procrustes(p, r)[2],
     }
+
+
+def defined_dcor(a: np.ndarray, b: np.ndarray) -> float:
+    """Distance correlation by its definition, from whole matrices."""
+    centred = []
+    for points in (a, b):
+        far = np.abs(points[:, None] - points)
+        centred.append(far - far.mean(0) - far.mean(1, keepdims=True) + far.mean())
+    both, first, second = (np.mean(x * y) for x, y in ((centred[0], centred[1]), [centred[0]] * 2, [centred[1]] * 2))
+    return float(np.sqrt(both / np.sqrt(first * second)))
 
 
 def assert_close(found: Any, wanted: Any) -> None:
@@ -275,6 +284,30 @@ def test_procrustes_of_points_is_that_of_their_gram_matrices():
     found = disparity_of_points(*points)
     np.testing.assert_allclose(found, procrustes_disparity(*(points @ np.swapaxes(points, -1, -2))))
     assert np.isnan(found).tolist() == [False, False, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 70), st.integers(0, 1000), st.sampled_from([0.1, 1.0, None]), st.floats(1e-150, 1e100))
+def test_distance_correlation_is_its_definition(size, seed, grid, scale):
+    """Also where numbers repeat, which have no order."""
+    a, b = np.random.default_rng(seed).normal(size=(2, size))
+    b += 5
+    b[: size // 2] += a[: size // 2]
+    if grid is not None:
+        a, b = np.round(a / grid) * grid, np.round(b / grid) * grid
+    wanted = defined_dcor(a, b) if np.ptp(a) and np.ptp(b) else np.nan
+    found = distance_correlation(a * scale, b)
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6, nan_ok=True)
+    assert not found > 1 + 1e-9
+
+
+@pytest.mark.parametrize("size", [2**16, 2**16 + 1, 100_000])
+def test_distance_correlation_of_many_points(size):
+    a = np.random.default_rng(0).normal(size=size)
+    assert distance_correlation(a, 3 - 2 * a) == pytest.approx(1, abs=1e-9)
+    b = np.random.default_rng(1).normal(size=size)
+    assert 0 < distance_correlation(a, b) < 5 / size**0.5
+    assert distance_correlation(a, a + b) == pytest.approx(0.67, abs=0.02)
 
 
 def test_large_analyses_multiply_float32_files_in_float32(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zopro.bench import command, measure, worker
+from zopro.bench import command, kinds, measure
 from zopro.bench.command import bench_step, table
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Work, build
@@ -63,7 +63,7 @@ def test_a_step_passes_no_token_more_than_its_floor(sides: int, evaluation: str,
 
 
 def test_phases_add_up_to_the_step() -> None:
-    result = worker.measure("step", TINY)
+    result = kinds.measure("step", TINY)
     assert set(result["phases"]) == {*measure.PHASES, "other"}
     assert all(seconds >= 0 for seconds in result["phases"].values())
     assert sum(result["phases"].values()) == pytest.approx(result["step_s"], rel=0.2)
@@ -85,7 +85,7 @@ def test_the_peer_does_the_same_work(kind: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize("lora_r", [0, 4])
 def test_the_command_reports_what_it_promises(lora_r: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if not lora_r:  # in this process: most of the time goes into starting three others
-        monkeypatch.setattr(command, "_run", worker.measure)
+        monkeypatch.setattr(command, "_run", kinds.measure)
     work = dataclasses.replace(TINY, lora_r=lora_r, beta=0.05 if lora_r else 0.0, threads=1)
     result = bench_step(work)
     names = {"step_s", "floor_s", "floor_ratio", "phases", "peak_mb", "inference_peak_mb", "memory_ratio"}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from zopro.analysis.numbers import all_numbers, plain
 from zopro.analysis.parts import pair
 from zopro.analysis.projection import extrapolations, pca, project
 from zopro.analysis.series import Layout
-from zopro.analysis.shape import compile_distance_correlation
 from zopro.analysis.streaming import Grams, Points
 from zopro.errors import InputError
 from zopro.threads import torch_threads
@@ -64,10 +62,7 @@ def analyse(
     main = (*policy.main, *(len(policy.checkpoints) + i for i in reward.main))
     points = Points(len(policy.checkpoints), len(labels), main)
     layout = Layout(len(policy.main), len(reward.main))
-    with ThreadPoolExecutor(1) as beside:
-        compiled = beside.submit(compile_distance_correlation)
-        grams = gram_matrices(pairing, points, coordinates, seed)
-        compiled.result()
+    grams = gram_matrices(pairing, points, coordinates, seed)
     if reward_ema < 1:
         if len(main) < len(labels):
             raise InputError("--reward-ema: must be 1 where there are snapshots inside an iteration.")

@@ -6,75 +6,31 @@ Reads a `Work` as JSON from stdin; the last line of stdout is the result as JSON
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import gc
 import json
 import sys
-import tempfile
 import warnings
-from typing import Any
 
-import torch
-
-from zopro.bench import measure as steps  # by every kind, so that the libraries are in every kind's memory
-from zopro.bench.work import Work, build
 from zopro.errors import InputError
 from zopro.heap import return_freed_memory
-from zopro.memory import PeakMemory
-
-KINDS = ("step", "step-memory", "inference-memory", "peer", "peer-plain")
+from zopro.imports import importing
 
 
-def main() -> int:
-    kind, work = sys.argv[1], Work(**json.load(sys.stdin))
+def main(kind: str) -> int:
+    """Measure one of `zopro.bench.kinds`."""
+    with importing():
+        from zopro.bench.kinds import measure
+        from zopro.bench.work import Work
     warnings.filterwarnings("ignore")
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            result = measure(kind, work)
+            result = measure(kind, Work(**json.load(sys.stdin)))
     except InputError as error:
         result = {"error": str(error)}
     print(json.dumps(result))
     return 0
 
 
-def measure(kind: str, work: Work) -> dict[str, Any]:
-    """The result of one kind of measurement; `peak_mb` counts from after the model is loaded."""
-    if kind == "step-memory":
-        work = dataclasses.replace(work, steps=1)
-    setting = build(work, classifier=kind != "inference-memory")
-    device = setting.policy.device
-    about = {"parameters": setting.parameters, "dtype": str(setting.policy.dtype).removeprefix("torch."),
-             "device": device.type, "threads": torch.get_num_threads()}  # fmt: skip
-    gc.collect()
-    memory = PeakMemory(device)
-    result: dict[str, Any] = {}
-    if kind == "inference-memory":
-        _generate(setting)
-    elif kind == "step":
-        result = steps.measure_step(setting)
-    elif kind == "step-memory":
-        with tempfile.TemporaryDirectory() as folder:
-            steps.step_trainer(setting, 2, folder).train()
-    else:
-        result = steps.measure_peer(setting, checkpointing=kind == "peer")
-    return {**about, **result, "peak_mb": memory.peak_mb()}
-
-
-def _generate(setting: Any) -> None:
-    from zopro.engine.rollouts import generate
-
-    for _ in range(2):
-        generate(
-            setting.policy,
-            setting.prompt_ids,
-            num_generations=setting.work.num_generations,
-            max_new_tokens=setting.work.completion_length,
-            eos_token_ids=-1,
-            pad_token_id=setting.tokenizer.pad_token_id,
-        )
-
-
 if __name__ == "__main__":
     if not sys.argv[1].startswith("peer"):  # which runs as it does for its users
         return_freed_memory()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

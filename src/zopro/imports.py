@@ -1,0 +1,26 @@
+"""Importing the libraries, which takes seconds, without looking for garbage among what they make."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Pause garbage collection while imports go on inside, and spare what they have made the collections after.
+
+    A quarter of the time goes into looking through some million objects that all stay (docs/performance.md); what a
+    trainer asks for at its end would go through them again.
+    """
+    before, enabled = len(sys.modules), gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > before:
+            gc.freeze()
+        if enabled:
+            gc.enable()
