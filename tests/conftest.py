@@ -1,12 +1,14 @@
 """Lets every test file import the shared builders: `from tiny import tiny_model, tiny_tokenizer`."""
 
-import gc
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from zopro.imports import importing
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,13 +18,11 @@ settings.load_profile("zopro")
 THREADS = torch.get_num_threads()
 
 
-gc.disable()  # while tests are collected, which imports everything; see zopro.imports
-
-
-def pytest_collection_finish() -> None:
-    """transformers collects garbage after every training: a quarter of a second where it goes through the libraries."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collecting tests imports everything; transformers collects garbage after every training."""
+    with importing():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -67,13 +67,15 @@ def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
     # Scaled first: the metric is scale free, and updates are small enough for squares of squares to vanish.
     a, b = (each / np.abs(each).max() for each in (a, b))
     a, b = a - a.mean(), b - b.mean()
-    means = [_mean_distances(each) for each in (a, b)]
-    products = sum_of_distance_products(a, b), 2 * a.size * (a @ a), 2 * b.size * (b @ b)
-    both, first, second = (
-        product / a.size**2 - 2 * (x @ y) / a.size + x.mean() * y.mean()
-        for product, (x, y) in zip(products, (means, [means[0]] * 2, [means[1]] * 2), strict=True)
-    )
+    far_a, far_b = _mean_distances(a), _mean_distances(b)
+    both = _distance_covariance(_mean_distance_product(a, b), far_a, far_b)
+    first, second = (_distance_covariance(2 * each.var(), far, far) for each, far in ((a, far_a), (b, far_b)))
     return float(np.sqrt(max(both, 0.0) / np.sqrt(first * second)))
+
+
+def _distance_covariance(product: float, far_a: np.ndarray, far_b: np.ndarray) -> float:
+    """dCov^2 from the mean of |a_k - a_l| |b_k - b_l| over all k, l, and every number's mean distance [D] from all."""
+    return float(product - 2 * np.mean(far_a * far_b) + far_a.mean() * far_b.mean())
 
 
 def _mean_distances(points: np.ndarray) -> np.ndarray:
@@ -86,13 +88,13 @@ def _mean_distances(points: np.ndarray) -> np.ndarray:
     return found
 
 
-def sum_of_distance_products(a: np.ndarray, b: np.ndarray) -> float:
-    """Sum over all k, l of |a_k - a_l| |b_k - b_l|, for a and b [D] of mean 0, in O(D log D).
+def _mean_distance_product(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over all k, l of |a_k - a_l| |b_k - b_l|, for a and b [D] of mean 0, in O(D log D).
 
-    Over pairs with a_k <= a_l the product is (a_l - a_k)(b_l - b_k), or minus that where b_k > b_l. So the sum is 4 times
-    that of (a_l - a_k)(b_l - b_k) over the pairs in the same order in both, less 2 D a.b. Those pairs are found as a
-    merge sort meets them: with the numbers sorted by a, each pair lies once in the two halves of one block of 2^m, and
-    in a block that is sorted by b what a number of the right half needs of the left one is a running sum.
+    Over pairs with a_k <= a_l the product is (a_l - a_k)(b_l - b_k), or minus that where b_k > b_l. So the sum over all
+    k, l is 4 times that of (a_l - a_k)(b_l - b_k) over the pairs in the same order in both, less 2 D a.b. Those pairs are
+    found as a merge sort meets them: with the numbers sorted by a, each pair lies once in the two halves of one block of
+    2^m, and in a block that is sorted by b what a number of the right half needs of the left one is a running sum.
     """
     ascending = np.argsort(a)
     a, b = a[ascending], b[ascending]
@@ -109,7 +111,7 @@ def sum_of_distance_products(a: np.ndarray, b: np.ndarray) -> float:
         one, a_right, b_right, ab_right = ordered.take(right, axis=1)
         found += left[0] @ ab_right - left[1] @ b_right - left[2] @ a_right + left[3] @ one
         order = order[np.argsort(order >> level, kind="stable")]
-    return float(4 * found - 2 * a.size * (a @ b))
+    return float(4 * found / a.size**2 - 2 * np.mean(a * b))
 
 
 def random_walks(lengths: np.ndarray, dimension: int, samples: int, generator: np.random.Generator) -> np.ndarray:

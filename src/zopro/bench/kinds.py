@@ -11,6 +11,7 @@ import torch
 
 from zopro.bench import measure as steps  # by every kind, so that the libraries are in every kind's memory
 from zopro.bench.work import Work, build
+from zopro.engine.rollouts import generate
 from zopro.memory import PeakMemory
 
 
@@ -38,8 +39,6 @@ def measure(kind: str, work: Work) -> dict[str, Any]:
 
 
 def _generate(setting: Any) -> None:
-    from zopro.engine.rollouts import generate
-
     for _ in range(2):
         generate(
             setting.policy,
