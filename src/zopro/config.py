@@ -178,7 +178,7 @@ class PolicyOptions:
     noise: str = option(
         "",
         "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank (cheap where all "
-        "parameters are trained) or signs (the previous update's tensors, each with a random sign); empty takes the "
+        "parameters are trained) or signs (the previous update, with a random sign for each sub-layer); empty takes the "
         "preset's.",
     )
     weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")

@@ -47,8 +47,8 @@ class ZOPrOConfig(RLOOConfig):
     decay: str = option("linear", "Decay of the previous update's share d: linear or exponential.")
     noise: str | None = option(
         None,
-        "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank, or signs (of the tensors "
-        "of the previous update; gaussian where there is none).",
+        "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank, or signs (the previous "
+        "update with a random sign for each sub-layer; gaussian where there is none).",
     )
     normalize: bool | None = option(None, "Scale targeted directions to root mean square 1.")
     parallel: str = option("data", "What processes share: data, or queries (then each has all the data).")

@@ -49,7 +49,7 @@ KINDS = {
 COINS = {
     "signs": lambda: Signs(random_update(1)),
     "targeted, signs": lambda: targeted(noise=Signs(random_update(1, 0.01))),
-}  # one coin a tensor, which may well fall alike twice
+}  # one coin a sub-layer, which may well fall alike twice
 
 
 @pytest.fixture(params=[*KINDS.values(), *COINS.values()], ids=[*KINDS, *COINS])
@@ -159,6 +159,18 @@ def test_signs_are_fair_coins_one_a_tensor_on_the_update_at_root_mean_square_one
     assert float(products.abs().max()) < 5 / math.sqrt(len(signs)), "coins that are not independent"
     assert all(torch.equal(z["bias"], Gaussian().tensor("bias", torch.zeros(5), seed, step)) for z, (seed, step) in
                zip(drawn, ((seed, step) for seed in range(20) for step in range(20)), strict=True))  # fmt: skip
+
+
+def test_the_tensors_of_a_sublayer_share_their_coin() -> None:
+    layers = ("q_proj.lora_A", "q_proj.lora_B", "o_proj.lora_A", "o_proj.lora_B")
+    parts = [f"model.layers.{block}.{part}" for block in (2, 3, 12) for part in ("self_attn", "mlp")]
+    update = {name: torch.ones(3, 4) for name in (*(f"{p}.{layer}" for p in parts for layer in layers), "head.w")}
+    directions = Signs(update)
+    drawn = [directions.sample(update.items(), 0, step) for step in range(64)]
+    coins = {name: tuple(float(z[name][0, 0].sign()) for z in drawn) for name in update}
+    for part in parts:
+        assert len({coins[f"{part}.{layer}"] for layer in layers}) == 1, part
+    assert len(set(coins.values())) == len(parts) + 1, "two sub-layers share their coin"
 
 
 def test_noise_source_of_signs_without_an_update_is_gaussian() -> None:

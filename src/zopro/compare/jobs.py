@@ -63,7 +63,7 @@ def _inference(session: Session, job: Job) -> dict[str, Any]:
     config = session.config
     items = training_items(session)
     untrained = replace(job, method="mezo", steps=1)
-    with _trainer(session, untrained, config, session.directory.trainer("inference")) as (_, model):
+    with job_trainer(session, untrained, config, session.directory.trainer("inference")) as (_, model):
         memory = PeakMemory(session.base.device)
         for number in range(INFERENCE_BATCHES):
             first = number * config.prompts_per_step
@@ -93,7 +93,7 @@ def training_items(session: Session) -> list[Item]:
 
 
 @contextmanager
-def _trainer(session: Session, job: Job, config: RunConfig, folder: Path) -> Iterator[tuple[Any, Any]]:
+def job_trainer(session: Session, job: Job, config: RunConfig, folder: Path) -> Iterator[tuple[Any, Any]]:
     """The method's trainer and its model, ready to train from the policy that all start from."""
     directory, policies = session.directory, session.policies
     sft, policy, reward = directory.sft(), directory.policy, directory.reward
@@ -114,7 +114,7 @@ def _train(session: Session, job: Job, folder: Path) -> dict[str, Any]:
     rate: dict[str, Any] = {RATE_KEYS.get(job.method, "learning_rate"): job.learning_rate}
     config = replace(session.config, method=job.method, checkpoint_steps=0, **rate)
     pace = Pace(job)
-    with _trainer(session, job, config, folder / "trainer") as (trainer, model):
+    with job_trainer(session, job, config, folder / "trainer") as (trainer, model):
         trainer.add_callback(pace)
         pace.save = lambda step: session.policies.save(model, folder / "points" / f"{step:06d}")
         memory = PeakMemory(session.base.device)

@@ -2,8 +2,8 @@
 
 Every tensor draws from a generator of its own, seeded by a hash of the seed, the step and the tensor's name. So a
 direction can be replayed from a few bytes, is equal on every rank, does not depend on the order of the parameters or on
-the global random state, and no two tensors share noise. CPU and CUDA generators differ: replay on the same kind of
-device.
+the global random state, and no two tensors share noise (with `Signs`, no two sub-layers). CPU and CUDA generators
+differ: replay on the same kind of device.
 
 `Targeted` is the paper's direction (Galatolo et al. 2025, arXiv 2503.03460): the policy's previous update
 plus noise orthogonal to the reward model's update. Beyond the paper it handles v = 0 and mu = 0, and can normalise its
@@ -101,12 +101,28 @@ class LowRank(Directions):
         return (factors[:rows] @ factors[rows:].div_(math.sqrt(self.rank)).T).view(like.shape)
 
 
-class Signs(Directions):
-    """z = s mu sqrt(n) / |mu| for each tensor of n entries: its part of an earlier update, with a random sign s.
+def sublayer(name: str) -> str:
+    """The part of the network that a parameter belongs to: its name up to the component after the first number.
 
-    SPSA with Rademacher signs in the subspace that has one coordinate a tensor. A model of hundreds of tensors has
-    millions of entries, and the gradient's component in that subspace is far larger than along noise of all entries: the
-    step finds out which tensors should go on along the update and which should go back. (Ours.)
+    That is a block's attention or its MLP; a parameter outside of the blocks is a part of its own.
+
+    >>> sublayer("model.layers.3.mlp.down_proj.lora_A.weight")
+    'model.layers.3.mlp'
+    >>> sublayer("lm_head.weight")
+    'lm_head.weight'
+    """
+    components = name.split(".")
+    number = next((i for i, component in enumerate(components) if component.isdecimal()), len(components))
+    return ".".join(components[: number + 2])
+
+
+class Signs(Directions):
+    """z = s mu sqrt(n) / |mu| for each tensor of n entries: its part of an earlier update, with a random sign s for
+    each sub-layer.
+
+    SPSA with Rademacher signs in the subspace that has one coordinate a sub-layer. A model has millions of entries and
+    some tens of sub-layers, and the gradient's component in that subspace is far larger than along noise of all entries:
+    the step finds out which sub-layers should go on along the update and which should go back. (Ours.)
 
     Args:
         update: name -> mu. A tensor without one (missing or 0) draws N(0, I). May be a lazy mapping.
@@ -123,7 +139,7 @@ class Signs(Directions):
         norm = self._norms.get(name)
         if norm is None:
             return _gaussian(name, like, seed, step)
-        generator = tensor_generator(name, seed, step, torch.device("cpu"))
+        generator = tensor_generator(sublayer(name), seed, step, torch.device("cpu"))
         sign = 1 - 2 * int(torch.randint(2, (), generator=generator))
         mu = self.update[name].to(device=like.device, dtype=torch.float32)
         return mu * (sign * math.sqrt(mu.numel()) / norm)

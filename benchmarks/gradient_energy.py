@@ -1,0 +1,107 @@
+"""How much of the policy's gradient lies along its previous update, and in the spaces of signs around it.
+
+Trains nothing: takes RLOO's gradient at the start of a comparison's trainings on some batches, each sampled anew. Products
+of two batches' gradients have no sampling noise in common, so their mean is the energy of the true gradient; what a batch's
+own has beyond it is noise. The comparison is a folder of `zopro compare --start iteration` that has begun to train.
+
+    python benchmarks/gradient_energy.py COMPARISON [--batches 10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from zopro.compare.jobs import job_trainer
+from zopro.compare.plan import Job
+from zopro.config import RunConfig
+from zopro.engine.models import tensor_name
+from zopro.session import Session
+from zopro.updates import policy_update
+from zopro.zo.directions import sublayer
+
+STILL = 1e-12  # a learning rate at which the policy stays where it is
+
+
+def _block(name: str) -> str:
+    return sublayer(name).rpartition(".")[0]
+
+
+GROUPS: dict[str, Callable[[str], str]] = {
+    "model": lambda name: "",
+    "block": _block,
+    "sub-layer": sublayer,
+    "linear layer": lambda name: name.partition(".lora_")[0],
+    "tensor": lambda name: name,
+}  # parameter's name -> what it shares a sign with
+
+
+class Gradients(TrainerCallback):
+    """Keeps every step's gradient."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.kept.append({tensor_name(n): p.grad.detach().clone() for n, p in named if p.grad is not None})
+
+
+def energies(vectors: Tensor) -> tuple[float, float]:
+    """(energy of the mean that the rows are noisy copies of, mean energy of a row) of vectors [batches, n]."""
+    products = vectors @ vectors.T
+    own = float(products.diag().mean())
+    batches = len(vectors)
+    return (float(products.sum()) - batches * own) / (batches * (batches - 1)), own
+
+
+def coordinates(gradient: dict[str, Tensor], mu: dict[str, Tensor], group: Callable[[str], str]) -> Tensor:
+    """The gradient's components along each group's part of mu, taken to norm 1: [groups]."""
+    dots: dict[str, float] = {}
+    squares: dict[str, float] = {}
+    for name, update in mu.items():
+        key = group(name)
+        dots[key] = dots.get(key, 0.0) + float((gradient[name].double() * update.double()).sum())
+        squares[key] = squares.get(key, 0.0) + float(update.double().square().sum())
+    return torch.tensor([dot / squares[key] ** 0.5 for key, dot in dots.items()], dtype=torch.float64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path, help="folder of zopro compare --start iteration")
+    parser.add_argument("--batches", type=int, default=10, metavar="N")
+    parser.add_argument("--seed", type=int, default=7, help="of the answers and of the prompts' order")
+    options = parser.parse_args()
+    described = json.loads(next(options.comparison.glob("jobs/*/job.json")).read_text(encoding="utf-8"))
+    config = RunConfig.from_dict(
+        {**described["config"], "method": "rloo", "first_order_learning_rate": STILL, "checkpoint_steps": 0}
+    )
+    session = Session(replace(config, output_dir=str(options.comparison / "shared")), resume=True, quiet=True)
+    job = Job("train", "iteration", "rloo", options.seed, STILL, options.batches)
+    gradients = Gradients()
+    with tempfile.TemporaryDirectory() as folder, job_trainer(session, job, config, Path(folder)) as (trainer, _):
+        trainer.args.max_grad_norm = 0.0  # as they are, not clipped
+        trainer.add_callback(gradients)
+        trainer.train()
+    mu = dict(policy_update(config, session.directory.policy(0), session.directory.sft()))
+    whole = torch.stack([torch.cat([kept[name].flatten() for name in mu]) for kept in gradients.kept]).double()
+    total, own = energies(whole)
+    print(f"{'a sign for each':14} {'dimensions':>10} {'share':>7} {'per dimension':>13} {'of a batch':>10}")
+    for label, group in GROUPS.items():
+        found, batch = energies(torch.stack([coordinates(kept, mu, group) for kept in gradients.kept]))
+        size = len({group(name) for name in mu})
+        print(f"{label:14} {size:10} {found / total:7.4f} {found / size:13.4g} {found / batch:10.3f}")
+    print(f"{'entry':14} {whole.shape[1]:10} {1:7.4f} {total / whole.shape[1]:13.4g} {total / own:10.3f}")
+
+
+if __name__ == "__main__":
+    main()
