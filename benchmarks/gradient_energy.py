@@ -1,8 +1,9 @@
 """How much of the policy's gradient lies along its previous update, and in the spaces of signs around it.
 
-Trains nothing: takes RLOO's gradient at the start of a comparison's trainings on some batches, each sampled anew. Products
-of two batches' gradients have no sampling noise in common, so their mean is the energy of the true gradient; what a batch's
-own has beyond it is noise. The comparison is a folder of `zopro compare --start iteration` that has begun to train.
+Trains nothing: takes RLOO's gradient where a comparison's trainings start, on some batches, each sampled anew. Two
+batches' gradients have no sampling noise in common, so the mean of their products is the energy of the true gradient;
+what a batch's own has beyond it is noise. The comparison is a folder of `zopro compare --start iteration` that has begun
+to train.
 
     python benchmarks/gradient_energy.py COMPARISON [--batches 10]
 """
@@ -82,10 +83,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="of the answers and of the prompts' order")
     options = parser.parse_args()
     described = json.loads(next(options.comparison.glob("jobs/*/job.json")).read_text(encoding="utf-8"))
-    config = RunConfig.from_dict(
-        {**described["config"], "method": "rloo", "first_order_learning_rate": STILL, "checkpoint_steps": 0}
-    )
-    session = Session(replace(config, output_dir=str(options.comparison / "shared")), resume=True, quiet=True)
+    shared = {"output_dir": str(options.comparison / "shared"), "method": "zopro"}
+    begun = RunConfig.from_dict({**described["config"], **shared})
+    session = Session(begun, resume=True, quiet=True)
+    config = replace(begun, method="rloo", first_order_learning_rate=STILL, checkpoint_steps=0)
     job = Job("train", "iteration", "rloo", options.seed, STILL, options.batches)
     gradients = Gradients()
     with tempfile.TemporaryDirectory() as folder, job_trainer(session, job, config, Path(folder)) as (trainer, _):
@@ -95,6 +96,9 @@ def main() -> None:
     mu = dict(policy_update(config, session.directory.policy(0), session.directory.sft()))
     whole = torch.stack([torch.cat([kept[name].flatten() for name in mu]) for kept in gradients.kept]).double()
     total, own = energies(whole)
+    slopes = torch.stack([coordinates(kept, mu, GROUPS["model"]) for kept in gradients.kept]).flatten()
+    error = float(slopes.std()) / len(slopes) ** 0.5
+    print(f"the loss along the previous update, taken to norm 1: {float(slopes.mean()):.2f} +-{1.96 * error:.2f}")
     print(f"{'a sign for each':14} {'dimensions':>10} {'share':>7} {'per dimension':>13} {'of a batch':>10}")
     for label, group in GROUPS.items():
         found, batch = energies(torch.stack([coordinates(kept, mu, group) for kept in gradients.kept]))
