@@ -30,6 +30,7 @@ from zopro.session import Session
 from zopro.updates import policy_update
 from zopro.zo.directions import sublayer
 
+Z95 = 1.96  # standard errors on either side of a 95 % interval
 STILL = 1e-12  # a learning rate at which the policy stays where it is
 
 
@@ -57,12 +58,21 @@ class Gradients(TrainerCallback):
         self.kept.append({tensor_name(n): p.grad.detach().clone() for n, p in named if p.grad is not None})
 
 
-def energies(vectors: Tensor) -> tuple[float, float]:
-    """(energy of the mean that the rows are noisy copies of, mean energy of a row) of vectors [batches, n]."""
+def energies(vectors: Tensor) -> tuple[float, float, float]:
+    """(energy of the mean that the rows are noisy copies of, its standard error, mean energy of a row) of [batches, n].
+
+    The error is the jackknife's: what leaving each batch out changes.
+    """
     products = vectors @ vectors.T
-    own = float(products.diag().mean())
-    batches = len(vectors)
-    return (float(products.sum()) - batches * own) / (batches * (batches - 1)), own
+    batches = len(products)
+
+    def energy(kept: list[int]) -> float:
+        among = products[kept][:, kept]
+        return float(among.sum() - among.diag().sum()) / (len(kept) * (len(kept) - 1))
+
+    without = torch.tensor([energy([i for i in range(batches) if i != left]) for left in range(batches)])
+    error = ((batches - 1) * without.var(correction=0)) ** 0.5
+    return energy(list(range(batches))), float(error), float(products.diag().mean())
 
 
 def coordinates(gradient: dict[str, Tensor], mu: dict[str, Tensor], group: Callable[[str], str]) -> Tensor:
@@ -95,16 +105,17 @@ def main() -> None:
         trainer.train()
     mu = dict(policy_update(config, session.directory.policy(0), session.directory.sft()))
     whole = torch.stack([torch.cat([kept[name].flatten() for name in mu]) for kept in gradients.kept]).double()
-    total, own = energies(whole)
+    total, error, own = energies(whole)
     slopes = torch.stack([coordinates(kept, mu, GROUPS["model"]) for kept in gradients.kept]).flatten()
-    error = float(slopes.std()) / len(slopes) ** 0.5
-    print(f"the loss along the previous update, taken to norm 1: {float(slopes.mean()):.2f} +-{1.96 * error:.2f}")
-    print(f"{'a sign for each':14} {'dimensions':>10} {'share':>7} {'per dimension':>13} {'of a batch':>10}")
+    slope_error = float(slopes.std()) / len(slopes) ** 0.5
+    print(f"the loss along the previous update, taken to norm 1: {float(slopes.mean()):.2f} +-{Z95 * slope_error:.2f}")
+    rows = [("entry", whole.shape[1], total, error, own)]
     for label, group in GROUPS.items():
-        found, batch = energies(torch.stack([coordinates(kept, mu, group) for kept in gradients.kept]))
-        size = len({group(name) for name in mu})
-        print(f"{label:14} {size:10} {found / total:7.4f} {found / size:13.4g} {found / batch:10.3f}")
-    print(f"{'entry':14} {whole.shape[1]:10} {1:7.4f} {total / whole.shape[1]:13.4g} {total / own:10.3f}")
+        found = torch.stack([coordinates(kept, mu, group) for kept in gradients.kept])
+        rows.append((label, found.shape[1], *energies(found)))
+    print(f"{'a sign for each':15} {'dimensions':>10} {'energy':>10} {'+-':>9} {'of a batch':>10}")
+    for label, size, energy, error, batch in rows:
+        print(f"{label:15} {size:10} {energy:10.2f} {Z95 * error:9.2f} {batch:10.2f}")
 
 
 if __name__ == "__main__":
