@@ -26,11 +26,11 @@ from zopro.compare.jobs import job_trainer
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
 from zopro.engine.models import tensor_name
+from zopro.evaluation import Z95, mean_interval
 from zopro.session import Session
 from zopro.updates import policy_update
 from zopro.zo.directions import sublayer
 
-Z95 = 1.96  # standard errors on either side of a 95 % interval
 STILL = 1e-12  # a learning rate at which the policy stays where it is
 
 
@@ -92,12 +92,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10, metavar="N")
     parser.add_argument("--seed", type=int, default=7, help="of the answers and of the prompts' order")
     options = parser.parse_args()
+    if options.batches < 3:
+        parser.error(f"--batches: must be at least 3 (the jackknife leaves one out), got {options.batches}")
     described = json.loads(next(options.comparison.glob("jobs/*/job.json")).read_text(encoding="utf-8"))
     shared = {"output_dir": str(options.comparison / "shared"), "method": "zopro"}
     begun = RunConfig.from_dict({**described["config"], **shared})
     session = Session(begun, resume=True, quiet=True)
     config = replace(begun, method="rloo", first_order_learning_rate=STILL, checkpoint_steps=0)
-    job = Job("train", "iteration", "rloo", options.seed, STILL, options.batches)
+    job = Job("train", "iteration", "rloo", options.seed, steps=options.batches)
     gradients = Gradients()
     with tempfile.TemporaryDirectory() as folder, job_trainer(session, job, config, Path(folder)) as (trainer, _):
         trainer.args.max_grad_norm = 0.0  # as they are, not clipped
@@ -107,8 +109,8 @@ def main() -> None:
     whole = torch.stack([torch.cat([kept[name].flatten() for name in mu]) for kept in gradients.kept]).double()
     total, error, own = energies(whole)
     slopes = torch.stack([coordinates(kept, mu, GROUPS["model"]) for kept in gradients.kept]).flatten()
-    slope_error = float(slopes.std()) / len(slopes) ** 0.5
-    print(f"the loss along the previous update, taken to norm 1: {float(slopes.mean()):.2f} +-{Z95 * slope_error:.2f}")
+    slope, low, high = mean_interval(slopes.tolist())
+    print(f"slope of the loss along the previous update, taken to norm 1: {slope:.2f} [{low:.2f}, {high:.2f}]")
     rows = [("entry", whole.shape[1], total, error, own)]
     for label, group in GROUPS.items():
         found = torch.stack([coordinates(kept, mu, group) for kept in gradients.kept])

@@ -120,9 +120,8 @@ class Signs(Directions):
     """z = s mu sqrt(n) / |mu| for each tensor of n entries: its part of an earlier update, with a random sign s for
     each sub-layer.
 
-    SPSA with Rademacher signs in the subspace that has one coordinate a sub-layer. A model has millions of entries and
-    some tens of sub-layers, and the gradient's component in that subspace is far larger than along noise of all entries:
-    the step finds out which sub-layers should go on along the update and which should go back. (Ours.)
+    SPSA with Rademacher signs in the subspace that has one coordinate a sub-layer, some tens where a model has millions
+    of entries: steps find out which sub-layers should go on along the update and which should go back. (Ours.)
 
     Args:
         update: name -> mu. A tensor without one (missing or 0) draws N(0, I). May be a lazy mapping.
