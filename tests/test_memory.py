@@ -12,7 +12,7 @@ from trl import RLOOConfig
 
 from test_guided_trainer import adapted
 from tiny_trainers import online
-from zopro import ZOPrOConfig, ZOPrOTrainer, rloo
+from zopro import ZOPrOConfig, ZOPrOTrainer, heap, memory, rloo
 from zopro.guided_trainer import GuidedConfig, GuidedTrainer
 
 PEAKS = """
@@ -90,3 +90,12 @@ def test_without_the_call_the_heap_is_left_alone() -> None:
         "import ctypes\nctypes.CDLL = None\nfrom zopro.heap import expect_graph\nexpect_graph(True)\nexpect_graph(False)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_systems_say_what_they_do_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
+    assert 50 < memory.peak_rss_mb() < 1e6
+    assert memory.how_measured() == "ru_maxrss, of the process's whole life"
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())
+    assert heap.how_set().startswith("left as it is: no mallopt")
+    heap.expect_graph(True)  # nothing happens

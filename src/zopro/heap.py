@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+from typing import Any
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
 PASSES, GRAPH = (2**24, 2**26), (2**20, 2**24)  # bytes from which a tensor has its own pages, free ones go back
@@ -31,10 +31,24 @@ def expect_graph(graph: bool) -> None:
     They are of 1 to 16 MiB, and in the heap hundreds of megabytes are lost between them: the threshold is then 1 MiB,
     which takes more time (docs/performance.md). Nothing happens where `return_freed_memory` has not been called.
     """
-    if not _asked:
-        return
-    pages, back = GRAPH if graph else PASSES
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
+    library = _glibc() if _asked else None
+    if library is not None:
+        pages, back = GRAPH if graph else PASSES
         library.mallopt(MMAP_THRESHOLD, pages)
         library.mallopt(TRIM_THRESHOLD, back)
+
+
+def how_set() -> str:
+    """What became of the heap's settings on this system, for the record."""
+    if _glibc() is None:
+        return "left as it is: no mallopt in this C library"
+    return "mallopt" if _asked else "left as it is"
+
+
+def _glibc() -> Any:
+    """The C library, if it has `mallopt`."""
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):  # TypeError: Windows
+        return None
+    return library if hasattr(library, "mallopt") else None

@@ -1,25 +1,25 @@
 """One process on one run directory: a second one is refused, and a dead one's lock holds nobody up.
 
-The lock is the kernel's (POSIX record lock on RUN/.lock), so it ends with its process however that ends; the file only
+The lock is the system's (`filelock`, on RUN/.lock), so it ends with its process however that ends; RUN/.lock.owner only
 says who it is. Within one process a directory can be locked again: the lock goes when the last holder lets go.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import socket
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from zopro.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-FILE = ".lock"
-_held: dict[Path, tuple[IO[str], int]] = {}  # closing any handle of a file ends the process's lock: one for each
+FILE, OWNER = ".lock", ".lock.owner"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems that have none
 
 
 class RunLock:
@@ -30,49 +30,38 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._key: Path | None = None
+        self._lock: FileLock | None = None
 
     def acquire(self) -> None:
         """Take the lock; taking it twice is taking it once. Raises InputError: another process has it."""
-        if self._key is not None or int(os.environ.get("RANK", "0")) != 0:
+        if self._lock is not None or int(os.environ.get("RANK", "0")) != 0:
             return
-        key = self.folder.resolve()
-        stream, holders = _held.get(key) or (_open(self.folder), 0)
-        _held[key] = stream, holders + 1
-        self._key = key
+        lock = FileLock(str(self.folder.resolve() / FILE), timeout=0, thread_local=False, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"output_dir: must be used by one process at a time, got {self.folder}, which {_owner(self.folder)} is "
+                "writing to. Wait for it to end, or stop it."
+            ) from None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            logger.warning("%s cannot be locked (%s): make sure that no other process writes there", self.folder, error)
+            return
+        self._lock = lock
+        (self.folder / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
     def release(self) -> None:
         """Let go; nothing happens if the lock was not taken."""
-        if self._key is None:
-            return
-        stream, holders = _held.pop(self._key)
-        if holders > 1:
-            _held[self._key] = stream, holders - 1
-        else:
-            stream.close()
-        self._key = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __del__(self) -> None:
         self.release()
 
 
-def _open(folder: Path) -> IO[str]:
-    stream = (folder / FILE).open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            logger.warning("%s cannot be locked (%s): see to it that no other process writes there", folder, error)
-            return stream
-        stream.seek(0)
-        owner = stream.read().strip() or "another process"
-        stream.close()
-        raise InputError(
-            f"output_dir: must be used by one process at a time, got {folder}, which {owner} is writing to. Wait for "
-            "it to end, or stop it."
-        ) from None
-    stream.seek(0)
-    stream.truncate()
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    stream.flush()
-    return stream
+def _owner(folder: Path) -> str:
+    path = folder / OWNER
+    return (path.read_text(encoding="utf-8").strip() if path.exists() else "") or "another process"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 from pathlib import Path
 
 import torch
+
+STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
@@ -38,8 +39,15 @@ class PeakMemory:
 def peak_rss_mb() -> float:
     """Largest resident memory of this process so far, or since a `PeakMemory` was last made."""
     with contextlib.suppress(OSError):  # Linux: its ru_maxrss may be that of the process which started this one
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        for line in STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
+    import resource  # here, so that only a call needs a POSIX system
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def how_measured() -> str:
+    """Where `peak_rss_mb` comes from on this system, for the record."""
+    return "VmHWM of /proc/self/status" if STATUS.exists() else "ru_maxrss, of the process's whole life"

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 import yaml
 
+from zopro import heap, memory
 from zopro.config import RunConfig
 from zopro.durable import append_line, mend, whole_folder, whole_lines, write_text
 from zopro.errors import InputError
-from zopro.lock import FILE, RunLock
+from zopro.lock import FILE, OWNER, RunLock
 
 __all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_text"]
 
@@ -90,7 +91,7 @@ class RunDirectory:
     def _check(self, config: RunConfig, resume: bool) -> bool:
         saved_config = self.path / "config.yaml"
         if not saved_config.exists():
-            ours = {"environment.json", "demo", FILE}  # an interrupted start; the demo's data
+            ours = {"environment.json", "demo", FILE, OWNER}  # an interrupted start; the demo's data
             names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
             if any(name not in ours and not (name[0] == "." and name.endswith(".partial")) for name in names):
                 raise InputError(f"output_dir: must be empty or a run of zopro, got {self.path}. Choose another folder.")
@@ -191,6 +192,8 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "peak_memory": memory.how_measured(),
+        "heap": heap.how_set(),
         "processes": launched(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
