@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,6 @@ from zopro.engine.adapters import open_adapter
 from zopro.engine.scores import can_share, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
-from zopro.rewards.correlation import pearson, spearman
 from zopro.rewards.interpolation import State, check_same_tensors, interpolate, read_state
 from zopro.rewards.record import RECORD_FILE, read_record
 from zopro.rewards.sequences import Pair, Scored, Sequences, finite_scores
@@ -176,16 +176,16 @@ class RewardModel:
             InputError: fewer than two different scores, or one that is not finite: no correlation is defined. (It is
                 NaN where all rewards are equal.)
         """
+        from scipy import stats  # takes a second
+
         scores = finite_scores(rows)
         if len(set(scores)) < 2:
             raise InputError(f"rows: must hold at least two different scores to correlate, got {len(rows)} rows.")
         rewards = self.score_texts([r.prompt for r in rows], [r.answer for r in rows], batch_size)
-        left, right = (torch.tensor(values, dtype=torch.float64) for values in (rewards, scores))
-        return {
-            "pearson": pearson(left, right),
-            "spearman": spearman(left, right),
-            "n": len(rows),
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            pearson, spearman = (function(rewards, scores).statistic for function in (stats.pearsonr, stats.spearmanr))
+        return {"pearson": float(pearson), "spearman": float(spearman), "n": len(rows)}
 
     def as_reward_function(self, batch_size: int = 32) -> Callable[..., list[float]]:
         """A reward function as TRL calls it; it scores the sampled token ids, not the decoded text.
