@@ -3,9 +3,9 @@
 Every trial is a death: a run starts, dies, is resumed with `zopro run ... --resume`, and must end with the same adapters
 (sha256), the same samples, pairs, evaluations and journals line by line, and every step logged once. Moments are drawn by
 --seed, one in each of equal slices of the undisturbed run's time, and a run dies when it is as far as that one was at the
-moment, so that all stages are met; with --at it is killed when a file appears. With --deaths-per-run a run dies more than
-once before it ends; a difference then fails all its trials. Runs are forked from this process, which saves importing the
-libraries for each.
+moment, so that all stages are met; with --at it is killed as soon as it has made a file. With --deaths-per-run a run dies
+more than once before it ends; a difference then fails all its trials. Runs are forked from this process, which saves
+importing the libraries for each.
 
 A full disk is a small tmpfs that is filled up while the run goes on (root only). Elsewhere, and with `--disk limit`, the
 kernel's limit on the size of files is set to nothing for the running process, which fails the same writes.
@@ -186,7 +186,7 @@ def disturb(
 
     Args:
         moments: ascending seconds of the undisturbed run's time, each of which comes when this run is as far as that one
-            was (the first earlier if the run has ended by then), or patterns of paths under `out` that are waited for.
+            was (the first earlier if the run has ended by then), or patterns of paths under `out`, each its end.
 
     Returns:
         One trial a death: at least one, and fewer than `moments` if the resumed run ended before the next was due.
@@ -197,20 +197,23 @@ def disturb(
         while True:
             if not deaths:
                 shutil.rmtree(out, ignore_errors=True)
-            run = Run(config, out, *(["--resume"] if deaths else []))
-            if run.running(_due(run, out, moment, whole["timeline"])):
+            dies_at = moment if isinstance(moment, str) else None
+            run = Run(config, out, *(["--resume"] if deaths else []), dies_at=dies_at)
+            if isinstance(moment, str) or run.running(_due(run, out, moment, whole["timeline"])):
                 break
             code, line, seconds = run.end()
             if deaths:
                 return _compared(kind, deaths, [*lives, seconds], (code, line), out, whole)
-            if isinstance(moment, str):
-                raise SystemExit(f"crash_matrix: the run ended before '{moment}' was seen")
             moment *= 0.8
-        if kind == "killed":
+        if isinstance(moment, str):
+            pass  # it kills itself
+        elif kind == "killed":
             os.kill(run.pid, signal.SIGKILL)
         else:
             disk.fill(run.pid)
         code, line, seconds = run.end()
+        if isinstance(moment, str) and code == 0:
+            raise SystemExit(f"crash_matrix: the run ended without making '{moment}'")
         disk.free()
         lives.append(seconds)
         deaths.append((round(seconds if isinstance(moment, str) else moment, 2), where(out), code, line))
@@ -218,10 +221,8 @@ def disturb(
     return _compared(kind, deaths, [*lives, seconds], (code, line), out, whole)
 
 
-def _due(run: Run, out: Path, moment: float | str, timeline: list[tuple[float, Any]]) -> Callable[[], bool]:
+def _due(run: Run, out: Path, moment: float, timeline: list[tuple[float, Any]]) -> Callable[[], bool]:
     """Whether a run is as far as the undisturbed one was at `moment`: by metrics.jsonl and the time since a line."""
-    if isinstance(moment, str):
-        return lambda: any(out.glob(moment))
     begun, line = max(((second, line) for second, line in timeline if second <= moment), default=(0.0, None))
     path, size, seen = out / "metrics.jsonl", -1, run.seconds if line is None else math.inf
 
@@ -271,7 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs (default: 50)")
     parser.add_argument(
-        "--at", nargs="*", default=[], metavar="PATTERN", help="kill when such a path is in the run, once for each"
+        "--at", nargs="*", default=[], metavar="PATTERN", help="kill when the run has made such a path, once for each"
     )
     parser.add_argument("--deaths-per-run", type=int, default=1, help="deaths of one run (default: 1)")
     parser.add_argument("--full-disks", type=int, default=10, help="full disks (default: 10)")
