@@ -182,6 +182,11 @@ DROPPED = {
         {"chosen": "\n\nHuman: " + A + " a", "rejected": "\n\nHuman: " + A + " b"},
         "empty prompt",
     ),
+    "a tool's turn alone": (
+        "preference",
+        {"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
+        "the prompt has no turn of the user",
+    ),
     "blank prompt": ("preference", {"prompt": " ", "chosen": "a", "rejected": "b"}, "empty prompt"),
     "nothing shared": ("preference", {"chosen": "a b", "rejected": "c d"}, "empty prompt"),
     "other prompts": ("chat", {"chosen": H + A + " a", "rejected": "\n\nHuman: r" + A + " b"}, "different prompts"),
@@ -195,8 +200,8 @@ DROPPED = {
     "null": ("chat", {"chosen": None, "rejected": H}, "chosen is null"),
     "unknown role": (
         "preference",
-        {"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
-        "unknown role 'tool'",
+        {"prompt": [{"role": "critic", "content": "x"}], "chosen": "a", "rejected": "b"},
+        "unknown role 'critic'",
     ),
     "ends with the assistant": (
         "preference",

@@ -7,6 +7,7 @@ from zopro.tasks.base import DropRow, Example, Format, Message, Task
 from zopro.tasks.loading import TASKS, TaskData, TaskOptions, convert, load, prompt_key
 from zopro.tasks.metrics import METRICS, Metric, metric
 from zopro.tasks.rows import Row, load_rows
+from zopro.tasks.shown import fitted
 
 __all__ = [
     "METRICS",
@@ -21,6 +22,7 @@ __all__ = [
     "TaskData",
     "TaskOptions",
     "convert",
+    "fitted",
     "load",
     "load_rows",
     "metric",

@@ -24,12 +24,24 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 class Row(dict[str, Any]):
-    """One row: column -> value, with the `file` it stands in and its `number` there, from 1."""
+    """One row: column -> value, with the `file` it stands in and its `number` there, from 1.
+
+    read: the columns whose value was asked for by name, which tells what a format did not read.
+    """
 
     def __init__(self, values: dict[str, Any], file: str, number: int) -> None:
         super().__init__(values)
         self.file = file
         self.number = number
+        self.read: set[str] = set()
+
+    def __getitem__(self, column: str) -> Any:
+        self.read.add(column)
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Any = None) -> Any:
+        self.read.add(column)
+        return super().get(column, default)
 
     @property
     def place(self) -> str:
@@ -115,7 +127,7 @@ def _line_number(data: bytes, error: UnicodeDecodeError) -> int:
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         at = where or f"line {_line_number(data, error)} "
         raise _Broken(f"{at}is not UTF-8 (byte {error.start + 1})") from None
@@ -124,6 +136,13 @@ def _parse(data: bytes, where: str) -> Any:
         raise _Broken(f"{where}is not JSON ({error.msg}, {at}column {error.colno})") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, an integer of thousands of digits
         raise _Broken(f"{where}is not JSON that can be read ({_line(error)})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("two values under one name")
+    return values
 
 
 def _row(values: Any, path: Path, number: int) -> Row:
