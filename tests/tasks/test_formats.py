@@ -99,6 +99,13 @@ GOOD = {
         "b",
         "a",
     ),
+    "flat, numbered, half a pair": (
+        "summarization",
+        {"article": "P.", "chosen": 1, "summary_0": "a", "summary_1": "b", "choice": True},
+        "P.",
+        "b",
+        "a",
+    ),
     "flat, prompt": ("summarization", {"prompt": "TL;DR?", "chosen": "a", "rejected": "b"}, user("TL;DR?"), "a", "b"),
     "mlqe": ("translation", MLQE, "from English to German.\n\nHi.", "Hallo.", None),
     "mlqe, tsv columns": (

@@ -87,6 +87,8 @@ PLAIN = (
         ([USER], TOOLS, "tools"),
         ([{"role": "system", "content": "Be brief."}, USER], None, "turns of the role system"),
         ([USER, {**CALL, "content": "calling"}, RESULT], None, "calls of tools"),
+        ([USER, {"role": "assistant", "content": "c", "function_call": {"name": "f"}}, RESULT], None, "calls of tools"),
+        ([{**USER, "tools": TOOLS}], None, "tools"),
     ],
 )
 def test_what_a_template_leaves_out_is_named(messages: Any, tools: Any, part: str) -> None:

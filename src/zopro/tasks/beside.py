@@ -11,12 +11,15 @@ from typing import Any
 
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example
-from zopro.tasks.literals import blank, spelled, without_nulls
+from zopro.tasks.literals import blank, spelled
+from zopro.tasks.messages import MEDIA
 from zopro.tasks.rows import Row
 
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _UNUSED = {
-    **dict.fromkeys(_MEDIA, "a text model cannot see or hear it"),
+    **dict.fromkeys(MEDIA, "a text model cannot see or hear it"),
+    **dict.fromkeys(
+        ("prompt", "question", "query", "instruction"), "rows of this form are asked about in words of our own"
+    ),
     "tool_calls": "calls are read from messages only",
     "function_call": "calls are read from messages only",
     "functions": "functions are read from the column tools only",
@@ -49,8 +52,7 @@ def _tools(value: Any) -> list[Any]:
         value = None
     if value is None or not all(isinstance(tool, Mapping) for tool in value):
         raise InputError("tools: must be a list of JSON schemas, or such a list as text")
-    tools: list[Any] = without_nulls(value)
-    return tools
+    return value
 
 
 def _empty(value: Any) -> bool:

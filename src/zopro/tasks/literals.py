@@ -66,7 +66,7 @@ def _python(text: str) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """`value` without keys that hold null, at any depth: Arrow gives every object of a column every other's keys."""
+    """`value` without keys that hold null, at any depth."""
     if isinstance(value, list):
         return [without_nulls(entry) for entry in value]
     if isinstance(value, Mapping):

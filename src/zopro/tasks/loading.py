@@ -52,7 +52,10 @@ class TaskData:
 
     def remarks(self) -> list[str]:
         """One line for the columns that were not read, and one for each other thing to know of how rows were read."""
-        names = [name if count == self.read else f"{name} ({count} rows)" for name, count in self.unread.items()]
+        names = [
+            name if count == self.read else f"{name} (in {count} of {self.read} rows)"
+            for name, count in self.unread.items()
+        ]
         return [
             *([f"columns not read: {', '.join(names)}"] if names else []),
             *(f"{note}: {count} of {self.read} rows" for note, count in self.notes.items()),

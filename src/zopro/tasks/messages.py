@@ -12,12 +12,14 @@ from typing import Any
 
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Message, whole_text
-from zopro.tasks.literals import parsed, spelled, spells_messages, without_nulls
+from zopro.tasks.literals import blank, parsed, spelled, spells_messages
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _ALIASES = {"human": "user", "gpt": "assistant"}
 _KEYS = (("role", "content"), ("from", "value"))
 _CALLS = ("tool_calls", "function_call")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Names of columns and keys that hold what a text model cannot see or hear."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -56,11 +58,14 @@ def _message(turn: Any, column: str) -> Message:
     message: Message = {"role": _ALIASES.get(role, role)}
     if message["role"] not in ROLES:
         raise DropRow(f"unknown role {role!r:.40}")
-    others = {name: _calls(entry, column) if name in _CALLS else entry for name, entry in given.items()}
-    others = _checked(without_nulls(others), column)
-    if content is not None or not any(others.get(name) for name in _CALLS):
+    for name, entry in given.items():
+        if name in MEDIA and not blank(entry):
+            raise DropRow(f"{name} of a message: a text model cannot see or hear it")
+        if (entry := _calls(entry, column) if name in _CALLS else entry) is not None:
+            message[name] = _checked(entry, column)
+    if content is not None or not any(message.get(name) for name in _CALLS):
         message["content"] = _content(content, f"{column}.content")
-    return message | others
+    return message
 
 
 def _content(content: Any, column: str) -> str:

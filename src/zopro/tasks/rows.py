@@ -12,11 +12,12 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from zopro.errors import InputError
+from zopro.tasks.literals import without_nulls
 
 Split = Literal["train", "eval"]
 _PREFIXES: dict[str, tuple[str, ...]] = {"train": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
@@ -186,7 +187,12 @@ def _read_parquet(path: Path, data: bytes) -> Iterator[Row]:
     except (pyarrow.ArrowException, ValueError, OverflowError):
         rows = (_parquet_row(table, number) for number in range(table.num_rows))  # slower, but it names the row
     for number, values in enumerate(rows, 1):
-        yield Row(values, str(path), number)
+        yield _arrow_row(values, str(path), number)
+
+
+def _arrow_row(values: Mapping[str, Any], source: str, number: int) -> Row:
+    """Arrow gives every object of a column the keys of all others, with null; a template would take them for given."""
+    return Row({name: without_nulls(value) for name, value in values.items()}, source, number)
 
 
 def _parquet_row(table: Any, index: int) -> dict[str, Any]:
@@ -218,7 +224,7 @@ def _read_hub(source: str, split: Split) -> list[Row]:
         chosen = next((s for prefix in _PREFIXES[split] for s in splits if s.startswith(prefix)), None)
         if chosen is not None:
             data = datasets.load_dataset(name, config or None, split=chosen)
-            return [Row(values, source, number) for number, values in enumerate(data, 1)]
+            return [_arrow_row(values, source, number) for number, values in enumerate(data, 1)]
     except Exception as error:  # the library raises many kinds, from offline to a missing configuration
         raise InputError(
             f"{split}_data: '{source}' is neither a local file or folder nor a Hub data set that loads "

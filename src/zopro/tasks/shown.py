@@ -18,7 +18,8 @@ Render = Callable[[list[Message], list[Any] | None], str]
 
 JOINED = "turns of one speaker joined, for the chat template takes them in turn only"
 _COMMON_ROLES = ("system", "user", "assistant")
-_READ = {"role", "content", "tool_calls"}
+_CALLS = ("tool_calls", "function_call")
+_CONTENT_KEYS = ("tools", "functions", "documents")  # of a message, in some data sets
 
 
 def fitted(example: Example, render: Render) -> Example:
@@ -42,7 +43,11 @@ def fitted(example: Example, render: Render) -> Example:
         return fitted(replace(example, prompt=together, notes=(*example.notes, JOINED)), render)
     for part in _left_out(messages, tools, text, render):
         raise DropRow(f"the chat template leaves out {part}")
-    if keys := _keys_left_out(messages, tools, text, render):
+    keys = _keys_left_out(messages, tools, text, render)
+    for key in keys:
+        if key in _CONTENT_KEYS:
+            raise DropRow(f"the chat template leaves out {key}")
+    if keys:
         note = f"keys of messages that the chat template does not show: {', '.join(keys)}"
         return replace(example, notes=(*example.notes, note))
     return example
@@ -53,7 +58,7 @@ def _left_out(messages: list[Message], tools: list[Any] | None, text: str, rende
         yield "tools"
     calling = [message for message in messages if _calls(message)]
     if calling:
-        without = [{k: v for k, v in m.items() if not (k == "tool_calls" and v)} for m in messages]
+        without = [{k: v for k, v in m.items() if k not in _CALLS} for m in messages]
         if _rendered(without, tools, render) == text:
             yield "calls of tools"
     marks = {
@@ -69,13 +74,13 @@ def _left_out(messages: list[Message], tools: list[Any] | None, text: str, rende
 
 
 def _keys_left_out(messages: list[Message], tools: list[Any] | None, text: str, render: Render) -> list[str]:
-    keys = sorted({key for message in messages for key in message} - _READ)
+    keys = sorted({key for message in messages for key in message} - {"role", "content", *_CALLS})
     without = {key: [{k: v for k, v in m.items() if k != key} for m in messages] for key in keys}
     return [key for key in keys if _rendered(without[key], tools, render) == text]
 
 
-def _calls(message: Message) -> Any:
-    return message.get("tool_calls") or message.get("function_call")
+def _calls(message: Message) -> bool:
+    return any(message.get(name) for name in _CALLS)
 
 
 def _rendered(messages: list[Message], tools: list[Any] | None, render: Render) -> str | None:
