@@ -63,7 +63,8 @@ class Session:
         self.config, self.quiet = config, quiet or not self.job.first
         self.directory = RunDirectory(config, resume, self.job.first)
         self.tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-        data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long, fit=self._fitted)
+        fit = tasks.Fit(partial(models.render_prompt, self.tokenizer))
+        data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long, fit=fit)
         self.task = data.task
         device = models.resolve_device(config.device)
         self.base = self._load(device)
@@ -102,9 +103,6 @@ class Session:
     def _item(self, example: Example) -> Item:
         prompt = models.render_prompt(self.tokenizer, example.prompt, example.tools)
         return Item(prompt, self.tokenizer(prompt)["input_ids"], example)
-
-    def _fitted(self, example: Example) -> Example:
-        return tasks.fitted(example, partial(models.render_prompt, self.tokenizer))
 
     def _too_long(self, example: Example) -> str | None:
         if len(self._item(example).ids) > self.config.max_prompt_length:

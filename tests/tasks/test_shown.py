@@ -13,7 +13,7 @@ from trl.data_utils import apply_chat_template
 from tiny import tiny_tokenizer
 from zopro.engine.models import render_prompt
 from zopro.errors import InputError
-from zopro.tasks import DropRow, Example, fitted
+from zopro.tasks import DropRow, Example, Fit
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TOKENIZER = tiny_tokenizer()
@@ -47,7 +47,7 @@ AS_THEY_ARE = {("qwen2_5", name) for name in CONVERSATIONS if name != "developer
 
 def fit(template: str, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> tuple[Example, str]:
     TOKENIZER.chat_template = template
-    example = fitted(Example(messages, "yes", "no", tools=tools), partial(render_prompt, TOKENIZER))
+    example = Fit(partial(render_prompt, TOKENIZER))(Example(messages, "yes", "no", tools=tools))
     return example, render_prompt(TOKENIZER, example.prompt, example.tools)
 
 
@@ -94,6 +94,15 @@ PLAIN = (
 def test_what_a_template_leaves_out_is_named(messages: Any, tools: Any, part: str) -> None:
     with pytest.raises(DropRow, match=f"the chat template leaves out {part}"):
         fit(PLAIN, messages, tools)
+
+
+def test_plain_turns_are_asked_about_once_for_each_order_of_roles() -> None:
+    asked = []
+    fit = Fit(lambda messages, tools: asked.append(messages) or " ".join(m["content"] for m in messages))
+    said = {"role": "assistant", "content": "yes"}
+    for messages in ([USER], [USER, said, USER], [USER, said, {"role": "user", "content": "why"}], [said, USER]):
+        assert fit(Example(messages, "a", "b")).prompt == messages
+    assert len(asked) == 0 + 2 + 1 + 2
 
 
 def test_keys_that_a_template_does_not_show_are_noted() -> None:

@@ -76,7 +76,7 @@ def load(
     are dropped and counted; prompts are compared as text, white space aside. Rows are shuffled with
     `random.Random(seed)`, then `options.max_train_rows` are kept. `refuse(example)` may return a reason to drop a row
     (a prompt that is too long); it is asked before rows are counted off, so that sizes hold. Before that, `fit(example)`
-    may return another example in its place, or raise `DropRow` (see `zopro.tasks.shown`).
+    may return another example in its place, or raise `DropRow` (see `zopro.tasks.Fit`).
 
     Raises `InputError` for an unknown task, data that cannot be read, a row without the expected columns, values of
     the wrong type, and when nothing is left to train or to evaluate on.

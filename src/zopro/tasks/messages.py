@@ -17,7 +17,8 @@ from zopro.tasks.literals import blank, parsed, spelled, spells_messages
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _ALIASES = {"human": "user", "gpt": "assistant"}
 _KEYS = (("role", "content"), ("from", "value"))
-_CALLS = ("tool_calls", "function_call")
+CALLS = ("tool_calls", "function_call")
+"""Keys of a message that calls tools."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Names of columns and keys that hold what a text model cannot see or hear."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -51,7 +52,7 @@ def _records(value: Mapping[str, Any], column: str) -> list[Mapping[str, Any]]:
 def _message(turn: Any, column: str) -> Message:
     given = dict(turn) if isinstance(turn, Mapping) else {}
     keys = next((pair for pair in _KEYS if pair[0] in given), None)
-    if keys is None or (keys[1] not in given and not any(given.get(name) for name in _CALLS)):
+    if keys is None or (keys[1] not in given and not any(given.get(name) for name in CALLS)):
         raise InputError(f"{column}: each message must have role and content (or from and value), got {turn!r:.80}")
     role = whole_text(given.pop(keys[0]), f"{column}.role").strip()
     content = given.pop(keys[1], None)
@@ -61,9 +62,9 @@ def _message(turn: Any, column: str) -> Message:
     for name, entry in given.items():
         if name in MEDIA and not blank(entry):
             raise DropRow(f"{name} of a message: a text model cannot see or hear it")
-        if (entry := _calls(entry, column) if name in _CALLS else entry) is not None:
+        if (entry := _calls(entry, column) if name in CALLS else entry) is not None:
             message[name] = _checked(entry, column)
-    if content is not None or not any(message.get(name) for name in _CALLS):
+    if content is not None or not any(message.get(name) for name in CALLS):
         message["content"] = _content(content, f"{column}.content")
     return message
 
