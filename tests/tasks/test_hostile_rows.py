@@ -86,7 +86,7 @@ def test_damaged_files_are_rows_or_refused(name: str, data: st.DataObject) -> No
 
 COLUMNS = sorted({name for make in TASKS.values() for form in make(OPTIONS).formats for g in form.columns for name in g})
 texts = st.text(max_size=8) | st.just("\n\nHuman: a\n\nAssistant: b")
-roles = st.sampled_from(["user", "assistant", "tool", "human", "critic"])
+roles = st.sampled_from(["user", "assistant", "tool", "human", "system", "developer", "critic"])
 said = texts | st.none() | st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": texts}))
 turns = st.fixed_dictionaries({"role": roles, "content": said}) | st.fixed_dictionaries(
     {"from": roles, "value": texts, "tool_calls": values, "name": values}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from zopro.errors import InputError
-from zopro.tasks import TASKS, DropRow, Example, Row, convert
+from zopro.tasks import TASKS, DropRow, Example, Row, convert, load_rows
 from zopro.tasks.beside import unread
 
 OPTIONS = SimpleNamespace(source_language="English", target_language="German")
@@ -174,6 +177,17 @@ def test_tools_come_along_in_any_spelling(tools: Any, task: str) -> None:
     row = {"prompt": "q", **PAIR} if task == "preference" else {"en": "a", "de": "b", "score": 1}
     assert example({**row, "tools": tools}, task).tools == [TOOL]
     assert example({**row, "tools": None}, task).tools is example({**row, "tools": []}, task).tools is None
+
+
+def test_a_null_in_parquet_leaves_one_row_out(tmp_path: Path) -> None:
+    good = {"chosen": [USER, CALL, RESULT, GOOD], "rejected": [USER, CALL, RESULT, BAD], "tools": [TOOL]}
+    null = {"chosen": [{"role": "user", "content": None}, GOOD], "rejected": [USER, BAD], "tools": None}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([good, null]), tmp_path / "x.parquet")
+    first, second = load_rows(str(tmp_path / "x.parquet"))
+    got = example(first)
+    assert (got.prompt, got.tools) == (CALLED, [TOOL])
+    with pytest.raises(DropRow, match=r"chosen.content is null"):
+        example(second)
 
 
 def test_columns_that_were_not_read_are_known() -> None:

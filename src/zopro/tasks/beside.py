@@ -52,7 +52,7 @@ def _tools(value: Any) -> list[Any]:
         value = None
     if value is None or not all(isinstance(tool, Mapping) for tool in value):
         raise InputError("tools: must be a list of JSON schemas, or such a list as text")
-    return value
+    return [{key: entry for key, entry in tool.items() if entry is not None} for tool in value]
 
 
 def _empty(value: Any) -> bool:

@@ -23,6 +23,8 @@ PROMPTS = (
 )  # fmt: skip
 """Columns that may hold the prompt; the first that is there and not blank does, and others must repeat it."""
 
+_LISTS = ("messages", "conversations", "conversation")
+
 SYSTEMS = ("system", "system_prompt", "system_message")
 """Columns that hold the system message."""
 
@@ -80,7 +82,7 @@ def with_system(row: Row, prompt: list[Message]) -> list[Message]:
     texts = {as_text(row[name], name) for name in SYSTEMS if not blank(row.get(name))}
     own = next((message for message in prompt if message["role"] in ("system", "developer")), None)
     if own is not None:
-        texts = {text for text in texts if text.split() != own["content"].split()}
+        texts = {text for text in texts if text.split() != own.get("content", "").split()}
     if len(texts) > (own is None):
         raise DropRow("two system messages differ")
     return [*({"role": "system", "content": text} for text in texts), *prompt]
@@ -117,9 +119,12 @@ def _prompt(row: Row, answers: Sequence[Message]) -> list[Message]:
 
 
 def _agreed(row: Row, prompt: list[Message], answers: Sequence[Message]) -> list[Message]:
-    """The prompt of whole conversations, which `prompt` and every text that may be one must repeat."""
+    """The prompt of whole conversations, which every column that may hold one must repeat a part of.
+
+    Lists of the names in `_LISTS` need not: many data sets keep a conversation once more, in a form of their own.
+    """
     for name, value in row.items():
-        if name not in PROMPTS or blank(value) or not (name == "prompt" or isinstance(value, str)):
+        if name not in PROMPTS or blank(value) or (name in _LISTS and not isinstance(value, str)):
             continue
         given = _without_answer(as_messages(row[name], name, "user"), answers)
         if _within(given, [*prompt, *answers]) or _quoted(given, prompt):

@@ -191,8 +191,17 @@ def _read_parquet(path: Path, data: bytes) -> Iterator[Row]:
 
 
 def _arrow_row(values: Mapping[str, Any], source: str, number: int) -> Row:
-    """Arrow gives every object of a column the keys of all others, with null; a template would take them for given."""
-    return Row({name: without_nulls(value) for name, value in values.items()}, source, number)
+    """A row without the keys, inside of records, that only other rows of the column have: Arrow gives them null.
+
+    A template would take them for given. Null in a record itself (a message's content) is kept, for its reader to see.
+    """
+    return Row({name: _map_records(without_nulls, value) for name, value in values.items()}, source, number)
+
+
+def _map_records(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_map_records(change, entry) for entry in value]
+    return {key: change(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _parquet_row(table: Any, index: int) -> dict[str, Any]:
