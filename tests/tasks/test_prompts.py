@@ -190,6 +190,12 @@ def test_a_null_in_parquet_leaves_one_row_out(tmp_path: Path) -> None:
         example(second)
 
 
+def test_a_table_of_two_formats_is_read_row_by_row() -> None:
+    arena = {"conversation_a": [USER, GOOD], "conversation_b": [USER, BAD], "winner": "model_a"}
+    rows = [{**arena, "prompt": None, "chosen": "", "rejected": None}, {**dict.fromkeys(arena), "prompt": "q", **PAIR}]
+    assert [(got.prompt, got.chosen) for got in map(example, rows)] == [([USER], "I say a")] * 2
+
+
 def test_columns_that_were_not_read_are_known() -> None:
     row = Row({"prompt": "q", **PAIR, "id": 0, "source": "x", "note": " ", "extra": [], "images": []}, "f", 1)
     convert(TASKS["preference"](OPTIONS), row)
@@ -201,7 +207,7 @@ def test_columns_that_were_not_read_are_known() -> None:
 
 def test_a_prompt_beside_a_text_to_summarise_is_not_passed_over() -> None:
     row = {"document": "A text.", "query": "Who?", **PAIR}
-    with pytest.raises(DropRow, match="query: rows of this form are asked about in words of our own"):
+    with pytest.raises(DropRow, match="query: rows of this form have their prompt elsewhere"):
         example(row, "summarization")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,8 +50,8 @@ class Format:
     columns: tuple[tuple[str, ...], ...]
     convert: Callable[[Row], Example]
 
-    def matches(self, row: Mapping[str, Any]) -> bool:
-        return all(any(name in row for name in group) for group in self.columns)
+    def matches(self, names: Collection[str]) -> bool:
+        return all(any(name in names for name in group) for group in self.columns)
 
     def __str__(self) -> str:
         return "(" + ", ".join(" or ".join(group) for group in self.columns) + ")"

@@ -17,9 +17,7 @@ from zopro.tasks.rows import Row
 
 _UNUSED = {
     **dict.fromkeys(MEDIA, "a text model cannot see or hear it"),
-    **dict.fromkeys(
-        ("prompt", "question", "query", "instruction"), "rows of this form are asked about in words of our own"
-    ),
+    **dict.fromkeys(("prompt", "question", "query", "instruction"), "rows of this form have their prompt elsewhere"),
     "tool_calls": "calls are read from messages only",
     "function_call": "calls are read from messages only",
     "functions": "functions are read from the column tools only",

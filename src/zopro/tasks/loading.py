@@ -13,6 +13,7 @@ from zopro.errors import InputError, nearest
 from zopro.tasks import chat, preference, summarization, translation
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
 from zopro.tasks.beside import unread, with_tools
+from zopro.tasks.literals import blank
 from zopro.tasks.rows import Row, Split, load_rows
 
 TASKS: dict[str, Callable[[TaskOptions], Task]] = {
@@ -132,9 +133,11 @@ def convert(task: Task, row: Row, split: Split = "train") -> Example:
 
 
 def _format_of(task: Task, row: Row, split: Split) -> Format:
-    for form in task.formats:
-        if form.matches(row):
-            return form
+    filled = {name for name, value in row.items() if not blank(value)}  # a table has the columns of all its rows
+    for columns in (filled, row.keys()):
+        for form in task.formats:
+            if form.matches(columns):
+                return form
     other = next((f" ({what})" for names, what in _OTHER_KINDS if names <= row.keys()), "")
     raise InputError(
         f"{split}_data: {row.place} has the columns {', '.join(map(str, row)) or '(none)'}{other}; "
