@@ -89,6 +89,12 @@ LEFT_OUT = {
     "prompt beside another conversation": ({"prompt": "r", **WHOLE}, "prompt is not what the conversation asks"),
     "system twice": ({"system": "t", "prompt": [SYSTEM, USER], **PAIR}, "two system messages differ"),
     "earlier turns": ({"instruction": "q", "history": [["a", "b"]], **PAIR}, "history: earlier turns"),
+    "bare texts": ({"prompt": '["q", "r"]', **PAIR}, "prompt is a list of texts, not of messages"),
+    "cut-off prompt": ({"prompt": str([USER])[:-3], **PAIR}, "prompt is messages written as text, cut off"),
+    "cut-off answer": (
+        {"prompt": "q", **PAIR, "chosen": str([GOOD])[:-8]},
+        "chosen is messages written as text, cut off",
+    ),
     "image": ({"prompt": "q", **PAIR, "image": {"bytes": b"x"}}, "image: a text model cannot see"),
     "images as text": ({"prompt": "q", **PAIR, "images": "['a.png']"}, "images: a text model cannot see"),
     "videos": ({"prompt": "q", **PAIR, "videos": ["a.mp4"]}, "videos: a text model cannot see"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from zopro.errors import InputError
-from zopro.tasks.literals import spells_messages
+from zopro.tasks.literals import spells_cut_messages, spells_messages
 from zopro.tasks.rows import Row
 
 Message = dict[str, Any]
@@ -84,10 +84,13 @@ def first(row: Mapping[str, Any], *names: str) -> str:
 
 
 def as_text(value: Any, column: str) -> str:
-    """`value` stripped. Raises as `whole_text`, and `InputError` for messages written as text: no text to learn."""
+    """`value` stripped. Raises as `whole_text`, and for messages written as text, which are no text to learn from:
+    `InputError`, or `DropRow` where their end is missing."""
     text = whole_text(value, column)
     if spells_messages(text):
         raise InputError(f"{column}: must be text, got messages written as text")
+    if spells_cut_messages(text):
+        raise DropRow(f"{column} is messages written as text, cut off")
     return text.strip()
 
 

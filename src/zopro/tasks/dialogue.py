@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zopro.tasks.base import DropRow, Message, as_text
+from zopro.tasks.literals import spells_texts
 from zopro.tasks.messages import message_list
 
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -43,6 +44,8 @@ def as_messages(value: Any, column: str, role: str) -> list[Message]:
     if messages is not None:
         return messages
     text = as_text(value, column)
+    if role == "user" and spells_texts(text):
+        raise DropRow(f"{column} is a list of texts, not of messages")
     if _RENDERED.search(text):
         raise DropRow(f"{column} has a chat template's marks in it already")
     return parse_dialogue(text) or [{"role": role, "content": text}]

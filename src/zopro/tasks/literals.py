@@ -15,6 +15,8 @@ from typing import Any
 from zopro.errors import InputError
 
 _BRACKETS = re.compile(r"""\s*(?:array\s*\()?\s*(?:\[\s*(?:array\s*\()?\s*\{|\{\s*["']).*[\]})]\s*""", re.DOTALL)
+_CUT = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*[^\]})\s]\s*""", re.DOTALL)
+_TEXTS = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)
 _LITERAL = re.compile(r"""\s*(?:\[\s*["'\d.{-].*\]|\{\s*["'].*\})\s*""", re.DOTALL)
 _SPEAKER = re.compile(
     r"""["'](?:role|from)["']\s*:\s*\[?\s*["'](?:system|developer|user|assistant|tool|function|human|gpt)["']"""
@@ -26,6 +28,19 @@ _BETWEEN = {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.INDENT, to
 def spells_messages(text: str) -> bool:
     """Whether `text` looks like messages written out, be it well formed or not."""
     return all((_BRACKETS.fullmatch(text), _SPEAKER.search(text), _SAID.search(text)))
+
+
+def spells_cut_messages(text: str) -> bool:
+    """Whether `text` looks like messages written out whose end is missing, as spreadsheets cut long cells."""
+    return _CUT.fullmatch(text) is not None
+
+
+def spells_texts(text: str) -> bool:
+    """Whether `text` is a list of texts written out."""
+    try:
+        return bool(_TEXTS.fullmatch(text)) and all(isinstance(entry, str) for entry in spelled(text))
+    except ValueError:
+        return False
 
 
 def spelled(text: str) -> Any:
