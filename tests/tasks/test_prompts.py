@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from trl.data_utils import maybe_convert_to_chatml, maybe_extract_prompt
 
 from zopro.errors import InputError
 from zopro.tasks import TASKS, DropRow, Example, Row, convert, load_rows
@@ -77,6 +79,33 @@ def test_the_prompt_is_read_where_it_stands(case: str, task: str) -> None:
     row, prompt = READ[case]
     got = example(row, task)
     assert got.prompt == prompt and (got.chosen, got.rejected) == ("I say a", "I say b")
+
+
+CONVERSATIONAL: dict[str, dict[str, Any]] = {
+    "explicit": {"prompt": [SYSTEM, USER], "chosen": [GOOD], "rejected": [BAD]},
+    "implicit": {"chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+    "several turns": {
+        "chosen": [USER, BAD, turn("user", "sure?"), GOOD],
+        "rejected": [USER, BAD, turn("user", "sure?"), BAD],
+    },
+    "calls": {"chosen": [USER, CALL, RESULT, GOOD], "rejected": [USER, CALL, RESULT, BAD]},
+    "from and value": {
+        "chosen": [{"from": "user", "value": "q"}, GOOD],
+        "rejected": [{"from": "user", "value": "q"}, BAD],
+    },
+}
+
+
+@pytest.mark.parametrize("case", CONVERSATIONAL)
+def test_conversations_are_split_as_trl_splits_them(case: str) -> None:
+    row = CONVERSATIONAL[case]
+    got = example(row)
+    expected = maybe_extract_prompt(maybe_convert_to_chatml(copy.deepcopy(row)))
+    assert (got.prompt, [got.chosen], [got.rejected]) == (
+        expected["prompt"],
+        [message["content"] for message in expected["chosen"]],
+        [message["content"] for message in expected["rejected"]],
+    )
 
 
 LEFT_OUT = {
