@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class Session:
         self.config, self.quiet = config, quiet or not self.job.first
         self.directory = RunDirectory(config, resume, self.job.first)
         self.tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-        data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long)
+        fit = tasks.Fit(partial(models.render_prompt, self.tokenizer))
+        data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long, fit=fit)
         self.task = data.task
         device = models.resolve_device(config.device)
         self.base = self._load(device)
@@ -85,7 +87,8 @@ class Session:
         self.job.wait()
         left_out = "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
         self.rows = f"{len(self.train)} training rows, {len(self.eval)} held-out prompts{left_out}"
-        self.say(self.rows)
+        for line in (self.rows, *data.remarks()):
+            self.say(line)
 
     def _load(self, device: Any) -> Any:
         config = self.config
@@ -98,7 +101,7 @@ class Session:
         return model, models.load_tokenizer(path, trust_remote_code=self.config.trust_remote_code)
 
     def _item(self, example: Example) -> Item:
-        prompt = models.render_prompt(self.tokenizer, example.prompt)
+        prompt = models.render_prompt(self.tokenizer, example.prompt, example.tools)
         return Item(prompt, self.tokenizer(prompt)["input_ids"], example)
 
     def _too_long(self, example: Example) -> str | None:

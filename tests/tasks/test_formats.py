@@ -99,6 +99,13 @@ GOOD = {
         "b",
         "a",
     ),
+    "flat, numbered, half a pair": (
+        "summarization",
+        {"article": "P.", "chosen": 1, "summary_0": "a", "summary_1": "b", "choice": True},
+        "P.",
+        "b",
+        "a",
+    ),
     "flat, prompt": ("summarization", {"prompt": "TL;DR?", "chosen": "a", "rejected": "b"}, user("TL;DR?"), "a", "b"),
     "mlqe": ("translation", MLQE, "from English to German.\n\nHi.", "Hallo.", None),
     "mlqe, tsv columns": (
@@ -182,6 +189,11 @@ DROPPED = {
         {"chosen": "\n\nHuman: " + A + " a", "rejected": "\n\nHuman: " + A + " b"},
         "empty prompt",
     ),
+    "a tool's turn alone": (
+        "preference",
+        {"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
+        "the prompt has no turn of the user",
+    ),
     "blank prompt": ("preference", {"prompt": " ", "chosen": "a", "rejected": "b"}, "empty prompt"),
     "nothing shared": ("preference", {"chosen": "a b", "rejected": "c d"}, "empty prompt"),
     "other prompts": ("chat", {"chosen": H + A + " a", "rejected": "\n\nHuman: r" + A + " b"}, "different prompts"),
@@ -195,8 +207,8 @@ DROPPED = {
     "null": ("chat", {"chosen": None, "rejected": H}, "chosen is null"),
     "unknown role": (
         "preference",
-        {"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
-        "unknown role 'tool'",
+        {"prompt": [{"role": "critic", "content": "x"}], "chosen": "a", "rejected": "b"},
+        "unknown role 'critic'",
     ),
     "ends with the assistant": (
         "preference",

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 from zopro.engine.models import render_prompt
 from zopro.errors import InputError
-from zopro.tasks import TASKS, DropRow, Row, convert, load, load_rows
+from zopro.tasks import TASKS, DropRow, Row, convert, load, load_rows, prompt_key
+from zopro.tasks.pairs import PROMPTS, SYSTEMS
 
 few = settings(max_examples=80)
 OPTIONS = SimpleNamespace(source_language="English", target_language="German")
@@ -85,7 +86,12 @@ def test_damaged_files_are_rows_or_refused(name: str, data: st.DataObject) -> No
 
 COLUMNS = sorted({name for make in TASKS.values() for form in make(OPTIONS).formats for g in form.columns for name in g})
 texts = st.text(max_size=8) | st.just("\n\nHuman: a\n\nAssistant: b")
-messages = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool"]), "content": texts}))
+roles = st.sampled_from(["user", "assistant", "tool", "human", "system", "developer", "critic"])
+said = texts | st.none() | st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": texts}))
+turns = st.fixed_dictionaries({"role": roles, "content": said}) | st.fixed_dictionaries(
+    {"from": roles, "value": texts, "tool_calls": values, "name": values}
+)
+messages = st.lists(turns, max_size=4).flatmap(lambda turns: st.sampled_from([turns, str(turns), json.dumps(turns)]))
 cells = st.one_of(
     values, texts, messages, st.dictionaries(st.sampled_from(["post", "text", "en", "de", "title"]), values)
 )
@@ -98,7 +104,13 @@ def test_any_row_of_any_format_is_an_example_or_named(data: st.DataObject) -> No
     task = make(OPTIONS)
     form = data.draw(st.sampled_from(task.formats))
     row = {data.draw(st.sampled_from(group)): data.draw(cells) for group in form.columns}
-    row |= data.draw(st.dictionaries(st.sampled_from([*COLUMNS, "title", "rouge_scores", "source"]), cells, max_size=2))
+    row |= data.draw(
+        st.dictionaries(
+            st.sampled_from([*COLUMNS, *PROMPTS, *SYSTEMS, "title", "rouge_scores", "source", "tools", "images"]),
+            cells,
+            max_size=2,
+        )
+    )
     try:
         example = convert(task, Row(row, "f.jsonl", 7))
     except DropRow as drop:
@@ -106,9 +118,10 @@ def test_any_row_of_any_format_is_an_example_or_named(data: st.DataObject) -> No
     except InputError as error:
         assert str(error).startswith("train_data: 'f.jsonl' row 7")
     else:
-        assert example.prompt[-1]["role"] == "user" and example.prompt[-1]["content"] and example.chosen
+        assert example.prompt[-1]["role"] in ("user", "tool") and example.chosen.strip()
         assert example.chosen != example.rejected
         render_prompt(TOKENIZER, example.prompt)
+        assert prompt_key(example)
         assert TOKENIZER(example.chosen)["input_ids"]
 
 
@@ -136,6 +149,10 @@ REFUSED = {
     "role is a number": ({**GOOD, "prompt": [{"role": 1, "content": "x"}]}, "row 2: prompt.role: must be text, got int"),
     "no object": ("[1]", "row 2 must be an object"),
     "broken line": ('{"prompt": ', "row 2 is not JSON"),
+    "one name twice": (
+        '{"prompt": "p", "prompt": "q"}',
+        "row 2 is not JSON that can be read (two values under one name)",
+    ),
     "endless brackets": ("[" * 100_000, "row 2 is not JSON that can be read"),
 }
 
@@ -154,7 +171,7 @@ LEFT_OUT = {
     "empty answer": ({**GOOD, "chosen": ""}, "empty answer"),
     "empty prompt": ({**GOOD, "prompt": " \n"}, "empty prompt"),
     "equal": ({**GOOD, "chosen": "b "}, "chosen and rejected are equal"),
-    "unknown role": ({**GOOD, "prompt": [{"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
+    "unknown role": ({**GOOD, "prompt": [{"role": "critic", "content": "x"}]}, "unknown role 'critic'"),
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import sacrebleu
-from rouge_score import rouge_scorer
+from rouge_score import rouge_scorer, tokenizers
 
 from zopro.errors import InputError
 from zopro.tasks import metric
+from zopro.tasks.words import Words
 
 
 def test_rouge_is_the_mean_of_three_f_measures():
@@ -30,8 +31,50 @@ def test_edges(name):
         metric(name)(["a"], [])
 
 
-def test_rouge_gives_no_score_for_a_script_it_cannot_read():
-    assert metric("rouge")(["好"], ["好"]) == [None]
+# Of each: a reference, an answer that shares half of its words or characters, and one that shares a number alone.
+SCRIPTS = {
+    "Chinese": ("我们在2024年出版了这本书", "我们在2023年出版了那张画", "2024"),
+    "Japanese": ("この本は2024年に出版された", "その本は2023年に公開された", "2024"),
+    "Thai": ("ฉันชอบอ่านหนังสือในปี 2024", "ฉันชอบฟังเพลงในปี 2023", "2024"),
+    "Korean": ("우리는 2024 년에 책을 출판했다", "우리는 2023 년에 책을 읽었다", "2024"),
+    "Russian": ("мы издали эту книгу в 2024 году", "мы прочли эту статью в 2023 году", "2024"),
+    "Arabic": ("نشرنا هذا الكتاب في عام 2024", "قرأنا هذا المقال في عام 2023", "2024"),
+    "Hindi": ("हमने यह किताब 2024 में छापी", "हमने यह कहानी 2023 में पढ़ी", "2024"),
+    "French": ("l'été dernier à la forêt 2024", "l'été prochain à la mer 2023", "2024"),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rouge_reads_the_words_of_any_script(script):
+    reference, similar, number = SCRIPTS[script]
+    same, close, apart = metric("rouge")([reference, similar, number], [reference] * 3)
+    assert same == pytest.approx(100)
+    assert apart < close < 80 and apart < 25
+
+
+def test_rouge_counts_characters_where_there_are_no_spaces():
+    # 3 of 4 and of 5 characters (ROUGE-1 and ROUGE-L), 2 of 3 and of 4 pairs (ROUGE-2): F = 2 * same / (sum of both).
+    (value,) = metric("rouge")(["我爱读诗"], ["我爱读小说"])
+    assert value == pytest.approx(100 * (6 / 9 + 4 / 7 + 6 / 9) / 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["It\u2019s 5² “odd” words—stemmed running… cats_and 3.5%", "plain running cats", "a ½ b"]
+)
+def test_english_words_are_rouge_scores_own(text):
+    assert Words().tokenize(text) == tokenizers.DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+def test_a_letter_is_the_same_however_it_is_written():
+    assert Words().tokenize("cafe\u0301 re\ufb01ned \uff12\uff10") == ["caf\u00e9", "refin", "20"]
+    assert len(Words().tokenize("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")) == 1  # one Persian word
+
+
+def test_a_reference_without_a_word_has_no_score():
+    assert metric("rouge")(["a", "…"], ["!?", "…"]) == [None, None]
+
+
+def test_chrf_reads_any_script():
     assert metric("chrf")(["好的"], ["好的"]) == [pytest.approx(100)]
 
 

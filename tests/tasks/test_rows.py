@@ -99,6 +99,14 @@ def test_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
     assert load_rows(str(tmp_path / "x.jsonl")) == [{"a": 1}]
 
 
+def test_keys_that_arrow_adds_to_objects_are_no_part_of_them(tmp_path):
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": None, "arguments": {"y": [{"z": 2}, {"w": 3}]}}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"calls": calls, "a": None}]), tmp_path / "x.parquet")
+    assert load_rows(str(tmp_path / "x.parquet")) == [{"calls": calls, "a": None}]
+    (tmp_path / "x.jsonl").write_text('{"calls": [{"arguments": {"x": null}}]}')
+    assert load_rows(str(tmp_path / "x.jsonl")) == [{"calls": [{"arguments": {"x": None}}]}]
+
+
 def test_nulls_stay_apart_from_missing_columns(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": null}\n{"b": 1}\n')
     assert load_rows(str(tmp_path / "x.jsonl")) == [{"a": None}, {"b": 1}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -82,14 +83,18 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     return tokenizer
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[Any] | None = None
+) -> str:
     """The chat as text that ends where the assistant's answer begins; without BOS where encoding the text adds it.
+
+    messages and tools go to the chat template as they are.
 
     Raises:
         InputError: the template refuses the messages (roles out of order, a system message it does not know).
     """
     try:
-        text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text: str = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # templates raise whatever Jinja lets them
         roles = [message.get("role") for message in messages]
         raise InputError(f"prompt: the chat template refuses messages with roles {roles}: {error}") from error

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from zopro.errors import InputError
+from zopro.tasks.literals import spells_cut_messages, spells_messages
+from zopro.tasks.rows import Row
 
-Message = dict[str, str]
-"""One chat turn: {"role": "system" | "user" | "assistant", "content": text}."""
+Message = dict[str, Any]
+"""One chat turn: {"role": "user", "content": text} and whatever else the row's message had (name, tool_calls, ...)."""
+
+ASKING_ROLES = ("user", "tool", "function", "ipython")
+"""Whose turn a prompt may end with: the assistant answers the user, or the tool that it called."""
 
 
 class DropRow(Exception):
@@ -21,9 +26,11 @@ class DropRow(Exception):
 class Example:
     """One row as every stage sees it.
 
-    prompt: chat messages that end with the user's turn. chosen: the (better) answer. rejected: the worse answer, or
-    None where rows are scored instead of paired. score: direct assessment of `chosen`, or None. reference: what
-    metrics compare answers with, or None. row: number of the row in its file, from 1.
+    prompt: chat messages that end with the user's turn (or a tool's). chosen: the (better) answer. rejected: the worse
+    answer, or None where rows are scored instead of paired. score: direct assessment of `chosen`, or None. reference:
+    what metrics compare answers with, or None. row: number of the row in its file, from 1. tools: what the chat
+    template is given as `tools`, or None. notes: what a reader would not expect of how the row was read; loading
+    counts them.
     """
 
     prompt: list[Message]
@@ -32,6 +39,8 @@ class Example:
     score: float | None = None
     reference: str | None = None
     row: int = 0
+    tools: list[Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,10 @@ class Format:
     """One shape of row: `columns` are groups of names, of each of which a row must have at least one."""
 
     columns: tuple[tuple[str, ...], ...]
-    convert: Callable[[Mapping[str, Any]], Example]
+    convert: Callable[[Row], Example]
 
-    def matches(self, row: Mapping[str, Any]) -> bool:
-        return all(any(name in row for name in group) for group in self.columns)
+    def matches(self, names: Collection[str]) -> bool:
+        return all(any(name in names for name in group) for group in self.columns)
 
     def __str__(self) -> str:
         return "(" + ", ".join(" or ".join(group) for group in self.columns) + ")"
@@ -75,7 +84,18 @@ def first(row: Mapping[str, Any], *names: str) -> str:
 
 
 def as_text(value: Any, column: str) -> str:
-    """`value` stripped. Raises `DropRow` if it is null and `InputError` if it is not text, or half a character."""
+    """`value` stripped. Raises as `whole_text`, and for messages written as text, which are no text to learn from:
+    `InputError`, or `DropRow` where their end is missing."""
+    text = whole_text(value, column)
+    if spells_messages(text):
+        raise InputError(f"{column}: must be text, got messages written as text")
+    if spells_cut_messages(text):
+        raise DropRow(f"{column} is messages written as text, cut off")
+    return text.strip()
+
+
+def whole_text(value: Any, column: str) -> str:
+    """`value` as it is. Raises `DropRow` if it is null and `InputError` if it is not text, or half a character."""
     if value is None:
         raise DropRow(f"{column} is null")
     if not isinstance(value, str):
@@ -84,7 +104,7 @@ def as_text(value: Any, column: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"{column}: must be text, got a lone surrogate at character {error.start + 1}") from None
-    return value.strip()
+    return value
 
 
 def as_number(value: Any, column: str) -> float:
@@ -117,16 +137,16 @@ def make_example(
     score: float | None = None,
     reference: str | None = None,
 ) -> Example:
-    """An `Example` with stripped answers. Raises `DropRow` for an empty prompt or answer and for equal answers."""
-    if not prompt or not prompt[-1]["content"]:
+    """An `Example`. Raises `DropRow` for an empty prompt or answer and for equal answers, white space aside."""
+    if not prompt or (prompt[-1]["role"] == "user" and not prompt[-1].get("content", "").strip()):
         raise DropRow("empty prompt")
-    if prompt[-1]["role"] != "user":
-        raise DropRow("the prompt does not end with the user's turn")
-    chosen = chosen.strip()
-    rejected = None if rejected is None else rejected.strip()
-    if not chosen or rejected == "":
+    if prompt[-1]["role"] not in ASKING_ROLES:
+        raise DropRow("the prompt does not end with the user's turn or a tool's")
+    if all(message["role"] != "user" for message in prompt):
+        raise DropRow("the prompt has no turn of the user")
+    if not chosen.strip() or (rejected is not None and not rejected.strip()):
         raise DropRow("empty answer")
-    if chosen == rejected:
+    if rejected is not None and chosen.strip() == rejected.strip():
         raise DropRow("chosen and rejected are equal")
     return Example(prompt, chosen, rejected, score, reference or None)
 

@@ -1,19 +1,24 @@
-r"""Dialogues as chat messages: hh-rlhf's "\n\nHuman: ...\n\nAssistant: ..." text and lists of role/content.
+r"""Dialogues as chat messages: hh-rlhf's "\n\nHuman: ...\n\nAssistant: ..." text, lists of messages, or plain text.
 
-Consecutive turns of one speaker are joined with a blank line, because many chat templates insist on alternation.
+In a dialogue text, consecutive turns of one speaker are one turn with a blank line in it. Lists of messages stay as
+they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Message, as_text
+from zopro.tasks.literals import spells_texts
+from zopro.tasks.messages import message_list
 
-ROLES = ("system", "user", "assistant")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_RENDERED = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system)\|>"
+    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+)
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -27,66 +32,36 @@ def parse_dialogue(text: str) -> list[Message] | None:
     if before.strip() or not turns:
         return None
     spoken = zip(turns[::2], turns[1::2], strict=True)
-    return _join([{"role": _SPEAKERS[speaker], "content": said.strip()} for speaker, said in spoken])
+    return joined([{"role": _SPEAKERS[speaker], "content": said.strip()} for speaker, said in spoken])
 
 
 def as_messages(value: Any, column: str, role: str) -> list[Message]:
     """`value` as messages: a list of them, a dialogue text, or plain text, which is one turn of `role`.
 
-    Raises `DropRow` for null and for a role other than system, user and assistant, `InputError` for another type.
+    Raises `DropRow` for null, for an unknown role and for what is not text, `InputError` for another type.
     """
-    if isinstance(value, list):
-        return _join([_message(turn, column) for turn in value])
+    messages = message_list(value, column)
+    if messages is not None:
+        return messages
     text = as_text(value, column)
+    if role == "user" and spells_texts(text):
+        raise DropRow(f"{column} is a list of texts, not of messages")
+    if _RENDERED.search(text):
+        raise DropRow(f"{column} has a chat template's marks in it already")
     return parse_dialogue(text) or [{"role": role, "content": text}]
 
 
-def split_pair(row: Mapping[str, Any]) -> tuple[list[Message], str, str]:
-    """(prompt, chosen, rejected) from the columns chosen, rejected and, where answers stand alone, prompt.
-
-    Full dialogues in chosen and rejected carry the prompt themselves: it is what they share, and the last turn of each
-    is the answer. Raises `DropRow` where they do not share all but the last turn, or no prompt is to be found.
-    """
-    chosen = as_messages(row["chosen"], "chosen", "assistant")
-    rejected = as_messages(row["rejected"], "rejected", "assistant")
-    if chosen == rejected:
-        raise DropRow("chosen and rejected are equal")
-    if not chosen or not rejected:
-        raise DropRow("empty answer")
-    if chosen[0]["role"] != "assistant":
-        prompt, rejected_prompt = chosen[:-1], rejected[:-1]
-        if prompt != rejected_prompt:
-            raise DropRow("chosen and rejected answer different prompts")
-    elif "prompt" in row:
-        prompt = as_messages(row["prompt"], "prompt", "user")
-        if prompt and prompt[-1] == {"role": "assistant", "content": ""}:
-            prompt = prompt[:-1]  # the cue "Assistant:", which the chat template gives
-        if len(chosen) > 1 or len(rejected) > 1:
-            raise DropRow("the answer has several turns")
-    else:
-        raise DropRow("no prompt: neither a prompt column nor a Human/Assistant dialogue")
-    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise DropRow("the last turn is not the assistant's")
-    if prompt and prompt[0]["role"] == "assistant":
-        raise DropRow("the assistant speaks first")
-    return prompt, chosen[-1]["content"], rejected[-1]["content"]
-
-
-def _message(turn: Any, column: str) -> Message:
-    if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
-        raise InputError(f"{column}: each message must have role and content, got {turn!r:.80}")
-    role, content = as_text(turn["role"], f"{column}.role"), as_text(turn["content"], f"{column}.content")
-    if role not in ROLES:
-        raise DropRow(f"unknown role {role!r}")
-    return {"role": role, "content": content}
-
-
-def _join(messages: list[Message]) -> list[Message]:
-    joined: list[Message] = []
+def joined(messages: Sequence[Message]) -> list[Message]:
+    """`messages` with consecutive plain turns of one speaker as one, a blank line between them."""
+    result: list[Message] = []
     for message in messages:
-        if joined and joined[-1]["role"] == message["role"]:
-            content = f"{joined[-1]['content']}\n\n{message['content']}".strip()
-            joined[-1] = {"role": message["role"], "content": content}
+        if result and _plain(message) and _plain(result[-1]) and result[-1]["role"] == message["role"]:
+            content = f"{result[-1]['content']}\n\n{message['content']}".strip()
+            result[-1] = {"role": message["role"], "content": content}
         else:
-            joined.append(message)
-    return joined
+            result.append(message)
+    return result
+
+
+def _plain(message: Message) -> bool:
+    return message.keys() == {"role", "content"} and message["role"] in ("system", "user", "assistant")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from zopro.errors import InputError, nearest
 from zopro.tasks import chat, preference, summarization, translation
-from zopro.tasks.base import DropRow, Example, Format, Task
+from zopro.tasks.base import DropRow, Example, Format, Message, Task
+from zopro.tasks.beside import unread, with_tools
+from zopro.tasks.literals import blank
 from zopro.tasks.rows import Row, Split, load_rows
 
 TASKS: dict[str, Callable[[TaskOptions], Task]] = {
@@ -36,12 +39,28 @@ class TaskOptions(Protocol):
 @dataclass(frozen=True)
 class TaskData:
     """train: rows to learn from, in seeded order. eval: one row per held-out prompt, none of which is in train.
-    dropped: reason -> number of rows left out ("eval_data: " before reasons of the evaluation rows)."""
+    dropped: reason -> number of rows left out ("eval_data: " before reasons of the evaluation rows).
+    unread: column that says something but was not read -> number of rows, of the `read` rows that were used.
+    notes: `Example.notes` -> number of rows."""
 
     train: list[Example]
     eval: list[Example]
     dropped: dict[str, int]
     task: Task
+    read: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def remarks(self) -> list[str]:
+        """One line for the columns that were not read, and one for each other thing to know of how rows were read."""
+        names = [
+            name if count == self.read else f"{name} (in {count} of {self.read} rows)"
+            for name, count in self.unread.items()
+        ]
+        return [
+            *([f"columns not read: {', '.join(names)}"] if names else []),
+            *(f"{note}: {count} of {self.read} rows" for note, count in self.notes.items()),
+        ]
 
 
 def load(
@@ -49,6 +68,7 @@ def load(
     eval_prompts: int,
     seed: int,
     refuse: Callable[[Example], str | None] | None = None,
+    fit: Callable[[Example], Example] | None = None,
 ) -> TaskData:
     """Load the data of `options.task`.
 
@@ -56,7 +76,8 @@ def load(
     rows where that is empty. Training rows with a prompt of the evaluation data (all of it, not only the rows used)
     are dropped and counted; prompts are compared as text, white space aside. Rows are shuffled with
     `random.Random(seed)`, then `options.max_train_rows` are kept. `refuse(example)` may return a reason to drop a row
-    (a prompt that is too long); it is asked before rows are counted off, so that sizes hold.
+    (a prompt that is too long); it is asked before rows are counted off, so that sizes hold. Before that, `fit(example)`
+    may return another example in its place, or raise `DropRow` (see `zopro.tasks.Fit`).
 
     Raises `InputError` for an unknown task, data that cannot be read, a row without the expected columns, values of
     the wrong type, and when nothing is left to train or to evaluate on.
@@ -64,11 +85,11 @@ def load(
     if options.task not in TASKS:
         raise InputError(f"task: must be one of {', '.join(TASKS)}, got {options.task!r}.{nearest(options.task, TASKS)}")
     task = TASKS[options.task](options)
-    dropped: Counter[str] = Counter()
-    train = _examples(task, options.train_data, "train", refuse, dropped)
+    counts = _Counts()
+    train = _examples(task, options.train_data, "train", refuse, fit, counts)
     random.Random(seed).shuffle(train)
     if options.eval_data:
-        held_out = _examples(task, options.eval_data, "eval", refuse, dropped)
+        held_out = _examples(task, options.eval_data, "eval", refuse, fit, counts)
         random.Random(seed).shuffle(held_out)
         evaluation = _distinct(held_out, eval_prompts)
     else:
@@ -82,34 +103,65 @@ def load(
         )
     leaked = len(train) - len(kept) - (0 if options.eval_data else len(evaluation))
     if leaked:
-        dropped["prompt is held out for evaluation"] += leaked
+        counts.dropped["prompt is held out for evaluation"] += leaked
     if options.max_train_rows:
         kept = kept[: options.max_train_rows]
-    return TaskData(kept, evaluation, dict(dropped), task)
+    return TaskData(kept, evaluation, dict(counts.dropped), task, counts.read, dict(counts.unread), dict(counts.notes))
 
 
 def prompt_key(example: Example) -> str:
     """The prompt as one text, by which prompts are compared: roles and contents, runs of white space as one space."""
-    return "\n".join(f"{message['role']}: {' '.join(message['content'].split())}" for message in example.prompt)
+    return "\n".join([*map(_turn_key, example.prompt), *map(_plain, [example.tools] if example.tools else [])])
+
+
+def _turn_key(message: Message) -> str:
+    calls = [_plain(message[name]) for name in ("tool_calls", "function_call") if message.get(name)]
+    return " ".join([f"{message['role']}: {' '.join(message.get('content', '').split())}", *calls])
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def convert(task: Task, row: Row, split: Split = "train") -> Example:
     """The example of one row. Raises `DropRow` for one to leave out and `InputError` for one that must be mended."""
     form = _format_of(task, row, split)
     try:
-        return replace(form.convert(row), row=row.number)
+        return with_tools(replace(form.convert(row), row=row.number), row)
     except InputError as error:
         raise InputError(f"{split}_data: {row.place}: {error}.") from None
 
 
 def _format_of(task: Task, row: Row, split: Split) -> Format:
-    for form in task.formats:
-        if form.matches(row):
-            return form
+    filled = {name for name, value in row.items() if not blank(value)}  # a table has the columns of all its rows
+    for columns in (filled, row.keys()):
+        for form in task.formats:
+            if form.matches(columns):
+                return form
+    other = next((f" ({what})" for names, what in _OTHER_KINDS if names <= row.keys()), "")
     raise InputError(
-        f"{split}_data: {row.place} has the columns {', '.join(map(str, row)) or '(none)'}; task {task.name} expects "
-        f"{' or '.join(map(str, task.formats))}. Rename the columns or choose another task."
+        f"{split}_data: {row.place} has the columns {', '.join(map(str, row)) or '(none)'}{other}; "
+        f"task {task.name} expects {' or '.join(map(str, task.formats))}. Rename the columns or choose another task."
     )
+
+
+_OTHER_KINDS: tuple[tuple[set[str], str], ...] = (
+    ({"prompt", "completion", "label"}, "TRL's unpaired preferences, one answer with a label; a pair is needed"),
+    ({"prompt", "completions", "labels"}, "TRL's stepwise supervision; a pair of answers is needed"),
+    ({"prompt", "completion"}, "TRL's prompts with one completion; a pair of answers is needed"),
+    ({"messages"}, "conversations with one answer; a pair of answers is needed"),
+    ({"conversations"}, "conversations with one answer; a pair of answers is needed"),
+)
+
+
+@dataclass
+class _Counts:
+    """What loading counts over both splits; see `TaskData`."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    read: int = 0
+    unread: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 def _examples(
@@ -117,32 +169,44 @@ def _examples(
     source: str,
     split: Split,
     refuse: Callable[[Example], str | None] | None,
-    dropped: Counter[str],
+    fit: Callable[[Example], Example] | None,
+    counts: _Counts,
 ) -> list[Example]:
     examples: list[Example] = []
     reasons: Counter[str] = Counter()
     for row in load_rows(source, split):
         try:
-            example = convert(task, row, split)
-            if refuse is not None and (reason := _refusal(refuse, example, row, split)):
-                raise DropRow(reason)
+            example = _accepted(convert(task, row, split), refuse, fit, row, split)
         except DropRow as drop:
             reasons[str(drop)] += 1
         else:
             examples.append(example)
+            counts.unread.update(unread(row))
+            counts.notes.update(example.notes)
     if not examples:
         why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
         raise InputError(f"{split}_data: '{source}' has no usable row ({why}). Check the data and the task.")
+    counts.read += len(examples)
     prefix = "" if split == "train" else "eval_data: "
-    dropped.update({prefix + reason: count for reason, count in reasons.items()})
+    counts.dropped.update({prefix + reason: count for reason, count in reasons.items()})
     return examples
 
 
-def _refusal(refuse: Callable[[Example], str | None], example: Example, row: Row, split: Split) -> str | None:
+def _accepted(
+    example: Example,
+    refuse: Callable[[Example], str | None] | None,
+    fit: Callable[[Example], Example] | None,
+    row: Row,
+    split: Split,
+) -> Example:
     try:
-        return refuse(example)
+        example = example if fit is None else fit(example)
+        reason = None if refuse is None else refuse(example)
     except InputError as error:
         raise InputError(f"{split}_data: {row.place}: {str(error).rstrip('.')}.") from None
+    if reason:
+        raise DropRow(reason)
+    return example
 
 
 def _distinct(examples: Iterable[Example], count: int) -> list[Example]:

@@ -1,7 +1,7 @@
 """Reference-based metrics of single answers, from 0 to 100, by the libraries people compare numbers with.
 
-rouge: the mean of the F-measures of ROUGE-1, ROUGE-2 and ROUGE-L with stemming (rouge-score). Its tokenizer knows
-Latin letters and digits only, so a reference in another script has no tokens and no score, rather than a false 0.
+rouge: the mean of the F-measures of ROUGE-1, ROUGE-2 and ROUGE-L with stemming (rouge-score), over words of any script
+(`zopro.tasks.words`). A reference without a word has no score, rather than a false 0.
 chrf: chrF2 as sacrebleu defines it by default; any script.
 """
 
@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from zopro.errors import InputError, nearest
+from zopro.tasks.words import Words
 
 Metric = Callable[[Sequence[str], Sequence[str | None]], list[float | None]]
 
@@ -34,10 +35,9 @@ def metric(name: str) -> Metric:
 
 
 def _rouge(answer: str, reference: str) -> float | None:
-    tokenizer, scorer = _rouge_scorer()
-    if not tokenizer.tokenize(reference):
+    if not Words().tokenize(reference):
         return None
-    return 100 * fmean(score.fmeasure for score in scorer.score(reference, answer).values())
+    return 100 * fmean(score.fmeasure for score in _rouge_scorer().score(reference, answer).values())
 
 
 def _chrf(answer: str, reference: str) -> float:
@@ -45,12 +45,10 @@ def _chrf(answer: str, reference: str) -> float:
 
 
 @cache
-def _rouge_scorer() -> tuple[Any, Any]:
+def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
-    from rouge_score.tokenizers import DefaultTokenizer
 
-    tokenizer = DefaultTokenizer(use_stemmer=True)
-    return tokenizer, RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer)
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Words())
 
 
 @cache

@@ -12,11 +12,12 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from zopro.errors import InputError
+from zopro.tasks.literals import without_nulls
 
 Split = Literal["train", "eval"]
 _PREFIXES: dict[str, tuple[str, ...]] = {"train": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
@@ -24,12 +25,24 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 class Row(dict[str, Any]):
-    """One row: column -> value, with the `file` it stands in and its `number` there, from 1."""
+    """One row: column -> value, with the `file` it stands in and its `number` there, from 1.
+
+    read: the columns whose value was asked for by name, which tells what a format did not read.
+    """
 
     def __init__(self, values: dict[str, Any], file: str, number: int) -> None:
         super().__init__(values)
         self.file = file
         self.number = number
+        self.read: set[str] = set()
+
+    def __getitem__(self, column: str) -> Any:
+        self.read.add(column)
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Any = None) -> Any:
+        self.read.add(column)
+        return super().get(column, default)
 
     @property
     def place(self) -> str:
@@ -115,7 +128,7 @@ def _line_number(data: bytes, error: UnicodeDecodeError) -> int:
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         at = where or f"line {_line_number(data, error)} "
         raise _Broken(f"{at}is not UTF-8 (byte {error.start + 1})") from None
@@ -124,6 +137,13 @@ def _parse(data: bytes, where: str) -> Any:
         raise _Broken(f"{where}is not JSON ({error.msg}, {at}column {error.colno})") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, an integer of thousands of digits
         raise _Broken(f"{where}is not JSON that can be read ({_line(error)})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("two values under one name")
+    return values
 
 
 def _row(values: Any, path: Path, number: int) -> Row:
@@ -167,7 +187,21 @@ def _read_parquet(path: Path, data: bytes) -> Iterator[Row]:
     except (pyarrow.ArrowException, ValueError, OverflowError):
         rows = (_parquet_row(table, number) for number in range(table.num_rows))  # slower, but it names the row
     for number, values in enumerate(rows, 1):
-        yield Row(values, str(path), number)
+        yield _arrow_row(values, str(path), number)
+
+
+def _arrow_row(values: Mapping[str, Any], source: str, number: int) -> Row:
+    """A row without the keys, inside of records, that only other rows of the column have: Arrow gives them null.
+
+    A template would take them for given. Null in a record itself (a message's content) is kept, for its reader to see.
+    """
+    return Row({name: _map_records(without_nulls, value) for name, value in values.items()}, source, number)
+
+
+def _map_records(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_map_records(change, entry) for entry in value]
+    return {key: change(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _parquet_row(table: Any, index: int) -> dict[str, Any]:
@@ -199,7 +233,7 @@ def _read_hub(source: str, split: Split) -> list[Row]:
         chosen = next((s for prefix in _PREFIXES[split] for s in splits if s.startswith(prefix)), None)
         if chosen is not None:
             data = datasets.load_dataset(name, config or None, split=chosen)
-            return [Row(values, source, number) for number, values in enumerate(data, 1)]
+            return [_arrow_row(values, source, number) for number, values in enumerate(data, 1)]
     except Exception as error:  # the library raises many kinds, from offline to a missing configuration
         raise InputError(
             f"{split}_data: '{source}' is neither a local file or folder nor a Hub data set that loads "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from zopro.errors import InputError
@@ -28,6 +29,9 @@ from zopro.tasks.base import (
     make_example,
     pick,
 )
+from zopro.tasks.literals import parsed
+from zopro.tasks.pairs import from_pair
+from zopro.tasks.rows import Row
 
 
 def request(text: str, title: Any = None) -> list[Message]:
@@ -37,10 +41,10 @@ def request(text: str, title: Any = None) -> list[Message]:
     return ask(f"Summarise this text in one sentence.\n\n{heading}{text}") if text else []
 
 
-def from_feedback(row: Mapping[str, Any]) -> Example:
+def from_feedback(row: Row) -> Example:
     """openai/summarize_from_feedback, comparisons: `reference` is the human-written summary (policy "ref") if it is
     one of the pair, else the preferred one."""
-    info, summaries = row["info"], row["summaries"]
+    info, summaries = (parsed(row[name], name) for name in ("info", "summaries"))
     if isinstance(summaries, Mapping) and all(isinstance(values, list) for values in summaries.values()):
         # how Arrow stores a sequence of records: one list per field
         summaries = [dict(zip(summaries, values, strict=True)) for values in zip(*summaries.values(), strict=False)]
@@ -56,10 +60,10 @@ def from_feedback(row: Mapping[str, Any]) -> Example:
     return make_example(prompt, chosen, rejected, reference=(human or [chosen])[0])
 
 
-def from_flat(row: Mapping[str, Any]) -> Example:
+def from_flat(row: Row) -> Example:
     """A text beside its two summaries, preferred or numbered."""
     source = first(row, "post", "article", "document", "text")
-    if "chosen" in row:
+    if {"chosen", "rejected"} <= row.keys():
         chosen, rejected = (as_text(row[name], name) for name in ("chosen", "rejected"))
     else:
         answers = [as_text(row[name], name) for name in ("summary_0", "summary_1")]
@@ -67,18 +71,18 @@ def from_flat(row: Mapping[str, Any]) -> Example:
     return make_example(request(as_text(row[source], source), row.get("title")), chosen, rejected, reference=chosen)
 
 
-def from_prompt(row: Mapping[str, Any]) -> Example:
+def from_prompt(row: Row) -> Example:
     """A prompt written out, which is used as it stands."""
-    prompt, chosen, rejected = (as_text(row[name], name) for name in ("prompt", "chosen", "rejected"))
-    return make_example(ask(prompt), chosen, rejected, reference=chosen)
+    example = from_pair(row)
+    return replace(example, reference=example.chosen)
 
 
-def from_scitldr(row: Mapping[str, Any]) -> Example:
+def from_scitldr(row: Row) -> Example:
     """SciTLDR: of several summaries the first, the authors' own, is both the answer and the reference."""
     sentences = _texts(row["source"], "source")
     targets = [text for text in _texts(row["target"], "target") if text]
     summary = targets[0] if targets else ""
-    scores = row.get("rouge_scores")
+    scores = parsed(row.get("rouge_scores"), "rouge_scores")
     return make_example(request(" ".join(sentences)), summary, _excerpt(sentences, summary, scores), reference=summary)
 
 
@@ -94,6 +98,7 @@ def _excerpt(sentences: list[str], summary: str, rouge_scores: Any) -> str:
 
 
 def _texts(value: Any, column: str) -> list[str]:
+    value = parsed(value, column)
     return [as_text(text, column) for text in (value if isinstance(value, list) else [value])]
 
 

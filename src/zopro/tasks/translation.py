@@ -15,6 +15,8 @@ from typing import Any
 
 from zopro.errors import InputError
 from zopro.tasks.base import Example, Format, Task, as_number, as_text, ask, columns, first, make_example
+from zopro.tasks.literals import parsed
+from zopro.tasks.rows import Row
 
 REFERENCE_Z = 0.2
 """Least z_mean (standard deviations above an annotator's mean) of a translation that serves as a reference."""
@@ -48,10 +50,10 @@ def _example(source: str, translation: str, score: float, languages: tuple[str, 
     return make_example(ask(request) if source else [], translation, score=score, reference=reference)
 
 
-def from_mlqe(row: Mapping[str, Any], languages: tuple[str, str]) -> Example:
+def from_mlqe(row: Row, languages: tuple[str, str]) -> Example:
     """translation.{source code, target code} or two plain columns original|source and translation; z_mean or score."""
     score = first(row, "z_mean", "score")
-    pair = row["translation"]
+    pair = parsed(row["translation"], "translation")
     if isinstance(pair, Mapping):
         texts = [as_text(_side(pair, option, name), name) for option, name in zip(_OPTIONS, languages, strict=True)]
     else:
@@ -72,7 +74,7 @@ def _side(pair: Mapping[str, Any], option: str, language: str) -> Any:
     return pair[code]
 
 
-def from_columns(row: Mapping[str, Any], languages: tuple[str, str], names: tuple[str, str]) -> Example:
+def from_columns(row: Row, languages: tuple[str, str], names: tuple[str, str]) -> Example:
     """One column per language, named by its code."""
     score = first(row, "z_mean", "score")
     source, translation = (as_text(row[name], name) for name in names)

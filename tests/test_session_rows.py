@@ -1,0 +1,60 @@
+"""A run says what it made of its rows before it begins: columns not read, rows left out, turns joined."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tiny_runs import config, rows, write_inputs
+from zopro.errors import InputError
+from zopro.session import Session
+
+TEMPLATE = (
+    "{{ bos_token }}{% for tool in tools or [] %}[{{ tool.name }}]{% endfor %}"
+    "{% for m in messages %}{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }} {% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def write(folder: Path, data: list[dict[str, Any]]) -> str:
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    return str(folder / "data.jsonl")
+
+
+def test_a_run_begins_with_what_it_did_not_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data: list[dict[str, Any]] = [{**row, "id": 7, "system": "be kind"} for row in rows()[:40]]
+    data[0]["images"] = ["a.png"]
+    data[1]["margin"] = 0.5
+    data[2]["tools"] = [{"name": "egg"}]
+    data[3]["prompt"] = [{"role": "user", "content": text} for text in ("tea", "cake")]
+    session = Session(config(folder, tmp_path / "run", train_data=write(folder, data)))
+    *_, counts, unread, notes = capsys.readouterr().err.splitlines()
+    assert "left out 1: images: a text model cannot see or hear it" in counts
+    assert [unread, notes] == [
+        "columns not read: id, margin (in 1 of 39 rows)",
+        "turns of one speaker joined, for the chat template takes them in turn only: 1 of 39 rows",
+    ]
+    prompts = {item.example.row: item.prompt for item in [*session.train, *session.eval]}
+    assert prompts[3] == f"<bos>[egg]be kind {data[2]['prompt']} " and prompts[4] == "<bos>be kind tea\n\ncake "
+
+
+def test_no_usable_row_says_why_in_one_line_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    data = [{"ask": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in rows()]
+    with pytest.raises(InputError, match=r"no usable row \(no prompt: the columns are ask, chosen, rejected; known"):
+        Session(config(folder, tmp_path / "run", train_data=write(folder, data)))
+    assert not (tmp_path / "run").exists()
