@@ -25,7 +25,7 @@ from zopro.callbacks import MetricsCallback
 from zopro.compare import run as comparison
 from zopro.compare.plan import Plan
 from zopro.config import RunConfig
-from zopro.divergence import _pass, kl_per_answer
+from zopro.divergence import kl_per_answer, log_ratios, policy_logprobs
 from zopro.engine.rollouts import Rollouts
 from zopro.evaluation import evaluate
 from zopro.rundir import RunDirectory
@@ -239,26 +239,24 @@ def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert f"Time {summary['seconds']:.1f} s peak memory 99999 MB" in page(run)
 
 
-def always_the_second(prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[int]:
-    return [1] * len(prompts)
-
-
 def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that has not moved, in bfloat16: sampling's log-probs are not those of a pass, and a judge has a bias."""
-    judge = f"python:{__name__}:always_the_second"
-    session = Session(config(folder, tmp_path / "run", dtype="bfloat16", judge=judge), quiet=True)
+    """A policy that has not moved, in bfloat16, where sampling's log-probs are not those of a pass."""
+    session = Session(config(folder, tmp_path / "run", dtype="bfloat16"), quiet=True)
     for stage in (train_sft, train_reward):
         stage(session)
-    shutil.copytree(session.directory.sft(), session.directory.policy(0))
+    sft, policy = session.directory.sft(), session.directory.policy(0)
+    shutil.copytree(sft, policy)
     drawn = captured(session, monkeypatch)
     evaluate(session)
     line = evaluate(session, 0)
-    with session.policies.open(session.directory.sft()) as sft:
-        noise = [float((rollout.logprobs - _pass(sft, rollout, 1.0)).abs().max()) for rollout in drawn]
-    session.directory.lock.release()
+    with session.policies.open(policy) as model:
+        logprobs = [policy_logprobs(model, rollout, 1.0) for rollout in drawn]
+    noise = [((r.logprobs - p) * r.completion_mask).abs().max() for r, p in zip(drawn, logprobs, strict=True)]
     assert max(noise) > 1e-3, "else the test would see nothing"
-    assert line["kl_per_answer"] == 0
-    assert line["win_rate"] == 0.5
+    assert set(log_ratios(session, policy, drawn, logprobs)) == {0.0}
+    assert set(log_ratios(session, sft, drawn, [rollout.logprobs for rollout in drawn])) == {0.0}, "by definition"
+    session.directory.lock.release()
+    assert line["kl_per_answer"] == 0 and line["win_rate"] == 0.5
     assert kl_per_answer([-0.5, 0.3]) == 0 and kl_per_answer([-0.5, 1.5]) == 0.5
 
 

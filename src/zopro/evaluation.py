@@ -98,19 +98,16 @@ def _answer_by_base(session: Session, sft: Sequence[dict[str, Any]]) -> None:
 
 
 def _wins(session: Session, iteration: int | None, rows: Sequence[dict[str, Any]]) -> list[float]:
-    """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's. The same answer ties, whatever a judge says."""
-    sft = [row["completion"] for row in read_rows(session.directory.evaluation(None))[: len(rows)]]
+    """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's."""
+    sft = read_rows(session.directory.evaluation(None))[: len(rows)]
     result = session.judged(
         "evaluation",
         iteration,
         [row["prompt"] for row in rows],
-        [[before, row["completion"]] for before, row in zip(sft, rows, strict=True)],
+        [[before["completion"], row["completion"]] for before, row in zip(sft, rows, strict=True)],
         [row["reference"] for row in rows],
     )
-    return [
-        0.5 if winner < 0 or before == row["completion"] else float(winner)
-        for winner, before, row in zip(result.winners, sft, rows, strict=True)
-    ]
+    return [0.5 if winner < 0 else float(winner) for winner in result.winners]
 
 
 def _metric(session: Session, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
