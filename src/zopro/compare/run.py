@@ -163,7 +163,5 @@ class _Runner:
                     raise InputError(message.removeprefix("zopro: error: "))
                 raise JobFailed(f"{message} (see {folder / 'log.txt'})")
             self.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
-        if "points" in values:
-            values["points"] = list(map(named, values["points"]))
-        return values
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: list(map(named, value)) if key == "points" else value for key, value in found.items()}
