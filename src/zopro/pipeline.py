@@ -75,9 +75,7 @@ def run(
         try:
             threads = json.loads((path / "environment.json").read_text(encoding="utf-8"))["threads"]  # as it began with
             with stopped_by_full_disk(path, remedy), torch_threads(threads):
-                for name, seconds in (before or {}).items():
-                    session.stage_ended(name, None, seconds)
-                found = _loop(session, measure)
+                found = _loop(session, before or {}, measure)
         finally:
             with suppress(OSError):  # of a full disk, which is reported already
                 session.directory.usage.close()
@@ -86,12 +84,15 @@ def run(
     return found
 
 
-def _loop(session: Session, measure: Measure | None) -> dict[str, Any]:
+def _loop(session: Session, before: Mapping[str, float], measure: Measure | None) -> dict[str, Any]:
     config, directory, job = session.config, session.directory, session.job
     if job.settle(_finished(directory, config)):
+        session.say("the run is finished: nothing is left to do")
         return _kept(directory) if job.first else {}
     if job.first:
         directory.usage.begin()
+    for name, seconds in before.items():
+        session.stage_ended(name, None, seconds)
     for name, iteration, output, work in _stages(directory, config.iterations):
         if job.settle(not output.exists()):
             with session.stage(name, iteration), taking_part(session, name, iteration) as here:

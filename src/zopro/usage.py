@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.durable import write_text
+from zopro.errors import InputError
 from zopro.memory import peak_rss_mb
 
 Entry = dict[str, Any]
@@ -26,7 +27,7 @@ NOTED_EVERY = 2.0  # seconds
 
 
 class Usage:
-    """What this process uses, after what others before it have used.
+    """What this process uses, and what others before it have used.
 
     Args:
         path: the file.
@@ -43,10 +44,17 @@ class Usage:
     def go_on(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Take over what the file says of earlier processes.
 
-        Runs of earlier versions have none: their ended stages in `metrics` are one entry.
+        Where there is none, as in runs of earlier versions, the ended stages in `metrics` are one entry. Raises InputError:
+        it is damaged.
         """
         if self.path.exists():
-            self.earlier = json.loads(self.path.read_text(encoding="utf-8"))
+            try:
+                self.earlier = json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(
+                    f"{self.path}: must be JSON, got damage ({error}). Delete it: the run's seconds are then those of its "
+                    "ended stages."
+                ) from None
         elif ends := [line for line in metrics if line.get("event") == "end"]:
             seconds = round(sum(line["seconds"] for line in ends), 3)
             self.earlier = [{"seconds": seconds, "peak_rss_mb": max(line["peak_rss_mb"] for line in ends)}]
