@@ -44,16 +44,16 @@ class Usage:
     def go_on(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Take over what the file says of earlier processes.
 
-        Where there is none, as in runs of earlier versions, the ended stages in `metrics` are one entry. Raises InputError:
-        it is damaged.
+        Where there is none, as in runs of earlier versions, the ended stages in `metrics` are one entry. Raises
+        InputError: the file is damaged.
         """
         if self.path.exists():
             try:
                 self.earlier = json.loads(self.path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise InputError(
-                    f"{self.path}: must be JSON, got damage ({error}). Delete it: the run's seconds are then those of its "
-                    "ended stages."
+                    f"{self.path}: must be JSON, but is damaged ({error}). Delete it: the seconds of the stages that have "
+                    "ended are known without it."
                 ) from None
         elif ends := [line for line in metrics if line.get("event") == "end"]:
             seconds = round(sum(line["seconds"] for line in ends), 3)
