@@ -52,8 +52,8 @@ class Usage:
                 self.earlier = json.loads(self.path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise InputError(
-                    f"{self.path}: must be JSON, but is damaged ({error}). Delete it: the seconds of the stages that have "
-                    "ended are known without it."
+                    f"{self.path}: must be JSON, but is damaged ({error}). Delete it: what the finished stages took is "
+                    "known without it."
                 ) from None
         elif ends := [line for line in metrics if line.get("event") == "end"]:
             seconds = round(sum(line["seconds"] for line in ends), 3)

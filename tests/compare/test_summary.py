@@ -118,6 +118,8 @@ def test_table_and_plots(tmp_path: Any) -> None:
     assert len(rows) == 3 + 3 and "| guided |  | +1.000 [0.500, 1.500] |" in rows
     assert "| guided | 1 | 0.0001 | 4.000 [3.000, 5.000] | +4.000 | 2.00 | 0.500 | 1000 | 1.250 | 2.00 | 1.50 |" in page
     assert "- guided: 0.0001 gave 0.975; chosen 0.0001" in page and "- rloo: 0.0001 as configured" in page
-    assert "guided" in text({**result, "failed": {"mezo": "no memory"}})
+    terminal = text({**result, "failed": {"mezo": "no memory"}})
+    row = next(line.split() for line in terminal.splitlines() if line.startswith("guided"))
+    assert row == ["guided", "4.000", "[3.000,", "5.000]", "2.00", "0.500", "1000", "0.0001"], "as in the page's row"
     paths = write_plots(result, tmp_path)
     assert len(paths) == 6 and all(path.stat().st_size > 2000 for path in paths)

@@ -56,7 +56,7 @@ def _costs(summary: Mapping[str, Any]) -> Iterator[str]:
     attempts = len(summary.get("attempts", ()))
     again = f" in {attempts} attempts" if attempts > 1 else ""
     yield f"seconds      {shown.seconds(summary['seconds'])}{again} ({stages})"
-    yield f"peak memory  {shown.megabytes(summary['peak_rss_mb'])} MB"
+    yield f"peak memory  {shown.megabytes(summary['peak_rss_mb'])} MB resident"
     if summary.get("reward_quality"):
         yield f"reward model {shown.quality(summary['reward_quality'])} on held-out rows"
 
