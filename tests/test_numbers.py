@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -258,6 +259,7 @@ def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatc
     session.directory.lock.release()
     assert line["kl_per_answer"] == 0 and line["win_rate"] == 0.5
     assert kl_per_answer([-0.5, 0.3]) == 0 and kl_per_answer([-0.5, 1.5]) == 0.5
+    assert math.isnan(kl_per_answer([-0.5, math.nan])), "a policy that has diverged is not one that has not moved"
 
 
 def test_earlier_versions_are_read(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, no_finish: None) -> None:

@@ -41,8 +41,13 @@ def log_ratios(session: Session, policy: Path, rollouts: Sequence[Rollouts], log
 
 
 def kl_per_answer(answers: Sequence[float]) -> float:
-    """KL in nats per answer: the mean of answers' log-ratios, or 0 where that is below, as no divergence is."""
-    return max(0.0, fmean(answers))
+    """KL in nats per answer: the mean of answers' log-ratios, or 0 where that is below, as no divergence is.
+
+    >>> kl_per_answer([-0.5, 0.25]), kl_per_answer([1.0, float("nan")])
+    (0.0, nan)
+    """
+    mean = fmean(answers)
+    return 0.0 if mean < 0 else mean  # not max(), which would hide a NaN
 
 
 def _pass(model: Any, rollout: Rollouts, temperature: float) -> Tensor:
