@@ -28,6 +28,7 @@ from zopro.compare.plan import Plan
 from zopro.config import RunConfig
 from zopro.divergence import kl_per_answer, log_ratios, policy_logprobs
 from zopro.engine.rollouts import Rollouts
+from zopro.errors import InputError
 from zopro.evaluation import evaluate
 from zopro.rundir import RunDirectory
 from zopro.session import Session
@@ -282,6 +283,14 @@ def test_earlier_versions_are_read(finished: tuple[RunConfig, dict[str, Any]], t
     ends = [line for line in before if line.get("event") == "end"]
     assert again["attempts"][0]["seconds"] == pytest.approx(sum(line["seconds"] for line in ends), abs=0.01)
     assert again["attempts"][0]["peak_rss_mb"] == ends[-1]["peak_rss_mb"]
+
+
+def test_a_damaged_record_of_usage_is_one_line(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
+    settings = replace(finished[0], output_dir=str(tmp_path / "run"))
+    shutil.copytree(finished[0].output_dir, tmp_path / "run")
+    (tmp_path / "run/usage.json").write_text("[{")
+    with pytest.raises(InputError, match=r"usage.json: must be JSON, but is damaged .* Delete it"):
+        pipeline.run(settings, resume=True, quiet=True)
 
 
 @pytest.fixture
