@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from zopro import demo
 from zopro.demo import model, task
 from zopro.errors import InputError
+from zopro.rundir import read_rows
 
 PROMPT = "I would like two red cups, please."
 
@@ -141,22 +142,26 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     """The pipeline is replaced; that the whole demo works and wins is measured by `make demo`."""
     perfect = "Certainly, here are two red cups. Thank you."
 
-    def run(config, *, quiet):
-        time.sleep(0.01)  # seconds are rounded to thousandths
+    def run(config, *, quiet, began, before, measure):
+        assert time.perf_counter() - began > before["pretraining"] > 0
         assert (tmp_path / "run" / "demo" / "model" / "config.json").exists()
         folder = tmp_path / "run" / "evaluations"
         folder.mkdir(parents=True)
         for name, answer in (("sft", "Well, take it."), ("000", perfect)):
             (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": PROMPT, "completion": answer}) + "\n")
-        line = {"reward": 1.0, "reward_low": 0.5, "reward_high": 1.5, "n": 1, "kl": 0.0}
+        line = {"reward": 1.0, "reward_low": 0.5, "reward_high": 1.5, "n": 1, "kl_per_answer": 0.0}
         wins = {"win_rate": 0.75, "win_rate_low": 0.6, "win_rate_high": 0.9}
         return {
             "run": config.output_dir,
             "report": f"{config.output_dir}/report.html",
             "peak_rss_mb": 600.0,
-            "stages": {"sft": 2.0},
-            "reward_accuracy": 0.9,
-            "evaluations": [{"iteration": None, **line}, {"iteration": 0, **line, **wins}],
+            "seconds": 3.5,
+            "stages": {**before, "sft": 2.0},
+            "reward_quality": {"accuracy": 0.9, "n": 1},
+            "evaluations": [
+                {"iteration": None, **line, **measure(read_rows(folder / "sft.jsonl"))},
+                {"iteration": 0, **line, **wins, **measure(read_rows(folder / "000.jsonl"))},
+            ],
             "samples": [{"prompt": f"<bos><customer>{PROMPT}<assistant>", "sft": "Well, take it.", "aligned": perfect}],
         }
 
@@ -165,12 +170,12 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "write", lambda *args, **options: write(*args, **options, steps=1))
     summary = demo.run(str(tmp_path / "run"), quiet=True)
     assert [line["truth"] for line in summary["evaluations"]] == pytest.approx([2 / 9, 1])
-    assert summary["seconds"] > summary["stages"]["pretraining"] > 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     text = demo.table(summary)
     for part in (
         "0.750 [0.600, 0.900]",
         "600 MB",
+        "seconds      3.5 (pretraining",
+        "accuracy 0.900, n 1 on held-out rows",
         f"  {'SFT: Well, take it.':<52}aligned: Certainly, here are two red cups. Thank\n",
         "report.html",
         "0.222",

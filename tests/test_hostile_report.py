@@ -87,7 +87,15 @@ def page(run: Path, text: str, numbers: Any) -> str:
     (run / "environment.json").write_text(json.dumps({"python": text, "packages": {"torch": text}}))
     (run / "summary.json").write_text(json.dumps({"seconds": 1.5}))
     lines = [
-        {"stage": "evaluation", "iteration": i, "reward": 1.0, "n": 1, "kl": 0.5, "metric": 1.0, "metric_name": text}
+        {
+            "stage": "evaluation",
+            "iteration": i,
+            "reward": 1.0,
+            "n": 1,
+            "kl_per_answer": 0.5,
+            "metric": 1.0,
+            "metric_name": text,
+        }
         for i in (None, 0)
     ]
     lines.append({"stage": text, "iteration": None, "event": "end", "seconds": 2.0, "peak_rss_mb": 1.0})

@@ -32,7 +32,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def evaluation(iteration: int | None, reward: float, **more: float) -> dict:
-    line = {"stage": "evaluation", "iteration": iteration, "reward": reward, "n": 40, "kl": 0.5}
+    line = {"stage": "evaluation", "iteration": iteration, "reward": reward, "n": 40, "kl_per_answer": 0.5}
     return {**line, "reward_low": reward - 0.1, "reward_high": reward + 0.1, **more}
 
 
@@ -42,7 +42,8 @@ def run(tmp_path: Path) -> Path:
     config = RunConfig(model=f"base{EVIL}", task="chat", train_data="rows.jsonl", seed=7)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     (tmp_path / "environment.json").write_text(json.dumps({"packages": {"torch": f"2.13{EVIL}"}}))
-    (tmp_path / "summary.json").write_text(json.dumps({"seconds": 12.5, "peak_rss_mb": 900, "reward_accuracy": 0.83}))
+    summary = {"seconds": 12.5, "peak_rss_mb": 900, "reward_quality": {"accuracy": 0.83, "n": 40}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     lines = [evaluation(None, -0.5)]
     for i in range(2):
         policy = {"stage": "policy", "iteration": i}
@@ -107,9 +108,10 @@ def page_of(run: Path) -> Page:
 
 def test_a_finished_run_gives_every_part(run):
     page = page_of(run)
-    assert "-0.50 → 1.25" in page.text
-    assert "70.0 % 95 % interval 50.0 to 80.0 %" in page.text
-    assert "83.0 %" in page.text and "finished" in page.text
+    assert "-0.500 → 1.250" in page.text
+    assert "Win rate against SFT 0.700 95 % [0.500, 0.800]" in page.text
+    assert "Time 12.5 s peak memory 900 MB" in page.text
+    assert "accuracy 0.830, n 40" in page.text and "finished" in page.text
     assert page.count("svg") == 7  # reward, win rate, KL; training reward, loss, signal to noise; memory
     assert "question 19" in page.text and "question 20" not in page.text
     assert page.text.count("▲ beats SFT") == 20 and page.text.count("▼ loses to SFT") == 40

@@ -218,7 +218,7 @@ def test_a_run_keeps_its_number_of_threads(folder: Path, tmp_path: Path, monkeyp
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     (tmp_path / "run/environment.json").write_text(json.dumps({**environment, "threads": 3}))
     seen: list[int] = []
-    monkeypatch.setattr(pipeline, "_loop", lambda session: seen.append(torch.get_num_threads()) or {})
+    monkeypatch.setattr(pipeline, "_loop", lambda *given: seen.append(torch.get_num_threads()) or {})
     before = torch.get_num_threads()
     pipeline.run(settings, resume=True, quiet=True)
     assert seen == [3] and torch.get_num_threads() == before

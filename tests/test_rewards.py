@@ -317,7 +317,7 @@ def test_lines_are_strict_json_numbers() -> None:
     logs = {"loss": math.nan, "kl": 0.5, "note": "text", "flag": True, "total_flos": 1e9}
     MetricsCallback(lines.append, "policy", 1).on_log(None, state, None, logs=copy.copy(logs))
     assert lines[0] | {"time": 0} == {
-        "time": 0, "stage": "policy", "iteration": 1, "step": 3, "loss": None, "kl": 0.5
+        "time": 0, "stage": "policy", "iteration": 1, "step": 3, "loss": None, "kl_per_token": 0.5
     }  # fmt: skip
     json.dumps(lines[0], allow_nan=False)
     MetricsCallback(lines.append, "policy", 1).on_log(None, state, None, logs={"train_runtime": 1.0})

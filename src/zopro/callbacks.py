@@ -16,10 +16,13 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from zopro.shown import PER_TOKEN, named
+
 # Bookkeeping of transformers.Trainer: the run directory has its own seconds and sizes.
 _LEFT_OUT = ("total_flos", "epoch", "train_loss")
-# Shown beside the bar, in this order, where the trainer logs them.
-_SHOWN = ("loss", "reward", "kl", "accuracy")
+# Shown beside the bar, in this order, where the trainer logs them. Rewards and accuracies are those of the step's own
+# batch, by the models as they are; the summary's are of held-out rows.
+_SHOWN = {"loss": "loss", "reward": "train_reward", PER_TOKEN: PER_TOKEN, "accuracy": "train_accuracy"}
 
 
 def be_quiet(trainer: Trainer) -> None:
@@ -51,7 +54,8 @@ class MetricsCallback(TrainerCallback):
 
     Args:
         log: receives `{"time": unix seconds, "stage", "iteration", "step", ...numbers}` for every line of training
-            metrics. Values that are not numbers are left out; NaN and infinities become None, as JSON has neither.
+            metrics. Values that are not numbers are left out; NaN and infinities become None, as JSON has neither. What
+            TRL calls `kl`, the mean over the tokens of a batch, is `kl_per_token` here.
         stage: the stage's name as in metrics.jsonl: sft, reward, policy or refine.
         iteration: the loop's iteration, None outside of it.
         quiet: draw no bar. The bar goes to stderr; where that is no terminal it is redrawn every ten seconds only.
@@ -88,10 +92,12 @@ class MetricsCallback(TrainerCallback):
             for name, value in logs.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and name not in _LEFT_OUT
         }
-        if self._bar is not None:
-            self._bar.set_postfix({k: numbers[k] for k in _SHOWN if numbers.get(k) is not None}, refresh=False)
         line = {"time": time.time(), "stage": self.stage, "iteration": self.iteration, "step": state.global_step}
-        self.log(line | numbers)
+        line = named(line | numbers)
+        if self._bar is not None:
+            shown = {title: line[name] for name, title in _SHOWN.items() if line.get(name) is not None}
+            self._bar.set_postfix(shown, refresh=False)
+        self.log(line)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from zopro.engine.logprobs import completion_logprobs
+from zopro.divergence import kl_per_answer, log_ratios, policy_logprobs
 from zopro.engine.rollouts import Rollouts
 from zopro.rundir import read_rows, write_text
 from zopro.session import Session, batches, trimmed
+from zopro.shown import PER_ANSWER
 from zopro.tasks import metric
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -49,9 +50,11 @@ def evaluate(session: Session, iteration: int | None = None) -> dict[str, Any]:
     directory, config = session.directory, session.config
     folder = directory.sft() if iteration is None else directory.policy(iteration)
     rollouts: list[Rollouts] = []
+    logprobs: list[Tensor] = []
     with session.policies.open(folder) as model:
         for number, batch in enumerate(batches(session.eval, config.eval_batch_size)):
             rollouts.append(session.sample(model, batch, session.seed(EVALUATION_SEED) + number))
+            logprobs.append(policy_logprobs(model, rollouts[-1], config.temperature))
     ids = [row for rollout in rollouts for row in trimmed(rollout)]
     answers = session.texts(ids)
     rewards = session.reward_model(0).score([item.ids for item in session.eval], ids, config.eval_batch_size)
@@ -61,9 +64,9 @@ def evaluate(session: Session, iteration: int | None = None) -> dict[str, Any]:
     ]
     reward, low, high = mean_interval(rewards)
     line: dict[str, Any] = {"stage": "evaluation", "iteration": iteration, "step": None}
-    line |= {"reward": reward, "reward_low": low, "reward_high": high, "n": len(rows), "kl": 0.0}
+    line |= {"reward": reward, "reward_low": low, "reward_high": high, "n": len(rows)}
+    line[PER_ANSWER] = kl_per_answer(log_ratios(session, folder, rollouts, logprobs))
     if iteration is not None:
-        line["kl"] = _kl(session, rollouts)
         wins = _wins(session, iteration, rows)
         for row, win in zip(rows, wins, strict=True):
             row["win"] = win
@@ -92,21 +95,6 @@ def _answer_by_base(session: Session, sft: Sequence[dict[str, Any]]) -> None:
     for row, win in zip(rows, _wins(session, None, rows), strict=True):
         row["win"] = win
     session.directory.write_rows(session.directory.path / "evaluations" / "base.jsonl", rows)
-
-
-def _kl(session: Session, rollouts: Sequence[Rollouts]) -> float:
-    """KL(policy || SFT) in nats per answer: the mean over sampled answers of log pi(y|x) - log pi_SFT(y|x)."""
-    total, count = 0.0, 0
-    with session.policies.open(session.directory.sft()) as sft, torch.no_grad():
-        for rollout in rollouts:
-            input_ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], dim=1)
-            mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], dim=1)
-            reference = completion_logprobs(
-                sft, input_ids, mask, rollout.completion_ids.shape[1], temperature=session.config.temperature
-            )
-            total += float(((rollout.logprobs - reference) * rollout.completion_mask).sum())
-            count += len(input_ids)
-    return total / count
 
 
 def _wins(session: Session, iteration: int | None, rows: Sequence[dict[str, Any]]) -> list[float]:

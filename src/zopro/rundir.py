@@ -23,6 +23,8 @@ from zopro.config import RunConfig
 from zopro.durable import append_line, mend, whole_folder, whole_lines, write_text
 from zopro.errors import InputError
 from zopro.lock import FILE, OWNER, RunLock
+from zopro.shown import named
+from zopro.usage import NOTED_EVERY, Usage
 
 __all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_text"]
 
@@ -60,21 +62,24 @@ class RunDirectory:
         config: the run's configuration.
         resume: continue the run in its folder.
         writes: False on all ranks of a job but the first: nothing is checked, and what is to be written is not.
+        began: when this process began to work on the run, by `time.perf_counter()`; by default now.
 
     Raises:
         InputError: the directory holds a run of another configuration, or (without `resume`) any run, or other files.
     """
 
-    def __init__(self, config: RunConfig, resume: bool, writes: bool = True) -> None:
+    def __init__(self, config: RunConfig, resume: bool, writes: bool = True, began: float | None = None) -> None:
         self.path = Path(config.output_dir or default_folder(config))
         self.writes = writes
         self.resumed = writes and self._check(config, resume)
         self.metrics_path = self.path / "metrics.jsonl"
         self._config = config
+        self.usage = Usage(self.path / "usage.json", began)
         self.lock = RunLock(self.path)
         if self.resumed:
             self.lock.acquire()
             mend(self.metrics_path)
+            self.usage.go_on(self.metrics())
 
     def create(self) -> None:
         """Write the configuration and the environment; nothing of the run is on disk before this.
@@ -154,6 +159,7 @@ class RunDirectory:
             return
         stamped = {"time": round(time.time(), 3), **line}
         append_line(self.metrics_path, json.dumps(stamped), flush=line.get("step") is None)
+        self.usage.note(every=NOTED_EVERY)
 
     def discard(self, stage: str, iteration: int | None, after: int = 0) -> None:
         """Drop an interrupted attempt's lines of a stage after step `after`, so that no step is counted twice."""
@@ -169,9 +175,10 @@ class RunDirectory:
             self.write_rows(self.metrics_path, kept)
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, those of earlier versions with the names of today."""
         if not self.metrics_path.exists():
             return []
-        return [json.loads(line) for line in whole_lines(self.metrics_path)]
+        return [named(json.loads(line)) for line in whole_lines(self.metrics_path)]
 
     def write_rows(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from zopro.engine import models
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.errors import InputError
 from zopro.launch import Job
-from zopro.memory import peak_rss_mb
 from zopro.policies import Policies
 from zopro.random_state import derived_seed, preserve_random_state
 from zopro.rewards import RewardModel
@@ -51,6 +49,7 @@ class Session:
         resume: continue a run directory of the same configuration.
         quiet: no progress on stderr.
         job: the processes that work on the run; only the first one writes.
+        began: when this process began to work on the run, by `time.perf_counter()`; by default now.
 
     Everything that can be refused is refused here, before the run directory is written to.
 
@@ -58,10 +57,17 @@ class Session:
         InputError: data, model, lengths or run directory do not fit; see the message.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False, quiet: bool = False, job: Job | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        resume: bool = False,
+        quiet: bool = False,
+        job: Job | None = None,
+        began: float | None = None,
+    ) -> None:
         self.job = job or Job()
         self.config, self.quiet = config, quiet or not self.job.first
-        self.directory = RunDirectory(config, resume, self.job.first)
+        self.directory = RunDirectory(config, resume, self.job.first, began)
         self.tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         fit = tasks.Fit(partial(models.render_prompt, self.tokenizer))
         data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long, fit=fit)
@@ -161,16 +167,20 @@ class Session:
     def stage(self, name: str, iteration: int | None) -> Iterator[None]:
         """Time one stage; what an interrupted attempt at it had logged after its checkpoint is dropped first."""
         self.directory.discard(name, iteration, after=newest(self.directory.trainer(name, iteration))[0])
-        start = time.perf_counter()
         try:
-            yield
+            with self.directory.usage.stage(name, iteration) as spent:
+                yield
         finally:
             if self._callback is not None:
                 self._callback.close()
+        self.stage_ended(name, iteration, spent())
+
+    def stage_ended(self, name: str, iteration: int | None, seconds: float) -> None:
+        """Say so in metrics.jsonl: seconds of all processes that worked on it, and the run's peak memory so far."""
+        usage = self.directory.usage
         line = {"stage": name, "iteration": iteration, "step": None, "event": "end"}
-        self.directory.log(
-            {**line, "seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": round(peak_rss_mb(), 1)}
-        )
+        self.directory.log({**line, "seconds": round(seconds, 3), "peak_rss_mb": usage.peak_rss_mb()})
+        usage.note()
 
     def _new_reward_model(self) -> RewardModel:
         """Made while the base is without adapters: the classifier shares its weights by their plain names."""

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from zopro import shown
 from zopro.callbacks import be_quiet
 from zopro.checkpoints import checkpointed, fit
 from zopro.errors import InputError
@@ -102,7 +103,7 @@ def train_reward(session: Session) -> None:
         quality = model.accuracy(held_out_pairs, config.eval_batch_size) if held_out_pairs else {}
     directory.log({"stage": "reward", "iteration": None, "step": None, "event": "quality", **quality})
     model.save(directory.reward(0))
-    session.say("reward model on held-out rows: " + ", ".join(f"{k} {v:.3g}" for k, v in quality.items()))
+    session.say(f"reward model on held-out rows: {shown.quality(quality)}")
 
 
 def _no_answer_fits(limit: int, what: str) -> str:

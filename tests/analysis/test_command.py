@@ -10,6 +10,7 @@ import pytest
 from walks import lora_walk
 from zopro import cli
 from zopro.analysis import projection, write
+from zopro.analysis.figures import table
 
 METRICS = {
     "update_angle_degrees",
@@ -83,7 +84,11 @@ def test_a_run_gets_its_analysis_beside_it(run, no_figures, capsys, monkeypatch)
     assert cli.main(["analyse", "run"]) == 0
     out = capsys.readouterr().out
     assert "update_angle_degrees" in out and "by chance (95 %)" in out and "run/report.html" in out
-    assert json.loads((run / "analysis.json").read_text())["iterations"] == [0, 1]
+    numbers = json.loads((run / "analysis.json").read_text())
+    assert numbers["iterations"] == [0, 1]
+    printed = [line.split()[:3] for line in out.splitlines()]
+    cells = [[row.name, *row.cells] for row in table(numbers, numbers) if row.name in METRICS]
+    assert len(cells) == 2 * len(METRICS) and all(row in printed for row in cells), "the numbers of the report's table"
     assert cli.main(["analyse", "run", "--out", "other", "--seed", "3"]) == 0
     assert Path("other/report.html").is_file()
 

@@ -25,7 +25,7 @@ from zopro.compare.summary import (
 def curve(*points: tuple[float, float, float]) -> dict[str, Any]:
     """Points of (seconds, reward, kl)."""
     rows = [
-        {"step": i, "seconds": s, "reward": r, "reward_low": r - 1, "reward_high": r + 1, "kl": k}
+        {"step": i, "seconds": s, "reward": r, "reward_low": r - 1, "reward_high": r + 1, "kl_per_answer": k}
         for i, (s, r, k) in enumerate(points)
     ]
     return {"curve": rows, "peak_mb": 1000.0, "seconds_per_step": 0.5, "learning_rate": 1e-4, "seeds": 1, "search": []}
@@ -51,10 +51,10 @@ def test_one_seed_and_one_prompt() -> None:
 
 
 def test_a_method_s_seeds_are_pooled() -> None:
-    start = {"rewards": [0.0, 1.0], "kl": [0.0, 0.0]}
+    start = {"rewards": [0.0, 1.0], "kl_per_answer": [0.0, 0.0]}
     results = [
         {
-            "points": [{"step": 4, "seconds": s, "rewards": [r, r + 1], "kl": [1.0, 3.0]}],
+            "points": [{"step": 4, "seconds": s, "rewards": [r, r + 1], "kl_per_answer": [1.0, 3.0]}],
             "peak_mb": 10 * s, "seconds": s, "steps": 4,
         }
         for s, r in ((2.0, 1.0), (4.0, 2.0))
@@ -63,7 +63,7 @@ def test_a_method_s_seeds_are_pooled() -> None:
     assert found["peak_mb"] == 40 and found["seconds_per_step"] == 6 / 8
     first, last = found["curve"]
     assert first == start_point(start) and first["reward"] == 0.5
-    assert (last["step"], last["seconds"], last["reward"], last["kl"]) == (4, 3.0, 2.0, 2.0)
+    assert (last["step"], last["seconds"], last["reward"], last["kl_per_answer"]) == (4, 3.0, 2.0, 2.0)
     assert last["reward_low"] < 2 < last["reward_high"]
     assert found["final_rewards"] == [[1.0, 2.0], [2.0, 3.0]]
     half = 1.95996 * math.sqrt(0 / 2 + 0.5 / 2)  # each prompt gained alike: only the seeds differ
@@ -105,7 +105,7 @@ def test_a_training_whose_kl_falls_again_is_read_at_its_best() -> None:
 def test_table_and_plots(tmp_path: Any) -> None:
     methods = {"guided": curve((0, 0, 0), (10, 4, 2)), "rloo": curve((0, 0, 0), (20, 4, 3))}
     paired = {"mean": 1, "low": 0.5, "high": 1.5}
-    methods["guided"]["search"] = [{"learning_rate": 1e-4, "reward": 1.0, "kl": 0.5, "objective": 0.975}]
+    methods["guided"]["search"] = [{"learning_rate": 1e-4, "reward": 1.0, "kl_per_answer": 0.5, "objective": 0.975}]
     result = {
         "methods": methods, "start": methods["rloo"]["curve"][0], "gain_ratios": gain_ratios(methods), "failed": {},
         "differences": {"guided": {"rloo": paired}, "rloo": {"guided": paired}},
@@ -118,6 +118,8 @@ def test_table_and_plots(tmp_path: Any) -> None:
     assert len(rows) == 3 + 3 and "| guided |  | +1.000 [0.500, 1.500] |" in rows
     assert "| guided | 1 | 0.0001 | 4.000 [3.000, 5.000] | +4.000 | 2.00 | 0.500 | 1000 | 1.250 | 2.00 | 1.50 |" in page
     assert "- guided: 0.0001 gave 0.975; chosen 0.0001" in page and "- rloo: 0.0001 as configured" in page
-    assert "guided" in text({**result, "failed": {"mezo": "no memory"}})
+    terminal = text({**result, "failed": {"mezo": "no memory"}})
+    row = next(line.split() for line in terminal.splitlines() if line.startswith("guided"))
+    assert row == ["guided", "4.000", "[3.000,", "5.000]", "2.00", "0.500", "1000", "0.0001"], "as in the page's row"
     paths = write_plots(result, tmp_path)
     assert len(paths) == 6 and all(path.stat().st_size > 2000 for path in paths)

@@ -119,7 +119,9 @@ def _projections(words: str) -> list[str]:
 
 
 def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
-    """A table for each view, each value with the band of random directions."""
+    """A table for each view, each value with the band of random directions; numbers as in the report."""
+    from zopro.analysis.figures import short
+
     names = [
         "update_angle_degrees",
         "velocity_angle_degrees",
@@ -131,24 +133,22 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
     for view in numbers["views"]:
         yield f"{view} ({numbers['dimension'][view]:,} coordinates in {numbers['tensors']} weights)"
         heads = [f"{i}" for i in numbers["iterations"]]
-        yield f"  {'iteration':<30}" + "".join(f"{head:>10}" for head in heads) + "   by chance (95 %)"
+        yield f"  {'iteration':<30}" + "".join(f"{head:>11}" for head in heads) + "   by chance (95 %)"
         for name in names:
             values, band = numbers["metrics"][name][view], numbers["chance"][name][view]
-            row = "".join(f"{_number(value):>10}" for value in values)
+            row = "".join(f"{short(value):>11}" for value in values)
             yield f"  {name:<30}{row}   {_band(band)}"
         value, band = (numbers[table]["procrustes_disparity"][view] for table in ("metrics", "chance"))
-        yield f"  {'procrustes_disparity':<30}{_number(value):>10}{'':{10 * (len(heads) - 1)}}   {_band(band)}"
+        yield f"  {'procrustes_disparity':<30}{short(value):>11}{'':{11 * (len(heads) - 1)}}   {_band(band)}"
     for kind, lacking in numbers["left_out"].items():
         more = " ..." if len(lacking) > 3 else ""
         yield f"not compared, only in the {kind}: {len(lacking)} tensors ({', '.join(lacking[:3])}{more})"
     yield f"report       {written['report']}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"
-
-
 def _band(band: dict[str, Any]) -> str:
     """Low and high; of bands that differ between iterations the last."""
+    from zopro.analysis.figures import short, span
+
     low, high = (value[-1] if isinstance(value, list) else value for value in (band["low"], band["high"]))
-    return "-" if low is None else f"{_number(low)} to {_number(high)}"
+    return short(None) if low is None else span((low, high))

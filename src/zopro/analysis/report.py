@@ -19,7 +19,8 @@ from typing import Any, TypeGuard
 import jinja2
 import yaml
 
-from zopro.analysis.charts import Chart, Series, boundaries, number, running_mean
+from zopro import shown
+from zopro.analysis.charts import Chart, Series, boundaries, running_mean
 from zopro.analysis.interplay import page_parts
 from zopro.config import GROUPS
 from zopro.errors import InputError
@@ -28,11 +29,14 @@ Record = dict[str, Any]
 SAMPLE_PROMPTS = 20
 
 
-def write_report(run: str | Path, target: Path | None = None, analysis: Record | None = None) -> Path:
+def write_report(
+    run: str | Path, target: Path | None = None, analysis: Record | None = None, summary: Record | None = None
+) -> Path:
     """Write `run`/report.html (or `target`) from what the run directory holds and return its path.
 
     The page replaces the previous one in one step, so a reader never sees half of it. `analysis` is what
-    `zopro.analysis.analyse` gives, by default that in `run`/analysis.json. Raises `InputError` if `run` is not a folder.
+    `zopro.analysis.analyse` gives, by default that in `run`/analysis.json; `summary` likewise, of `run`/summary.json.
+    Raises `InputError` if `run` is not a folder.
     """
     run = Path(run)
     if not run.is_dir():
@@ -40,29 +44,30 @@ def write_report(run: str | Path, target: Path | None = None, analysis: Record |
     target = target or run / "report.html"
     partial = target.with_name("report.html.partial")
     # Data may hold lone surrogates, which UTF-8 cannot: they become question marks.
-    partial.write_bytes(render(run, analysis).encode("utf-8", "replace"))
+    partial.write_bytes(render(run, analysis, summary).encode("utf-8", "replace"))
     os.replace(partial, target)
     return target
 
 
-def render(run: Path, analysis: Record | None = None) -> str:
+def render(run: Path, analysis: Record | None = None, summary: Record | None = None) -> str:
     """Return the page of run directory `run`."""
-    metrics = read_jsonl(run / "metrics.jsonl")
+    metrics = read_metrics(run)
+    summary = _read(run / "summary.json", json.loads) if summary is None else summary
     config = _read(run / "config.yaml", yaml.safe_load)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _cell, "fixed": _fixed, "interval": _interval}
+    environment.globals["shown"] = shown
     found = analysis if analysis is not None else _read(run / "analysis.json", json.loads)
     return environment.get_template("report.html.j2").render(
         run=run.resolve().name,
         config=config,
         groups=_config_groups(config),
         environment=_flat(_read(run / "environment.json", json.loads)),
-        summary=_read(run / "summary.json", json.loads),
+        summary=summary,
         evaluations=latest_evaluations(metrics),
         charts=_drawn(run_charts(run)),
-        stages=stage_seconds(metrics),
+        stages=stage_seconds(metrics, summary),
         samples=samples(run),
         **page_parts(found),
     )
@@ -70,12 +75,17 @@ def render(run: Path, analysis: Record | None = None) -> str:
 
 def run_charts(run: Path) -> list[Chart]:
     """All curves of a run directory; those without a point draw nothing."""
-    metrics = read_jsonl(run / "metrics.jsonl")
+    metrics = read_metrics(run)
     return [*evaluation_charts(latest_evaluations(metrics)), *training_charts(metrics), memory_chart(metrics)]
 
 
 def _drawn(charts: Iterable[Chart]) -> list[tuple[Chart, str]]:
     return [(chart, svg) for chart in charts if (svg := chart.svg())]
+
+
+def read_metrics(run: Path) -> list[Record]:
+    """The lines of metrics.jsonl, those of earlier versions with the names of today."""
+    return [shown.named(line) for line in read_jsonl(run / "metrics.jsonl")]
 
 
 def read_jsonl(path: Path) -> list[Record]:
@@ -112,7 +122,7 @@ def evaluation_charts(evaluations: list[Record]) -> list[Chart]:
     return [
         chart("Held-out reward, 95 % interval", "reward"),
         chart("Win rate against SFT, 95 % interval", "win_rate", rule=(0.5, "even")),
-        chart("KL to the SFT policy, nats per answer", "kl"),
+        chart("KL to the SFT policy, nats per answer", shown.PER_ANSWER),
         chart(f"Against the references: {metric}", "metric"),
     ]
 
@@ -141,24 +151,31 @@ def training_charts(metrics: Iterable[Record]) -> list[Chart]:
         return Chart(title, [Series("loss", points, style="c2")], "step")
 
     return [
-        policy_chart("Reward while training the policy", "reward"),
+        policy_chart("Reward while training, by the reward model of the iteration", "reward"),
         policy_chart("Loss while training the policy", "loss"),
-        policy_chart("KL to the SFT policy while training", "kl"),
+        policy_chart("KL to the SFT policy while training, nats per token", shown.PER_TOKEN),
         policy_chart("Signal to noise of the projected gradient", "signal_to_noise", log=True, rule=(3.0, "3")),
         loss_chart("sft", "Loss of supervised fine-tuning"),
         loss_chart("reward", "Loss of the first reward model"),
     ]
 
 
-def stage_seconds(metrics: Iterable[Record]) -> list[Record]:
-    """Seconds and peak memory of every finished stage, in the order they ended, with `share` of the longest."""
+def stage_seconds(metrics: Iterable[Record], summary: Record | None = None) -> list[Record]:
+    """Seconds and peak memory so far of every finished stage, in the order they ended, with `share` of the longest.
+
+    With the `summary` of a finished run what it has beside the stages comes last, so that all add up to its seconds.
+    """
     ends = {
         (line.get("stage"), line.get("iteration")): line
         for line in metrics
         if line.get("event") == "end" and _is_number(line.get("seconds"))
     }
-    longest = max((line["seconds"] for line in ends.values()), default=0) or 1
-    return [{**line, "share": line["seconds"] / longest} for line in ends.values()]
+    lines = list(ends.values())
+    rest = ((summary or {}).get("stages") or {}).get("other")
+    if summary and _is_number(rest):
+        lines.append({"stage": "other", "seconds": rest, "peak_rss_mb": summary.get("peak_rss_mb")})
+    longest = max((line["seconds"] for line in lines), default=0) or 1
+    return [{**line, "share": line["seconds"] / longest} for line in lines]
 
 
 def memory_chart(metrics: Iterable[Record]) -> Chart:
@@ -240,19 +257,3 @@ def _read(path: Path, parse: Any) -> Record:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _cell(value: Any) -> str:
-    """A number for a table; what is missing is a dash."""
-    return number(value) if _is_number(value) else "-"
-
-
-def _fixed(value: Any, digits: int = 2) -> str:
-    return f"{value:.{digits}f}" if _is_number(value) else "-"
-
-
-def _interval(line: Record, key: str, scale: float = 1, digits: int = 2) -> str:
-    low, high = line.get(f"{key}_low"), line.get(f"{key}_high")
-    if not (_is_number(low) and _is_number(high)):
-        return "-"
-    return f"{low * scale:.{digits}f} to {high * scale:.{digits}f}"

@@ -3,6 +3,7 @@
 from zopro.analysis import write
 write.refresh("RUN")        # while a run is going on: numbers and PCA
 write.finish("RUN")         # at its end: also t-SNE where installed, and the figures
+write.page("RUN", summary)  # the report of the finished run, with its seconds and memory
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ def refresh(run: str | Path) -> None:
 
 
 def finish(run: str | Path) -> None:
-    """The same with t-SNE where it is installed, and the figures. UMAP, whose compilation takes longer than a short run,
-    is `zopro analyse`'s to add."""
+    """The numbers with t-SNE where it is installed, and the figures; the report waits for the summary (`page`). UMAP,
+    whose compilation takes longer than a short run, is `zopro analyse`'s to add."""
     run = Path(run)
     numbers = _of_run(run, [method for method in available() if method != "umap"])
-    write_report(run)
     _figures(run, run, numbers)
+
+
+def page(run: str | Path, summary: dict[str, Any]) -> None:
+    """The report of a run that is finished but for its summary.json, which says that all is there and is written last."""
+    write_report(run, summary=summary)
 
 
 def everything(out: Path, numbers: dict[str, Any], source: Path | None = None) -> dict[str, str]:

@@ -14,12 +14,13 @@ from transformers import SchedulerType, TrainerCallback
 
 from zopro.compare.plan import RATE_KEYS, Job
 from zopro.config import RunConfig
-from zopro.engine.logprobs import completion_logprobs
+from zopro.divergence import log_ratios, policy_logprobs
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.memory import PeakMemory
 from zopro.policy_stage import policy_trainer, train_policy
 from zopro.recording import Origin
 from zopro.session import Item, Session, batches, trimmed
+from zopro.shown import PER_ANSWER
 from zopro.stages import refine_reward, sample_pairs, train_reward, train_sft
 
 INFERENCE_BATCHES = 3
@@ -155,23 +156,16 @@ class Pace(TrainerCallback):
 
 
 def measure(session: Session, policy: Path, job: Job) -> dict[str, list[float]]:
-    """Rewards and KL to the SFT policy, in nats an answer, of one sampled answer to each held-out (or search) prompt."""
+    """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt."""
     config = session.config
     items: Sequence[Item] = session.eval if job.prompts == "test" else search_items(session)
     reward_model = session.reward_model(0 if job.start == "sft" else 1)
     rollouts: list[Rollouts] = []
+    logprobs: list[torch.Tensor] = []
     with session.policies.open(policy) as model:
         for number, batch in enumerate(batches(items, config.eval_batch_size)):
             rollouts.append(session.sample(model, batch, session.seed("compare", job.prompts, job.seed) + number))
+            logprobs.append(policy_logprobs(model, rollouts[-1], config.temperature))
     ids = [row for rollout in rollouts for row in trimmed(rollout)]
     rewards = reward_model.score([item.ids for item in items], ids, config.eval_batch_size)
-    divergences: list[float] = []
-    with session.policies.open(session.directory.sft()) as sft, torch.no_grad():
-        for rollout in rollouts:
-            input_ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], dim=1)
-            mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], dim=1)
-            reference = completion_logprobs(
-                sft, input_ids, mask, rollout.completion_ids.shape[1], temperature=config.temperature
-            )
-            divergences += ((rollout.logprobs - reference) * rollout.completion_mask).sum(1).tolist()
-    return {"rewards": rewards, "kl": divergences}
+    return {"rewards": rewards, PER_ANSWER: log_ratios(session, policy, rollouts, logprobs)}

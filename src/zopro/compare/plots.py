@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zopro.shown import PER_ANSWER
+
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -31,7 +33,8 @@ def write_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
         return [
             *_write(folder / "reward_seconds", lambda axes: _curves(axes, result, "seconds", "training time (s)")),
             *_write(
-                folder / "reward_kl", lambda axes: _curves(axes, result, "kl", "KL to the SFT policy (nats an answer)")
+                folder / "reward_kl",
+                lambda axes: _curves(axes, result, PER_ANSWER, "KL to the SFT policy (nats per answer)"),
             ),
             *_write(folder / "memory", lambda axes: _memory(axes, result)),
         ]

@@ -16,8 +16,10 @@ from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
+from zopro.divergence import kl_per_answer
 from zopro.errors import InputError
 from zopro.rundir import RunDirectory, write_text
+from zopro.shown import PER_ANSWER, named, seconds
 
 
 class JobFailed(RuntimeError):
@@ -38,11 +40,13 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     runner = _Runner(out, replace(config, output_dir=str(out / "shared"), method="zopro"), quiet)
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
-    start = prepared["start"]
+    start = named(prepared["start"])
+    if plan.start == "sft":
+        start[PER_ANSWER] = [0.0] * len(start["rewards"])  # by definition; earlier versions had estimated it
     if "rows" in prepared:  # earlier versions kept none
         runner.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
-    methods = _finished(out / "compare.json", plan)
+    methods = _finished(out / "compare.json", plan, start_point(start))
     failed: dict[str, str] = {}
     for method in plan.methods:
         try:
@@ -70,7 +74,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     return result
 
 
-def _finished(path: Path, plan: Plan) -> dict[str, Any]:
+def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
     """Methods of the comparison in `path`, if there is one, that this plan does not name and would have run alike."""
     if not path.exists():
         return {}
@@ -78,7 +82,11 @@ def _finished(path: Path, plan: Plan) -> dict[str, Any]:
     free = {"methods": [], "seeds": 0}
     if {**earlier["plan"], **free} != {**asdict(plan), **free}:
         return {}
-    return {name: method for name, method in earlier["methods"].items() if name not in plan.methods}
+    return {
+        name: {**method, "curve": [start, *map(named, method["curve"][1:])], "search": list(map(named, method["search"]))}
+        for name, method in earlier["methods"].items()
+        if name not in plan.methods
+    }
 
 
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
@@ -106,11 +114,11 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
         except JobFailed as error:
             runner.say(f"{full.method}: learning rate {rate:g} failed: {error}")
             continue
-        reward, kl = fmean(point["rewards"]), fmean(point["kl"])
+        reward, kl = fmean(point["rewards"]), kl_per_answer(point[PER_ANSWER])
         objective = reward - runner.config.beta * kl
         if math.isfinite(objective):
             objectives[power] = objective
-            lines.append({"learning_rate": rate, "reward": reward, "kl": kl, "objective": objective})
+            lines.append({"learning_rate": rate, "reward": reward, PER_ANSWER: kl, "objective": objective})
     if not lines:
         tried = ", ".join(f"{plan.rate(full.method, runner.config, power):g}" for power in sorted(objectives))
         raise JobFailed(f"no learning rate among {tried} could be trained")
@@ -154,6 +162,6 @@ class _Runner:
                 if code == 2 and message.startswith("zopro: error: "):
                     raise InputError(message.removeprefix("zopro: error: "))
                 raise JobFailed(f"{message} (see {folder / 'log.txt'})")
-            self.say(f"{job.name}: {time.perf_counter() - began:.1f} s")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return dict(values)
+            self.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: list(map(named, value)) if key == "points" else value for key, value in found.items()}

@@ -8,6 +8,10 @@ from itertools import pairwise, permutations
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
+from zopro import shown
+from zopro.divergence import kl_per_answer
+from zopro.shown import PER_ANSWER
+
 Z95 = NormalDist().inv_cdf(0.975)
 Curve = Sequence[Mapping[str, Any]]
 
@@ -31,8 +35,8 @@ def interval(rewards: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 
 def _point(step: float, seconds: float, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     reward, low, high = interval([line["rewards"] for line in measured])
-    kl = fmean(fmean(line["kl"]) for line in measured)
-    return {"step": step, "seconds": seconds, "reward": reward, "reward_low": low, "reward_high": high, "kl": kl}
+    kl = kl_per_answer([fmean(line[PER_ANSWER]) for line in measured])
+    return {"step": step, "seconds": seconds, "reward": reward, "reward_low": low, "reward_high": high, PER_ANSWER: kl}
 
 
 def start_point(start: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,14 +106,14 @@ def reward_within(curve: Curve, kl: float) -> float:
 
     KL may fall again along a training, so that it has more than one reward at a KL: the best of them counts.
 
-    >>> reward_within([{"kl": 0, "reward": 0}, {"kl": 4, "reward": 2}, {"kl": 2, "reward": 3}], 3.0)
+    >>> reward_within([{"kl_per_answer": kl, "reward": r} for kl, r in ((0, 0), (4, 2), (2, 3))], 3.0)
     3.0
     """
-    found = [float(point["reward"]) for point in curve if point["kl"] <= kl]
+    found = [float(point["reward"]) for point in curve if point[PER_ANSWER] <= kl]
     for pair in pairwise(curve):
-        low, high = sorted(pair, key=lambda point: float(point["kl"]))
-        if low["kl"] <= kl < high["kl"]:
-            found.append(_between(low, high, "kl", kl))
+        low, high = sorted(pair, key=lambda point: float(point[PER_ANSWER]))
+        if low[PER_ANSWER] <= kl < high[PER_ANSWER]:
+            found.append(_between(low, high, PER_ANSWER, kl))
     return max(found, default=float(curve[0]["reward"]))
 
 
@@ -127,7 +131,10 @@ def gain_ratios(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     table: dict[str, dict[str, dict[str, float | None]]] = {}
     for a, b in permutations(methods, 2):
         curves = methods[a]["curve"], methods[b]["curve"]
-        table.setdefault(a, {})[b] = {f"equal_{key}": _ratio(*curves, key) for key in ("seconds", "kl")}
+        table.setdefault(a, {})[b] = {
+            "equal_seconds": _ratio(*curves, "seconds"),
+            "equal_kl": _ratio(*curves, PER_ANSWER),
+        }
     return table
 
 
@@ -144,8 +151,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     length = f"{plan['budget_minutes']:g} minutes" if plan["budget_minutes"] else f"{plan['steps']} steps"
     against = "rloo" if "rloo" in result["methods"] else next(iter(result["methods"]))
     rows = [
-        "| Method | Seeds | Learning rate | Reward [95 %] | Gain | KL | Seconds a step | Peak MB | / inference "
-        f"| Gain / {against}, equal seconds | equal KL |",
+        "| Method | Seeds | Learning rate | Reward [95 %] | Gain | KL per answer | Seconds a step | Peak MB "
+        f"| / inference | Gain / {against}, equal seconds | equal KL |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, method in result["methods"].items():
@@ -155,25 +162,25 @@ def markdown(result: Mapping[str, Any]) -> str:
             name,
             str(method["seeds"]),
             f"{method['learning_rate']:g}",
-            f"{end['reward']:.3f} [{end['reward_low']:.3f}, {end['reward_high']:.3f}]",
+            shown.interval(end, "reward"),
             _signed(method["gain"]) if "gain" in method else f"{end['reward'] - start['reward']:+.3f}",
-            f"{end['kl']:.2f}",
+            shown.kl(end[PER_ANSWER]),
             f"{method['seconds_per_step']:.3f}",
-            f"{method['peak_mb']:.0f}",
+            shown.megabytes(method["peak_mb"]),
             f"{method['peak_mb'] / result['inference_peak_mb']:.3f}",
             *("" if ratios.get(f"equal_{key}") is None else f"{ratios[f'equal_{key}']:.2f}" for key in ("seconds", "kl")),
         ]
         rows.append("| " + " | ".join(cells) + " |")
     lines = [
         f"{length} of each method, {result['prompts']} prompts. What all start from has "
-        f"reward {start['reward']:.3f} [{start['reward_low']:.3f}, {start['reward_high']:.3f}], KL {start['kl']:.2f}. "
-        f"Sampling a batch takes {result['inference_peak_mb']:.0f} MB.",
+        f"reward {shown.interval(start, 'reward')} and a KL to the SFT policy of {shown.kl(start[PER_ANSWER])} nats per "
+        f"answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.",
         "",
         *rows,
         "",
         *_difference_rows(result["differences"]),
         "Learning rates were searched by short trainings on other prompts, for the largest reward - "
-        f"{result['beta']:g} KL:",
+        f"{result['beta']:g} KL per answer:",
         "",
         *(f"- {name}: {_searched(method)}" for name, method in result["methods"].items()),
     ]
@@ -209,18 +216,18 @@ def _searched(method: Mapping[str, Any]) -> str:
 
 def text(result: Mapping[str, Any]) -> str:
     """For a terminal: the table's numbers in columns, and where everything is."""
-    names = ("method", "reward", "95 %", "KL", "s/step", "peak MB", "learning rate")
+    names = ("method", "reward", "95 %", "KL per answer", "s/step", "peak MB", "learning rate")
     rows = [names]
     for name, method in result["methods"].items():
         end = method["curve"][-1]
         rows.append(
             (
                 name,
-                f"{end['reward']:.3f}",
-                f"[{end['reward_low']:.3f}, {end['reward_high']:.3f}]",
-                f"{end['kl']:.2f}",
+                shown.reward(end["reward"]),
+                shown.bounds(end, "reward"),
+                shown.kl(end[PER_ANSWER]),
                 f"{method['seconds_per_step']:.3f}",
-                f"{method['peak_mb']:.0f}",
+                shown.megabytes(method["peak_mb"]),
                 f"{method['learning_rate']:g}",
             )
         )
@@ -228,6 +235,7 @@ def text(result: Mapping[str, Any]) -> str:
     table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     failed = "".join(f"\n{name} failed: {reason}" for name, reason in result["failed"].items())
     return (
-        f"start   reward {result['start']['reward']:.3f}, inference {result['inference_peak_mb']:.0f} MB\n\n"
+        f"start   reward {shown.reward(result['start']['reward'])}, "
+        f"inference {shown.megabytes(result['inference_peak_mb'])} MB\n\n"
         f"{table}{failed}\n\nwritten to {result['out']}: compare.json, compare.md and plots"
     )

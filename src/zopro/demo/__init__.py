@@ -8,8 +8,8 @@ Everything is made on the spot and written to RUN/demo: the data (`zopro.demo.ta
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from zopro.config import RunConfig
 from zopro.demo.summary_table import table
-from zopro.rundir import RunDirectory, read_rows, write_text
+from zopro.rundir import RunDirectory, read_rows
 from zopro.threads import torch_threads
 
 __all__ = ["SETTINGS", "run", "table"]
@@ -50,8 +50,8 @@ SETTINGS: dict[str, Any] = {
 def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bool = False) -> dict[str, Any]:
     """Make data and base model, run the whole loop and return its summary (also RUN/summary.json).
 
-    The summary is that of `zopro.pipeline.run` with the demo's own share added: `stages["pretraining"]`, `seconds` from
-    first to last, and `truth` (mean of the rule, in [0, 1]) in each line of `evaluations`.
+    The summary is that of `zopro.pipeline.run` with the demo's own share in it: `stages["pretraining"]`, and `truth`
+    (mean of the rule, in [0, 1]) in each line of `evaluations`.
 
     Args:
         out: run directory; by default a new one under runs/.
@@ -74,7 +74,7 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         seed=seed,
         iterations=iterations,
     )
-    records = RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
+    RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
     # On tensors this small more threads wait for one another longer than they compute.
     with torch_threads(min(torch.get_num_threads(), 2)):
         from zopro import pipeline
@@ -85,11 +85,8 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         conversations = [(row["prompt"], row[key]) for row in read_rows(train_data) for key in ("chosen", "rejected")]
         model.write(made / "model", seed, conversations, quiet=quiet)
         pretraining = time.perf_counter() - before
-        summary = pipeline.run(config, quiet=quiet)
-    for line in summary["evaluations"]:
-        answers = read_rows(records.evaluation(line["iteration"]))
-        line["truth"] = fmean(task.truth(row["prompt"], row["completion"]) for row in answers)
-    summary["stages"] = {"pretraining": round(pretraining, 3), **summary["stages"]}
-    summary["seconds"] = round(time.perf_counter() - start, 3)
-    write_text(directory / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False))
-    return summary
+
+        def truth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+            return {"truth": fmean(task.truth(row["prompt"], row["completion"]) for row in rows)}
+
+        return pipeline.run(config, quiet=quiet, began=start, before={"pretraining": pretraining}, measure=truth)

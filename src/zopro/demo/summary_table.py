@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from zopro import shown
+
 COLUMN = 52  # characters of each answer, side by side
 
 
@@ -34,27 +36,29 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         f"{lines[0]['n']} held-out prompts",
         "reward [95 %]",
         "wins against SFT [95 %]",
-        "KL",
+        "KL per answer",
         *(["truth"] if truth else []),
         *([metric] if metric else []),
     ]
-    for line in lines:
+    for line in map(shown.named, lines):
         yield [
             "SFT" if line["iteration"] is None else f"iteration {line['iteration']}",
-            _interval(line, "reward"),
-            _interval(line, "win_rate"),
-            _number(line.get("kl")),
-            *([_number(line.get("truth"))] if truth else []),
-            *([_number(line.get("metric"))] if metric else []),
+            shown.interval(line, "reward"),
+            shown.interval(line, "win_rate"),
+            shown.kl(line.get(shown.PER_ANSWER)),
+            *([shown.share(line.get("truth"))] if truth else []),
+            *([shown.metric(line.get("metric"))] if metric else []),
         ]
 
 
 def _costs(summary: Mapping[str, Any]) -> Iterator[str]:
-    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary["stages"].items())
-    yield f"seconds      {summary['seconds']:.1f} ({stages})"
-    yield f"peak memory  {summary['peak_rss_mb']:.0f} MB"
-    if summary.get("reward_accuracy") is not None:
-        yield f"reward model {summary['reward_accuracy']:.3f} accuracy on held-out pairs"
+    stages = ", ".join(f"{name} {shown.seconds(seconds)}" for name, seconds in summary["stages"].items())
+    attempts = len(summary.get("attempts", ()))
+    again = f" in {attempts} attempts" if attempts > 1 else ""
+    yield f"seconds      {shown.seconds(summary['seconds'])}{again} ({stages})"
+    yield f"peak memory  {shown.megabytes(summary['peak_rss_mb'])} MB resident"
+    if summary.get("reward_quality"):
+        yield f"reward model {shown.quality(summary['reward_quality'])} on held-out rows"
 
 
 def _sample(sample: Mapping[str, str]) -> Iterator[str]:
@@ -65,16 +69,6 @@ def _sample(sample: Mapping[str, str]) -> Iterator[str]:
     ]
     for left, right in zip_longest(*answers, fillvalue=""):
         yield f"  {left:<{COLUMN}}{right}".rstrip()
-
-
-def _interval(line: Mapping[str, Any], name: str) -> str:
-    if line.get(name) is None:
-        return ""
-    return f"{line[name]:.3f} [{_number(line[f'{name}_low'])}, {_number(line[f'{name}_high'])}]"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

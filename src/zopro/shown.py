@@ -1,0 +1,80 @@
+"""How a run's numbers are named and rounded wherever they are shown: terminal, report and comparison.
+
+Two quantities share the letters KL. `kl_per_answer` is KL(policy || SFT) of a whole answer, as evaluations and
+comparisons have it; `kl_per_token` is the mean over tokens that TRL logs at every step of a policy. Earlier versions
+wrote `kl` for both.
+
+    shown.interval({"reward": 1.5, "reward_low": 1.0, "reward_high": 2.0}, "reward")    # "1.500 [1.000, 2.000]"
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+PER_ANSWER, PER_TOKEN = "kl_per_answer", "kl_per_token"
+MISSING = "-"
+
+
+def named(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl, or a point of a curve, with the names of today; other lines come back as they are.
+
+    >>> named({"stage": "policy", "kl": 0.01})
+    {'stage': 'policy', 'kl_per_token': 0.01}
+    """
+    name = PER_TOKEN if line.get("stage") == "policy" else PER_ANSWER
+    return {name if key == "kl" else key: value for key, value in line.items()}
+
+
+def fixed(value: Any, digits: int) -> str:
+    """A number with so many digits after the point, never "-0.00"; a dash for what is missing or not finite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return MISSING
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def reward(value: Any) -> str:
+    return fixed(value, 3)
+
+
+def share(value: Any) -> str:
+    """Win rates and accuracies, in [0, 1]."""
+    return fixed(value, 3)
+
+
+def metric(value: Any) -> str:
+    """Of a task, against the references, in [0, 100]."""
+    return fixed(value, 1)
+
+
+def kl(value: Any) -> str:
+    """In nats."""
+    return fixed(value, 2)
+
+
+def seconds(value: Any) -> str:
+    return fixed(value, 1)
+
+
+def megabytes(value: Any) -> str:
+    """Of 1e6 bytes."""
+    return fixed(value, 0)
+
+
+def bounds(line: Mapping[str, Any], name: str) -> str:
+    """The 95 % interval of a reward or a share."""
+    low, high = (fixed(line.get(f"{name}_{edge}"), 3) for edge in ("low", "high"))
+    return MISSING if MISSING in (low, high) else f"[{low}, {high}]"
+
+
+def interval(line: Mapping[str, Any], name: str) -> str:
+    """A reward or a share with its interval."""
+    value, edges = fixed(line.get(name), 3), bounds(line, name)
+    return value if edges == MISSING else f"{value} {edges}"
+
+
+def quality(numbers: Mapping[str, Any]) -> str:
+    """What a reward model is worth on held-out rows: "accuracy 0.905, n 200"."""
+    texts = [f"{name} {value if name == 'n' else share(value)}" for name, value in numbers.items()]
+    return ", ".join(texts) or "not measured"
