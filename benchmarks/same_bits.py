@@ -79,6 +79,7 @@ def work(inputs: Path, out: Path, only: str, old: Path | None) -> None:
     """Run all jobs into `out`, replay those of `old`, and write outcomes.json: name -> last line of those that failed."""
     import zopro
 
+    print(f"  {Path(zopro.__file__).parent}", file=sys.stderr, flush=True)
     for module in pkgutil.walk_packages(zopro.__path__, "zopro."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -243,6 +244,8 @@ def main() -> int:
     if args.inside:
         work(inputs, folder / args.inside, args.only, old if args.inside == "new" else None)
         return 0
+    if not jobs(args.only):
+        parser.error(f"--only: must match one of {'; '.join(jobs(''))}")
     shutil.rmtree(folder, ignore_errors=True)
     for path in (inputs, old, new):
         path.mkdir(parents=True)
