@@ -189,7 +189,7 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, dict[str, An
     run = Path(settings.output_dir)
 
     def files() -> dict[str, tuple[int, bytes]]:
-        paths = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+        paths = [path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
     before = files()
