@@ -218,7 +218,7 @@ def broken() -> set[str]:
     """Every import, library, name or derived trainer that the tables do not allow."""
     lines = set()
     for module, imported in ALL.items():
-        allowed = {room(module), *MAY_IMPORT[room(module)].split()}
+        allowed = {room(module), *MAY_IMPORT.get(room(module), "").split()}
         lines |= {f"{module} imports {found}" for found in ours(imported) if room(found) not in allowed}
         libraries = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"zopro"}
         if room(module) in LIBRARIES:
