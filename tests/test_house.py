@@ -127,7 +127,6 @@ HOME = {
 
 TODAY = {
     "zopro.bench.measure derives from ZOPrOTrainer",  # to time the parts of a step
-    "zopro.lock uses socket",  # for the name of this machine
     "zopro.updates imports zopro.engine.models",  # for the reader of adapters
 }
 

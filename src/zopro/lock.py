@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import socket
+import platform
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -50,7 +50,7 @@ class RunLock:
             logger.warning("%s cannot be locked (%s): make sure that no other process writes there", self.folder, error)
             return
         self._lock = lock
-        (self.folder / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        (self.folder / OWNER).write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
     def release(self) -> None:
         """Let go; nothing happens if the lock was not taken."""
