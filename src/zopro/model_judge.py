@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from zopro.engine.chat import render_prompt, turn_of
 from zopro.errors import InputError
 
 _CONVERSATION, _A, _B = "<<conversation>>", "<<reply A>>", "<<reply B>>"
@@ -115,8 +116,11 @@ class ModelJudge:
     def _read_frame(self) -> None:
         """Split the frame at its three slots into token pieces, and find the tokens of the two letters."""
         if self.tokenizer.chat_template:
-            message = [{"role": "user", "content": FRAME}]
-            text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            try:
+                text = render_prompt(self.tokenizer, [{"role": "user", "content": FRAME}])
+                text += turn_of(self.tokenizer).opening
+            except InputError as error:
+                raise InputError(f"judge: {error}") from None
             letters = ("A", "B")
         else:
             text, letters = f"{FRAME}\nAnswer:", (" A", " B")

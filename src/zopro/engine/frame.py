@@ -1,0 +1,154 @@
+"""An answer's frame in tokens: what a model is trained to write, where sampling stops, what a reward model reads.
+
+    prompt + opening + answer + ending        the ending's last token is the one that ends the turn
+
+The ending is the template's own, up to the first token that stops sampling; whichever token ended a sampled answer,
+it is scored with this one, as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from zopro.engine.chat import ANSWER, CHATML, Turn, turn_of
+from zopro.errors import InputError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """opening: text before an answer. ending: token ids after it. stops: ids that end a sampled answer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    opening: str
+    ending: tuple[int, ...]
+    stops: frozenset[int]
+
+    @property
+    def stop(self) -> int:
+        """The token that ends a turn in training and scoring."""
+        return self.ending[-1]
+
+    def write(self, answer: str) -> str:
+        """The answer as it follows a prompt, without its ending; an answer that brings an opening keeps its own."""
+        mark = _first_token(self.tokenizer, self.opening.strip())
+        return answer if mark and mark in answer else self.opening + answer
+
+    def body(self, completion: Sequence[int]) -> list[int]:
+        """A sampled completion's ids without its ending and what follows it (padding)."""
+        end = next((i for i, token in enumerate(completion) if token in self.stops), len(completion))
+        return self._without_rest(list(completion[:end]))
+
+    def without_ending(self, ids: list[int]) -> list[int]:
+        """Token ids without the token that ends them, if one does."""
+        return self._without_rest(ids[:-1]) if ids and ids[-1] in self.stops else ids
+
+    def _without_rest(self, body: list[int]) -> list[int]:
+        rest = list(self.ending[:-1])
+        return body[: -len(rest)] if rest and body[-len(rest) :] == rest else body
+
+    def read(self, completion: Sequence[int]) -> str:
+        """A sampled completion's answer as text. What does not begin as the frame says is given whole, tokens too."""
+        body, mark = self.body(completion), self.opening.strip()
+        if not mark:
+            return self.tokenizer.decode(body, skip_special_tokens=True).strip()
+        for count in range(1, len(body) + 1):
+            begun = self.tokenizer.decode(body[:count]).strip()
+            if begun == mark:
+                return self.tokenizer.decode(body[count:], skip_special_tokens=True).strip()
+            if not mark.startswith(begun):
+                break
+        return self.tokenizer.decode(body).strip()
+
+
+def plain_frame(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """An answer that ends with EOS, and nothing else around it."""
+    return Frame(tokenizer, "", (tokenizer.eos_token_id,), frozenset({tokenizer.eos_token_id}))
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase, declared: Iterable[int] = ()) -> Frame:
+    """The frame of the tokenizer's chat template, for a model that declares these tokens as its stops.
+
+    Raises:
+        InputError: as `zopro.engine.chat.turn_of`.
+    """
+    turn, eos = turn_of(tokenizer), int(tokenizer.eos_token_id)
+    stops = {eos, *declared}
+    ending = _ending_ids(tokenizer, *_ending(tokenizer, turn, stops))
+    return Frame(tokenizer, turn.opening, ending, frozenset(stops | {ending[-1]}))
+
+
+def declared_stops(model: Any) -> list[int]:
+    """The tokens that a model's generation configuration (or, without one, its configuration) says end an answer."""
+    settings = getattr(model, "generation_config", None) or model.config.get_text_config()
+    return token_ids(settings.eos_token_id)
+
+
+def token_ids(setting: int | list[int] | None) -> list[int]:
+    """A configuration's `eos_token_id`, which is one token, several or none, as a list."""
+    return [token for token in (setting if isinstance(setting, list) else [setting]) if token is not None]
+
+
+def _ending(tokenizer: PreTrainedTokenizerBase, turn: Turn, stops: set[int]) -> tuple[str, bool]:
+    """The text that ends an answer's turn, and whether EOS must follow it."""
+    special = _special(tokenizer)
+    stopping = [token for token, number in special.items() if number in stops]
+    for tokens in (stopping, list(special)):
+        if (end := _first_end(turn.closing, tokens)) is not None:
+            return turn.closing[:end], False
+    # Some templates leave the last turn open: the next speaker's token is what ends it.
+    follows = turn.following[: _first_end(turn.following, stopping)].strip()
+    if not turn.closing.strip() and follows in stopping:
+        return follows, False
+    ours = str(tokenizer.chat_template).endswith(CHATML)  # on a model that has never seen it
+    return "" if ours else turn.closing.rstrip(), True
+
+
+def _first_end(text: str, tokens: Iterable[str]) -> int | None:
+    """Where the first of the tokens in the text ends, the longest of those that begin there."""
+    found = [(text.find(token), -len(token)) for token in tokens if token in text]
+    return None if not found else min(found)[0] - min(found)[1]
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    return {token: number for token, number in {**tokenizer.get_added_vocab(), **named}.items() if token}
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text up to the end of its first special token; all of it where it has none."""
+    return text[: _first_end(text, _special(tokenizer))]
+
+
+def _ending_ids(tokenizer: PreTrainedTokenizerBase, text: str, add_eos: bool) -> tuple[int, ...]:
+    alone, whole = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in (ANSWER, ANSWER + text))
+    ids = whole[len(alone) :]
+    if whole[: len(alone)] != alone:  # an ending that begins with plain text, which merges with the answer's
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return (*ids, int(tokenizer.eos_token_id)) if add_eos else tuple(ids)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, frame: Frame, texts: Iterable[str]) -> None:
+    """Refuse tokens that the model has no embedding for.
+
+    Raises:
+        InputError: the pad token, a token of the frame or one of the texts is beyond the embedding's rows.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+
+    def check(what: str, ids: Iterable[int | None]) -> None:
+        beyond = max((number for number in ids if number is not None), default=0)
+        if beyond >= rows:
+            raise InputError(
+                f"model: must have an embedding for {what}, got {tokenizer.convert_ids_to_tokens(beyond)!r} with the id "
+                f"{beyond} and {rows} rows. Resize the embedding and save the model, or use another token."
+            )
+
+    check("the pad token", [tokenizer.pad_token_id])
+    check("the token that ends an answer", [tokenizer.eos_token_id, *frame.ending])
+    if max(tokenizer.get_vocab().values()) >= rows:
+        for text in texts:
+            check("every token of prompts and answers", tokenizer(text)["input_ids"])
