@@ -13,7 +13,7 @@ import json
 import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Turn:
     opening: between the prompt that asks for an answer and the answer. closing: after the answer that ends a
     conversation. following: after an answer that the user's next message follows ("" where the template refuses it).
     parts: whether messages must hold lists of parts instead of text. options: keyword arguments of the template.
+    problem: why an answer has no place of its own, or "".
     """
 
     opening: str = ""
@@ -54,6 +55,7 @@ class Turn:
     following: str = ""
     parts: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -93,8 +95,8 @@ def render_prompt(
         tools: JSON schemas of functions, passed to the template.
 
     Raises:
-        InputError: the template refuses the messages (roles out of order, a system message it does not know), does not
-            take tools, or has no place of its own for an answer (see `turn_of`).
+        InputError: the template refuses the messages (roles out of order, a system message it does not know) or renders
+            no tools.
     """
     text = _render(tokenizer, turn_of(tokenizer), messages, tools, add_generation_prompt=True)
     if tools and text == _render(tokenizer, turn_of(tokenizer), messages, None, add_generation_prompt=True):
@@ -130,13 +132,12 @@ _turns: weakref.WeakKeyDictionary[Any, tuple[Any, Turn]] = weakref.WeakKeyDictio
 
 
 def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
-    """How the tokenizer's template sets an answer; an empty frame where there is no template.
+    """How the tokenizer's template sets an answer; nothing around it where there is no template.
 
-    Raises:
-        InputError: the template renders what it is given as nothing, refuses a question and its answer, or asks for an
-            answer with text that an answered turn does not have, so that an answer has no place after it.
+    There is a `problem` where the template renders what it is given as nothing, refuses a question and its answer, or
+    asks for an answer with text that an answered turn does not have, so that an answer has no place after it.
     """
-    template = tokenizer.chat_template
+    template = getattr(tokenizer, "chat_template", None)
     known = _turns.get(tokenizer)
     if known is None or known[0] != template:
         known = template, Turn() if template is None else _find_turn(tokenizer)
@@ -145,7 +146,7 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
 
 
 def _find_turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
-    problem, second = "", None
+    problem, second, best = "", None, Turn()
     for parts in (False, True):
         shown = False
         for options in OPTIONS:
@@ -160,10 +161,11 @@ def _find_turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
             except InputError as error:
                 problem = problem or str(error).removeprefix("prompt: the chat template ").rstrip(".")
                 continue
+            if QUESTION in asked and not shown:
+                shown, best = True, turn
             if QUESTION not in asked or QUESTION not in answered or ANSWER not in answered:
                 problem = problem or "renders the text of a message as nothing"
                 continue
-            shown = True
             before, _, closing = answered.rpartition(ANSWER)
             if not before.startswith(asked):
                 same = next((i for i, (a, b) in enumerate(zip(asked, before, strict=False)) if a != b), len(before))
@@ -182,10 +184,7 @@ def _find_turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
             return second
         if shown:
             break
-    raise InputError(
-        f"model: the chat template {problem}, so an answer has no place of its own. Give the model a template that "
-        "renders an answered turn as it asks for one."
-    )
+    return replace(best, problem=f"the chat template {problem}, so that an answer has no place of its own")
 
 
 def _render(

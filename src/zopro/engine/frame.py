@@ -73,9 +73,11 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, declared: Iterable[int] = ()) -
     """The frame of the tokenizer's chat template, for a model that declares these tokens as its stops.
 
     Raises:
-        InputError: as `zopro.engine.chat.turn_of`.
+        InputError: the template has no place of its own for an answer.
     """
     turn, eos = turn_of(tokenizer), int(tokenizer.eos_token_id)
+    if turn.problem:
+        raise InputError(f"model: {turn.problem}. Give the model a template that renders both alike.")
     stops = {eos, *declared}
     ending = _ending_ids(tokenizer, *_ending(tokenizer, turn, stops))
     return Frame(tokenizer, turn.opening, ending, frozenset(stops | {ending[-1]}))
@@ -137,18 +139,19 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, frame: Fram
     Raises:
         InputError: the pad token, a token of the frame or one of the texts is beyond the embedding's rows.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-
-    def check(what: str, ids: Iterable[int | None]) -> None:
-        beyond = max((number for number in ids if number is not None), default=0)
-        if beyond >= rows:
-            raise InputError(
-                f"model: must have an embedding for {what}, got {tokenizer.convert_ids_to_tokens(beyond)!r} with the id "
-                f"{beyond} and {rows} rows. Resize the embedding and save the model, or use another token."
-            )
-
-    check("the pad token", [tokenizer.pad_token_id])
-    check("the token that ends an answer", [tokenizer.eos_token_id, *frame.ending])
-    if max(tokenizer.get_vocab().values()) >= rows:
+    pad = [] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id]
+    check_embedded(tokenizer, model, "the pad token", pad)
+    check_embedded(tokenizer, model, "the token that ends an answer", [tokenizer.eos_token_id, *frame.ending])
+    if max(tokenizer.get_vocab().values()) >= model.get_input_embeddings().weight.shape[0]:
         for text in texts:
-            check("every token of prompts and answers", tokenizer(text)["input_ids"])
+            check_embedded(tokenizer, model, "every token of prompts and answers", tokenizer(text)["input_ids"])
+
+
+def check_embedded(tokenizer: PreTrainedTokenizerBase, model: Any, what: str, ids: Iterable[int]) -> None:
+    """Raise InputError for a token id that is beyond the embedding's rows."""
+    rows, beyond = model.get_input_embeddings().weight.shape[0], max(ids, default=0)
+    if beyond >= rows:
+        raise InputError(
+            f"model: must have an embedding for {what}, got {tokenizer.convert_ids_to_tokens(beyond)!r} with the id "
+            f"{beyond} and {rows} rows. Resize the embedding and save the model, or use another token."
+        )

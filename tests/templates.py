@@ -1,0 +1,150 @@
+"""Chat templates by shape, each with what stands around an answer by its own words, for all tests of text.
+
+The shapes are those of widely used model families, written anew and cut down to what differs between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from tiny import tiny_tokenizer
+
+TOKENS = (
+    "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>",
+    "<end_of_turn>", "<think>", "</think>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|end|>",
+    "<|user|>", "<|assistant|>", "<end_of_utterance>", "<|END_RESPONSE|>", "<|END_OF_TURN|>",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """opening, ending: what is around an answer; declared: tokens that the model says end an answer."""
+
+    template: str
+    ending: str
+    opening: str = ""
+    declared: tuple[str, ...] = ()
+    parts: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    system: bool = True
+
+
+_CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+_ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+_QWEN3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+_SWITCH = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% if not enable_thinking | default(true) %}"
+_HEADER = "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+
+SHAPES = {
+    "chatml": Shape(_CHATML + _ASKS, "<|im_end|>"),
+    "chatml with a system prompt of its own": Shape(
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + _CHATML + _ASKS,
+        "<|im_end|>",
+    ),
+    "llama 2": Shape(
+        "{% for m in messages %}{% if m.role == 'user' %}<bos>[INST] {{ m.content }} [/INST]"
+        "{% elif m.role == 'assistant' %} {{ m.content | trim }} <eos>{% endif %}{% endfor %}",
+        " <eos>",
+        " ",
+        system=False,
+    ),
+    "mistral": Shape(
+        "<bos>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% elif m.role == 'assistant' %} {{ m.content }}<eos>"
+        "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}",
+        "<eos>",
+        " ",
+        system=False,
+    ),
+    "llama 3": Shape(
+        "<bos>{% for m in messages %}" + _HEADER + "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|eot_id|>",
+    ),
+    "gemma": Shape(
+        "<bos>{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "<end_of_turn>",
+        system=False,
+    ),
+    "phi": Shape(
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}<eos>{% endif %}",
+        "<|end|>",
+        declared=("<eos>", "<|end|>"),
+    ),
+    "reasoning, empty where there is none": Shape(_QWEN3 + _ASKS, "<|im_end|>", "<think>\n\n</think>\n\n"),
+    "reasoning left open, with a switch": Shape(
+        _QWEN3.replace("\n\n</think>\n\n", "</think>")
+        + _SWITCH.replace("<think>\n", "<think>")
+        + "</think>{% else %}\n{% endif %}{% endif %}",
+        "<|im_end|>",
+        options={"enable_thinking": False},
+    ),
+    "reasoning left open and closed by the answer, with a switch": Shape(
+        _QWEN3 + _SWITCH + "{{ '\n</think>\n\n' }}{% endif %}{% endif %}",
+        "<|im_end|>",
+        options={"enable_thinking": False},
+    ),
+    "channels": Shape(
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
+        "<|message|>{{ m.content }}"
+        "{% if m.role == 'assistant' and loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        "<|return|>",
+        "<|channel|>final<|message|>",
+    ),
+    "an end of two tokens": Shape(
+        _CHATML.replace("<|im_end|>\n", "<|END_RESPONSE|><|END_OF_TURN|>") + _ASKS,
+        "<|END_RESPONSE|><|END_OF_TURN|>",
+        declared=("<|END_OF_TURN|>",),
+    ),
+    "ended by the next speaker": Shape(
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        "<|user|>",
+        declared=("<eos>", "<|user|>"),
+    ),
+    "parts, text as nothing": Shape(
+        "<bos>{% for m in messages %}{{ m.role | capitalize }}:"
+        "{% for part in m.content %}{% if part.type == 'image' %}<image>{% elif part.type == 'text' %} {{ part.text }}"
+        "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
+        "<end_of_utterance>",
+        " ",
+        parts=True,
+    ),
+    "parts, text refused": Shape(
+        "<bos>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content[0].text.strip() }} [/INST]"
+        "{% else %} {{ m.content[0].text.strip() }}<eos>{% endif %}{% endfor %}",
+        "<eos>",
+        " ",
+        parts=True,
+    ),
+    "no end at all": Shape(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+        "<eos>",
+        " ",
+    ),
+}
+
+
+def with_template(template: str | None, **options: Any) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with `TOKENS` and a template."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(list(TOKENS), special_tokens=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def in_parts(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
