@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,9 @@ def test_one_sequence_is_trained_and_scored_whichever_token_ended_it():
     ids, body = (tokenizer(text)["input_ids"] for text in (prompt, "a cake"))
     scores = reward.score([ids] * 5, [[*body, *end] for end in ([2], [ends[0]], [ends[1]], [ends[0], 0, 0], [])], 1)
     whole = torch.tensor([[*ids, *body, ends[0]]])
-    hidden = classifier.model(whole).last_hidden_state
-    expected = float(reward.model.base_model.model.score(hidden)[0, -1, 0])
+    with torch.no_grad():
+        hidden = classifier.model(whole).last_hidden_state
+        expected = float(reward.model.base_model.model.score(hidden)[0, -1, 0])
     assert scores == pytest.approx([expected] * 5, abs=1e-5)
     assert reward.score_texts([prompt], ["a cake"]) == pytest.approx([expected], abs=1e-5)
 
@@ -137,8 +139,8 @@ def test_one_sequence_is_trained_and_scored_whichever_token_ended_it():
 def test_what_a_template_would_lose_is_left_out_and_counted(tmp_path):
     template = (
         "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
-        "{{ m.content | replace('tea', 'TEA') if m.role == 'assistant' else m.content }}<|im_end|>\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{{ m.content | replace('tea', 'TEA') if m.role == 'assistant' else m.content }}<|im_end|>\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     ask = {"role": "user", "content": "milk or cake?"}
     system = [{"role": "system", "content": "be kind"}, ask]
@@ -174,6 +176,6 @@ def test_a_run_that_would_train_other_text_is_refused_before_it_begins(what, tmp
     assert str(error.value).startswith("model: ") and reasons[what] in str(error.value) and "\n" not in str(error.value)
     assert not (folder / "run").exists()
     if what == "pad":
-        arguments = ["--model", str(folder / "model"), "--train_data", str(folder / "rows.jsonl")]
-        assert cli.main(["run", *arguments, "--task", "preference", "--output_dir", str(folder / "run")]) == 2
+        (folder / "config.yaml").write_text(json.dumps(asdict(options)))
+        assert cli.main(["run", str(folder / "config.yaml")]) == 2
         assert "the pad token" in capsys.readouterr().err
