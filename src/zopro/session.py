@@ -90,9 +90,17 @@ class Session:
         left_out = "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
         self.rows = f"{len(self.train)} training rows, {len(self.eval)} held-out prompts{left_out}"
         self.say(self.rows)
+        for line in self._remarks():
+            self.say(line)
+
+    def _remarks(self) -> Iterator[str]:
+        """What is unusual about the model's text."""
+        vocabulary = self.base.get_input_embeddings().weight.shape[0]
+        if beyond := [token for token in self.eos_token_ids if token >= vocabulary]:
+            yield f"the model declares stop tokens that its vocabulary of {vocabulary} does not have: {beyond}"
         if options := chat.turn_of(self.tokenizer).options:
             named = ", ".join(f"{name}={value}" for name, value in options.items())
-            self.say(f"the chat template is rendered with {named}: else an answer would stand inside its reasoning")
+            yield f"the chat template is rendered with {named}: else an answer would stand inside its reasoning"
 
     def _load(self, device: Any) -> Any:
         config = self.config

@@ -122,8 +122,8 @@ def lost_message(messages: Sequence[Message], text: str) -> str | None:
         lost = False
         if isinstance(content, str) and content.strip() not in text and "</think>" not in content:
             lost = any(word not in text for word in re.findall(r"\w+", content))
-        calls = message.get("tool_calls") or ()
-        if lost or any(str(call.get("function", call).get("name", "")) not in text for call in calls):
+        called = [call.get("function", call).get("name", "") for call in message.get("tool_calls") or ()]
+        if lost or any(name not in text for name in called):
             return str(message.get("role"))
     return None
 

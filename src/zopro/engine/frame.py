@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -34,8 +35,13 @@ class Frame:
 
     def write(self, answer: str) -> str:
         """The answer as it follows a prompt, without its ending; an answer that brings an opening keeps its own."""
-        mark = _first_token(self.tokenizer, self.opening.strip())
-        return answer if mark and mark in answer else self.opening + answer
+        return answer if self._mark and self._mark in answer else self.opening + answer
+
+    @cached_property
+    def _mark(self) -> str:
+        """What tells that a text has an opening: the opening up to its first special token, or all of it."""
+        mark = self.opening.strip()
+        return mark[: _first_end(mark, _special(self.tokenizer))]
 
     def body(self, completion: Sequence[int]) -> list[int]:
         """A sampled completion's ids without its ending and what follows it (padding)."""
@@ -86,7 +92,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, declared: Iterable[int] = ()) -
 def declared_stops(model: Any) -> list[int]:
     """The tokens that a model's generation configuration (or, without one, its configuration) says end an answer."""
     settings = getattr(model, "generation_config", None) or model.config.get_text_config()
-    return token_ids(settings.eos_token_id)
+    return token_ids(getattr(settings, "eos_token_id", None))
 
 
 def token_ids(setting: int | list[int] | None) -> list[int]:
@@ -118,11 +124,6 @@ def _first_end(text: str, tokens: Iterable[str]) -> int | None:
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     return {token: number for token, number in {**tokenizer.get_added_vocab(), **named}.items() if token}
-
-
-def _first_token(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text up to the end of its first special token; all of it where it has none."""
-    return text[: _first_end(text, _special(tokenizer))]
 
 
 def _ending_ids(tokenizer: PreTrainedTokenizerBase, text: str, add_eos: bool) -> tuple[int, ...]:
