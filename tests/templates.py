@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tiny import tiny_tokenizer
+from tiny import TEXTS, tiny_tokenizer
 
 TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>",
@@ -138,12 +139,42 @@ SHAPES = {
 }
 
 
-def with_template(template: str | None, **options: Any) -> PreTrainedTokenizerFast:
-    """The tiny tokenizer with `TOKENS` and a template."""
-    tokenizer = tiny_tokenizer()
+KINDS = ("byte-level", "spaces as tokens", "a space before every piece", "a space before the first piece")
+
+
+def with_template(template: str | None, kind: str = "byte-level") -> PreTrainedTokenizerFast:
+    """A tiny tokenizer of a kind with `TOKENS` and a template; two kinds add BOS."""
+    tokenizer = tiny_tokenizer() if kind == "byte-level" else _sentence_pieces(kind)
     tokenizer.add_tokens(list(TOKENS), special_tokens=True)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def _sentence_pieces(kind: str) -> PreTrainedTokenizerFast:
+    """Sentence pieces as Llama and Mistral have them, old (a normaliser's space) and new (Metaspace)."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind == "a space before every piece":
+        spaces = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        tokenizer.normalizer = normalizers.Sequence(spaces)
+    else:
+        scheme = "first" if kind == "a space before the first piece" else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", prepend_scheme=scheme, split=False)
+    parts = [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    trainer = trainers.BpeTrainer(
+        vocab_size=250,
+        special_tokens=["<pad>", "<bos>", "<eos>", "<unk>"],
+        initial_alphabet=["\n", *map(chr, range(33, 127))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text.replace(" ", "\u2581") for text in TEXTS], trainer)
+    if kind != "spaces as tokens":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
 
 
 def in_parts(messages: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
     config, is_adapter = policy.config, _is_adapter(policy.folder)
-    tokenizer = chat.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = chat.load_tokenizer(config.model, config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if is_adapter and merged:
             model = open_adapter(_load_model(config, config.model), policy.folder)

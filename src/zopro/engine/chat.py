@@ -58,11 +58,12 @@ class Turn:
     problem: str = ""
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left, with a pad token (EOS if it has none) and a chat template.
 
-    A tokenizer without a template gets ChatML, begun with BOS if there is one that encoding does not add. One that
-    ends every encoding with tokens of its own (EOS) no longer does: a prompt would end with them.
+    A tokenizer without a template gets ChatML, begun with BOS if there is one that encoding does not add. Unless
+    `as_published`, encoding no longer ends a text with EOS, as a prompt would, and no longer begins it with BOS where
+    the template writes that and the first word would be encoded otherwise than in the template's own text.
 
     Raises:
         InputError: there is no such tokenizer, it has no EOS token (a completion could not end), or it cannot be
@@ -74,7 +75,6 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
         raise cannot_load("tokenizer", model, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
-    _end_with_the_text(tokenizer, model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
@@ -82,6 +82,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     if tokenizer.chat_template is None:
         bos = "{{ bos_token }}" if tokenizer.bos_token_id is not None and not added_start(tokenizer) else ""
         tokenizer.chat_template = bos + CHATML
+    if not as_published:
+        _encode_as_rendered(tokenizer, model)
     return tokenizer
 
 
@@ -228,22 +230,31 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return ids[:start], ids[start + len(plain) :]
 
 
-def _end_with_the_text(tokenizer: Any, model: str) -> None:
+def _encode_as_rendered(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
     start, end = _added(tokenizer)
-    if not end:
-        return
+    if end and not _add_only(tokenizer, start):
+        added = " ".join(tokenizer.convert_ids_to_tokens(end))
+        raise InputError(
+            f"model: the tokenizer of {model!r} ends every text with {added}, prompts too, so that nothing would be "
+            "asked. Set add_eos_token to false in its tokenizer_config.json."
+        )
+    turn, text = turn_of(tokenizer), added_start(tokenizer)
+    if text and not turn.problem:
+        asked = _render(tokenizer, turn, [{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+        own = tokenizer(asked, add_special_tokens=False)["input_ids"]
+        if asked.startswith(text) and tokenizer(asked.removeprefix(text))["input_ids"] != own:
+            _add_only(tokenizer, [])
+
+
+def _add_only(tokenizer: Any, start: list[int]) -> bool:
+    """Let encoding add these tokens before a text and none after it; whether that is what it does now."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         tokens = tokenizer.convert_ids_to_tokens(start)
         backend.post_processor = TemplateProcessing(
             single=[*tokens, "$A"], pair=[*tokens, "$A", "$B"], special_tokens=list(zip(tokens, start, strict=True))
         )
-    if backend is None or _added(tokenizer) != (start, []):
-        added = tokenizer.convert_ids_to_tokens(end)
-        raise InputError(
-            f"model: the tokenizer of {model!r} ends every text with {' '.join(added)}, prompts too, so nothing would "
-            "be asked. Set add_eos_token to false in its tokenizer_config.json."
-        )
+    return _added(tokenizer) == (start, [])
 
 
 def _processor_template(model: str) -> str | None:

@@ -58,11 +58,11 @@ class Frame:
 
     def read(self, completion: Sequence[int]) -> str:
         """A sampled completion's answer as text. What does not begin as the frame says is given whole, tokens too."""
-        body, mark = self.body(completion), self.opening.strip()
+        body, mark = self.body(completion), "".join(self.opening.split())
         if not mark:
             return self.tokenizer.decode(body, skip_special_tokens=True).strip()
         for count in range(1, len(body) + 1):
-            begun = self.tokenizer.decode(body[:count]).strip()
+            begun = "".join(self.tokenizer.decode(body[:count]).split())  # decoders add spaces beside special tokens
             if begun == mark:
                 return self.tokenizer.decode(body[count:], skip_special_tokens=True).strip()
             if not mark.startswith(begun):
