@@ -11,7 +11,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from trl import SFTConfig, SFTTrainer
+from tokenizers import processors
+from trl import RLOOConfig, SFTConfig, SFTTrainer
 
 import tiny_runs
 from templates import SHAPES, in_parts, with_template
@@ -23,6 +24,7 @@ from zopro.engine.frame import frame_of
 from zopro.errors import InputError
 from zopro.export import answer, export
 from zopro.rewards import RewardModel
+from zopro.rloo import EngineRLOOTrainer
 from zopro.rundir import read_rows
 from zopro.session import Session
 
@@ -179,3 +181,33 @@ def test_a_run_that_would_train_other_text_is_refused_before_it_begins(what, tmp
         (folder / "config.yaml").write_text(json.dumps(asdict(options)))
         assert cli.main(["run", str(folder / "config.yaml")]) == 2
         assert "the pad token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["pad", "eos"])
+def test_trainers_in_python_refuse_them_too(what, tmp_path):
+    tokenizer = with_template(SHAPES["chatml"].template)
+    model = tiny_model("llama", tokenizer)
+    if what == "pad":
+        tokenizer.add_special_tokens({"pad_token": "<extra>"})
+    else:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <eos>", pair="$A $B <eos>", special_tokens=[("<eos>", 2)]
+        )
+    arguments = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "max_completion_length": 4}
+    options = RLOOConfig(per_device_train_batch_size=2, num_generations=2, max_steps=1, beta=0.0, bf16=False, **arguments)
+    data = Dataset.from_dict({"prompt": ["tea?", "cake?"]})
+
+    def train() -> None:
+        common = {"args": options, "train_dataset": data, "processing_class": tokenizer}
+        EngineRLOOTrainer(model, lambda **rows: [0.0, 1.0], **common).train()
+
+    with pytest.raises(
+        InputError, match="the pad token, got '<extra>'" if what == "pad" else "end every prompt with <eos>"
+    ):
+        train()
+    if what == "eos":
+        classifier = models.sequence_classifier(model, tokenizer, seed=0)
+        with torch.random.fork_rng(devices=[]):
+            reward = get_peft_model(classifier, models.lora_config(ModelOptions(model="x", lora_r=2), "SEQ_CLS"))
+        with pytest.raises(InputError, match=r"tokenizer: .* end every prompt with <eos>"):
+            RewardModel(reward, tokenizer, 64)

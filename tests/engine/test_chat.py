@@ -86,7 +86,7 @@ def test_a_tokenizer_that_ends_every_text_with_eos_no_longer_does(bos, tmp_path)
 
 def test_a_tokenizer_that_cannot_be_kept_from_it_is_refused(tmp_path):
     ByT5Tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"ends every text with </s>, prompts too"):
+    with pytest.raises(InputError, match=r"must not end every prompt with </s>"):
         load_tokenizer(str(tmp_path))
 
 

@@ -83,7 +83,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
         bos = "{{ bos_token }}" if tokenizer.bos_token_id is not None and not added_start(tokenizer) else ""
         tokenizer.chat_template = bos + CHATML
     if not as_published:
-        _encode_as_rendered(tokenizer, model)
+        _encode_as_rendered(tokenizer)
     return tokenizer
 
 
@@ -221,6 +221,15 @@ def added_start(tokenizer: PreTrainedTokenizerBase) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(_added(tokenizer)[0]))
 
 
+def check_end(tokenizer: PreTrainedTokenizerBase, argument: str) -> None:
+    """Raise InputError for a tokenizer that ends every text with tokens of its own (EOS), prompts too."""
+    if end := _added(tokenizer)[1]:
+        raise InputError(
+            f"{argument}: the tokenizer must not end every prompt with {' '.join(tokenizer.convert_ids_to_tokens(end))}, "
+            "after which nothing is asked, as this one does. Set add_eos_token to false in its tokenizer_config.json."
+        )
+
+
 def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Token ids that encoding adds before and after every text."""
     plain, ids = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
@@ -230,14 +239,10 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return ids[:start], ids[start + len(plain) :]
 
 
-def _encode_as_rendered(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+def _encode_as_rendered(tokenizer: PreTrainedTokenizerBase) -> None:
     start, end = _added(tokenizer)
     if end and not _add_only(tokenizer, start):
-        added = " ".join(tokenizer.convert_ids_to_tokens(end))
-        raise InputError(
-            f"model: the tokenizer of {model!r} ends every text with {added}, prompts too, so that nothing would be "
-            "asked. Set add_eos_token to false in its tokenizer_config.json."
-        )
+        check_end(tokenizer, "model")
     turn, text = turn_of(tokenizer), added_start(tokenizer)
     if text and not turn.problem:
         asked = _render(tokenizer, turn, [{"role": "user", "content": QUESTION}], add_generation_prompt=True)
@@ -261,6 +266,7 @@ def _processor_template(model: str) -> str | None:
     """The chat template of a checkpoint that keeps it beside its image processor."""
     try:
         path = cached_file(model, PROCESSOR_TEMPLATE, _raise_exceptions_for_missing_entries=False)
-        return None if path is None else str(json.loads(Path(path).read_text("utf-8"))["chat_template"])
-    except (OSError, ValueError, KeyError):
+        template = None if path is None else json.loads(Path(path).read_text("utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return template if isinstance(template, str) else None

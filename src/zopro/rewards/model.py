@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zopro import guard
 from zopro.durable import whole_folder
 from zopro.engine.adapters import open_adapter
-from zopro.engine.frame import Frame, declared_stops, frame_of
+from zopro.engine.chat import check_end
+from zopro.engine.frame import Frame, check_embedded, declared_stops, frame_of
 from zopro.engine.scores import can_share, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
@@ -60,12 +61,14 @@ class RewardModel:
         if max_length < 3:
             raise InputError(f"max_length: must hold a prompt, an answer and EOS (3 tokens), got {max_length}.")
         self.model, self.tokenizer = model, tokenizer
+        check_end(tokenizer, "tokenizer")
         self.sequences = Sequences(tokenizer, max_length, frame or frame_of(tokenizer, declared_stops(model)))
         self.offset = 0.0
         self.score_mean: float | None = None
         self.score_std: float | None = None
         stop, pad = self.sequences.frame.stop, tokenizer.pad_token_id
         self._pad = int(pad) if pad is not None and pad != stop else int(stop == 0)
+        check_embedded(tokenizer, model, "padding and the token that ends an answer", [self._pad, stop])
         model.config.get_text_config().pad_token_id = self._pad
         for module in model.modules():
             if isinstance(module, ModulesToSaveWrapper):
