@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from zopro.engine.chat import load_tokenizer
 from zopro.engine.feedback import LOCAL, Feedback
 from zopro.engine.frame import declared_stops, frame_of
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import load_base, tensor_name
 from zopro.engine.rollouts import generate
+from zopro.engine.tokenizer import load_tokenizer
 
 PROMPTS = (
     "The best way to learn a new language is",

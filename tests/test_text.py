@@ -23,6 +23,7 @@ from zopro.engine import models
 from zopro.engine.frame import frame_of
 from zopro.errors import InputError
 from zopro.export import answer, export
+from zopro.model_judge import ModelJudge
 from zopro.rewards import RewardModel
 from zopro.rloo import EngineRLOOTrainer
 from zopro.rundir import read_rows
@@ -171,7 +172,7 @@ def test_a_run_that_would_train_other_text_is_refused_before_it_begins(what, tmp
     with pytest.raises(InputError) as error:
         Session(options, quiet=True)
     reasons = {
-        "reasoning": "asks for an answer with '<think>\\n', which a turn that has its answer lacks",
+        "reasoning": "asks for an answer with '<think>\\n', which answered turns do not have",
         "pad": "must have an embedding for the pad token, got '<extra>' with the id 319 and 319 rows",
         "template": "must have an embedding for every token of prompts and answers, got '<extra>'",
     }
@@ -211,3 +212,22 @@ def test_trainers_in_python_refuse_them_too(what, tmp_path):
             reward = get_peft_model(classifier, models.lora_config(ModelOptions(model="x", lora_r=2), "SEQ_CLS"))
         with pytest.raises(InputError, match=r"tokenizer: .* end every prompt with <eos>"):
             RewardModel(reward, tokenizer, 64)
+
+
+@pytest.mark.parametrize("name", ["channels", "parts, text as nothing", "reasoning left open, with a switch"])
+def test_a_judge_reads_its_letter_where_an_answer_stands(name):
+    shape = SHAPES[name]
+    tokenizer = with_template(shape.template)
+    judge = ModelJudge(tiny_model("llama", tokenizer), tokenizer, max_length=4096)
+    question = [{"role": "user", "content": "which?"}]
+    whole = [*question, {"role": "assistant", "content": "A"}]
+    theirs = tokenizer.apply_chat_template(in_parts(whole) if shape.parts else whole, tokenize=False, **shape.options)
+    before = theirs[: theirs.rindex("A" + shape.ending)].partition("which?")[2]
+    assert tokenizer.decode(judge._end).endswith(before.rstrip())
+    assert "Which reply is better" in tokenizer.decode(judge._end)
+
+
+def test_a_judge_that_would_answer_inside_its_reasoning_is_refused():
+    tokenizer = with_template(SHAPES["chatml"].template.replace("assistant\n", "assistant\n<think>\n"))
+    with pytest.raises(InputError, match=r"judge: the chat template asks for an answer with '<think>\\n'"):
+        ModelJudge(tiny_model("llama", tokenizer), tokenizer)

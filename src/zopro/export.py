@@ -24,6 +24,7 @@ from zopro.config import RunConfig
 from zopro.engine import chat, models, rollouts
 from zopro.engine.adapters import open_adapter
 from zopro.engine.frame import check_vocabulary, declared_stops, frame_of, token_ids
+from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.options import load_config
 from zopro.random_state import preserve_random_state
@@ -73,7 +74,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
     config, is_adapter = policy.config, _is_adapter(policy.folder)
-    tokenizer = chat.load_tokenizer(config.model, config.trust_remote_code, as_published=True)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if is_adapter and merged:
             model = open_adapter(_load_model(config, config.model), policy.folder)
@@ -116,7 +117,7 @@ def answer(
         raise InputError(f"--max-new-tokens: must be at least 1, got {length}.")
     if temperature < 0:
         raise InputError(f"--temperature: must not be negative, got {temperature}. 0 takes the likeliest token.")
-    tokenizer = chat.load_tokenizer(policy.config.model, trust_remote_code=policy.config.trust_remote_code)
+    tokenizer = load_tokenizer(policy.config.model, trust_remote_code=policy.config.trust_remote_code)
     rendered = [chat.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     encoded = [tokenizer(text)["input_ids"] for text in rendered]
     table = {"prompt": list(prompts)}

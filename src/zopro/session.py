@@ -21,6 +21,7 @@ from zopro.config import RunConfig
 from zopro.engine import chat, models
 from zopro.engine.frame import check_vocabulary, declared_stops, frame_of
 from zopro.engine.rollouts import Rollouts, generate
+from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.launch import Job
 from zopro.memory import peak_rss_mb
@@ -62,7 +63,7 @@ class Session:
         self.job = job or Job()
         self.config, self.quiet = config, quiet or not self.job.first
         self.directory = RunDirectory(config, resume, self.job.first)
-        self.tokenizer = chat.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        self.tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         self.frame = frame_of(self.tokenizer)
         data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._unfit)
         self.task = data.task
@@ -110,7 +111,7 @@ class Session:
     def _load_other(self, path: str, device: Any) -> tuple[Any, Any]:
         dtype = models.resolve_dtype(self.config.dtype, device)
         model = models.load_base(path, dtype, device, self.config.trust_remote_code)
-        return model, chat.load_tokenizer(path, trust_remote_code=self.config.trust_remote_code)
+        return model, load_tokenizer(path, trust_remote_code=self.config.trust_remote_code)
 
     def _item(self, example: Example) -> Item:
         prompt = chat.render_prompt(self.tokenizer, example.prompt, _tools(example))

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from templates import KINDS, SHAPES, TOKENS, in_parts, with_template
 from tiny import tiny_model, tiny_tokenizer
 from zopro.engine import chat
-from zopro.engine.chat import load_tokenizer, lost_message, render_answered, render_prompt, turn_of
+from zopro.engine.chat import lost_message, render_answered, render_prompt, turn_of
 from zopro.engine.frame import check_vocabulary, declared_stops, frame_of, plain_frame
+from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.rewards.sequences import Sequences
 
@@ -151,7 +152,7 @@ def check_token_ids(tokenizer, shape, name, kind, messages):
         (
             "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}",
-            "asks for an answer with '<think>\\n', which a turn that has its answer lacks",
+            "asks for an answer with '<think>\\n', which answered turns do not have",
         ),
     ],
 )

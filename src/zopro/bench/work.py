@@ -13,7 +13,8 @@ from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zopro.config import NOISES, ModelOptions
-from zopro.engine import chat, models
+from zopro.engine import models
+from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.fields import not_negative, one_of
 from zopro.random_state import preserve_random_state
@@ -101,7 +102,7 @@ def build(work: Work, classifier: bool = True) -> Setting:
     with preserve_random_state():
         torch.manual_seed(work.seed)
         if work.model:
-            tokenizer = chat.load_tokenizer(work.model)
+            tokenizer = load_tokenizer(work.model)
             base = models.load_base(work.model, dtype, device)
         else:
             tokenizer, base = _random_model(work, dtype, device)

@@ -1,4 +1,4 @@
-"""Chats as text: the tokenizer, the prompt that asks for an answer, and how the template sets an answer's turn.
+"""Chats as text: the prompt that asks for an answer, and how the template sets an answer's turn.
 
 Nothing about a template is assumed. A probe is rendered twice, as a question that asks for an answer and with the
 answer; what stands around the answer is the turn that training, sampling and scoring use:
@@ -9,28 +9,17 @@ answer; what stands around the answer is the turn that training, sampling and sc
 
 from __future__ import annotations
 
-import json
 import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import takewhile
 from typing import Any
 
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers import PreTrainedTokenizerBase
 
-from zopro.engine.models import cannot_load
 from zopro.errors import InputError
 
-CHATML = (
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-PROCESSOR_TEMPLATE = "chat_template.json"  # where processors of images kept the template before it was the tokenizer's
 QUESTION, ANSWER, NEXT = "Which colour is a ripe plum?", "Plums are mostly purple.", "And a ripe lime?"
 
 # Tried in this order. Rows have no reasoning, so where a template asks for an answer by opening a reasoning tag that
@@ -58,35 +47,6 @@ class Turn:
     problem: str = ""
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left, with a pad token (EOS if it has none) and a chat template.
-
-    A tokenizer without a template gets ChatML, begun with BOS if there is one that encoding does not add. Unless
-    `as_published`, encoding no longer ends a text with EOS, as a prompt would, and no longer begins it with BOS where
-    the template writes that and the first word would be encoded otherwise than in the template's own text.
-
-    Raises:
-        InputError: there is no such tokenizer, it has no EOS token (a completion could not end), or it cannot be
-            kept from adding tokens to the end of a prompt.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise cannot_load("tokenizer", model, error) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = _processor_template(model)
-    if tokenizer.chat_template is None:
-        bos = "{{ bos_token }}" if tokenizer.bos_token_id is not None and not added_start(tokenizer) else ""
-        tokenizer.chat_template = bos + CHATML
-    if not as_published:
-        _encode_as_rendered(tokenizer)
-    return tokenizer
-
-
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Any] | None = None
 ) -> str:
@@ -100,8 +60,8 @@ def render_prompt(
         InputError: the template refuses the messages (roles out of order, a system message it does not know) or renders
             no tools.
     """
-    text = _render(tokenizer, turn_of(tokenizer), messages, tools, add_generation_prompt=True)
-    if tools and text == _render(tokenizer, turn_of(tokenizer), messages, None, add_generation_prompt=True):
+    text = render(tokenizer, turn_of(tokenizer), messages, tools, add_generation_prompt=True)
+    if tools and text == render(tokenizer, turn_of(tokenizer), messages, None, add_generation_prompt=True):
         raise InputError("tools: the chat template renders none. Leave the column out or use a template that does.")
     return text.removeprefix(added_start(tokenizer))
 
@@ -111,7 +71,7 @@ def render_answered(
 ) -> str:
     """The chat with an assistant's answer at its end, as `render_prompt` renders it; raises as it does."""
     answered = [*messages, {"role": "assistant", "content": answer}]
-    return _render(tokenizer, turn_of(tokenizer), answered, tools).removeprefix(added_start(tokenizer))
+    return render(tokenizer, turn_of(tokenizer), answered, tools).removeprefix(added_start(tokenizer))
 
 
 def lost_message(messages: Sequence[Message], text: str) -> str | None:
@@ -148,48 +108,52 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
 
 
 def _find_turn(tokenizer: PreTrainedTokenizerBase) -> Turn:
-    problem, second, best = "", None, Turn()
+    tried: list[tuple[int, int, Turn]] = []
     for parts in (False, True):
-        shown = False
         for options in OPTIONS:
-            question, answer, following = (
-                {"role": role, "content": text}
-                for role, text in (("user", QUESTION), ("assistant", ANSWER), ("user", NEXT))
-            )
-            turn = Turn(parts=parts, options=options)
-            try:
-                asked = _render(tokenizer, turn, [question], add_generation_prompt=True)
-                answered = _render(tokenizer, turn, [question, answer])
-            except InputError as error:
-                problem = problem or str(error).removeprefix("prompt: the chat template ").rstrip(".")
-                continue
-            if QUESTION in asked and not shown:
-                shown, best = True, turn
-            if QUESTION not in asked or QUESTION not in answered or ANSWER not in answered:
-                problem = problem or "renders the text of a message as nothing"
-                continue
-            before, _, closing = answered.rpartition(ANSWER)
-            if not before.startswith(asked):
-                same = next((i for i, (a, b) in enumerate(zip(asked, before, strict=False)) if a != b), len(before))
-                problem = f"asks for an answer with {asked[same:]!r}, which a turn that has its answer lacks"
-                continue
-            try:
-                after = _render(tokenizer, turn, [question, answer, following]).rpartition(ANSWER)[2]
-            except InputError:
-                after = ""
-            turn = Turn(before[len(asked) :], closing, after, parts, options)
-            ids, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, answered))
-            if whole[: len(ids)] == ids and not turn.opening.lstrip().startswith("</"):
+            fault, turn = _probe(tokenizer, Turn(parts=parts, options=options))
+            if fault == _NONE:
                 return turn
-            second = second or turn  # a token spans the border, or the answer must first close a tag
-        if second is not None:
-            return second
-        if shown:
+            tried.append((fault, len(tried), turn))
+        if min(tried)[0] < _UNSEEN:
             break
-    return replace(best, problem=f"the chat template {problem}, so that an answer has no place of its own")
+    return min(tried)[2]
 
 
-def _render(
+_NONE, _BORDER, _NO_PLACE, _UNSEEN = range(4)  # what is wrong with a way to render answers
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
+    """What stands around an answer that is rendered in a way (parts, options), and what is wrong with it."""
+    question, answer, following = (
+        {"role": role, "content": text} for role, text in (("user", QUESTION), ("assistant", ANSWER), ("user", NEXT))
+    )
+
+    def without_place(reason: str) -> Turn:
+        return replace(way, problem=f"the chat template {reason}, so that an answer has no place of its own")
+
+    try:
+        asked = render(tokenizer, way, [question], add_generation_prompt=True)
+        answered = render(tokenizer, way, [question, answer])
+    except InputError as error:
+        return _UNSEEN, without_place(str(error).removeprefix("prompt: the chat template ").rstrip("."))
+    if QUESTION not in asked or QUESTION not in answered or ANSWER not in answered:
+        return _UNSEEN, without_place("renders the text of a message as nothing")
+    before, _, closing = answered.rpartition(ANSWER)
+    if not before.startswith(asked):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, before, strict=False)))
+        return _NO_PLACE, without_place(f"asks for an answer with {asked[same:]!r}, which answered turns do not have")
+    try:
+        after = render(tokenizer, way, [question, answer, following]).rpartition(ANSWER)[2]
+    except InputError:
+        after = ""
+    turn = replace(way, opening=before[len(asked) :], closing=closing, following=after)
+    ids, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, answered))
+    closes = turn.opening.lstrip().startswith("</")  # the answer would have to close a tag before it begins
+    return _BORDER if closes or whole[: len(ids)] != ids else _NONE, turn
+
+
+def render(
     tokenizer: PreTrainedTokenizerBase,
     turn: Turn,
     messages: Sequence[Message],
@@ -218,55 +182,22 @@ def _in_parts(message: Message) -> dict[str, Any]:
 
 def added_start(tokenizer: PreTrainedTokenizerBase) -> str:
     """The tokens (BOS) that encoding puts before every text, as text."""
-    return "".join(tokenizer.convert_ids_to_tokens(_added(tokenizer)[0]))
+    return "".join(tokenizer.convert_ids_to_tokens(added(tokenizer)[0]))
 
 
 def check_end(tokenizer: PreTrainedTokenizerBase, argument: str) -> None:
     """Raise InputError for a tokenizer that ends every text with tokens of its own (EOS), prompts too."""
-    if end := _added(tokenizer)[1]:
+    if end := added(tokenizer)[1]:
         raise InputError(
             f"{argument}: the tokenizer must not end every prompt with {' '.join(tokenizer.convert_ids_to_tokens(end))}, "
             "after which nothing is asked, as this one does. Set add_eos_token to false in its tokenizer_config.json."
         )
 
 
-def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Token ids that encoding adds before and after every text."""
     plain, ids = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     if not plain:  # a vocabulary without the letter
         return ids, []
     start = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
     return ids[:start], ids[start + len(plain) :]
-
-
-def _encode_as_rendered(tokenizer: PreTrainedTokenizerBase) -> None:
-    start, end = _added(tokenizer)
-    if end and not _add_only(tokenizer, start):
-        check_end(tokenizer, "model")
-    turn, text = turn_of(tokenizer), added_start(tokenizer)
-    if text and not turn.problem:
-        asked = _render(tokenizer, turn, [{"role": "user", "content": QUESTION}], add_generation_prompt=True)
-        own = tokenizer(asked, add_special_tokens=False)["input_ids"]
-        if asked.startswith(text) and tokenizer(asked.removeprefix(text))["input_ids"] != own:
-            _add_only(tokenizer, [])
-
-
-def _add_only(tokenizer: Any, start: list[int]) -> bool:
-    """Let encoding add these tokens before a text and none after it; whether that is what it does now."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        tokens = tokenizer.convert_ids_to_tokens(start)
-        backend.post_processor = TemplateProcessing(
-            single=[*tokens, "$A"], pair=[*tokens, "$A", "$B"], special_tokens=list(zip(tokens, start, strict=True))
-        )
-    return _added(tokenizer) == (start, [])
-
-
-def _processor_template(model: str) -> str | None:
-    """The chat template of a checkpoint that keeps it beside its image processor."""
-    try:
-        path = cached_file(model, PROCESSOR_TEMPLATE, _raise_exceptions_for_missing_entries=False)
-        template = None if path is None else json.loads(Path(path).read_text("utf-8"))["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return template if isinstance(template, str) else None

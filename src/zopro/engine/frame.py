@@ -15,7 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from zopro.engine.chat import ANSWER, CHATML, Turn, turn_of
+from zopro.engine.chat import ANSWER, Turn, turn_of
+from zopro.engine.tokenizer import CHATML
 from zopro.errors import InputError
 
 
