@@ -109,6 +109,12 @@ SHAPES = {
         "<|END_RESPONSE|><|END_OF_TURN|>",
         declared=("<|END_OF_TURN|>",),
     ),
+    "a last turn left open": Shape(
+        "<bos>"
+        + _CHATML.replace("<|im_end|>\n", "{% if not (loop.last and m.role == 'assistant') %}<|im_end|>\n{% endif %}")
+        + _ASKS,
+        "<|im_end|>",
+    ),
     "ended by the next speaker": Shape(
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",

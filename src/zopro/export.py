@@ -202,7 +202,7 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
 
 def _declare_stop(path: Path, tokenizer: Any) -> None:
     """A model that was trained to end its turns as its template does says so, or it would run on elsewhere."""
-    if not path.is_file():
+    if not path.is_file() or chat.turn_of(tokenizer).problem:
         return
     settings = json.loads(path.read_text("utf-8"))
     declared = token_ids(settings.get("eos_token_id"))

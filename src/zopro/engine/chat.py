@@ -33,8 +33,8 @@ Message = Mapping[str, Any]
 class Turn:
     """What a chat template puts around an assistant's answer.
 
-    opening: between the prompt that asks for an answer and the answer. closing: after the answer that ends a
-    conversation. following: after an answer that the user's next message follows ("" where the template refuses it).
+    opening: between the prompt that asks for an answer and the answer. closing: what ends the answer's turn.
+    following: after an answer that the user's next message follows ("" where the template refuses it).
     parts: whether messages must hold lists of parts instead of text. options: keyword arguments of the template.
     problem: why an answer has no place of its own, or "".
     """
@@ -141,16 +141,24 @@ def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
         return _UNSEEN, without_place("renders the text of a message as nothing")
     before, _, closing = answered.rpartition(ANSWER)
     if not before.startswith(asked):
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, before, strict=False)))
-        return _NO_PLACE, without_place(f"asks for an answer with {asked[same:]!r}, which answered turns do not have")
+        lacking = asked[_shared(asked, before) :]
+        return _NO_PLACE, without_place(f"asks for an answer with {lacking!r}, which answered turns do not have")
     try:
         after = render(tokenizer, way, [question, answer, following]).rpartition(ANSWER)[2]
     except InputError:
         after = ""
+    if not closing.strip():  # a last turn left open: what ends an earlier one stands before the next turn's beginning
+        between, begins = after.partition(NEXT)[0], asked.partition(QUESTION)[0]
+        closing = between[: len(between) - _shared(between[::-1], begins[::-1])]
     turn = replace(way, opening=before[len(asked) :], closing=closing, following=after)
     ids, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, answered))
     closes = turn.opening.lstrip().startswith("</")  # the answer would have to close a tag before it begins
     return _BORDER if closes or whole[: len(ids)] != ids else _NONE, turn
+
+
+def _shared(left: str, right: str) -> int:
+    """How many characters two texts share from the start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
 def render(
@@ -160,6 +168,7 @@ def render(
     tools: Sequence[Any] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
+    """The template's own text of a chat; `InputError` where it refuses the messages."""
     chat = [_in_parts(message) if turn.parts else dict(message) for message in messages]
     try:
         text: str = tokenizer.apply_chat_template(
