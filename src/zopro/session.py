@@ -102,6 +102,8 @@ class Session:
         if options := chat.turn_of(self.tokenizer).options:
             named = ", ".join(f"{name}={value}" for name, value in options.items())
             yield f"the chat template is rendered with {named}: else an answer would stand inside its reasoning"
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            yield "the chat template writes the date: prompts of a run resumed on another day are not the same"
 
     def _load(self, device: Any) -> Any:
         config = self.config

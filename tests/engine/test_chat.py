@@ -232,6 +232,12 @@ def test_an_end_that_is_no_token_is_written_out_before_eos():
     assert frame.read([*tokenizer("a cake<|im_end|>")["input_ids"], 2]) == "a cake"
 
 
+def test_white_space_among_the_added_tokens_ends_no_turn():
+    tokenizer = with_template(SHAPES["no end at all"].template)
+    tokenizer.add_tokens(["\n", "\u2581\u2581"])
+    assert frame_of(tokenizer).ending == (2,)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("pieces", KINDS)
 def test_an_answer_is_read_back_whichever_token_ended_it(name, pieces):

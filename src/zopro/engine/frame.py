@@ -123,8 +123,10 @@ def _first_end(text: str, tokens: Iterable[str]) -> int | None:
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Tokens by their text that stand for no text of their own; some vocabularies add white space, which does."""
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
-    return {token: number for token, number in {**tokenizer.get_added_vocab(), **named}.items() if token}
+    everything = {**tokenizer.get_added_vocab(), **named}
+    return {token: number for token, number in everything.items() if token.replace("\u2581", " ").strip()}
 
 
 def _ending_ids(tokenizer: PreTrainedTokenizerBase, text: str, add_eos: bool) -> tuple[int, ...]:
