@@ -35,13 +35,15 @@ class Turn:
 
     opening: between the prompt that asks for an answer and the answer. closing: what ends the answer's turn.
     following: after an answer that the user's next message follows ("" where the template refuses it).
-    parts: whether messages must hold lists of parts instead of text. options: keyword arguments of the template.
+    trims: what of " \n" the template strips from an answer's beginning and end. parts: whether messages must hold lists
+    of parts instead of text. options: keyword arguments of the template.
     problem: why an answer has no place of its own, or "".
     """
 
     opening: str = ""
     closing: str = ""
     following: str = ""
+    trims: tuple[str, str] = ("", "")
     parts: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
@@ -57,12 +59,9 @@ def render_prompt(
         tools: JSON schemas of functions, passed to the template.
 
     Raises:
-        InputError: the template refuses the messages (roles out of order, a system message it does not know) or renders
-            no tools.
+        InputError: the template refuses the messages (roles out of order, a system message it does not know).
     """
     text = render(tokenizer, turn_of(tokenizer), messages, tools, add_generation_prompt=True)
-    if tools and text == render(tokenizer, turn_of(tokenizer), messages, None, add_generation_prompt=True):
-        raise InputError("tools: the chat template renders none. Leave the column out or use a template that does.")
     return text.removeprefix(added_start(tokenizer))
 
 
@@ -81,11 +80,9 @@ def lost_message(messages: Sequence[Message], text: str) -> str | None:
     """
     for message in messages:
         content = message.get("content")
-        lost = False
-        if isinstance(content, str) and content.strip() not in text and "</think>" not in content:
-            lost = any(word not in text for word in re.findall(r"\w+", content))
-        called = [call.get("function", call).get("name", "") for call in message.get("tool_calls") or ()]
-        if lost or any(name not in text for name in called):
+        if not isinstance(content, str) or content.strip() in text or "</think>" in content:
+            continue
+        if any(word not in text for word in re.findall(r"\w+", content)):
             return str(message.get("role"))
     return None
 
@@ -125,9 +122,8 @@ _NONE, _BORDER, _NO_PLACE, _UNSEEN = range(4)  # what is wrong with a way to ren
 
 def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
     """What stands around an answer that is rendered in a way (parts, options), and what is wrong with it."""
-    question, answer, following = (
-        {"role": role, "content": text} for role, text in (("user", QUESTION), ("assistant", ANSWER), ("user", NEXT))
-    )
+    texts = (("user", QUESTION), ("assistant", ANSWER), ("user", NEXT))
+    question, answer, following = ({"role": role, "content": text} for role, text in texts)
 
     def without_place(reason: str) -> Turn:
         return replace(way, problem=f"the chat template {reason}, so that an answer has no place of its own")
@@ -135,6 +131,8 @@ def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
     try:
         asked = render(tokenizer, way, [question], add_generation_prompt=True)
         answered = render(tokenizer, way, [question, answer])
+        spaced = [{**answer, "content": space + ANSWER + space} for space in " \n"]
+        around = [render(tokenizer, way, [question, message]).rpartition(ANSWER) for message in spaced]
     except InputError as error:
         return _UNSEEN, without_place(str(error).removeprefix("prompt: the chat template ").rstrip("."))
     if QUESTION not in asked or QUESTION not in answered or ANSWER not in answered:
@@ -143,6 +141,10 @@ def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
     if not before.startswith(asked):
         lacking = asked[_shared(asked, before) :]
         return _NO_PLACE, without_place(f"asks for an answer with {lacking!r}, which answered turns do not have")
+    trims = (
+        "".join(space for space, (left, _, _) in zip(" \n", around, strict=True) if left == before),
+        "".join(space for space, (_, _, right) in zip(" \n", around, strict=True) if right == closing),
+    )
     try:
         after = render(tokenizer, way, [question, answer, following]).rpartition(ANSWER)[2]
     except InputError:
@@ -150,7 +152,7 @@ def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
     if not closing.strip():  # a last turn left open: what ends an earlier one stands before the next turn's beginning
         between, begins = after.partition(NEXT)[0], asked.partition(QUESTION)[0]
         closing = between[: len(between) - _shared(between[::-1], begins[::-1])]
-    turn = replace(way, opening=before[len(asked) :], closing=closing, following=after)
+    turn = replace(way, opening=before[len(asked) :], closing=closing, following=after, trims=trims)
     ids, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, answered))
     closes = turn.opening.lstrip().startswith("</")  # the answer would have to close a tag before it begins
     return _BORDER if closes or whole[: len(ids)] != ids else _NONE, turn

@@ -22,12 +22,14 @@ from zopro.errors import InputError
 
 @dataclass(frozen=True)
 class Frame:
-    """opening: text before an answer. ending: token ids after it. stops: ids that end a sampled answer."""
+    """opening: text before an answer. ending: token ids after it. stops: ids that end a sampled answer. trims: what of
+    " \\n" is stripped from an answer's beginning and end, both standing for all white space."""
 
     tokenizer: PreTrainedTokenizerBase
     opening: str
     ending: tuple[int, ...]
     stops: frozenset[int]
+    trims: tuple[str, str] = ("", "")
 
     @property
     def stop(self) -> int:
@@ -36,6 +38,8 @@ class Frame:
 
     def write(self, answer: str) -> str:
         """The answer as it follows a prompt, without its ending; an answer that brings an opening keeps its own."""
+        left, right = (None if len(trimmed) == 2 else trimmed for trimmed in self.trims)
+        answer = answer.lstrip(left).rstrip(right)
         return answer if self._mark and self._mark in answer else self.opening + answer
 
     @cached_property
@@ -87,7 +91,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, declared: Iterable[int] = ()) -
         raise InputError(f"model: {turn.problem}. Give the model a template that renders both alike.")
     stops = {eos, *declared}
     ending = _ending_ids(tokenizer, *_ending(tokenizer, turn, stops))
-    return Frame(tokenizer, turn.opening, ending, frozenset(stops | {ending[-1]}))
+    return Frame(tokenizer, turn.opening, ending, frozenset(stops | {ending[-1]}), turn.trims)
 
 
 def declared_stops(model: Any) -> list[int]:
