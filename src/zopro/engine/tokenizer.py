@@ -36,7 +36,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # files that are broken, or of another library's making, raise anything
         raise cannot_load("tokenizer", model, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
