@@ -101,7 +101,7 @@ def declared_stops(model: Any) -> list[int]:
 
 
 def token_ids(setting: int | list[int] | None) -> list[int]:
-    """A configuration's `eos_token_id`, which is one token, several or none, as a list; `InputError` for anything else."""
+    """A configuration's `eos_token_id`, one token, several or none, as a list; `InputError` for anything else."""
     tokens = setting if isinstance(setting, list) else [] if setting is None else [setting]
     if not all(isinstance(token, int) for token in tokens):
         raise InputError(f"model: eos_token_id in its generation_config.json must be token ids, got {setting!r}.")
