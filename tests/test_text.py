@@ -141,12 +141,12 @@ def test_one_sequence_is_trained_and_scored_whichever_token_ended_it():
 
 def test_what_a_template_would_lose_is_left_out_and_counted(tmp_path):
     template = (
-        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
-        "{{ m.content | replace('tea', 'TEA') if m.role == 'assistant' else m.content }}<|im_end|>\n{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content | replace('tea', '') if m.role != 'user' else m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     ask = {"role": "user", "content": "milk or cake?"}
-    system = [{"role": "system", "content": "be kind"}, ask]
+    system = [{"role": "system", "content": "no tea"}, ask]
     rows: list[dict[str, Any]] = [{"prompt": f"plum {i}?", "chosen": "a plum", "rejected": "no plum"} for i in range(9)]
     rows += [{"prompt": system, "chosen": "milk", "rejected": "salt"}, {**rows[0], "rejected": "tea"}]
     kept = session(tmp_path, template, rows, eval_prompts=2)
