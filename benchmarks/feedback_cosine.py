@@ -21,9 +21,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from zopro.engine.feedback import LOCAL, Feedback
+from zopro.engine.frame import declared_stops, frame_of
 from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.models import load_base, load_tokenizer, stop_ids, tensor_name
+from zopro.engine.models import load_base, tensor_name
 from zopro.engine.rollouts import generate
+from zopro.engine.tokenizer import load_tokenizer
 
 PROMPTS = (
     "The best way to learn a new language is",
@@ -61,7 +63,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         tokenizer(prompts, add_special_tokens=False)["input_ids"],
         num_generations=2,
         max_new_tokens=options.tokens,
-        eos_token_ids=stop_ids(base, tokenizer),
+        eos_token_ids=sorted(frame_of(tokenizer, declared_stops(base)).stops),
         pad_token_id=tokenizer.pad_token_id,
         generator=torch.Generator().manual_seed(options.seed),
     )

@@ -34,9 +34,7 @@ def write(folder: Path, data: list[dict[str, Any]]) -> str:
     return str(folder / "data.jsonl")
 
 
-def test_a_run_begins_with_what_it_did_not_read(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_begins_with_what_it_did_not_read(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data: list[dict[str, Any]] = [{**row, "id": 7, "system": "be kind"} for row in rows()[:40]]
     data[0]["images"] = ["a.png"]
     data[1]["margin"] = 0.5

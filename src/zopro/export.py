@@ -21,8 +21,10 @@ from typing import Any
 import torch
 
 from zopro.config import RunConfig
-from zopro.engine import models, rollouts
+from zopro.engine import chat, models, rollouts
 from zopro.engine.adapters import open_adapter
+from zopro.engine.frame import check_vocabulary, declared_stops, frame_of, token_ids
+from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.options import load_config
 from zopro.random_state import preserve_random_state
@@ -72,7 +74,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
     config, is_adapter = policy.config, _is_adapter(policy.folder)
-    tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if is_adapter and merged:
             model = open_adapter(_load_model(config, config.model), policy.folder)
@@ -84,6 +86,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
                 policy.folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer_state*", "*.pt")
             )
         tokenizer.save_pretrained(partial)
+        _declare_stop(partial / "generation_config.json", tokenizer)
     return {
         "run": str(policy.run),
         "iteration": policy.iteration,
@@ -114,24 +117,26 @@ def answer(
         raise InputError(f"--max-new-tokens: must be at least 1, got {length}.")
     if temperature < 0:
         raise InputError(f"--temperature: must not be negative, got {temperature}. 0 takes the likeliest token.")
-    tokenizer = models.load_tokenizer(policy.config.model, trust_remote_code=policy.config.trust_remote_code)
-    rendered = [models.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    tokenizer = load_tokenizer(policy.config.model, trust_remote_code=policy.config.trust_remote_code)
+    rendered = [chat.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     encoded = [tokenizer(text)["input_ids"] for text in rendered]
     table = {"prompt": list(prompts)}
     for name, model in _policies(policy):
+        frame = frame_of(tokenizer, declared_stops(model))
+        check_vocabulary(tokenizer, model, frame, rendered)
         drawn = rollouts.generate(
             model,
             encoded,
             num_generations=1,
             max_new_tokens=length,
-            eos_token_ids=models.stop_ids(model, tokenizer),
+            eos_token_ids=sorted(frame.stops),
             pad_token_id=tokenizer.pad_token_id,
             do_sample=temperature > 0,
             temperature=temperature or 1.0,
             generator=torch.Generator(device=model.device).manual_seed(seed),
         )
         kept = [ids[mask.bool()].tolist() for ids, mask in zip(drawn.completion_ids, drawn.completion_mask, strict=True)]
-        table[name] = [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
+        table[name] = [frame.read(ids) for ids in kept]
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     return {"run": str(policy.run), "iteration": policy.iteration, "answers": rows}
 
@@ -193,6 +198,18 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
     base = Path(policy.config.model)
     settings["base_model_name_or_path"] = str(base.resolve()) if base.is_dir() else policy.config.model
     (target / models.ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _declare_stop(path: Path, tokenizer: Any) -> None:
+    """A model that was trained to end its turns as its template does says so, or it would run on elsewhere."""
+    if not path.is_file() or chat.turn_of(tokenizer).problem:
+        return
+    settings = json.loads(path.read_text("utf-8"))
+    declared = token_ids(settings.get("eos_token_id"))
+    stop = frame_of(tokenizer, declared).stop
+    if stop not in declared:
+        settings["eos_token_id"] = [stop, *declared]
+        path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from zopro.engine.chat import render_prompt, turn_of
+from zopro.engine.frame import check_embedded
 from zopro.errors import InputError
 
 _CONVERSATION, _A, _B = "<<conversation>>", "<<reply A>>", "<<reply B>>"
@@ -115,8 +117,10 @@ class ModelJudge:
     def _read_frame(self) -> None:
         """Split the frame at its three slots into token pieces, and find the tokens of the two letters."""
         if self.tokenizer.chat_template:
-            message = [{"role": "user", "content": FRAME}]
-            text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            turn = turn_of(self.tokenizer)
+            if turn.problem:
+                raise InputError(f"judge: {turn.problem}. Choose another judge, or give it another template.")
+            text = render_prompt(self.tokenizer, [{"role": "user", "content": FRAME}]) + turn.opening
             letters = ("A", "B")
         else:
             text, letters = f"{FRAME}\nAnswer:", (" A", " B")
@@ -133,6 +137,8 @@ class ModelJudge:
         bos_id = [] if bos is None else [self.tokenizer.bos_token_id]
         self._start = bos_id + self._encode(start)
         self._before_a, self._before_b, self._end = self._encode(before_a), self._encode(before_b), with_a[:same]
+        frame = self._start + self._before_a + self._before_b + self._end + self.letters
+        check_embedded(self.tokenizer, self.model, "the judge's question", frame)
 
     def _reading(self, conversation: list[int], a: list[int], b: list[int]) -> list[int]:
         """Token ids of one reading; empty if the answers do not fit."""

@@ -64,6 +64,7 @@ def policy_trainer(
             **given,
         )
         trainer = METHODS[origin.method](inputs)
+        trainer.eos_token_ids = session.eos_token_ids  # more than the model declares
         be_quiet(trainer)
         yield trainer, model
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOTrainer
 
+from zopro.engine.chat import check_end
+from zopro.engine.frame import check_embedded
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
@@ -71,8 +73,9 @@ class EngineRLOOTrainer(RLOOTrainer):
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
-        InputError: while training, a reward function that raises, is late, or does not return one finite number (or
-            None, which TRL leaves out) for each completion.
+        InputError: a pad token without an embedding; while training, a tokenizer that ends every prompt with EOS, or a
+            reward function that raises, is late, or does not return one finite number (or None, which TRL leaves out)
+            for each completion.
         ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
     """
 
@@ -93,6 +96,7 @@ class EngineRLOOTrainer(RLOOTrainer):
             for function in trainer.reward_funcs
         ]
         self.advantage = advantage
+        check_embedded(trainer._tokenizer, trainer.model, "the pad token", [trainer._tokenizer.pad_token_id])
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Batch | None = None
@@ -140,6 +144,11 @@ class EngineRLOOTrainer(RLOOTrainer):
         centred = advantages * (count - 1) / count
         first = self.accelerator.process_index * len(leave_one_out)
         return group_normalised_advantages(centred.flatten(), generations)[first : first + len(leave_one_out)]
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        if isinstance(prompts[0], str):  # the chat template's own encoding adds nothing
+            check_end(self._tokenizer, "processing_class")
+        return super()._tokenize_prompts(prompts)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict) -> list[list[int]]:
         if self.use_vllm or self.use_transformers_continuous_batching or images or multimodal_fields:

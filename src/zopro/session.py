@@ -18,8 +18,10 @@ from zopro import judges, tasks
 from zopro.callbacks import MetricsCallback, SnapshotCallback
 from zopro.checkpoints import newest
 from zopro.config import RunConfig
-from zopro.engine import models
+from zopro.engine import chat, models
+from zopro.engine.frame import check_vocabulary, declared_stops, frame_of
 from zopro.engine.rollouts import Rollouts, generate
+from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.launch import Job
 from zopro.policies import Policies
@@ -68,13 +70,15 @@ class Session:
         self.job = job or Job()
         self.config, self.quiet = config, quiet or not self.job.first
         self.directory = RunDirectory(config, resume, self.job.first, began)
-        self.tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-        fit = tasks.Fit(partial(models.render_prompt, self.tokenizer))
-        data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long, fit=fit)
+        self.tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        self.frame = frame_of(self.tokenizer)
+        fit = tasks.Fit(partial(chat.render_prompt, self.tokenizer))
+        data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._unfit, fit=fit)
         self.task = data.task
         device = models.resolve_device(config.device)
         self.base = self._load(device)
         _check_context(self.base, config)
+        self.frame = frame_of(self.tokenizer, declared_stops(self.base))
         self.judge = judges.make_judge(
             config.judge,
             self.task,
@@ -85,16 +89,28 @@ class Session:
         )
         self.train = [self._item(example) for example in data.train]
         self.eval = [self._item(example) for example in data.eval]
+        check_vocabulary(self.tokenizer, self.base, self.frame, self._texts())
         self.policies = Policies(self.base, config)
-        self.eos_token_ids = models.stop_ids(self.base, self.tokenizer)
+        self.eos_token_ids = sorted(self.frame.stops)
         self._reward_model = self._new_reward_model()
         self._callback: MetricsCallback | None = None
         self.directory.create()
         self.job.wait()
         left_out = "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
         self.rows = f"{len(self.train)} training rows, {len(self.eval)} held-out prompts{left_out}"
-        for line in (self.rows, *data.remarks()):
+        for line in (self.rows, *data.remarks(), *self._remarks()):
             self.say(line)
+
+    def _remarks(self) -> Iterator[str]:
+        """What is unusual about the model's text."""
+        vocabulary = self.base.get_input_embeddings().weight.shape[0]
+        if beyond := [token for token in self.eos_token_ids if token >= vocabulary]:
+            yield f"the model declares stop tokens that its vocabulary of {vocabulary} does not have: {beyond}"
+        if options := chat.turn_of(self.tokenizer).options:
+            named = ", ".join(f"{name}={value}" for name, value in options.items())
+            yield f"the chat template is rendered with {named}: else an answer would stand inside its reasoning"
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            yield "the chat template writes the date: prompts of a run resumed on another day are not the same"
 
     def _load(self, device: Any) -> Any:
         config = self.config
@@ -104,20 +120,41 @@ class Session:
     def _load_other(self, path: str, device: Any) -> tuple[Any, Any]:
         dtype = models.resolve_dtype(self.config.dtype, device)
         model = models.load_base(path, dtype, device, self.config.trust_remote_code)
-        return model, models.load_tokenizer(path, trust_remote_code=self.config.trust_remote_code)
+        return model, load_tokenizer(path, trust_remote_code=self.config.trust_remote_code)
 
     def _item(self, example: Example) -> Item:
-        prompt = models.render_prompt(self.tokenizer, example.prompt, example.tools)
+        prompt = chat.render_prompt(self.tokenizer, example.prompt, example.tools)
         return Item(prompt, self.tokenizer(prompt)["input_ids"], example)
 
-    def _too_long(self, example: Example) -> str | None:
-        if len(self._item(example).ids) > self.config.max_prompt_length:
+    def _unfit(self, example: Example) -> str | None:
+        """Why a row is left out: its prompt is too long, or the chat template does not give back what it is given."""
+        item = self._item(example)
+        if len(item.ids) > self.config.max_prompt_length:
             return "prompt is longer than max_prompt_length"
+        if (role := chat.lost_message(example.prompt, item.prompt)) is not None:
+            return f"the chat template leaves out or changes the {role}'s message"
+        for answer in (example.chosen, example.rejected):
+            if answer is not None:
+                whole = chat.render_answered(self.tokenizer, example.prompt, answer, example.tools)
+                if not whole.startswith(item.prompt + self.frame.write(answer)):
+                    return "the chat template changes the answer"
         return None
 
+    def _texts(self) -> Iterator[str]:
+        """Prompts and answers as they are encoded."""
+        for item in (*self.train, *self.eval):
+            for answer in (item.example.chosen, item.example.rejected):
+                yield item.prompt + self.frame.write(answer or "")
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt, the longest completion and the ending that one cut short gets."""
+        return self.config.max_prompt_length + self.config.max_completion_length + len(self.frame.ending)
+
     def answer_length(self, answer: str) -> int:
-        """Tokens of an answer, its EOS included."""
-        return len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+        """Tokens of an answer in its frame."""
+        written = self.tokenizer(self.frame.write(answer), add_special_tokens=False)["input_ids"]
+        return len(written) + len(self.frame.ending)
 
     def answers_fit(self, *answers: str | None) -> bool:
         """Whether all of these answers end within max_completion_length: longer ones would teach not to end."""
@@ -191,7 +228,7 @@ class Session:
             torch.manual_seed(self.seed("reward adapter"))
             options = replace(config, lora_r=FULL_REWARD_RANK) if self.policies.full else config
             model = get_peft_model(classifier, models.lora_config(options, "SEQ_CLS"))
-        return RewardModel(model, self.tokenizer, config.max_prompt_length + config.max_completion_length + 1)
+        return RewardModel(model, self.tokenizer, self.max_length, self.frame)
 
     def reward_model(self, iteration: int | None) -> RewardModel:
         """The one live reward model, with the weights saved for `iteration`, or (None) as it is."""
@@ -212,7 +249,8 @@ class Session:
         )
 
     def texts(self, completion_ids: list[list[int]]) -> list[str]:
-        return [text.strip() for text in self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
+        """The answers that sampled completions hold."""
+        return [self.frame.read(ids) for ids in completion_ids]
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
+from trl.data_utils import common_prefix_length
 
 from zopro import shown
 from zopro.callbacks import be_quiet
@@ -20,6 +21,7 @@ from zopro.errors import InputError
 from zopro.policy_stage import iteration_items
 from zopro.random_state import preserve_random_state
 from zopro.rewards import Pair, Scored
+from zopro.rewards.sequences import Sequences
 from zopro.rewards.training import quiet_arguments
 from zopro.rundir import read_rows, whole_folder
 from zopro.session import Item, Session, batches, trimmed
@@ -56,15 +58,19 @@ def _fit_sft(session: Session, model: Any, rows: Sequence[Item]) -> None:
         device=session.base.device,
         report_to=config.report_to,
         checkpoint_steps=config.checkpoint_steps,
-        max_length=config.max_prompt_length + config.max_completion_length + 1,
+        max_length=session.max_length,
         completion_only_loss=True,
     )
-    texts = {"prompt": [item.prompt for item in rows], "completion": [item.example.chosen for item in rows]}
+    sequences, _ = Sequences(session.tokenizer, session.max_length, session.frame).from_text(
+        [item.prompt for item in rows], [item.example.chosen for item in rows]
+    )
+    begins = [common_prefix_length(item.ids, ids) for item, ids in zip(rows, sequences, strict=True)]
+    masks = [[0] * begin + [1] * (len(ids) - begin) for begin, ids in zip(begins, sequences, strict=True)]
     with preserve_random_state():
         trainer = checkpointed(SFTTrainer)(
             model,
             args=arguments,
-            train_dataset=Dataset.from_dict(texts),
+            train_dataset=Dataset.from_dict({"input_ids": sequences, "completion_mask": masks}),
             processing_class=session.tokenizer,
             callbacks=[session.callback("sft", None)],
         )

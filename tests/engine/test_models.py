@@ -1,15 +1,13 @@
-"""Loading, the shared-weights classifier, adapters' targets and files, and prompts as text."""
+"""Loading, the shared-weights classifier, adapters' targets and files."""
 
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from tokenizers import processors
 from transformers import CohereConfig, CohereForCausalLM
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
@@ -17,7 +15,6 @@ from zopro.config import ModelOptions
 from zopro.engine import models
 from zopro.errors import InputError
 
-CHAT = [{"role": "user", "content": "a cup of tea, please"}]
 CPU = torch.device("cpu")
 
 
@@ -81,44 +78,6 @@ def test_a_model_that_cannot_be_loaded_is_one_line(damage, folder, tokenizer, tm
         models.load_base(str(path), torch.float32, CPU)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_tokenizer_without_pad_token_or_template(folder, tmp_path):
-    bare = tiny_tokenizer()
-    bare.pad_token = None
-    bare.save_pretrained(tmp_path)
-    loaded = models.load_tokenizer(str(tmp_path))
-    assert loaded.pad_token_id == loaded.eos_token_id == 2
-    assert loaded.padding_side == "left"
-    prompt = models.render_prompt(loaded, CHAT)
-    assert prompt == "<bos><|im_start|>user\na cup of tea, please<|im_end|>\n<|im_start|>assistant\n"
-    assert models.load_tokenizer(str(folder)).pad_token_id == 0
-    with pytest.raises(InputError, match=r"model: .*absent"):
-        models.load_tokenizer(str(tmp_path / "absent"))
-
-
-def test_a_tokenizer_without_eos_is_refused(tmp_path):
-    bare = tiny_tokenizer()
-    bare.eos_token = None
-    bare.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="EOS"):
-        models.load_tokenizer(str(tmp_path))
-
-
-@pytest.mark.parametrize("adds", [True, False], ids=["adds bos", "does not"])
-@pytest.mark.parametrize("template", [None, "{{ bos_token }}[{{ messages[0]['content'] }}]"], ids=["ChatML", "own"])
-def test_encoding_a_rendered_prompt_gives_bos_once(adds, template, tmp_path):
-    tokenizer = tiny_tokenizer()
-    if adds:
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
-        )
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(tmp_path)
-    loaded = models.load_tokenizer(str(tmp_path))
-    ids = loaded(models.render_prompt(loaded, CHAT))["input_ids"]
-    assert ids[0] == 1
-    assert ids.count(1) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,13 +150,6 @@ def test_adapter_state_names_tensors_as_the_model_does(task_type, tokenizer, tmp
     assert torch.equal(state[f"{name}.weight"], live[f"base_model.model.{name}.default.weight"])
 
 
-def test_any_declared_stop_ends_an_answer(tokenizer):
-    model = tiny_model("llama", tokenizer)
-    for declared, expected in ((None, [2]), (7, [2, 7]), ([2, 9, 7], [2, 7, 9])):
-        model.generation_config.eos_token_id = declared
-        assert models.stop_ids(model, tokenizer) == expected
-
-
 @pytest.mark.parametrize("damage", ["absent", "truncated", "not finite"])
 def test_a_damaged_adapter_names_its_file(damage, tokenizer, tmp_path):
     adapted(tiny_model("llama", tokenizer), "CAUSAL_LM").save_pretrained(tmp_path)
@@ -214,11 +166,3 @@ def test_a_damaged_adapter_names_its_file(damage, tokenizer, tmp_path):
         models.adapter_state(tmp_path)
     assert "adapter_model.safetensors" in str(error.value)
     assert str(tmp_path) in str(error.value)
-
-
-def test_a_template_that_refuses_is_bad_input(tokenizer):
-    refusing = SimpleNamespace(
-        apply_chat_template=lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("roles must alternate"))
-    )
-    with pytest.raises(InputError, match="roles must alternate"):
-        models.render_prompt(refusing, CHAT)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny import tiny_tokenizer
-from zopro.engine.models import render_prompt
+from zopro.engine.chat import render_prompt
 from zopro.errors import InputError
 from zopro.tasks import TASKS, DropRow, Row, convert, load, load_rows, prompt_key
 from zopro.tasks.pairs import PROMPTS, SYSTEMS

@@ -11,7 +11,7 @@ import trl
 from trl.data_utils import apply_chat_template
 
 from tiny import tiny_tokenizer
-from zopro.engine.models import render_prompt
+from zopro.engine.chat import render_prompt
 from zopro.errors import InputError
 from zopro.tasks import DropRow, Example, Fit
 

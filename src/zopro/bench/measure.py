@@ -20,6 +20,7 @@ from trl import RLOOConfig, RLOOTrainer
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Setting, adapter_options
 from zopro.engine import models
+from zopro.engine.frame import plain_frame
 from zopro.launch import launched
 from zopro.random_state import preserve_random_state
 from zopro.rewards import RewardModel
@@ -167,7 +168,8 @@ def _trainer(trainer_cls: Any, arguments: Any, setting: Setting, **extra: Any) -
     longest = max(map(len, setting.prompt_ids)) + setting.work.completion_length + 1
     with preserve_random_state():
         torch.manual_seed(setting.work.seed)
-        reward_model = RewardModel(get_peft_model(setting.classifier, options), setting.tokenizer, longest)
+        classifier = get_peft_model(setting.classifier, options)
+        reward_model = RewardModel(classifier, setting.tokenizer, longest, plain_frame(setting.tokenizer))
     trainer = trainer_cls(
         model=setting.policy,
         reward_funcs=reward_model.as_reward_function(len(setting.prompts) * setting.work.num_generations),

@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from zopro.config import NOISES, ModelOptions
 from zopro.engine import models
+from zopro.engine.frame import check_embedded
+from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.fields import not_negative, one_of
 from zopro.random_state import preserve_random_state
@@ -101,8 +103,9 @@ def build(work: Work, classifier: bool = True) -> Setting:
     with preserve_random_state():
         torch.manual_seed(work.seed)
         if work.model:
-            tokenizer = models.load_tokenizer(work.model)
+            tokenizer = load_tokenizer(work.model)
             base = models.load_base(work.model, dtype, device)
+            check_embedded(tokenizer, base, "the pad token", [tokenizer.pad_token_id])
         else:
             tokenizer, base = _random_model(work, dtype, device)
         judge = models.sequence_classifier(base, tokenizer, work.seed) if classifier else None

@@ -1,11 +1,10 @@
-"""Loading: device, precision, tokenizer, base model, adapters, and a reward model over the base model's weights."""
+"""Loading: device, precision, base model, adapters, and a reward model over the base model's weights."""
 
 from __future__ import annotations
 
 import copy
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,12 +22,6 @@ from zopro.config import ModelOptions
 from zopro.engine.products import multiplies_bfloat16
 from zopro.errors import InputError
 
-CHATML = (
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_NAME = re.compile(
@@ -61,56 +53,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left, with a pad token (EOS if it has none) and a chat template.
-
-    A tokenizer without a template gets ChatML, begun with BOS if there is one that encoding does not add.
-
-    Raises:
-        InputError: there is no such tokenizer, or it has no EOS token (a completion could not end).
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load("tokenizer", model, error) from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
-        bos = "{{ bos_token }}" if tokenizer.bos_token_id is not None and not _adds_bos(tokenizer) else ""
-        tokenizer.chat_template = bos + CHATML
-    return tokenizer
-
-
-def render_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[Any] | None = None
-) -> str:
-    """The chat as text that ends where the assistant's answer begins; without BOS where encoding the text adds it.
-
-    messages and tools go to the chat template as they are.
-
-    Raises:
-        InputError: the template refuses the messages (roles out of order, a system message it does not know).
-    """
-    try:
-        text: str = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # templates raise whatever Jinja lets them
-        roles = [message.get("role") for message in messages]
-        raise InputError(f"prompt: the chat template refuses messages with roles {roles}: {error}") from error
-    return text.removeprefix(tokenizer.bos_token) if _adds_bos(tokenizer) else text
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-
-
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's EOS, and those the model declares."""
-    declared = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None})
-
-
 def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model in eval mode, from safetensors only.
 
@@ -126,13 +68,14 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _cannot_load("model", model, error) from error
+        raise cannot_load("model", model, error) from error
     if info["missing_keys"]:
         raise InputError(f"model: the files of {model!r} lack {min(info['missing_keys'])!r}: incomplete.")
     return loaded.to(device).eval()
 
 
-def _cannot_load(what: str, name: str, error: Exception) -> InputError:
+def cannot_load(what: str, name: str, error: Exception) -> InputError:
+    """The one line that says why a model's files cannot be read."""
     if not Path(name).exists() and isinstance(error, OSError):
         return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
     reason = str(error).strip() or type(error).__name__

@@ -1,9 +1,10 @@
 """Reward models: trained on pairs or scores, refined, interpolated with their predecessor, called on token ids.
 
-A reward model is a LoRA adapter and a linear head over the base model. It reads `prompt + answer + EOS` and the reward
-is the head's value at that EOS, in training and in scoring alike. Rewards are raw, as in the published system (which
-keeps the samples whose reward is nearest to zero); `RewardModel.center` moves zero to the mean
-reward of given answers where a model's zero has drifted away from them.
+A reward model is a LoRA adapter and a linear head over the base model. It reads the prompt and the
+answer in its frame (`zopro.engine.frame`), and the reward is the head's value at the token that ends the turn, in
+training and in scoring alike. Rewards are raw, as in the published system (which keeps the samples whose reward is
+nearest to zero); `RewardModel.center` moves zero to the mean reward of given answers where a model's zero has drifted
+away from them.
 
     model = RewardModel(get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS")), tokenizer, max_length=304)
     model.train_pairs(pairs, steps=100, batch_size=8, learning_rate=2e-4, seed=0)

@@ -20,6 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zopro import guard
 from zopro.durable import whole_folder
 from zopro.engine.adapters import open_adapter
+from zopro.engine.chat import check_end
+from zopro.engine.frame import Frame, check_embedded, declared_stops, frame_of
 from zopro.engine.scores import can_share, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
@@ -30,16 +32,18 @@ from zopro.rewards.training import fit_pairs, fit_scores, pad_right
 
 
 class RewardModel:
-    """A LoRA adapter and a linear head (num_labels = 1) over a base model; the reward is the head's value at EOS.
+    """A LoRA adapter and a linear head (num_labels = 1) over a base model; the reward is its value where a turn ends.
 
     `Sequences` says what it reads, in training and in scoring alike.
 
     Args:
         model: its active adapter is the reward model. The head is put in float32, and the padding token in the
-            classifier's config is set to one that is not EOS: the classifier takes the last token that is not padding
-            as a sequence's end, so where a tokenizer pads with EOS it would miss it.
+            classifier's config is set to one that ends no answer: the classifier takes the last token that is not
+            padding as a sequence's end, so where a tokenizer pads with EOS it would miss it.
         tokenizer: must have an EOS token.
-        max_length: longest sequence in tokens, EOS included.
+        max_length: longest sequence in tokens, the answer's ending included.
+        frame: what stands around an answer; by default what the tokenizer's chat template puts there, or without a
+            template EOS after it.
 
     Attributes:
         offset: subtracted from the head's value by every scoring method; 0 unless `center` set it. It belongs to the
@@ -47,7 +51,9 @@ class RewardModel:
         score_mean, score_std: of the rows of the first `train_scores`, whose reward's unit is (score - mean) / std.
     """
 
-    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, max_length: int, frame: Frame | None = None
+    ) -> None:
         if tokenizer.eos_token_id is None:
             raise InputError("tokenizer: must have an EOS token, which ends every answer, got none. Set eos_token.")
         if model.config.num_labels != 1:
@@ -55,12 +61,14 @@ class RewardModel:
         if max_length < 3:
             raise InputError(f"max_length: must hold a prompt, an answer and EOS (3 tokens), got {max_length}.")
         self.model, self.tokenizer = model, tokenizer
-        self.sequences = Sequences(tokenizer, max_length)
+        check_end(tokenizer, "tokenizer")
+        self.sequences = Sequences(tokenizer, max_length, frame or frame_of(tokenizer, declared_stops(model)))
         self.offset = 0.0
         self.score_mean: float | None = None
         self.score_std: float | None = None
-        eos, pad = self.sequences.eos, tokenizer.pad_token_id
-        self._pad = int(pad) if pad is not None and pad != eos else int(eos == 0)
+        stop, pad = self.sequences.frame.stop, tokenizer.pad_token_id
+        self._pad = int(pad) if pad is not None and pad != stop else int(stop == 0)
+        check_embedded(tokenizer, model, "padding and the token that ends an answer", [self._pad, stop])
         model.config.get_text_config().pad_token_id = self._pad
         for module in model.modules():
             if isinstance(module, ModulesToSaveWrapper):
@@ -133,7 +141,7 @@ class RewardModel:
     def score(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batch_size: int = 32
     ) -> list[float]:
-        """Rewards of token ids, in the order given. What follows a completion's first EOS (padding) is left out.
+        """Rewards of token ids, in the order given. What follows a completion's first stop (padding) is left out.
 
         Where every prompt comes K times in a row, as in policy optimisation, it goes through the network once.
 
@@ -274,7 +282,9 @@ class RewardModel:
             (partial / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, base_classifier: PreTrainedModel, folder: str | Path, tokenizer: Any) -> RewardModel:
+    def load(
+        cls, base_classifier: PreTrainedModel, folder: str | Path, tokenizer: Any, frame: Frame | None = None
+    ) -> RewardModel:
         """A saved reward model, ready to score or to be trained on, over the classifier it was trained on.
 
         PEFT puts the adapter's layers inside `base_classifier`; to change a loaded model's weights use `restore`.
@@ -282,7 +292,7 @@ class RewardModel:
         record = read_record(folder)
         with preserve_random_state():  # PEFT draws an initial adapter before it loads the saved one
             model = open_adapter(base_classifier, folder, trainable=True)
-        reward_model = cls(model, tokenizer, record["max_length"])
+        reward_model = cls(model, tokenizer, record["max_length"], frame)
         reward_model.restore(folder)
         return reward_model
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from zopro.engine.frame import Frame
 from zopro.errors import InputError
 
 
@@ -41,42 +42,42 @@ def finite_scores(rows: Iterable[Scored]) -> list[float]:
 
 @dataclass(frozen=True)
 class Sequences:
-    """prompt + answer + one EOS, at most `max_length` tokens, in training and in scoring alike.
+    """prompt + answer in its frame (`zopro.engine.frame`), at most `max_length` tokens, in training and scoring alike.
 
-    An answer cut by the sampling limit gets its EOS too. Where the sequence would be too long the answer loses its
-    tail, never the prompt or the EOS; a prompt that leaves no room for its answer is refused with an `InputError`.
+    Every answer gets the frame's ending: whichever token ended it when it was sampled, and also where the sampling
+    limit cut it. Where the sequence would be too long the answer loses its tail, never the prompt or the ending; a
+    prompt that leaves no room for its answer is refused with an `InputError`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
-
-    @property
-    def eos(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+    frame: Frame
 
     def from_text(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Token ids of every prompt + answer + EOS, and how many were cut.
+        """Token ids of every prompt + opening + answer + ending, and how many were cut.
 
         The text is tokenised as one string, so that a token may span the border, as in TRL's trainers.
         """
         _check_equal_length(prompts, answers, "answers")
         if not prompts:
             return [], 0
-        whole = self.tokenizer([p + a for p, a in zip(prompts, answers, strict=True)])["input_ids"]
-        alone = self.tokenizer(list(prompts))["input_ids"]
-        return self._ended(whole, [len(ids) for ids in alone])
+        texts = [prompt + self.frame.write(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        whole, alone = self.tokenizer(texts)["input_ids"], self.tokenizer(list(prompts))["input_ids"]
+        bodies = [
+            self.frame.without_ending(ids) if len(ids) > len(prompt) else ids
+            for ids, prompt in zip(whole, alone, strict=True)
+        ]
+        return self._ended(bodies, [len(ids) for ids in alone])
 
     def from_ids(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Token ids joined as they are; what follows a completion's first EOS (padding) is left out."""
+        """Token ids joined as they are; a completion's first stop and what follows it give way to the ending."""
         _check_equal_length(prompts, completions, "completions")
-        endings = [ids[: ids.index(self.eos) + 1] if self.eos in ids else ids for ids in map(list, completions)]
-        whole = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
-        return self._ended(whole, [len(prompt) for prompt in prompts])[0]
+        bodies = [[*prompt, *self.frame.body(ids)] for prompt, ids in zip(prompts, completions, strict=True)]
+        return self._ended(bodies, [len(prompt) for prompt in prompts])[0]
 
-    def _ended(self, whole: list[list[int]], prompt_lengths: list[int]) -> tuple[list[list[int]], int]:
-        ended, cut, room = [], 0, self.max_length - 1
-        for row, (ids, prompt_length) in enumerate(zip(whole, prompt_lengths, strict=True)):
-            body = ids[:-1] if len(ids) > prompt_length and ids[-1] == self.eos else ids
+    def _ended(self, bodies: list[list[int]], prompt_lengths: list[int]) -> tuple[list[list[int]], int]:
+        ended, cut, room = [], 0, self.max_length - len(self.frame.ending)
+        for row, (body, prompt_length) in enumerate(zip(bodies, prompt_lengths, strict=True)):
             if len(body) > room:
                 if prompt_length >= room:
                     raise InputError(
@@ -84,7 +85,7 @@ class Sequences:
                         f"{prompt_length} tokens in row {row}. Raise max_length or leave the row out."
                     )
                 cut += 1
-            ended.append([*body[:room], self.eos])
+            ended.append([*body[:room], *self.frame.ending])
         return ended, cut
 
 
