@@ -62,6 +62,13 @@ class Ranks:
         rows: list[list[float]] = self._gather(torch.tensor(values, dtype=torch.float64)).tolist()
         return rows
 
+    def any(self, bits: int, count: int) -> int:
+        """The `count` bits of a number that are set on any rank: a byte for each, once."""
+        if not dist.is_initialized():  # a stand-in for ranks, which exchanges losses alone
+            return bits
+        rows = self._gather(torch.tensor([bits >> index & 1 for index in range(count)], dtype=torch.uint8))
+        return sum(1 << index for index, bit in enumerate(rows.any(0).tolist()) if bit)
+
     def differing(self, tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
         """Names of the tensors that are not the same on every rank, by a checksum of their bits."""
         named = dict(tensors)
