@@ -53,7 +53,9 @@ class Unread:
             named: all tensors that may move.
         """
         watched = [name for name, _, _ in named if name not in self.read]
-        used, touched = (evaluate.any_rank(bits, len(watched)) for bits in (reads.used, reads.touched))
+        count = len(watched)
+        bits = evaluate.any_rank(reads.used | reads.touched << count, 2 * count)
+        used, touched = bits & (1 << count) - 1, bits >> count
         new = [index for index, name in enumerate(watched) if name not in self.left_out]
         unread = _confirmed(reads.tensors, new, used, touched, evaluate, offset)
         begun = 0
