@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather
 from torch import Tensor
 from torch.utils.data import Sampler
-from trl import RLOOTrainer
+from trl import RLOOConfig, RLOOTrainer
 
+from zopro.construction import arguments, check_model, check_weights, trainable
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
@@ -71,14 +72,20 @@ class EngineRLOOTrainer(RLOOTrainer):
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
-        InputError: while training, a reward function that raises, is late, or does not return one finite number (or
-            None, which TRL leaves out) for each completion.
-        ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
+        InputError: while training, weights that diverge, or a reward function that raises, is late, or does not return
+            one finite number (or None, which TRL leaves out) for each completion.
+        ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`; `args` of
+            another trainer; a model that cannot be trained (`zopro.construction`).
     """
+
+    config_cls: ClassVar[type] = RLOOConfig
 
     def __init__(
         self,
-        *args: Any,
+        model: Any,
+        reward_funcs: Any,
+        args: Any = None,
+        *more: Any,
         reference: Mapping[str, Tensor] | None = None,
         advantage: str = "rloo",
         reward_timeout: float = 0.0,
@@ -86,7 +93,11 @@ class EngineRLOOTrainer(RLOOTrainer):
     ) -> None:
         if advantage not in ADVANTAGES:
             raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
-        super().__init__(*args, **kwargs)
+        args = arguments(args, self.config_cls)
+        given = dict(zip(("train_dataset", "eval_dataset", "processing_class"), more, strict=False)) | kwargs
+        check_model(model, args.beta, given.get("processing_class"), given.get("peft_config"))
+        super().__init__(model, reward_funcs, args, *more, **kwargs)
+        trainable(self.model)
         trainer: Any = self
         trainer.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
@@ -98,6 +109,16 @@ class EngineRLOOTrainer(RLOOTrainer):
         self.last_batch: Batch | None = None
         if reference is not None:
             self._set_reference(reference)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's training."""
+        result = super().train(*args, **kwargs)
+        self._check_weights()
+        return result
+
+    def _check_weights(self) -> None:
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        check_weights(parameters, self.args.learning_rate, self.state.global_step)
 
     def _set_reference(self, reference: Mapping[str, Tensor]) -> None:
         plain = {tensor_name(name): tensor for name, tensor in reference.items()}
@@ -142,6 +163,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         return group_normalised_advantages(centred.flatten(), generations)[first : first + len(leave_one_out)]
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict) -> list[list[int]]:
+        self._check_weights()
         if self.use_vllm or self.use_transformers_continuous_batching or images or multimodal_fields:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         groups = [(prompt, len(list(copies))) for prompt, copies in groupby(prompt_ids)]
