@@ -24,13 +24,15 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def arguments(given: Any, config_cls: type) -> Any:
-    """`given`, or the defaults of the trainer's configuration. Raises ValueError for another kind of configuration."""
+    """`given`, or the defaults of the trainer's configuration. Raises ValueError for others."""
     if given is None:
         return config_cls(bf16=False)  # TRL's own default asks for a GPU
     if not isinstance(given, config_cls):
         raise ValueError(
             f"args: must be a {config_cls.__name__}, which has the options of this trainer, got {type(given).__name__}"
         )
+    if not 0 <= given.learning_rate < math.inf:
+        raise ValueError(f"learning_rate: must be finite and must not be negative, got {given.learning_rate:g}")
     return given
 
 

@@ -136,7 +136,10 @@ class EngineRLOOTrainer(RLOOTrainer):
         return EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        for parameter in frozen:  # PEFT unfreezes the adapter it goes back to after the reference policy's
+            parameter.requires_grad_(False)
         if self.advantage == "grpo":
             output["advantages"] = self._group_normalised(output["advantages"])
         mode = "train" if self.model.training else "eval"

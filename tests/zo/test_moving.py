@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -379,3 +380,95 @@ def test_ranks_agree_on_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
     assert left_out[0] == left_out[1] == [UNREAD, UNREAD, UNREAD - IMAGE]
     assert moved(before, models[0]) >= IMAGE
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
+@pytest.mark.parametrize("mode", [*MODES, "together"])
+def test_a_copy_goes_on_as_the_original(how: str, mode: str, tmp_path: Any) -> None:
+    options = MODES.get(mode, {"evaluation": "together"})
+    weight, x = nn.Parameter(torch.ones(2, 3)), torch.arange(12.0).view(2, 2, 3).cos()
+
+    def loss(opt: SPSA, w: Tensor) -> Callable[[], Tensor]:
+        rows = lambda n: nn.functional.linear(torch.cat([x] * n), w)  # noqa: E731
+        return lambda: (opt.together.rows(lambda: rows(2)) if opt.together.active else rows(1)).square().sum()
+
+    told: list[Any] = []
+    opt = SPSA([("w", weight)], lr=1e-3, before_apply=told.append, measure_noise=True, **options)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(opt)  # which puts a step of its own on the optimiser
+    for _ in range(2):
+        opt.step(loss(opt, weight))
+        scheduler.step()
+    if how == "deepcopy":
+        other = copy.deepcopy(opt)
+    elif how == "pickle":
+        other = pickle.loads(pickle.dumps(opt))
+    else:
+        torch.save(opt, tmp_path / "opt.pt")
+        other = torch.load(tmp_path / "opt.pt", weights_only=False)
+    copied = other.param_groups[0]["params"][0]
+    assert copied is not weight and torch.equal(copied, weight)
+    for _ in range(2):
+        opt.step(loss(opt, weight))
+        other.step(loss(other, copied))
+    assert torch.equal(copied, weight) and repr(other.last) == repr(opt.last)
+    assert other.before_apply is None
+
+
+# What is said.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_below_the_resolution_of_a_tensor_are_said_once(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    weight = nn.Parameter(torch.full((400,), 1.0, dtype=dtype))
+    opt = SPSA([weight], lr=1e-5, second_moment_beta=0.9)
+    before = weight.detach().clone()
+    with caplog.at_level(logging.WARNING, logger="zopro"):
+        for _ in range(9):
+            opt.step(lambda: weight.float().square().sum())
+    said = [record.message for record in caplog.records if "resolution" in record.message]
+    assert len(said) == 1 and name in said[0] and "float32" in said[0] and "raise the learning rate" in said[0]
+    assert torch.equal(weight, before), "no entry has moved"
+    caplog.clear()
+    for lr, kind in ((0.1, dtype), (1e-5, torch.float32)):
+        other = nn.Parameter(torch.ones(400, dtype=kind))
+        with caplog.at_level(logging.WARNING, logger="zopro"):
+            SPSA([other], lr=lr, second_moment_beta=0.9).step(lambda other=other: other.float().square().sum())
+    assert not caplog.records
+
+
+def test_where_eps_is_chosen_the_remedy_is_another_one(caplog: pytest.LogCaptureFixture) -> None:
+    weight = nn.Parameter(torch.ones(50))
+
+    def rough() -> float:
+        return 1 + 1e-3 * float((1e5 * weight.double().sum()).sin())
+
+    opt = SPSA([weight], lr=0, eps="auto")
+    with caplog.at_level(logging.WARNING, logger="zopro"):
+        for _ in range(4):
+            opt.step(rough)
+    said = [record.message for record in caplog.records if "signal-to-noise" in record.message]
+    assert said and all("eps='auto'" not in line and "raise eps" not in line for line in said)
+    assert all("more prompts" in line and "float32" in line and "learning rate" in line for line in said)
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e12])
+def test_a_step_that_no_network_survives_is_refused_before_anything_moves(lr: float) -> None:
+    model = Two()
+    before, written = weights(model), []
+    opt = SPSA(model.named_parameters(), lr=lr, before_apply=written.append)
+    with pytest.raises(ValueError, match=r"lr: must leave weights that a network can work with, got .*Lower") as error:
+        opt.step(loss_of(model))
+    assert "\n" not in str(error.value) and not moved(before, model) and not written
+    half = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    with pytest.raises(ValueError, match=r"lr: must leave weights"):
+        SPSA([half], lr=1e4).step(lambda: half.float().square().sum())
+    with pytest.raises(ValueError, match=r"lr: must leave weights"):
+        SPSA(model.named_parameters(), lr=lr, weight_decay=0.1).step(lambda: torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"lr: must be finite"):
+        SPSA(model.named_parameters(), lr=float("inf"))

@@ -53,23 +53,26 @@ class ResolutionMonitor:
     """How much of a step 16-bit parameters can hold: what is below their resolution is lost. Said once."""
 
     def __init__(self) -> None:
-        self.said = False
+        self.said = self.looking = False
         self._dtypes: set[str] = set()
         self._moved: list[Tensor] = []
         self._meant: list[Tensor] = []
 
-    def looks(self, step: int) -> bool:
-        """Whether to look at this step: at the 1st, 2nd, 4th, 8th, ... until it was said."""
-        return not self.said and (step + 1) & step == 0
+    def begin(self, step: int) -> None:
+        """A step that is to be seen, if it is the 1st, 2nd, 4th, 8th, ... and nothing was said yet."""
+        self.looking = not self.said and (step + 1) & step == 0
 
     def see(self, before: Tensor, after: Tensor) -> None:
         """One tensor's values before the step, and after it in single precision."""
+        if not self.looking:
+            return
         self._meant.append((after != before).sum())
         self._moved.append((after.to(before.dtype) != before).sum())
         self._dtypes.add(str(before.dtype).removeprefix("torch."))
 
-    def watch(self, step: int, lr: float) -> None:
-        """Warn if the step, all of whose tensors were seen, moved less than half of the entries that it was to move."""
+    def end(self, step: int, lr: float) -> None:
+        """Warn if the step moved less than half of the entries that it was to move."""
+        self.looking = False
         moved, meant = (sum(int(count) for count in counts) for counts in (self._moved, self._meant))
         self._moved, self._meant = [], []
         if meant and moved < meant * MOVED_SHARE:

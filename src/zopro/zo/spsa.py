@@ -227,11 +227,9 @@ class SPSA(torch.optim.Optimizer):
             check_size(self.last, self.param_groups)
         if self.before_apply is not None:
             self.before_apply(self.last)
-        if self.resolution.looks(self.step_count):
-            self._take(self.last, self.resolution)
-            self.resolution.watch(self.step_count, max(self.last.learning_rates))
-        else:
-            self._take(self.last)
+        self.resolution.begin(self.step_count)
+        self.replay(self.last)
+        self.resolution.end(self.step_count, max(self.last.learning_rates))
         self.step_count += 1
         return self.last
 
@@ -241,15 +239,12 @@ class SPSA(torch.optim.Optimizer):
 
         What is frozen stays, as does what stayed then.
         """
-        self._take(record)
-
-    def _take(self, record: StepRecord, resolution: ResolutionMonitor | None = None) -> None:
         if record.skipped:
             return
         still = set(record.left_out)
         entries = [entry for entry in groups.movable(self.param_groups, self._free) if entry[0] not in still]
         seeds = [self.query_seed(query, record.seed) for query in range(len(record.coefficients))]
-        take(record, entries, self.param_groups, self.directions, seeds, resolution)
+        take(record, entries, self.param_groups, self.directions, seeds, self.resolution)
 
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One step: estimate with `closure` and apply, or apply what was accumulated. Returns the loss, if measured."""

@@ -37,7 +37,7 @@ def take(
     groups: Sequence[Group],
     directions: Directions,
     seeds: Sequence[int],
-    resolution: ResolutionMonitor | None = None,
+    resolution: ResolutionMonitor,
 ) -> None:
     """Move `entries` in place; of the same numbers always to the same bits.
 
@@ -57,7 +57,6 @@ def take(
             z = directions.tensor(name, tensor, seed, record.step)
             wide.sub_(z, alpha=lr * coefficient * record.eps[0] / record.eps[g])
         if wide.dtype != tensor.dtype:
-            if resolution is not None:
-                resolution.see(tensor.detach(), wide)
+            resolution.see(tensor.detach(), wide)
             tensor.detach().copy_(wide)
     torch.clear_autocast_cache()  # an autocast around the step may hold casts of the old values
