@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from zopro.engine.models import tensor_name
 from zopro.errors import InputError
@@ -23,7 +24,7 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return named
 
 
-def arguments(given: Any, config_cls: type) -> Any:
+def arguments(given: Any, config_cls: type[TrainingArguments]) -> Any:
     """`given`, or the defaults of the trainer's configuration. Raises ValueError for others."""
     if given is None:
         return config_cls(bf16=False)  # TRL's own default asks for a GPU
@@ -59,13 +60,13 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
             why = "activated LoRA is switched on by tokens, in a forward pass of its own"
         if why:
             raise ValueError(f"model: must have adapters that this trainer can drive: {why}. Use LoRA.")
-        bias = getattr(adapter, "bias", "none")
+        bias = getattr(adapter, "bias", None) or "none"
         if str(bias).lower() != "none" and (saved or beta):
             raise ValueError(
                 f"model: must have adapters without biases, since the reference policy is the same base without them, "
                 f"got bias={bias!r}. Use bias='none'."
             )
-    if isinstance(model, str) or getattr(model.config, "_name_or_path", ""):
+    if isinstance(model, str) or getattr(model.config, "_name_or_path", None):
         return
     if processing_class is None:
         raise ValueError("processing_class: must be given for a model that was loaded from no folder, got None")
@@ -87,7 +88,8 @@ def adapter_kind(model: nn.Module) -> str:
 
 def check_weights(parameters: Iterable[Tensor], rate: float, step: int) -> None:
     """Raise InputError where training has left weights that are not finite, or beyond all use."""
-    largest = float(torch.nn.utils.get_total_norm(parameters, math.inf))
+    held = [parameter.detach() for parameter in parameters if parameter.numel()]
+    largest = float(torch.nn.utils.get_total_norm(held, math.inf)) if held else 0.0
     if not largest < LARGEST:
         raise InputError(
             f"learning_rate: must not let training diverge, got {rate:g}, with which weights are {largest:.2g} after "

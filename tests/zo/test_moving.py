@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils import checkpoint as checkpointing
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from zopro.zo import SPSA, Gaussian, LowRank, Ranks, ResidualFeedback, Targeted
 
@@ -472,3 +473,18 @@ def test_a_step_that_no_network_survives_is_refused_before_anything_moves(lr: fl
         SPSA(model.named_parameters(), lr=lr, weight_decay=0.1).step(lambda: torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"lr: must be finite"):
         SPSA(model.named_parameters(), lr=float("inf"))
+
+
+@pytest.mark.parametrize("perturbation", ["in_place", "virtual"])
+def test_the_adapters_of_a_vision_tower_stay_in_a_run_on_text(perturbation: str) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = LlamaConfig(vocab_size=40, num_key_value_heads=2, **sizes)
+    vision = CLIPVisionConfig(image_size=8, patch_size=4, projection_dim=8, **sizes)
+    config = LlavaConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_index=39)
+    model = get_peft_model(LlavaForConditionalGeneration(config), LoraConfig(r=2, target_modules="all-linear"))
+    ids, before = torch.arange(2, 23).view(3, 7), weights(model)
+    opt = SPSA(model.named_parameters(), lr=1e-2, perturbation=perturbation)
+    for _ in range(2):
+        opt.step(lambda: model(input_ids=ids, labels=ids).loss)
+    tower = {name for name in before if "vision_tower" in name or "projector" in name}
+    assert moved(before, model) == {name for name in before if "lora_" in name} - tower

@@ -18,7 +18,7 @@ from torch import Tensor
 from zopro.zo.directions import Gaussian
 from zopro.zo.evaluation import Evaluator
 from zopro.zo.groups import Entry
-from zopro.zo.perturbation import InPlace, Offset, Perturbation
+from zopro.zo.perturbation import IN_PLACE_LIMIT, InPlace, Offset, Perturbation
 from zopro.zo.reads import Reads
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ class Unread:
         """Find out about those that were watched.
 
         Args:
-            evaluate: of the loss; used up to three times for tensors that seem to be unread, otherwise not at all.
+            evaluate: of the loss; used two or three times (more where what seems unread is too large to be copied at
+                once), and not at all where everything is seen to be read.
             offset: a displacement that shows in the loss. Near it, unlike at theta, nothing is hidden by a factor that
                 happens to be 0, such as LoRA's B before the first step.
             named: all tensors that may move.
@@ -96,13 +97,29 @@ def _confirmed(
         left = [index for index in new if not read >> index & 1]
         if not left or left == asked:
             break
-        quiet.perturbation = evaluate.perturbation
-        expected = expected or quiet.losses([offset])
-        quiet.perturbation = _Further(evaluate.perturbation, [tensors[index] for index in left])
-        if quiet.losses([offset]) == expected:
+        expected = expected or _loss(quiet, evaluate.perturbation, offset)
+        further = (_Further(evaluate.perturbation, part) for part in _parts([tensors[index] for index in left]))
+        if all(_loss(quiet, perturbation, offset) == expected for perturbation in further):
             return left
         asked = left
     return []
+
+
+def _loss(evaluate: Evaluator, perturbation: Perturbation, offset: Offset) -> list[float]:
+    evaluate.perturbation = perturbation
+    return evaluate.losses([offset])
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """As large as may be copied at once."""
+    part, size = list[Tensor](), 0
+    for tensor in tensors:
+        if part and size + tensor.numel() > IN_PLACE_LIMIT:
+            yield part
+            part, size = [], 0
+        part.append(tensor)
+        size += tensor.numel()
+    yield part
 
 
 class _Further(Perturbation):
