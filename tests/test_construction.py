@@ -212,3 +212,14 @@ def test_guided_trainers_leave_alone_what_is_frozen_between_steps(kind: str, tmp
     seen.append(weight.detach().clone())
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert moved == [True, False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["rloo", "guided", "zopro"])
+def test_steps_lost_in_16_bits_are_said_once(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for dtype, rate, count in ((torch.bfloat16, 1e-5, 1), (torch.bfloat16, 1e-2, 0), (torch.float32, 1e-5, 0)):
+        caplog.clear()
+        trainer = build(kind, tmp_path, llama().to(dtype), beta=0.0, learning_rate=rate, max_steps=2)
+        with caplog.at_level(logging.WARNING, logger="zopro"):
+            trainer.train()
+        said = [record.message for record in caplog.records if "resolution" in record.message]
+        assert len(said) == count and all("bfloat16" in line and "float32" in line for line in said)

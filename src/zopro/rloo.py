@@ -25,6 +25,7 @@ from zopro.guard import checked_reward
 from zopro.heap import expect_graph
 from zopro.objectives import group_normalised_advantages
 from zopro.zo.directions import tensor_generator
+from zopro.zo.monitor import ResolutionMonitor
 
 ADAPTER = "default"
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
@@ -109,6 +110,16 @@ class EngineRLOOTrainer(RLOOTrainer):
         self.last_batch: Batch | None = None
         if reference is not None:
             self._set_reference(reference)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, with a warning where steps as long as the learning rate are lost in 16-bit parameters."""
+        optimizer, rate, monitor = super().create_optimizer(*args, **kwargs), self.args.learning_rate, ResolutionMonitor()
+        monitor.begin(0)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                monitor.see(parameter.detach(), parameter.detach().float() + rate)
+        monitor.end(0, rate)
+        return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's training."""

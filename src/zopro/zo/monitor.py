@@ -78,7 +78,7 @@ class ResolutionMonitor:
         if meant and moved < meant * MOVED_SHARE:
             self.said = True
             logger.warning(
-                "step %d moved %.2g %% of the entries of %s tensors at learning rate %g, the rest of the step is below "
+                "step %d moves %.2g %% of the entries of %s tensors at learning rate %g, the rest of the step is below "
                 "their resolution and lost: train float32 parameters (such as adapters) or raise the learning rate",
                 step,
                 100 * moved / meant,
