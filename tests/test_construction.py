@@ -18,6 +18,7 @@ from trl import GRPOConfig, RLOOConfig, SFTTrainer
 
 from tiny_trainers import PROMPTS, TOKENIZER, llama, online, plain, tea, weights, with_adapter
 from zopro import zeroth_order
+from zopro.checkpoints import checkpointed
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
@@ -223,3 +224,9 @@ def test_steps_lost_in_16_bits_are_said_once(kind: str, tmp_path: Path, caplog: 
             trainer.train()
         said = [record.message for record in caplog.records if "resolution" in record.message]
         assert len(said) == count and all("bfloat16" in line and "float32" in line for line in said)
+
+
+def test_a_guided_trainer_saves_checkpoints(tmp_path: Path) -> None:
+    options = {"model": with_adapter(), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    online(checkpointed(GuidedTrainer), GuidedConfig, tmp_path, options).train()
+    assert (tmp_path / "out" / "checkpoint-1" / "parameters.safetensors").is_file()

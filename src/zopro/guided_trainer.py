@@ -87,7 +87,7 @@ class FeedbackScores:
     config_cls: ClassVar[type] = GuidedConfig
     args: Any
     _feedback: Feedback | None = None
-    _trained: Sequence[int] = ()
+    _reachable: Sequence[int] = ()  # ids of what was trained when it was made
 
     def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,16 +104,14 @@ class FeedbackScores:
         trainer: Any = self
         policy = trainer.accelerator.unwrap_model(trainer.model)
         trained = [id(parameter) for parameter in policy.parameters() if parameter.requires_grad]
-        if self._feedback is None or trained != self._trained:
+        if self._feedback is None or trained != self._reachable:
             options = {name: getattr(self.args, name) for name in ("top_blocks", "local", "tail")}
-            self._feedback, self._trained = Feedback(policy, **options, avoid=self.avoid), trained
+            self._feedback, self._reachable = Feedback(policy, **options, avoid=self.avoid), trained
             left = len(trained) - len(self._feedback.parameters)
             if left:
+                count = left, len(trained)
                 logger.warning(
-                    "the guide (local=%s) does not reach %d of the %d trained tensors",
-                    self.args.local,
-                    left,
-                    len(trained),
+                    "the guide (local=%s) does not reach %d of the %d trained tensors", self.args.local, *count
                 )
         return self._feedback
 

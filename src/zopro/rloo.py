@@ -112,10 +112,10 @@ class EngineRLOOTrainer(RLOOTrainer):
             self._set_reference(reference)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own, with a warning where steps as long as the learning rate are lost in 16-bit parameters."""
+        """transformers' own, with a warning where Adam's steps, as long as the learning rate, are lost in 16 bits."""
         optimizer, rate, monitor = super().create_optimizer(*args, **kwargs), self.args.learning_rate, ResolutionMonitor()
         monitor.begin(0)
-        for parameter in self.model.parameters():
+        for parameter in self.model.parameters() if isinstance(optimizer, torch.optim.Adam) else ():
             if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
                 monitor.see(parameter.detach(), parameter.detach().float() + rate)
         monitor.end(0, rate)

@@ -206,6 +206,9 @@ def test_a_plain_tensor_is_trained_until_it_is_frozen() -> None:
         return [not torch.equal(a, b) for a, b in zip(before, tensors, strict=True)]
 
     assert step() == [True, True, True]
+    copied = copy.deepcopy(opt)
+    copied.step(lambda: sum(t.square().sum() for t in copied.param_groups[0]["params"]))
+    assert not any(torch.equal(a, b) for a, b in zip(tensors, copied.param_groups[0]["params"], strict=True))
     asked.requires_grad_(False)
     parameter.requires_grad_(False)
     assert step() == [True, False, False]

@@ -42,6 +42,9 @@ class Ranks:
         self.parallel, self.device, self.group = parallel, device, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Ranks:
+        return self  # a process group is not to be copied
+
     def losses(self, evaluate: Callable[[int], float], count: int) -> list[float]:
         """The losses of `count` displacements, in one exchange; `evaluate` gives this rank's loss at one of them."""
         if self.parallel == "data":
