@@ -58,7 +58,7 @@ class Unread:
         bits = evaluate.any_rank(reads.used | reads.touched << count, 2 * count)
         used, touched = bits & (1 << count) - 1, bits >> count
         new = [index for index, name in enumerate(watched) if name not in self.left_out]
-        unread = _confirmed(reads.tensors, new, used, touched, evaluate, offset)
+        unread = set(_confirmed(reads.tensors, new, used, touched, evaluate, offset))
         begun = 0
         for index, name in enumerate(watched):
             if index in unread:
