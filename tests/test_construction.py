@@ -104,7 +104,7 @@ def test_a_loss_that_is_never_finite_again_is_one_line(tmp_path: Path, monkeypat
 def test_args_of_another_trainer_are_refused(kind: str, tmp_path: Path) -> None:
     trainer, config = TRAINERS[kind]
     for other in {RLOOConfig, GRPOConfig, ZOPrOConfig, GuidedConfig} - set(config.__mro__):
-        with pytest.raises(ValueError, match=rf"args: must be a {config.__name__}, .* got {other.__name__}$") as error:
+        with pytest.raises(ValueError, match=rf"args: must be a {config.__name__}, .* got {other.__name__}\.$") as error:
             online(trainer, other, tmp_path, {"model": with_adapter()})
         one_line(error)
     with pytest.raises(ValueError, match=r"args: must be a RLOOConfig, .* got GRPOConfig"):

@@ -17,24 +17,24 @@ LARGEST_WEIGHT = 1e6  # no language model has one near it
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters, by their names without PEFT's wrapping. Raises ValueError where there is none."""
+    """The trainable parameters, by their names without PEFT's wrapping. Raises InputError where there is none."""
     named = [(tensor_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         remedy = " Load the adapter with is_trainable=True." if hasattr(model, "peft_config") else ""
-        raise ValueError(f"model: has no parameter with requires_grad=True, so there is nothing to train.{remedy}")
+        raise InputError(f"model: has no parameter with requires_grad=True, so there is nothing to train.{remedy}")
     return named
 
 
 def arguments(given: Any, config_cls: type[TrainingArguments]) -> Any:
-    """`given`, or the defaults of the trainer's configuration. Raises ValueError for others."""
+    """`given`, or the defaults of the trainer's configuration. Raises InputError for others."""
     if given is None:
         return config_cls(bf16=False)  # TRL's own default asks for a GPU
     if not isinstance(given, config_cls):
-        raise ValueError(
-            f"args: must be a {config_cls.__name__}, which has the options of this trainer, got {type(given).__name__}"
+        raise InputError(
+            f"args: must be a {config_cls.__name__}, which has the options of this trainer, got {type(given).__name__}."
         )
     if not 0 <= given.learning_rate < math.inf:
-        raise ValueError(f"learning_rate: must be finite and must not be negative, got {given.learning_rate:g}")
+        raise InputError(f"learning_rate: must be finite and must not be negative, got {given.learning_rate:g}.")
     return given
 
 
@@ -47,7 +47,7 @@ REFUSED = {
 
 
 def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any) -> None:
-    """Raise ValueError for adapters that cannot be driven, and where TRL would find no reference policy or tokenizer.
+    """Raise InputError for adapters that cannot be driven, and where TRL would find no reference policy or tokenizer.
 
     Args:
         model: a model, or the name of one, which is not looked at.
@@ -60,19 +60,19 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
         if getattr(adapter, "alora_invocation_tokens", None):
             why = "activated LoRA is switched on by tokens, in a forward pass of its own"
         if why:
-            raise ValueError(f"model: must have adapters that this trainer can drive: {why}. Use LoRA.")
+            raise InputError(f"model: must have adapters that this trainer can drive: {why}. Use LoRA.")
         bias = getattr(adapter, "bias", None) or "none"
         if str(bias).lower() != "none" and (saved or beta):
-            raise ValueError(
+            raise InputError(
                 f"model: must have adapters without biases, since the reference policy is the same base without them, "
                 f"got bias={bias!r}. Use bias='none'."
             )
     if isinstance(model, str) or getattr(model.config, "_name_or_path", None):
         return
     if processing_class is None:
-        raise ValueError("processing_class: must be given for a model that was loaded from no folder, got None")
+        raise InputError("processing_class: must be given for a model that was loaded from no folder, got None.")
     if beta and not saved and peft_config is None:
-        raise ValueError(
+        raise InputError(
             f"beta: must be 0 for a model that was loaded from no folder, since its reference policy is loaded from "
             f"there, got {beta}. Save it and load it, or train an adapter."
         )

@@ -73,10 +73,10 @@ class EngineRLOOTrainer(RLOOTrainer):
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
-        InputError: while training, weights that diverge, or a reward function that raises, is late, or does not return
-            one finite number (or None, which TRL leaves out) for each completion.
-        ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`; `args` of
-            another trainer; a model that cannot be trained (`zopro.construction`).
+        InputError: `args` of another trainer; a model that cannot be trained (`zopro.construction`). While training,
+            weights that diverge; a reward function that raises, is late, or does not return one finite number (or None,
+            which TRL leaves out) for each completion.
+        ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
     """
 
     config_cls: ClassVar[type] = RLOOConfig

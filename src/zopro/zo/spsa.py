@@ -196,8 +196,8 @@ class SPSA(torch.optim.Optimizer):
         if not total.count:
             raise RuntimeError("apply: nothing to apply, call estimate(closure) first or pass a closure to step")
         normaliser = total.weight if self.accumulation == "mean" else 1.0
-        named = groups.named(self.param_groups)
-        movable = {name for name, _, _ in groups.movable(self.param_groups, self._free)}
+        movable = groups.movable(self.param_groups, self._free)
+        moving = {name for name, _, _ in movable} - total.left_out
         eps = [math.nan if group["eps"] == "auto" else float(group["eps"]) for group in self.param_groups]
         gradients = [difference / normaliser / eps[0] for difference in total.differences]
         finite = total.finite and all(math.isfinite(g) for g in gradients)
@@ -219,12 +219,12 @@ class SPSA(torch.optim.Optimizer):
             loss=total.loss / normaliser,
             signal_to_noise=self.signal.ratio(total.signal),
             skipped=not finite,
-            left_out=[name for name, _, _ in named if name in total.left_out or name not in movable],
+            left_out=[name for name, _, _ in groups.named(self.param_groups) if name not in moving],
         )
         chosen = any(group["auto_eps"] for group in self.param_groups)
         self.signal.watch(self.step_count, self.last.signal_to_noise, chosen)
         if finite:
-            check_size(self.last, self.param_groups)
+            check_size(self.last, movable, self.param_groups)
         if self.before_apply is not None:
             self.before_apply(self.last)
         self.resolution.begin(self.step_count)

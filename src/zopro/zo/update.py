@@ -15,16 +15,15 @@ from zopro.zo.records import StepRecord
 LARGEST = 1e9  # change of a weight in one step, in units of z, beyond which there is a mistake
 
 
-def check_size(record: StepRecord, groups: Sequence[Group]) -> None:
-    """Raise InputError for a step that would leave the parameters useless, or infinite in a narrow dtype."""
-    for index, group in enumerate(groups):
-        lr = record.learning_rates[index]
-        along = sum(abs(coefficient) for coefficient in record.coefficients) * record.eps[0] / record.eps[index]
-        size = lr * max(along, record.weight_decay[index])
-        largest = min(
-            [LARGEST, *(torch.finfo(tensor.dtype).max / 10 for tensor in group["params"] if tensor.is_floating_point())]
-        )
-        if not size < largest:
+def check_size(record: StepRecord, entries: Sequence[Entry], groups: Sequence[Group]) -> None:
+    """Raise InputError for a step that would leave `entries` useless, or infinite in a narrow dtype."""
+    place = {id(group): index for index, group in enumerate(groups)}
+    for _, tensor, group in entries:
+        g = place[id(group)]
+        lr = record.learning_rates[g]
+        along = sum(abs(coefficient) for coefficient in record.coefficients) * record.eps[0] / record.eps[g]
+        size = lr * max(along, record.weight_decay[g])
+        if not size < min(LARGEST, torch.finfo(tensor.dtype).max / 10):
             raise InputError(
                 f"lr: must leave weights that a network can work with, got {lr:g}, with which this step would change "
                 f"them by about {size:.2g}. Lower the learning rate."
