@@ -87,6 +87,7 @@ HOME = {
     "arguments": "config.arguments",
     "callbacks": "train.callbacks",
     "checkpoints": "train.checkpoints",
+    "construction": "train.construction",
     "divergence": "run.divergence",
     "durable": "store.durable",
     "endpoint_judge": "judges.endpoint",

@@ -193,3 +193,17 @@ def test_a_changed_byte_anywhere_is_refused_or_costs_the_last_line_alone(steps: 
         else:
             journal = read(path)
             assert journal.torn and repr(journal.steps) == repr(steps[:-1])
+
+
+def test_what_a_step_left_out_is_named_where_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    left = [[], [], ["a", "b"], ["a", "b"], ["b"], []]
+    steps = [Step(dataclasses.replace(record(step), left_out=names)) for step, names in enumerate(left)]
+    writer = JournalWriter(path, HEADER)
+    for step in steps[:4]:
+        writer.write(step)
+    writer = JournalWriter(path, HEADER, keep=3)  # as after a death
+    for step in steps[3:]:
+        writer.write(step)
+    assert [step.record.left_out for step in read(path).steps] == left
+    assert [b"left_out" in line for line in path.read_bytes().splitlines()[1:]] == [False, False, True, False, True, True]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from zopro.fields import not_negative, one_of, option, positive
 
+GUIDED_LEARNING_RATE = 2e-4
 GUIDES = ("adam", "spsa", "mixed")
 GUIDE_LOCAL = ("none", "mlp", "chain", "block")
 
@@ -14,7 +15,7 @@ GUIDE_LOCAL = ("none", "mlp", "chain", "block")
 class GuidedOptions:
     """The policy stage of method guided: residual feedback in place of the gradient."""
 
-    guided_learning_rate: float = option(2e-4, "Learning rate of method guided.")
+    guided_learning_rate: float = option(GUIDED_LEARNING_RATE, "Learning rate of method guided.")
     guide: str = option(
         "adam",
         "What is made of the guess: adam (AdamW's gradient), spsa (a direction whose slope is measured) or mixed "

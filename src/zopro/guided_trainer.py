@@ -13,17 +13,20 @@ alone, a pseudo-gradient. Three things can be made of it (`guide`):
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from trl import RLOOConfig
 
+from zopro.construction import adapter_kind
 from zopro.engine.feedback import Feedback
 from zopro.fields import option
+from zopro.guided_options import GUIDED_LEARNING_RATE
 from zopro.objectives import clipped_surrogate
 from zopro.rloo import EngineRLOOTrainer
 from zopro.zo.directions import Directions
@@ -31,11 +34,14 @@ from zopro.zo.guided import ResidualFeedback
 from zopro.zo.perturbation import InPlace
 from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer, plain_names
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class GuidedConfig(RLOOConfig):
     """`trl.RLOOConfig` with the options of the guide, for Adam on pseudo-gradients."""
 
+    learning_rate: float = option(GUIDED_LEARNING_RATE, "Learning rate of AdamW.")
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
     local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
@@ -57,6 +63,7 @@ class GuidedConfig(RLOOConfig):
 class GuidedSPSAConfig(ZOPrOConfig):
     """`ZOPrOConfig` with the options of the guide, for SPSA along pseudo-gradients."""
 
+    learning_rate: float = option(GUIDED_LEARNING_RATE, "Step size: the change of a weight in a typical step.")
     local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
     tail: int = option(4, "With block: how many tokens at the prompts' ends are swept; 0: all.")
     top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
@@ -72,26 +79,40 @@ class FeedbackScores:
     """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
 
     `args` has `local`, `tail` and `top_blocks`, as `GuidedConfig` does; `avoid` is that of `Feedback`, by names that may
-    carry PEFT's wrapping. Raises ValueError where there is more than one process.
+    carry PEFT's wrapping. What is trained but not reached by the guide stays as it is, and is counted in a warning.
+
+    Raises ValueError: more than one process; adapters other than plain LoRA with another `local` than "block".
     """
 
+    config_cls: ClassVar[type] = GuidedConfig
     args: Any
     _feedback: Feedback | None = None
+    _reachable: Sequence[int] = ()  # ids of what was trained when it was made
 
     def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.avoid = plain_names(avoid)
         if self.accelerator.num_processes > 1:  # type: ignore[attr-defined]
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
+        kind = adapter_kind(self.model)  # type: ignore[attr-defined]
+        if kind not in ("", "LORA") and self.args.local != "block":
+            raise ValueError(f"local: must be 'block' for adapters of the kind {kind}, got {self.args.local!r}")
 
     @property
     def feedback(self) -> Feedback:
-        """Of the policy under training; made at first use."""
+        """Of the policy under training; made at first use, and anew where something else is trained."""
         trainer: Any = self
-        if self._feedback is None:
-            policy = trainer.accelerator.unwrap_model(trainer.model)
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        trained = [id(parameter) for parameter in policy.parameters() if parameter.requires_grad]
+        if self._feedback is None or trained != self._reachable:
             options = {name: getattr(self.args, name) for name in ("top_blocks", "local", "tail")}
-            self._feedback = Feedback(policy, **options, avoid=self.avoid)
+            self._feedback, self._reachable = Feedback(policy, **options, avoid=self.avoid), trained
+            left = len(trained) - len(self._feedback.parameters)
+            if left:
+                count = left, len(trained)
+                logger.warning(
+                    "the guide (local=%s) does not reach %d of the %d trained tensors", self.args.local, *count
+                )
         return self._feedback
 
     def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
@@ -176,6 +197,8 @@ class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):
     Arguments are those of `ZOPrOTrainer`; `args` is a `GuidedSPSAConfig`. Micro-batches of one step share the first
     one's pseudo-gradient, as they share directions.
     """
+
+    config_cls = GuidedSPSAConfig
 
     def directions(self) -> Directions:
         return ResidualFeedback(self.args.guide, 1 - self.args.guide, super().directions())

@@ -2,8 +2,9 @@
 
 `RUN/iterations/NNN/journal.jsonl` has one JSON object a line. The first says where the steps start and what their
 directions are made of; each further one is a step: its `StepRecord`, the mean reward and the rows of the data it used.
-Every line ends with a CRC-32 of what stands before it and is on the disk before its step changes a parameter. A last line
-that a death has torn counts for nothing; any earlier damage is refused with its line number.
+The tensors that a step leaves out are named where they differ from those of the line before. Every line ends with a
+CRC-32 of what stands before it and is on the disk before its step changes a parameter. A last line that a death has torn
+counts for nothing; any earlier damage is refused with its line number.
 
     python -c "from zopro.journal import read; print(read('RUN/iterations/001/journal.jsonl').header.start)"
 """
@@ -104,7 +105,8 @@ def read(path: str | Path) -> Journal:
     values: list[Any] = []
     for number, line in enumerate(lines, 1):
         try:
-            values.append(_header(decode(line)) if number == 1 else _step(decode(line), number - 2))
+            before = values[-1].record.left_out if number > 2 else []
+            values.append(_header(decode(line)) if number == 1 else _step(decode(line), number - 2, before))
         except (ValueError, TypeError, KeyError) as error:
             if not torn and number == len(lines) > 1 and not _JOINED.search(line):
                 return Journal(values[0], values[1:], True)
@@ -131,6 +133,7 @@ class JournalWriter:
 
     def __init__(self, path: Path, header: Header, keep: int = 0) -> None:
         self.path = path
+        self._left_out: list[str] = []
         if keep == 0:
             write_text(path, encode(asdict(header)) + "\n")
             return
@@ -143,10 +146,15 @@ class JournalWriter:
         if len(journal.steps) < keep:
             raise InputError(f"journal: {path} must hold the {keep} steps of the checkpoint, got {len(journal.steps)}.")
         keep_lines(path, 1 + keep)
+        self._left_out = journal.steps[keep - 1].record.left_out
 
     def write(self, step: Step) -> None:
         """Append one step; it is on the disk when this returns. Raises OSError where the disk refuses."""
-        append_line(self.path, encode(step_line(step)))
+        line = step_line(step)
+        if line["left_out"] == self._left_out:  # as in the line before
+            del line["left_out"]
+        append_line(self.path, encode(line))
+        self._left_out = step.record.left_out
 
 
 def step_line(step: Step) -> dict[str, Any]:
@@ -160,9 +168,10 @@ def _header(value: dict[str, Any]) -> Header:
     return Header(**value)
 
 
-def _step(value: dict[str, Any], expected: int) -> Step:
+def _step(value: dict[str, Any], expected: int, left_out: list[str]) -> Step:
     if value["step"] != expected:
         raise ValueError(f"is step {value['step']}, where step {expected} is due")
+    value.setdefault("left_out", left_out)
     record = StepRecord(**{f.name: value[f.name] for f in dataclasses.fields(StepRecord)})
     return Step(record, value["reward"], value["rows"], value.get("exchanged_bytes", 0))
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather
 from torch import Tensor
 from torch.utils.data import Sampler
-from trl import RLOOTrainer
+from trl import RLOOConfig, RLOOTrainer
 
+<<<<<<< HEAD
 from zopro.engine.chat import check_end
 from zopro.engine.frame import check_embedded
+=======
+from zopro.construction import arguments, check_model, check_weights, trainable
+>>>>>>> w-moves
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
@@ -26,6 +30,7 @@ from zopro.guard import checked_reward
 from zopro.heap import expect_graph
 from zopro.objectives import group_normalised_advantages
 from zopro.zo.directions import tensor_generator
+from zopro.zo.monitor import ResolutionMonitor
 
 ADAPTER = "default"
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
@@ -73,15 +78,26 @@ class EngineRLOOTrainer(RLOOTrainer):
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
+<<<<<<< HEAD
         InputError: a pad token without an embedding; while training, a tokenizer that ends every prompt with EOS, or a
             reward function that raises, is late, or does not return one finite number (or None, which TRL leaves out)
             for each completion.
+=======
+        InputError: `args` of another trainer; a model that cannot be trained (`zopro.construction`). While training,
+            weights that diverge; a reward function that raises, is late, or does not return one finite number (or None,
+            which TRL leaves out) for each completion.
+>>>>>>> w-moves
         ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
     """
 
+    config_cls: ClassVar[type] = RLOOConfig
+
     def __init__(
         self,
-        *args: Any,
+        model: Any,
+        reward_funcs: Any,
+        args: Any = None,
+        *more: Any,
         reference: Mapping[str, Tensor] | None = None,
         advantage: str = "rloo",
         reward_timeout: float = 0.0,
@@ -89,7 +105,11 @@ class EngineRLOOTrainer(RLOOTrainer):
     ) -> None:
         if advantage not in ADVANTAGES:
             raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
-        super().__init__(*args, **kwargs)
+        args = arguments(args, self.config_cls)
+        given = dict(zip(("train_dataset", "eval_dataset", "processing_class"), more, strict=False)) | kwargs
+        check_model(model, args.beta, given.get("processing_class"), given.get("peft_config"))
+        super().__init__(model, reward_funcs, args, *more, **kwargs)
+        trainable(self.model)
         trainer: Any = self
         trainer.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
@@ -102,6 +122,26 @@ class EngineRLOOTrainer(RLOOTrainer):
         self.last_batch: Batch | None = None
         if reference is not None:
             self._set_reference(reference)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, with a warning where Adam's steps, as long as the learning rate, are lost in 16 bits."""
+        optimizer, rate, monitor = super().create_optimizer(*args, **kwargs), self.args.learning_rate, ResolutionMonitor()
+        monitor.begin(0)
+        for parameter in self.model.parameters() if isinstance(optimizer, torch.optim.Adam) else ():
+            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                monitor.see(parameter.detach(), parameter.detach().float() + rate)
+        monitor.end(0, rate)
+        return optimizer
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's training."""
+        result = super().train(*args, **kwargs)
+        self._check_weights()
+        return result
+
+    def _check_weights(self) -> None:
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        check_weights(parameters, self.args.learning_rate, self.state.global_step)
 
     def _set_reference(self, reference: Mapping[str, Tensor]) -> None:
         plain = {tensor_name(name): tensor for name, tensor in reference.items()}
@@ -119,7 +159,10 @@ class EngineRLOOTrainer(RLOOTrainer):
         return EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        for parameter in frozen:  # PEFT unfreezes the adapter it goes back to after the reference policy's
+            parameter.requires_grad_(False)
         if self.advantage == "grpo":
             output["advantages"] = self._group_normalised(output["advantages"])
         mode = "train" if self.model.training else "eval"
@@ -151,6 +194,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         return super()._tokenize_prompts(prompts)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict) -> list[list[int]]:
+        self._check_weights()
         if self.use_vllm or self.use_transformers_continuous_batching or images or multimodal_fields:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
         groups = [(prompt, len(list(copies))) for prompt, copies in groupby(prompt_ids)]

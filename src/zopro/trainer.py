@@ -24,7 +24,8 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 from transformers import TrainingArguments
 
-from zopro.engine.models import tensor_name
+from zopro.construction import trainable
+from zopro.errors import InputError
 from zopro.launch import counted
 from zopro.zo import SPSA, Directions, Gaussian, Ranks
 from zopro.zo.records import Estimate
@@ -67,7 +68,15 @@ class ZerothOrderMixin:
         if getattr(training_args, "fp16", False):
             raise ValueError("fp16: must be off, its loss scaling is made for gradients; use bf16=True or neither")
         _without_checkpointing(training_args)
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:
+            if training_args is not None or "bf16" not in str(error):
+                raise
+            raise ValueError(
+                "args: must be given on a machine without a GPU, since the default asks for bfloat16 on one. Pass the "
+                "trainer's configuration with bf16=False."
+            ) from None
         _without_checkpointing(self.args)  # type: ignore[attr-defined]
         self.exchanged_bytes = 0  # by this rank in the current step
         self._counted_step = -1
@@ -106,9 +115,7 @@ class ZerothOrderMixin:
         """SPSA over the trainable parameters, by their names without PEFT's wrapping."""
         trainer: Any = self
         if trainer.optimizer is None:
-            named = [(tensor_name(n), p) for n, p in (model or trainer.model).named_parameters() if p.requires_grad]
-            if not named:
-                raise ValueError("model: has no parameter with requires_grad=True, so there is nothing to train")
+            named = trainable(model or trainer.model)
             options = self.spsa_arguments()
             options.setdefault("directions", self.directions())
             options.setdefault("weight_decay", trainer.args.weight_decay)
@@ -132,9 +139,20 @@ class ZerothOrderMixin:
         return getattr(optimizer, "optimizer", optimizer)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The base class's training. Raises RuntimeError if ranks end with different parameters."""
+        """The base class's training.
+
+        Raises:
+            InputError: the loss was not finite at the end, nor in half of the steps: a learning rate far too high.
+            RuntimeError: ranks end with different parameters.
+        """
         result = super().train(*args, **kwargs)  # type: ignore[misc]
-        ranks = self.spsa.ranks
+        spsa, rate = self.spsa, self.args.learning_rate  # type: ignore[attr-defined]
+        if spsa.last is not None and spsa.last.skipped and 2 * spsa.skipped_steps >= spsa.step_count:
+            raise InputError(
+                f"learning_rate: must leave a loss that is finite, got {rate:g}, with which it was not in "
+                f"{spsa.skipped_steps} of {spsa.step_count} steps. Lower it, or mend the loss."
+            )
+        ranks = spsa.ranks
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[attr-defined]
         if ranks is not None and (names := ranks.differing(trained)):
             raise RuntimeError(f"ranks: must end with the same parameters, {len(names)} differ, such as {names[0]}")

@@ -95,6 +95,8 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     stand above bfloat16's rounding: on a 270M model that moved an answer's log-prob by 0.16 nats.
     """
 
+    config_cls = ZOPrOConfig
+
     def __init__(
         self,
         *args: Any,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Group = dict[str, Any]  # as torch keeps it: "params", its options, and "param_names" where the user gave names
+Entry = tuple[str, Tensor, Group]
 
 
-def named(groups: list[Group]) -> list[tuple[str, Tensor, Group]]:
+def named(groups: list[Group]) -> list[Entry]:
     """(name, tensor, group) of every parameter, in order; unnamed tensors are called "<group>.<index>"."""
     entries = []
     for g, group in enumerate(groups):
@@ -18,12 +20,29 @@ def named(groups: list[Group]) -> list[tuple[str, Tensor, Group]]:
     return entries
 
 
+def movable(groups: list[Group], free: list[Tensor]) -> list[Entry]:
+    """Those of `named` that are not frozen: that require grad, or are plain tensors which never did (`free`)."""
+    ids = set(map(id, free))
+    return [entry for entry in named(groups) if entry[1].requires_grad or id(entry[1]) in ids]
+
+
+def trained(groups: list[Group], free: list[Tensor]) -> list[Entry]:
+    """`movable`. Raises ValueError where there is none."""
+    entries = movable(groups, free)
+    if not entries:
+        raise ValueError(
+            "params: none has requires_grad=True, so there is nothing to train. Leave it on for what is to be trained: "
+            "no graph is built."
+        )
+    return entries
+
+
 def check(groups: list[Group]) -> None:
     """Raise ValueError for an option out of range, a tensor that cannot be displaced, or a name used twice."""
     for group in groups:
         lr, eps, decay = group["lr"], group["eps"], group["weight_decay"]
-        if not lr >= 0:
-            raise ValueError(f"lr: must not be negative, got {lr}")
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"lr: must be finite and must not be negative, got {lr}")
         if eps != "auto" and not (isinstance(eps, float | int) and eps > 0):
             raise ValueError(f"eps: must be a number greater than 0 or 'auto', got {eps!r}")
         if not decay >= 0:
@@ -32,6 +51,6 @@ def check(groups: list[Group]) -> None:
     for name, tensor, _ in named(groups):
         if name in names:
             raise ValueError(f"params: names must differ, or tensors would share their noise, got {name!r} twice")
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or (isinstance(tensor, nn.Parameter) and not tensor.requires_grad)):
             raise ValueError(f"params: {name!r} must be floating point, got {tensor.dtype}. Train adapters over it.")
         names.add(name)

@@ -1,13 +1,19 @@
-"""Whether a projected gradient is more than rounding, and how large it typically is."""
+"""Whether a projected gradient is more than rounding, how large it typically is, and whether steps get lost."""
 
 from __future__ import annotations
 
 import logging
 import math
 
+from torch import Tensor
+
 from zopro.zo.schedules import LOW_SIGNAL
 
 logger = logging.getLogger(__name__)
+
+REMEDY = "raise eps, use eps='auto', or perturb fp32 tensors"
+REMEDY_CHOSEN = "eps is chosen already: use more prompts a step, a float32 model, or a higher learning rate"
+MOVED_SHARE = 0.5  # of the entries that a step is to move
 
 
 class SignalMonitor:
@@ -21,19 +27,63 @@ class SignalMonitor:
         """|L+ - L-| over the standard deviation, sqrt(2) sigma, that rounding alone would give it."""
         return abs(difference) / (math.sqrt(2) * self.noise_floor)
 
-    def watch(self, step: int, ratio: float) -> None:
-        """Warn at the 1st, 2nd, 4th, 8th, ... step of low signal, so that a long run is not drowned in warnings."""
+    def watch(self, step: int, ratio: float, chosen: bool) -> None:
+        """Warn at the 1st, 2nd, 4th, 8th, ... step of low signal, so that a long run is not drowned in warnings.
+
+        Args:
+            ratio: of this step.
+            chosen: eps was chosen from the noise floor, so that another one would be no remedy.
+        """
         if not ratio < LOW_SIGNAL:
             return
         self.low_steps += 1
         if self.low_steps & (self.low_steps - 1) == 0:
             logger.warning(
-                "step %d: signal-to-noise %.2g is under %g (%d steps so far): the projected gradient is mostly "
-                "rounding; raise eps, use eps='auto', or perturb fp32 tensors",
+                "step %d: signal-to-noise %.2g is under %g (%d steps so far): the projected gradient "
+                "is mostly rounding; %s",
                 step,
                 ratio,
                 LOW_SIGNAL,
                 self.low_steps,
+                REMEDY_CHOSEN if chosen else REMEDY,
+            )
+
+
+class ResolutionMonitor:
+    """How much of a step 16-bit parameters can hold: what is below their resolution is lost. Said once."""
+
+    def __init__(self) -> None:
+        self.said = self.looking = False
+        self._dtypes: set[str] = set()
+        self._moved: list[Tensor] = []
+        self._meant: list[Tensor] = []
+
+    def begin(self, step: int) -> None:
+        """A step that is to be seen, if it is the 1st, 2nd, 4th, 8th, ... and nothing was said yet."""
+        self.looking = not self.said and (step + 1) & step == 0
+
+    def see(self, before: Tensor, after: Tensor) -> None:
+        """One tensor's values before the step, and after it in single precision."""
+        if not self.looking:
+            return
+        self._meant.append((after != before).sum())
+        self._moved.append((after.to(before.dtype) != before).sum())
+        self._dtypes.add(str(before.dtype).removeprefix("torch."))
+
+    def end(self, step: int, lr: float) -> None:
+        """Warn if the step moved less than half of the entries that it was to move."""
+        self.looking = False
+        moved, meant = (sum(int(count) for count in counts) for counts in (self._moved, self._meant))
+        self._moved, self._meant = [], []
+        if meant and moved < meant * MOVED_SHARE:
+            self.said = True
+            logger.warning(
+                "step %d moves %.2g %% of the entries of %s tensors at learning rate %g, the rest of the step is below "
+                "their resolution and lost: train float32 parameters (such as adapters) or raise the learning rate",
+                step,
+                100 * moved / meant,
+                " and ".join(sorted(self._dtypes)),
+                lr,
             )
 
 

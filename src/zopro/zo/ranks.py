@@ -42,6 +42,9 @@ class Ranks:
         self.parallel, self.device, self.group = parallel, device, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Ranks:
+        return self  # a process group is not to be copied
+
     def losses(self, evaluate: Callable[[int], float], count: int) -> list[float]:
         """The losses of `count` displacements, in one exchange; `evaluate` gives this rank's loss at one of them."""
         if self.parallel == "data":
@@ -61,6 +64,13 @@ class Ranks:
         """Every rank's values, by rank; each must give as many."""
         rows: list[list[float]] = self._gather(torch.tensor(values, dtype=torch.float64)).tolist()
         return rows
+
+    def any(self, bits: int, count: int) -> int:
+        """The `count` bits of a number that are set on any rank: a byte for each, once."""
+        if not dist.is_initialized():  # a stand-in for ranks, which exchanges losses alone
+            return bits
+        rows = self._gather(torch.tensor([bits >> index & 1 for index in range(count)], dtype=torch.uint8))
+        return sum(1 << index for index, bit in enumerate(rows.any(0).tolist()) if bit)
 
     def differing(self, tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
         """Names of the tensors that are not the same on every rank, by a checksum of their bits."""

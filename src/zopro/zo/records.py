@@ -12,6 +12,7 @@ class Estimate:
 
     losses: list[tuple[float, float]]
     differences: list[float]  # per query, half the central difference or the forward difference: eps * slope
+    left_out: frozenset[str] = frozenset()  # names of the tensors that were not displaced
 
     @property
     def loss(self) -> float:
@@ -35,6 +36,7 @@ class Accumulated:
     squared_signal: float = 0.0
     count: int = 0
     finite: bool = True
+    left_out: set[str] = field(default_factory=set)
 
     def add(self, estimate: Estimate, weight: float) -> None:
         before = self.differences or [0.0] * len(estimate.differences)
@@ -44,6 +46,7 @@ class Accumulated:
         self.squared_signal += sum((plus - minus) ** 2 for plus, minus in estimate.losses) / len(estimate.losses)
         self.count += 1
         self.finite = self.finite and estimate.finite
+        self.left_out.update(estimate.left_out)
 
     @property
     def signal(self) -> float:
@@ -65,6 +68,7 @@ class StepRecord:
     loss: float
     signal_to_noise: float  # |L+ - L-| / (sqrt(2) sigma); NaN where the noise floor was not measured
     skipped: bool
+    left_out: list[str] = field(default_factory=list)  # names of the tensors that stay: frozen, or never read by the loss
 
     @property
     def projected_gradient(self) -> float:

@@ -13,6 +13,7 @@ say whether a projected gradient is more than rounding.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -22,18 +23,21 @@ import torch
 from torch import Tensor
 
 from zopro.zo import groups
+from zopro.zo.calibration import calibrate
+from zopro.zo.differences import central, forward
 from zopro.zo.directions import Directions, Gaussian, tensor_generator
+from zopro.zo.displacements import Displacements
 from zopro.zo.evaluation import Closure, Evaluator
-from zopro.zo.monitor import SecondMoment, SignalMonitor
-from zopro.zo.perturbation import PERTURBATIONS, Offset, choose
+from zopro.zo.monitor import ResolutionMonitor, SecondMoment, SignalMonitor
+from zopro.zo.perturbation import PERTURBATIONS, choose
 from zopro.zo.ranks import Ranks
 from zopro.zo.records import Accumulated, Estimate, StepRecord
-from zopro.zo.schedules import auto_eps, loss_noise
 from zopro.zo.together import Together
+from zopro.zo.unread import Unread
+from zopro.zo.update import check_size, take
 
 logger = logging.getLogger(__name__)
 EVALUATIONS = ("sequential", "together")
-KNOWN_LOSS_TOLERANCE = 0.1  # of the difference L(theta + eps z) - L(theta)
 
 
 class SPSA(torch.optim.Optimizer):
@@ -41,7 +45,9 @@ class SPSA(torch.optim.Optimizer):
 
     Args:
         params: tensors, (name, tensor) pairs, or parameter groups of either, each with its own `lr` and `eps`.
-            Directions are keyed by name; unnamed tensors are called "<group>.<index>".
+            Directions are keyed by name; unnamed tensors are called "<group>.<index>". What has requires_grad=False
+            stays as it is for as long as it has; only a plain tensor (no `nn.Parameter`) that is given so is trained,
+            since nobody has frozen it. Tensors that the loss never reads stay as they are too (`zopro.zo.unread`).
         lr: learning rate.
         eps: perturbation scale, or "auto" to choose it from the noise floor at the first estimate.
         directions: where z comes from.
@@ -58,7 +64,8 @@ class SPSA(torch.optim.Optimizer):
         before_apply: called with each step's record before a parameter changes (a journal); if it raises, none does.
 
     All evaluations of a step see the same global random state (dropout draws the same mask; not in a copied batch).
-    Raises ValueError: an argument out of range.
+    A copy (`copy.deepcopy`, pickle) goes on as the original would, without its hooks and its `before_apply`.
+    Raises ValueError: an argument out of range; no tensor to train.
     """
 
     def __init__(
@@ -103,13 +110,15 @@ class SPSA(torch.optim.Optimizer):
         self.accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
         self.step_count = 0
         self.skipped_steps = 0
-        self.signal = SignalMonitor()
+        self.signal, self.resolution = SignalMonitor(), ResolutionMonitor()
+        self.unread = Unread()
         self.second_moment = SecondMoment(second_moment_beta)
         self.trusts_known_loss: bool | None = None  # of L(theta) given to `measure`; None: not compared yet
         self.last: StepRecord | None = None
         self._accumulated = Accumulated()
+        self._free: list[Tensor] = []  # plain tensors, whose requires_grad says nothing
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
-        self.directions.check([(name, tensor) for name, tensor, _ in groups.named(self.param_groups)])
+        self.directions.check([(name, tensor) for name, tensor, _ in groups.trained(self.param_groups, self._free)])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with their own options. Raises ValueError: an option out of range, a name that is taken."""
@@ -121,6 +130,7 @@ class SPSA(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._free += [p for p in group["params"] if not (p.requires_grad or isinstance(p, torch.nn.Parameter))]
 
     @staticmethod
     def query_seed(query: int, seed: int) -> int:
@@ -137,27 +147,32 @@ class SPSA(torch.optim.Optimizer):
                 Used one-sided only, and only if it agrees with an evaluation at the first estimate, whose slopes
                 it must not move by more than a tenth (in bfloat16 a model's losses depend on how they are computed).
         """
-        self.together.parameters = [tensor for _, tensor, _ in groups.named(self.param_groups)]
-        evaluate = Evaluator(closure, choose(self.perturbation, self.together.parameters), self.ranks)
-        self._calibrate(evaluate)
+        movable = groups.trained(self.param_groups, self._free)
+        around = Displacements([e for e in movable if e[0] not in self.unread.left_out], self.directions, self.step_count)
+        self.together.parameters = around.tensors
+        evaluate = Evaluator(closure, choose(self.perturbation, around.tensors), self.ranks)
+        reads = self.unread.watch(movable)
+        evaluate.watch = None if reads is None else reads.watch
+        wanted = self.measure_noise or any(group["auto_eps"] for group in self.param_groups)
+        if wanted and math.isnan(self.signal.noise_floor):
+            self.signal.noise_floor = calibrate(self.param_groups, evaluate, around, self.seed, self.sides)
         if any(group["eps"] == "auto" for group in self.param_groups):  # no finite loss to choose it from
             return Estimate([(math.nan, math.nan)] * self.queries, [math.nan] * self.queries)
         seeds = [self.query_seed(query, self.seed) for query in range(self.queries)]
-        if self.sides == 2:
-            both = Evaluator(closure, self.together, self.ranks) if self.evaluation == "together" else evaluate
-            values = both.losses([self._offset(seed, sign) for seed in seeds for sign in (1.0, -1.0)])
-            pairs = list(zip(values[0::2], values[1::2], strict=True))
-            return Estimate(pairs, [(plus - minus) / 2 for plus, minus in pairs])
-        offsets: list[Offset | None] = [self._offset(seed, 1.0) for seed in seeds]
-        if loss_at_theta is not None and self.trusts_known_loss:
-            values = evaluate.losses(offsets)
+        if self.sides == 1:
+            trusted = self.trusts_known_loss
+            estimate, self.trusts_known_loss = forward(evaluate, around, seeds, loss_at_theta, trusted)
+        elif self.evaluation == "sequential":
+            estimate = central(evaluate, around, seeds)
         else:
-            known = loss_at_theta
-            loss_at_theta, *values = evaluate.losses([None, *offsets])
-            if known is not None and self.trusts_known_loss is None:
-                slopes = sum(abs(plus - loss_at_theta) for plus in values) / len(values)
-                self.trusts_known_loss = abs(known - loss_at_theta) <= KNOWN_LOSS_TOLERANCE * slopes
-        return Estimate([(plus, loss_at_theta) for plus in values], [plus - loss_at_theta for plus in values])
+            both = Evaluator(closure, self.together, self.ranks)
+            both.watch = evaluate.watch
+            estimate = central(both, around, seeds)
+        if reads is not None and estimate.finite and any(plus != other for plus, other in estimate.losses):
+            self.unread.look(reads, evaluate, around.at(self.seed, 1.0), movable)
+        moved = {name for name, _, _ in around.entries if name not in self.unread.left_out}
+        left_out = {name for name, _, _ in groups.named(self.param_groups)} - moved
+        return dataclasses.replace(estimate, left_out=frozenset(left_out))
 
     def accumulate(self, estimate: Estimate, weight: float = 1.0) -> None:
         """Add one micro-batch's estimate to the coming step. All micro-batches of a step share its directions."""
@@ -175,11 +190,14 @@ class SPSA(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: nothing was accumulated.
+            InputError: the learning rate would leave weights that are of no use; none has moved then.
         """
         total, self._accumulated = self._accumulated, Accumulated()
         if not total.count:
             raise RuntimeError("apply: nothing to apply, call estimate(closure) first or pass a closure to step")
         normaliser = total.weight if self.accumulation == "mean" else 1.0
+        movable = groups.movable(self.param_groups, self._free)
+        moving = {name for name, _, _ in movable} - total.left_out
         eps = [math.nan if group["eps"] == "auto" else float(group["eps"]) for group in self.param_groups]
         gradients = [difference / normaliser / eps[0] for difference in total.differences]
         finite = total.finite and all(math.isfinite(g) for g in gradients)
@@ -201,32 +219,32 @@ class SPSA(torch.optim.Optimizer):
             loss=total.loss / normaliser,
             signal_to_noise=self.signal.ratio(total.signal),
             skipped=not finite,
+            left_out=[name for name, _, _ in groups.named(self.param_groups) if name not in moving],
         )
-        self.signal.watch(self.step_count, self.last.signal_to_noise)
+        chosen = any(group["auto_eps"] for group in self.param_groups)
+        self.signal.watch(self.step_count, self.last.signal_to_noise, chosen)
+        if finite:
+            check_size(self.last, movable, self.param_groups)
         if self.before_apply is not None:
             self.before_apply(self.last)
+        self.resolution.begin(self.step_count)
         self.replay(self.last)
+        self.resolution.end(self.step_count, max(self.last.learning_rates))
         self.step_count += 1
         return self.last
 
     @torch.no_grad()
     def replay(self, record: StepRecord) -> None:
-        """Apply a recorded step to the parameters without any evaluation: bit-equal to when it was taken."""
+        """Apply a recorded step to the parameters without any evaluation: bit-equal to when it was taken.
+
+        What is frozen stays, as does what stayed then.
+        """
         if record.skipped:
             return
-        group_index = {id(group): index for index, group in enumerate(self.param_groups)}
-        for name, tensor, group in groups.named(self.param_groups):
-            g = group_index[id(group)]
-            lr = record.learning_rates[g]
-            wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))  # the tensor itself if it is wide
-            if record.weight_decay[g] and tensor.dim() >= 2:
-                wide.mul_(1 - lr * record.weight_decay[g])
-            for query, coefficient in enumerate(record.coefficients):
-                z = self.directions.tensor(name, tensor, self.query_seed(query, record.seed), record.step)
-                wide.sub_(z, alpha=lr * coefficient * record.eps[0] / record.eps[g])
-            if wide.dtype != tensor.dtype:
-                tensor.detach().copy_(wide)
-        torch.clear_autocast_cache()  # an autocast around the step may hold casts of the old values
+        still = set(record.left_out)
+        entries = [entry for entry in groups.movable(self.param_groups, self._free) if entry[0] not in still]
+        seeds = [self.query_seed(query, record.seed) for query in range(len(record.coefficients))]
+        take(record, entries, self.param_groups, self.directions, seeds, self.resolution)
 
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One step: estimate with `closure` and apply, or apply what was accumulated. Returns the loss, if measured."""
@@ -249,6 +267,7 @@ class SPSA(torch.optim.Optimizer):
             "moment_weight": self.second_moment.weight,
             "noise_floor": self.signal.noise_floor,
             "trusts_known_loss": self.trusts_known_loss,
+            "unread": self.unread.state(),
         }
         return state
 
@@ -261,39 +280,10 @@ class SPSA(torch.optim.Optimizer):
         self.step_count, self.skipped_steps, self.seed = own["step_count"], own["skipped_steps"], own["seed"]
         self.signal.low_steps, self.signal.noise_floor = own["low_signal_steps"], own["noise_floor"]
         self.trusts_known_loss = own["trusts_known_loss"]
+        self.unread.load(own.get("unread", Unread().state()))  # earlier versions did not look
         self.second_moment.mean_square, self.second_moment.weight = own["mean_square"], own["moment_weight"]
 
-    def _offset(self, seed: int, t: float, eps: float | None = None) -> Offset:
-        """Displacements t eps z along this step's direction, with `eps` in place of each group's own if it is given."""
-        entries = groups.named(self.param_groups)
-
-        def offset(index: int) -> Tensor:
-            name, tensor, group = entries[index]
-            z = self.directions.tensor(name, tensor, seed, self.step_count)
-            return z.mul_(t * (group["eps"] if eps is None else eps))
-
-        return offset
-
-    def _calibrate(self, evaluate: Evaluator) -> None:
-        """Set eps where it is "auto", and the noise floor if it is wanted, by evaluations along the first direction.
-
-        Where the loss is constant or not finite nothing can be measured: the next estimate tries again.
-        """
-        automatic = [group for group in self.param_groups if group["auto_eps"]]
-        if not math.isnan(self.signal.noise_floor) or not (automatic or self.measure_noise):
-            return
-        unit = self._offset(self.seed, 1.0, eps=1.0)
-        parameters = self.together.parameters
-        square = sum(float(unit(index).square().sum()) for index in range(len(parameters)))
-        scale = math.sqrt(square / sum(parameter.numel() for parameter in parameters)) or 1.0
-
-        def loss_at(t: float) -> float:
-            return evaluate.losses([self._offset(self.seed, t, eps=1.0)])[0]
-
-        if not automatic:
-            self.signal.noise_floor = loss_noise(loss_at, self.param_groups[0]["eps"], scale)
-            return
-        eps, self.signal.noise_floor = auto_eps(loss_at, scale, self.sides)
-        for group in automatic:
-            group["eps"] = "auto" if math.isnan(eps) else eps
-        logger.info("noise floor of the loss %.3g, eps %.3g", self.signal.noise_floor, eps)
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies; torch's own keeps parameters and options alone. Schedulers put a `step` of theirs on the object."""
+        own = {name: value for name, value in self.__dict__.items() if name != "step" and not name.endswith("_hooks")}
+        return {**own, "before_apply": None}

@@ -1,0 +1,140 @@
+"""Tensors that the loss never reads are left out: their gradient is zero, and random steps would only make them drift.
+
+Such are the adapters of a vision tower in a run on text, or a head that is not used. They are found while the first loss
+is measured (`zopro.zo.reads`), and believed to be unread only if moving them far changes no bit of it: in doubt a tensor
+counts as read. One that a later batch reads takes part from then on; what is read once counts as read for good.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from zopro.zo.directions import Gaussian
+from zopro.zo.evaluation import Evaluator
+from zopro.zo.groups import Entry
+from zopro.zo.perturbation import IN_PLACE_LIMIT, InPlace, Offset, Perturbation
+from zopro.zo.reads import Reads
+
+logger = logging.getLogger(__name__)
+
+FAR = 0.01  # a tensor is moved by this more than its root mean square where that is to show in the loss
+
+
+class Unread:
+    """Which tensors are left out, as far as that is known.
+
+    Attributes:
+        read: names of the tensors that the loss reads.
+        left_out: name -> whether a torch function was given the tensor all the same.
+    """
+
+    def __init__(self) -> None:
+        self.read: set[str] = set()
+        self.left_out: dict[str, bool] = {}
+
+    def watch(self, named: Sequence[Entry]) -> Reads | None:
+        """What is to watch a measurement: for the tensors that are not known to be read."""
+        watched = [tensor for name, tensor, _ in named if name not in self.read]
+        return Reads(watched) if watched else None
+
+    def look(self, reads: Reads, evaluate: Evaluator, offset: Offset, named: Sequence[Entry]) -> None:
+        """Find out about those that were watched.
+
+        Args:
+            evaluate: of the loss; used two or three times (more where what seems unread is too large to be copied at
+                once), and not at all where everything is seen to be read.
+            offset: a displacement that shows in the loss. Near it, unlike at theta, nothing is hidden by a factor that
+                happens to be 0, such as LoRA's B before the first step.
+            named: all tensors that may move.
+        """
+        watched = [name for name, _, _ in named if name not in self.read]
+        count = len(watched)
+        bits = evaluate.any_rank(reads.used | reads.touched << count, 2 * count)
+        used, touched = bits & (1 << count) - 1, bits >> count
+        new = [index for index, name in enumerate(watched) if name not in self.left_out]
+        unread = set(_confirmed(reads.tensors, new, used, touched, evaluate, offset))
+        begun = 0
+        for index, name in enumerate(watched):
+            if index in unread:
+                self.left_out[name] = bool(touched >> index & 1)
+            elif index in new:
+                self.read.add(name)
+            elif used >> index & 1 or (touched >> index & 1 and not self.left_out[name]):
+                begun += 1
+                self.read.add(name)
+                del self.left_out[name]
+        if unread or begun:
+            logger.warning(
+                "the loss does not read %d of the %d tensors to be trained%s: they stay as they are%s",
+                len(self.left_out),
+                len(named),
+                f", such as {next(iter(self.left_out))}" if self.left_out else "",
+                f" ({begun} are read from here on)" if begun else "",
+            )
+
+    def state(self) -> dict[str, Any]:
+        return {"read": sorted(self.read), "left_out": dict(self.left_out)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.read, self.left_out = set(state["read"]), dict(state["left_out"])
+
+
+def _confirmed(
+    tensors: Sequence[Tensor], new: list[int], used: int, touched: int, evaluate: Evaluator, offset: Offset
+) -> list[int]:
+    """Those of the `new` indices that the loss does not read."""
+    quiet = copy.copy(evaluate)
+    quiet.watch = None
+    expected, asked = list[float](), list[int]()
+    # A kernel that is not seen hides what leads to it. What no function was given is then still worth the question.
+    for read in (used, used | touched):
+        left = [index for index in new if not read >> index & 1]
+        if not left or left == asked:
+            break
+        expected = expected or _loss(quiet, evaluate.perturbation, offset)
+        further = (_Further(evaluate.perturbation, part) for part in _parts([tensors[index] for index in left]))
+        if all(_loss(quiet, perturbation, offset) == expected for perturbation in further):
+            return left
+        asked = left
+    return []
+
+
+def _loss(evaluate: Evaluator, perturbation: Perturbation, offset: Offset) -> list[float]:
+    evaluate.perturbation = perturbation
+    return evaluate.losses([offset])
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """As large as may be copied at once."""
+    part, size = list[Tensor](), 0
+    for tensor in tensors:
+        if part and size + tensor.numel() > IN_PLACE_LIMIT:
+            yield part
+            part, size = [], 0
+        part.append(tensor)
+        size += tensor.numel()
+    yield part
+
+
+class _Further(Perturbation):
+    """As another perturbation, with some of its tensors moved far before."""
+
+    def __init__(self, inner: Perturbation, tensors: Sequence[Tensor]) -> None:
+        super().__init__(inner.parameters)
+        self.inner, self.far = inner, InPlace(tensors)
+
+    def _offset(self, index: int) -> Tensor:
+        tensor = self.far.parameters[index].detach()
+        size = float(tensor.float().square().mean().sqrt()) if tensor.numel() else 0.0
+        return Gaussian().tensor(str(index), tensor, seed=0, step=-1).mul_(size + FAR)
+
+    @contextmanager
+    def at(self, offset: Offset) -> Iterator[None]:
+        with self.far.at(self._offset), self.inner.at(offset):
+            yield
