@@ -17,12 +17,9 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOConfig, RLOOTrainer
 
-<<<<<<< HEAD
+from zopro.construction import arguments, check_model, check_weights, trainable
 from zopro.engine.chat import check_end
 from zopro.engine.frame import check_embedded
-=======
-from zopro.construction import arguments, check_model, check_weights, trainable
->>>>>>> w-moves
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
@@ -78,15 +75,10 @@ class EngineRLOOTrainer(RLOOTrainer):
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
-<<<<<<< HEAD
-        InputError: a pad token without an embedding; while training, a tokenizer that ends every prompt with EOS, or a
-            reward function that raises, is late, or does not return one finite number (or None, which TRL leaves out)
-            for each completion.
-=======
-        InputError: `args` of another trainer; a model that cannot be trained (`zopro.construction`). While training,
-            weights that diverge; a reward function that raises, is late, or does not return one finite number (or None,
-            which TRL leaves out) for each completion.
->>>>>>> w-moves
+        InputError: `args` of another trainer; a model that cannot be trained (`zopro.construction`); a pad token without
+            an embedding. While training, weights that diverge; a tokenizer that ends every prompt with EOS; a reward
+            function that raises, is late, or does not return one finite number (or None, which TRL leaves out) for each
+            completion.
         ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
     """
 
