@@ -39,13 +39,18 @@ class ModelOptions:
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
     lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
     lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
-    lora_target_modules: str = option("all-linear", "PEFT target modules: all-linear or a comma-separated list.")
+    lora_target_modules: str = option(
+        "all-linear", "PEFT target modules: all-linear, names with commas, or a regular expression."
+    )
 
     def __post_init__(self) -> None:
         check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
         check(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "must be auto, float32 or bfloat16", self.dtype)
         not_negative(self, "lora_r")
         positive(self, "lora_alpha")
+        targets = self.lora_target_modules
+        rule = "must be all-linear, names separated by commas or a regular expression"
+        check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
 
 
 @dataclass

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from zopro.config import RunConfig
 from zopro.engine import models, rollouts
 from zopro.engine.adapters import open_adapter
+from zopro.engine.starts import joined, load_start, start_adapter, tokenizer_home
 from zopro.errors import InputError
 from zopro.options import load_config
 from zopro.random_state import preserve_random_state
@@ -72,7 +74,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
     config, is_adapter = policy.config, _is_adapter(policy.folder)
-    tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    tokenizer = models.load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
     with whole_folder(out) as partial:
         if is_adapter and merged:
             model = open_adapter(_load_model(config, config.model), policy.folder)
@@ -89,7 +91,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
         "iteration": policy.iteration,
         "out": str(out),
         "kind": "adapter" if is_adapter and not merged else "model",
-        "base": config.model,
+        "base": base_of(config.model),
     }
 
 
@@ -114,7 +116,8 @@ def answer(
         raise InputError(f"--max-new-tokens: must be at least 1, got {length}.")
     if temperature < 0:
         raise InputError(f"--temperature: must not be negative, got {temperature}. 0 takes the likeliest token.")
-    tokenizer = models.load_tokenizer(policy.config.model, trust_remote_code=policy.config.trust_remote_code)
+    config = policy.config
+    tokenizer = models.load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
     rendered = [models.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     encoded = [tokenizer(text)["input_ids"] for text in rendered]
     table = {"prompt": list(prompts)}
@@ -182,17 +185,28 @@ def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
 
 def _load_model(config: RunConfig, folder: str) -> Any:
     device = models.resolve_device(config.device)
-    return models.load_base(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
+    return load_start(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
 
 
 def _copy_adapter(policy: Policy, target: Path) -> None:
     """Copy the adapter; a base that is a folder is named by its full path, so that PEFT finds it from anywhere."""
-    models.adapter_tensors(policy.folder)
-    shutil.copy(policy.folder / models.ADAPTER_FILE, target)
-    settings = json.loads((policy.folder / models.ADAPTER_CONFIG).read_text("utf-8"))
-    base = Path(policy.config.model)
-    settings["base_model_name_or_path"] = str(base.resolve()) if base.is_dir() else policy.config.model
+    start = start_adapter(policy.config.model)
+    if start is None:
+        models.adapter_tensors(policy.folder)
+        shutil.copy(policy.folder / models.ADAPTER_FILE, target)
+        settings, name = json.loads((policy.folder / models.ADAPTER_CONFIG).read_text("utf-8")), policy.config.model
+    else:
+        tensors, settings = joined(start, policy.folder)
+        save_file(tensors, target / models.ADAPTER_FILE, metadata={"format": "pt"})
+        name = start.base
+    settings["base_model_name_or_path"] = str(Path(name).resolve()) if Path(name).is_dir() else name
     (target / models.ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def base_of(model: str) -> str:
+    """What an exported adapter belongs to: the model of the run, or its base where that was an adapter itself."""
+    start = start_adapter(model)
+    return model if start is None else start.base
 
 
 def _is_adapter(folder: Path) -> bool:

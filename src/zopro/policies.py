@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +18,8 @@ from zopro import updates
 from zopro.config import RunConfig
 from zopro.engine import models
 from zopro.engine.adapters import open_adapter
+from zopro.engine.starts import load_start
+from zopro.engine.targets import new_adapter
 from zopro.random_state import preserve_random_state
 
 
@@ -39,13 +40,13 @@ class Policies:
         """The policy saved in `folder`, or (None) a fresh one: the base with a new adapter, or the base's weights."""
         if self.full:
             source = self.config.model if folder is None else str(folder)
-            model = models.load_base(source, self.base.dtype, self.base.device, self.config.trust_remote_code)
+            model = load_start(source, self.base.dtype, self.base.device, self.config.trust_remote_code)
             yield model.requires_grad_(trainable)
             return
         with preserve_random_state():
             if folder is None:
                 torch.manual_seed(self.config.seed)
-                model = get_peft_model(self.base, models.lora_config(self.config, "CAUSAL_LM"))
+                model = new_adapter(self.base, self.config, "CAUSAL_LM")
             else:
                 model = open_adapter(self.base, folder, trainable=trainable)
         try:

@@ -102,7 +102,9 @@ class EngineRLOOTrainer(RLOOTrainer):
     def _set_reference(self, reference: Mapping[str, Tensor]) -> None:
         plain = {tensor_name(name): tensor for name, tensor in reference.items()}
         ours = {
-            tensor_name(name): parameter for name, parameter in self.model.named_parameters() if f".{REFERENCE}." in name
+            tensor_name(name): parameter
+            for name, parameter in self.model.named_parameters()
+            if f".{REFERENCE}." in f"{name}."
         }
         if set(ours) != set(plain):
             unmatched = sorted(set(ours) ^ set(plain))

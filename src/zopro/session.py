@@ -6,20 +6,22 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 
 from zopro import judges, tasks
 from zopro.callbacks import MetricsCallback, SnapshotCallback
 from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import models
+from zopro.engine.quantised import check_trainable
 from zopro.engine.rollouts import Rollouts, generate
+from zopro.engine.starts import load_start, start_note, tokenizer_home
+from zopro.engine.targets import check_targets, new_adapter
 from zopro.errors import InputError
 from zopro.launch import Job
 from zopro.memory import peak_rss_mb
@@ -61,12 +63,15 @@ class Session:
         self.job = job or Job()
         self.config, self.quiet = config, quiet or not self.job.first
         self.directory = RunDirectory(config, resume, self.job.first)
-        self.tokenizer = models.load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        self.tokenizer = models.load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
         data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long)
         self.task = data.task
         device = models.resolve_device(config.device)
         self.base = self._load(device)
         _check_context(self.base, config)
+        check_trainable(self.base, config.lora_r)
+        if config.lora_r:
+            check_targets(self.base, config)
         self.judge = judges.make_judge(
             config.judge,
             self.task,
@@ -78,6 +83,8 @@ class Session:
         self.train = [self._item(example) for example in data.train]
         self.eval = [self._item(example) for example in data.eval]
         self.policies = Policies(self.base, config)
+        with nullcontext() if self.policies.full else self.policies.open(None):
+            pass  # what PEFT refuses, it refuses now
         self.eos_token_ids = models.stop_ids(self.base, self.tokenizer)
         self._reward_model = self._new_reward_model()
         self._callback: MetricsCallback | None = None
@@ -85,17 +92,18 @@ class Session:
         self.job.wait()
         left_out = "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
         self.rows = f"{len(self.train)} training rows, {len(self.eval)} held-out prompts{left_out}"
-        self.say(self.rows)
+        for line in filter(None, (start_note(config.model), self.rows)):
+            self.say(line)
 
     def _load(self, device: Any) -> Any:
         config = self.config
         dtype = models.resolve_dtype(config.dtype, device)
-        return models.load_base(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
+        return load_start(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
 
     def _load_other(self, path: str, device: Any) -> tuple[Any, Any]:
         dtype = models.resolve_dtype(self.config.dtype, device)
-        model = models.load_base(path, dtype, device, self.config.trust_remote_code)
-        return model, models.load_tokenizer(path, trust_remote_code=self.config.trust_remote_code)
+        model = load_start(path, dtype, device, self.config.trust_remote_code)
+        return model, models.load_tokenizer(tokenizer_home(path), trust_remote_code=self.config.trust_remote_code)
 
     def _item(self, example: Example) -> Item:
         prompt = models.render_prompt(self.tokenizer, example.prompt)
@@ -177,7 +185,7 @@ class Session:
         with preserve_random_state():
             torch.manual_seed(self.seed("reward adapter"))
             options = replace(config, lora_r=FULL_REWARD_RANK) if self.policies.full else config
-            model = get_peft_model(classifier, models.lora_config(options, "SEQ_CLS"))
+            model = new_adapter(classifier, options, "SEQ_CLS")
         return RewardModel(model, self.tokenizer, config.max_prompt_length + config.max_completion_length + 1)
 
     def reward_model(self, iteration: int | None) -> RewardModel:

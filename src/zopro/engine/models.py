@@ -6,6 +6,7 @@ import copy
 import re
 from pathlib import Path
 
+import jinja2
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ from transformers import (
 
 from zopro.config import ModelOptions
 from zopro.engine.products import multiplies_bfloat16
+from zopro.engine.quantised import hide, quantised, share_modules
 from zopro.errors import InputError
 
 CHATML = (
@@ -31,6 +33,12 @@ CHATML = (
 )
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+_NAMES = re.compile(r"[\w.\-\s,]*")  # a comma-separated list of module names
+# What transformers and tokenizers let through of files that are broken, lacking or of another library's making.
+_UNLOADABLE = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ImportError),
+    *(SafetensorError, jinja2.TemplateError),
+)
 _ADAPTER_NAME = re.compile(
     r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save)\.(?!weight$|bias$)\w+"
 )
@@ -70,7 +78,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
+    except _UNLOADABLE as error:
         raise _cannot_load("tokenizer", model, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
@@ -120,11 +128,22 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        hide(loaded)
+        loaded = loaded if quantised(loaded) and loaded.device.type == device.type else loaded.to(device)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise _cannot_load("model", model, error) from error
     if info["missing_keys"]:
         raise InputError(f"model: the files of {model!r} lack {min(info['missing_keys'])!r}: incomplete.")
-    return loaded.to(device).eval()
+    return loaded.eval()
 
 
 def _cannot_load(what: str, name: str, error: Exception) -> InputError:
@@ -136,6 +155,8 @@ def _cannot_load(what: str, name: str, error: Exception) -> InputError:
             f"model: {name!r} comes with Python code of its own, which is not run unasked. Read it, then set "
             "trust_remote_code if you trust it."
         )
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its weights do not have the shapes that its config.json says"
     return InputError(f"model: cannot load the {what} of {name!r}: {reason.splitlines()[0]}")
 
 
@@ -167,11 +188,15 @@ def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             f"model: {name} has no sequence classification head in transformers, which the reward model needs. "
             "Choose another architecture."
         ) from None
+    if quantised(base):
+        share_modules(base, classifier)
     shared = dict(base.base_model.named_parameters(remove_duplicate=False))
     buffers = dict(base.base_model.named_buffers(remove_duplicate=False))
     for prefix, module in classifier.base_model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             source = shared[name]
+            if parameter is source:
+                continue  # of a quantised module
             module.register_parameter(name.rpartition(".")[2], nn.Parameter(source.detach(), source.requires_grad))
             assert parameter.shape == source.shape, name
         for name, _ in module.named_buffers(prefix, recurse=False):
@@ -200,13 +225,15 @@ def lora_config(options: ModelOptions, task_type: str) -> LoraConfig:
     """
     if options.lora_r == 0:
         raise InputError("lora_r: must be greater than 0 for an adapter, got 0.")
-    targets = options.lora_target_modules
+    targets: str | list[str] = options.lora_target_modules
+    if targets != "all-linear" and _NAMES.fullmatch(targets):  # else a regular expression, as in PEFT
+        targets = [name.strip() for name in targets.split(",") if name.strip()]
     return LoraConfig(
         task_type=task_type,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=0.0,
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        target_modules=targets,
         modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
     )
 
