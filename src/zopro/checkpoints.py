@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from zopro.durable import whole_folder
-from zopro.errors import InputError
+from zopro.errors import Diverged, InputError
+from zopro.saving import save_tensors
 
 PARAMETERS = "parameters.safetensors"
 RANDOM = "rng_state.pth"  # transformers' name with one process; with many it has one for each
@@ -77,7 +78,7 @@ class CheckpointMixin:
         folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
         with whole_folder(folder) as partial:
             if not self.rebuilt:
-                save_file(self._trained(), partial / PARAMETERS)
+                save_tensors(self._trained(), partial / PARAMETERS)
             trainer._save_optimizer_and_scheduler(str(partial))
             trainer._save_rng_state(str(partial))
             for own in partial.glob("rng_state_*.pth"):
@@ -96,6 +97,14 @@ class CheckpointMixin:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(Path(checkpoint) / RANDOM, Path(folder) / f"rng_state_{trainer.args.process_index}.pth")
             super()._load_rng_state(folder)  # type: ignore[misc]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the trainer's own. Raises `Diverged` where the loss is not finite, unless SPSA leaves such a step out."""
+        trainer: Any = self
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not hasattr(type(self), "spsa") and not bool(loss.isfinite().all()):
+            raise Diverged(f"the loss of step {trainer.state.global_step + 1} is {float(loss.sum())}")
+        return loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

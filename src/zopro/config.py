@@ -21,6 +21,10 @@ from zopro.judge_options import PairOptions
 
 WARM_STARTS = ("first_order", "sft", "spsa")
 METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
+RATE_KEYS = {
+    **dict.fromkeys(("rloo", "rloo-checkpointed", "grpo", "online-dpo"), "first_order_learning_rate"),
+    "guided": "guided_learning_rate",
+}  # which key holds a method's learning rate; `learning_rate` for the others
 ADVANTAGES = ("rloo", "grpo")
 PRESETS = ("default", "paper")
 PARALLEL = ("data", "queries")

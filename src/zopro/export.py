@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from zopro.config import RunConfig
 from zopro.engine import models, rollouts
@@ -29,6 +28,7 @@ from zopro.errors import InputError
 from zopro.options import load_config
 from zopro.random_state import preserve_random_state
 from zopro.rundir import whole_folder
+from zopro.saving import save_tensors, save_weights
 
 _WEIGHTS = (models.ADAPTER_FILE, "model.safetensors", "model.safetensors.index.json")
 
@@ -78,7 +78,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     with whole_folder(out) as partial:
         if is_adapter and merged:
             model = open_adapter(_load_model(config, config.model), policy.folder)
-            model.merge_and_unload().save_pretrained(partial)
+            save_weights(model.merge_and_unload(), partial)
         elif is_adapter:
             _copy_adapter(policy, partial)
         else:
@@ -197,7 +197,7 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
         settings, name = json.loads((policy.folder / models.ADAPTER_CONFIG).read_text("utf-8")), policy.config.model
     else:
         tensors, settings = joined(start, policy.folder)
-        save_file(tensors, target / models.ADAPTER_FILE, metadata={"format": "pt"})
+        save_tensors(tensors, target / models.ADAPTER_FILE)
         name = start.base
     settings["base_model_name_or_path"] = str(Path(name).resolve()) if Path(name).is_dir() else name
     (target / models.ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -21,6 +21,7 @@ from zopro.engine.adapters import open_adapter
 from zopro.engine.starts import load_start
 from zopro.engine.targets import new_adapter
 from zopro.random_state import preserve_random_state
+from zopro.saving import save_weights
 
 
 class Policies:
@@ -59,11 +60,8 @@ class Policies:
             self.base.config.use_cache = True
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write an ordinary PEFT adapter, or an ordinary model."""
-        if self.full:
-            model.save_pretrained(folder)
-        else:
-            model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+        """Write an ordinary PEFT adapter, or an ordinary model. Raises `Diverged`: it is not finite."""
+        save_weights(model, folder)
 
     def reference(self, folder: Path) -> dict[str, Tensor] | None:
         """The adapter weights of a reference policy; None where it is a whole model."""
