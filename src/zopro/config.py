@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zopro.errors import InputError, nearest
-from zopro.fields import check, not_negative, one_of, option, positive
+from zopro.fields import at_most, check, not_negative, one_of, option, positive, representable
 from zopro.guided_options import GuidedOptions
 from zopro.judge_options import PairOptions
 
@@ -51,6 +51,7 @@ class ModelOptions:
         check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
         check(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "must be auto, float32 or bfloat16", self.dtype)
         not_negative(self, "lora_r")
+        at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
         targets = self.lora_target_modules
         rule = "must be all-linear, names separated by commas or a regular expression"
@@ -194,7 +195,9 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
-        positive(self, "prompts_per_step", "temperature", "first_order_learning_rate", "queries")
+        positive(self, "prompts_per_step", "first_order_learning_rate", "queries")
+        at_most(self, 1_000_000, "prompts_per_step", "num_generations")
+        check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
         check(
             self.num_generations >= 2,
             "num_generations",
@@ -279,6 +282,7 @@ class RunConfig(
     def __post_init__(self) -> None:
         for group in GROUPS:
             group.__post_init__(self)
+        representable(self, "seed")
         fits = self.evaluation == "sequential" or (self.sides == 2 and self.lora_r > 0)
         check(fits, "evaluation", "must be sequential with sides: 1 or lora_r: 0", self.evaluation)
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from zopro.config import RunConfig
+from zopro.durable import read_json
 from zopro.engine import models, rollouts
 from zopro.engine.adapters import open_adapter
 from zopro.engine.starts import joined, load_start, start_adapter, tokenizer_home
@@ -194,7 +195,7 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
     if start is None:
         models.adapter_tensors(policy.folder)
         shutil.copy(policy.folder / models.ADAPTER_FILE, target)
-        settings, name = json.loads((policy.folder / models.ADAPTER_CONFIG).read_text("utf-8")), policy.config.model
+        settings, name = read_json(policy.folder / models.ADAPTER_CONFIG), policy.config.model
     else:
         tensors, settings = joined(start, policy.folder)
         save_tensors(tensors, target / models.ADAPTER_FILE)

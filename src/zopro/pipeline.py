@@ -20,7 +20,7 @@ from typing import Any
 from zopro.analysis import write
 from zopro.checkpoints import clear
 from zopro.config import RunConfig
-from zopro.durable import stopped_by_full_disk
+from zopro.durable import read_json, stopped_by_full_disk
 from zopro.errors import InputError
 from zopro.evaluation import evaluate
 from zopro.journal import read
@@ -60,7 +60,7 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> dict
     with job.lost_ranks(f"Continue, with as many processes as you like: zopro run {path / 'config.yaml'} --resume"):
         session = Session(dataclasses.replace(config, output_dir=str(path)), resume, quiet, job)
         try:
-            threads = json.loads((path / "environment.json").read_text(encoding="utf-8"))["threads"]  # as it began with
+            threads = read_json(path / "environment.json").get("threads", 0)  # as it began with
             with stopped_by_full_disk(path, remedy), torch_threads(threads):
                 summary = _loop(session)
         finally:
@@ -132,7 +132,7 @@ def exchanged_bytes(directory: RunDirectory, iterations: int) -> int:
 
 
 def _headline(directory: RunDirectory, iteration: int) -> str:
-    sft, line = (json.loads(directory.evaluation(name, ".json").read_text()) for name in (None, iteration))
+    sft, line = (read_json(directory.evaluation(name, ".json")) for name in (None, iteration))
     interval = f"[{line['reward_low']:.3f}, {line['reward_high']:.3f}]"
     return (
         f"iteration {iteration}: reward {line['reward']:.3f} {interval} (SFT {sft['reward']:.3f}), "
@@ -143,7 +143,7 @@ def _headline(directory: RunDirectory, iteration: int) -> str:
 def _summary(session: Session) -> dict[str, Any]:
     directory, config = session.directory, session.config
     names = [None, *range(config.iterations)]
-    evaluations = [json.loads(directory.evaluation(name, ".json").read_text()) for name in names]
+    evaluations = [read_json(directory.evaluation(name, ".json")) for name in names]
     lines = directory.metrics()
     seconds: dict[str, float] = {}
     for line in lines:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from zopro import judges, tasks
-from zopro.callbacks import MetricsCallback, SnapshotCallback
+from zopro.callbacks import MetricsCallback, SnapshotCallback, check_reports
 from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import models
@@ -63,6 +63,7 @@ class Session:
         self.job = job or Job()
         self.config, self.quiet = config, quiet or not self.job.first
         self.directory = RunDirectory(config, resume, self.job.first)
+        check_reports(config.report_to)
         self.tokenizer = models.load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
         data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._too_long)
         self.task = data.task
@@ -110,7 +111,10 @@ class Session:
         return Item(prompt, self.tokenizer(prompt)["input_ids"], example)
 
     def _too_long(self, example: Example) -> str | None:
-        if len(self._item(example).ids) > self.config.max_prompt_length:
+        ids = self._item(example).ids
+        if not ids:
+            return "prompt has no token"
+        if len(ids) > self.config.max_prompt_length:
             return "prompt is longer than max_prompt_length"
         return None
 

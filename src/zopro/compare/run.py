@@ -16,11 +16,11 @@ from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
-from zopro.errors import InputError
+from zopro.errors import InputError, Stopped
 from zopro.rundir import RunDirectory, write_text
 
 
-class JobFailed(RuntimeError):
+class JobFailed(Stopped):
     """A job's process ended without a result; the message is the last line it wrote."""
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from pathlib import Path
 
-import jinja2
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
@@ -25,6 +25,8 @@ from zopro.engine.products import multiplies_bfloat16
 from zopro.engine.quantised import hide, quantised, share_modules
 from zopro.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 CHATML = (
     "{%- for message in messages -%}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -34,11 +36,6 @@ CHATML = (
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _NAMES = re.compile(r"[\w.\-\s,]*")  # a comma-separated list of module names
-# What transformers and tokenizers let through of files that are broken, lacking or of another library's making.
-_UNLOADABLE = (
-    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ImportError),
-    *(SafetensorError, jinja2.TemplateError),
-)
 _ADAPTER_NAME = re.compile(
     r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save)\.(?!weight$|bias$)\w+"
 )
@@ -52,6 +49,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError:
         raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}.") from None
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if resolved.type not in ("cpu", "cuda") and (accelerator is None or resolved.type != accelerator.type):
+        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}, which torch does not find here.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: must exist, got {device!r} with {torch.cuda.device_count()} GPUs. Use auto or cpu.")
     return resolved
@@ -78,7 +78,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
-    except _UNLOADABLE as error:
+    except Exception as error:  # files that are broken, or of another library's making, raise anything
         raise _cannot_load("tokenizer", model, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
@@ -111,6 +111,8 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the tokenizer's EOS, and those the model declares."""
     declared = model.generation_config.eos_token_id
+    if not all(isinstance(token, int) for token in (declared if isinstance(declared, list) else [declared or 0])):
+        raise InputError(f"model: eos_token_id in its generation_config.json must be token ids, got {declared!r}.")
     return sorted({tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None})
 
 
@@ -143,13 +145,19 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote
         raise _cannot_load("model", model, error) from error
     if info["missing_keys"]:
         raise InputError(f"model: the files of {model!r} lack {min(info['missing_keys'])!r}: incomplete.")
+    if left_out := sorted(info["unexpected_keys"]):
+        name = type(loaded).__name__
+        logger.warning("model: %d tensors of its files have no place in %s: %s ...", len(left_out), name, left_out[0])
     return loaded.eval()
 
 
 def _cannot_load(what: str, name: str, error: Exception) -> InputError:
     if not Path(name).exists() and isinstance(error, OSError):
         return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
-    reason = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[: 1 + lines[0].endswith(":")])
+    if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+        reason = f"{type(error).__name__}: {reason}"
     if "trust_remote_code" in reason:
         return InputError(
             f"model: {name!r} comes with Python code of its own, which is not run unasked. Read it, then set "
@@ -157,7 +165,9 @@ def _cannot_load(what: str, name: str, error: Exception) -> InputError:
         )
     if "ignore_mismatched_sizes" in reason:
         reason = "its weights do not have the shapes that its config.json says"
-    return InputError(f"model: cannot load the {what} of {name!r}: {reason.splitlines()[0]}")
+    if "instantiate the backend tokenizer" in reason:
+        reason = "it must hold tokenizer.json, or another file of a tokenizer"
+    return InputError(f"model: cannot load the {what} of {name!r}: {reason}")
 
 
 def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from zopro.config import ModelOptions
 from zopro.engine import models
 from zopro.engine.quantised import shown
-from zopro.errors import InputError
+from zopro.errors import InputError, out_of_memory
 
 SHOWN = 12  # names of modules in a message
 
@@ -32,6 +32,8 @@ def new_adapter(model: PreTrainedModel, options: ModelOptions, task_type: str) -
         with shown(model):
             return get_peft_model(model, models.lora_config(options, task_type))
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError, re.error) as error:
+        if out_of_memory(error) is not None:
+            raise
         where = "" if task_type == "CAUSAL_LM" else " (in the reward model, which has no output head)"
         raise _refused(model, options.lora_target_modules, f"{_first(error)}{where}") from error
 
