@@ -158,7 +158,7 @@ def _cannot_load(what: str, name: str, error: Exception) -> InputError:
     reason = " ".join(lines[: 1 + lines[0].endswith(":")])
     if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
         reason = f"{type(error).__name__}: {reason}"
-    if "trust_remote_code" in reason:
+    if "trust_remote_code" in str(error):
         return InputError(
             f"model: {name!r} comes with Python code of its own, which is not run unasked. Read it, then set "
             "trust_remote_code if you trust it."
