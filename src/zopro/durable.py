@@ -55,7 +55,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to write into that becomes `path` when the block ends well, and disappears when it does not."""
     beside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise InputError(f"'{path}': must be a folder that can be written to, got '{error.strerror}'.") from error
     try:
         yield beside
         fsync_tree(beside)

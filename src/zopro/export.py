@@ -117,6 +117,10 @@ def answer(
         raise InputError(f"--max-new-tokens: must be at least 1, got {length}.")
     if temperature < 0:
         raise InputError(f"--temperature: must not be negative, got {temperature}. 0 takes the likeliest token.")
+    if temperature and not 1e-6 <= temperature <= 1e6:
+        raise InputError(f"--temperature: must be 0 or lie in [1e-6, 1e6], got {temperature}.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed: must not be negative, and less than 2^63, got {seed}.")
     config = policy.config
     tokenizer = models.load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
     rendered = [models.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
