@@ -24,6 +24,7 @@ from zopro.config import RunConfig
 from zopro.durable import read_json
 from zopro.engine import models, rollouts
 from zopro.engine.adapters import open_adapter
+from zopro.engine.quantised import quantised
 from zopro.engine.starts import joined, load_start, start_adapter, tokenizer_home
 from zopro.errors import InputError
 from zopro.options import load_config
@@ -78,7 +79,13 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     tokenizer = models.load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
     with whole_folder(out) as partial:
         if is_adapter and merged:
-            model = open_adapter(_load_model(config, config.model), policy.folder)
+            base = _load_model(config, config.model)
+            if quantised(base):
+                raise InputError(
+                    "--merged: must not be given, the run's model is quantised: rounded to its weights an adapter "
+                    "would be lost. Export the adapter, and merge it into the model before quantisation with PEFT."
+                )
+            model = open_adapter(base, policy.folder)
             save_weights(model.merge_and_unload(), partial)
         elif is_adapter:
             _copy_adapter(policy, partial)
