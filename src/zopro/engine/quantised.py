@@ -26,7 +26,11 @@ def quantised(model: nn.Module) -> bool:
 
 
 def hide(model: PreTrainedModel) -> None:
-    """From the libraries: how the weights are stored, except inside `shown`."""
+    """Make a loaded model ready: the libraries do not see how its weights are stored, except inside `shown`."""
+    for module in model.modules():
+        # bitsandbytes packs 4-bit weights anew at the first inference on some CPUs; no gradient passes what it packed.
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     kept = [flag for flag in _FLAGS if getattr(model, flag, False)]
     setattr(model, _KEPT, kept)
     for flag in kept:
