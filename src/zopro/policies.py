@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from zopro import updates
-from zopro.config import RunConfig
+from zopro.config import RATE_KEYS, RunConfig
 from zopro.engine import models
 from zopro.engine.adapters import open_adapter
 from zopro.engine.starts import load_start
 from zopro.engine.targets import new_adapter
+from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
 from zopro.saving import save_weights
 
@@ -30,11 +31,16 @@ class Policies:
     Args:
         base: the causal model; with LoRA it is lent to one adapter at a time and comes back pristine.
         config: for the adapter's shape, and for loading whole models in full-parameter mode.
+
+    Raises:
+        InputError: all parameters are trained, from the SFT update, and the base's own files are not at hand.
     """
 
     def __init__(self, base: PreTrainedModel, config: RunConfig) -> None:
         self.base, self.config = base, config
         self.full = config.lora_r == 0
+        if self.full and config.warm_start == "sft" and config.method not in RATE_KEYS:
+            _check_files(config.model)
 
     @contextmanager
     def open(self, folder: Path | None, trainable: bool = False) -> Iterator[Any]:
@@ -74,3 +80,12 @@ class Policies:
     def reward_update(self, after: Path, before: Path) -> Mapping[str, Tensor]:
         """v: the difference of two saved reward models, of the tensors they share with the policy."""
         return updates.reward_update(self.config, after, before)
+
+
+def _check_files(model: str) -> None:
+    """The SFT update of all parameters is measured from the base's files, tensor by tensor."""
+    if not any(Path(model).glob("model*.safetensors")):
+        raise InputError(
+            f"warm_start: sft must find the base's weights in a local folder with lora_r: 0, got the model {model!r}. "
+            "Download it (an adapter: export it --merged) and give its folder, or take another warm start."
+        )

@@ -96,6 +96,9 @@ class EngineRLOOTrainer(RLOOTrainer):
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Batch | None = None
+        for name, parameter in self.model.named_parameters():
+            if f".{REFERENCE}." in f"{name}.":  # TRL overlooks adapters of embeddings, whose names end so
+                parameter.requires_grad_(False)
         if reference is not None:
             self._set_reference(reference)
 

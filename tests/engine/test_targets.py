@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from tiny import tiny_model, tiny_tokenizer
+from tiny_runs import config, write_inputs
+from zopro import pipeline
 from zopro.config import ModelOptions
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.rollouts import generate
 from zopro.engine.targets import check_targets, new_adapter
 from zopro.errors import InputError
+from zopro.replay import replay
 
 TOKENIZER = tiny_tokenizer()
 GIVEN: dict[str, Any] = {
@@ -86,3 +91,18 @@ def test_a_refusal_names_what_there_is():
         with pytest.raises(InputError, match=re.escape(f"There are: {names}")) as refused:
             check_targets(tiny_model(kind, TOKENIZER), options("nope"))
         assert "lm_head" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_loop_trains_embeddings_and_replays_them(tmp_path, monkeypatch):
+    """Adapters of embeddings have names of their own in PEFT; TRL's copy of the policy, the reference, must not move."""
+    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
+    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
+    run = tmp_path / "run"
+    targets = {"lora_target_modules": "q_proj,embed_tokens", "method": "mezo", "warm_start": "spsa"}
+    settings = config(write_inputs(tmp_path / "inputs"), run, iterations=2, policy_steps=2, **targets)
+    pipeline.run(settings, quiet=True)
+    states = [load_file(run / folder / "adapter_model.safetensors") for folder in ("sft", "policy/000", "policy/001")]
+    for before, after in pairwise(states):
+        assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert any("lora_embedding_B" in name for name in states[0])
+    assert replay(run, tmp_path / "replayed")["equal"]

@@ -235,9 +235,9 @@ def lora_config(options: ModelOptions, task_type: str) -> LoraConfig:
     """
     if options.lora_r == 0:
         raise InputError("lora_r: must be greater than 0 for an adapter, got 0.")
-    targets: str | list[str] = options.lora_target_modules
-    if targets != "all-linear" and _NAMES.fullmatch(targets):  # else a regular expression, as in PEFT
-        targets = [name.strip() for name in targets.split(",") if name.strip()]
+    given = options.lora_target_modules
+    listed = given != "all-linear" and _NAMES.fullmatch(given)  # else a regular expression, as in PEFT
+    targets = [name.strip() for name in given.split(",") if name.strip()] if listed else given
     return LoraConfig(
         task_type=task_type,
         r=options.lora_r,

@@ -30,7 +30,7 @@ def hide(model: PreTrainedModel) -> None:
     for module in model.modules():
         # bitsandbytes packs 4-bit weights anew at the first inference on some CPUs; no gradient passes what it packed.
         if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False
     kept = [flag for flag in _FLAGS if getattr(model, flag, False)]
     setattr(model, _KEPT, kept)
     for flag in kept:
