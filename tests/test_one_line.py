@@ -157,6 +157,23 @@ def test_a_model_folder_that_is_none(name, inputs, tmp_path, capsys):
     assert words in line and line.startswith(("model: ", "train_data: "))
 
 
+HUB = {
+    "gated": "You are trying to access a gated repo.\nMake sure to have access to it at https://hub/a/b.\n401 Client Error.",
+    "the Hub cannot be reached": "We couldn't connect to 'https://hub' to load the files, and couldn't find them cached.",
+    "no Hub id of that name": "a/b is not a local folder and is not a valid model identifier listed on 'https://hub'",
+}
+
+
+@pytest.mark.parametrize("words", HUB)
+def test_what_the_hub_says(words, inputs, tmp_path, capsys, monkeypatch):
+    def fails(*given: object, **named: object) -> None:
+        raise OSError(HUB[words])
+
+    monkeypatch.setattr("zopro.engine.starts.find_adapter_config_file", lambda model: None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fails)
+    assert words in refused_at_once(capsys, inputs, tmp_path, model="a/b")
+
+
 # Configuration keys that only a model, a library or the machine can judge
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {

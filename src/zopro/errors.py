@@ -36,8 +36,8 @@ def diverging(key: str, value: float) -> Iterator[None]:
         yield
     except Diverged as error:
         raise InputError(
-            f"{key}: must be low enough to train with, got {value:g}: {error}. Nothing of this stage was saved. Lower it "
-            "in a new output_dir; zopro export takes along what is finished here."
+            f"{key}: must be low enough to train with, got {value:g}: {error}. Nothing of this stage was saved. Lower it, "
+            "in a new output_dir."
         ) from error
 
 

@@ -153,6 +153,12 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote
 
 def _cannot_load(what: str, name: str, error: Exception) -> InputError:
     if not Path(name).exists() and isinstance(error, OSError):
+        if "gated" in str(error):
+            return InputError(f"model: {name!r} is gated. Ask for access on its page of the Hub, then 'hf auth login'.")
+        if "couldn't connect" in str(error):
+            return InputError(
+                f"model: {name!r} is no folder, not in the cache, and the Hub cannot be reached. Check both."
+            )
         return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = " ".join(lines[: 1 + lines[0].endswith(":")])
