@@ -158,7 +158,7 @@ def test_a_model_folder_that_is_none(name, inputs, tmp_path, capsys):
 
 
 HUB = {
-    "gated": "You are trying to access a gated repo.\nMake sure to have access to it at https://hub/a/b.\n401 Client Error.",
+    "gated": "You are trying to access a gated repo.\nMake sure to have access to it.\n401 Client Error.",
     "the Hub cannot be reached": "We couldn't connect to 'https://hub' to load the files, and couldn't find them cached.",
     "no Hub id of that name": "a/b is not a local folder and is not a valid model identifier listed on 'https://hub'",
 }
@@ -413,6 +413,15 @@ def test_a_known_error_is_one_line_wherever_it_comes_from(error, code, words, in
     with pytest.raises(type(error)):
         pipeline.run()
     assert explained(error)[1].startswith(words) and "\n" not in explained(error)[1]
+
+
+def test_a_model_that_the_memory_does_not_hold(inputs, tmp_path, capsys, monkeypatch):
+    def fails(*given: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fails)
+    code, line = run(capsys, inputs, tmp_path)
+    assert code == 1 and line.startswith("zopro: stopped: the memory is full") and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("y"), AssertionError(), RuntimeError("z"), OSError("w")])

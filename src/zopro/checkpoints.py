@@ -27,7 +27,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from zopro.durable import read_json, whole_folder
-from zopro.errors import Diverged, InputError
+from zopro.errors import Diverged, InputError, out_of_memory
 from zopro.saving import save_tensors
 
 PARAMETERS = "parameters.safetensors"
@@ -72,9 +72,9 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
     """Raise `InputError` in place of what torch and transformers raise on a damaged file."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{checkpoint}: is damaged ({reason:.200}). Delete the folder to begin the stage anew."

@@ -36,7 +36,7 @@ def diverging(key: str, value: float) -> Iterator[None]:
         yield
     except Diverged as error:
         raise InputError(
-            f"{key}: must be low enough to train with, got {value:g}: {error}. Nothing of this stage was saved. Lower it, "
+            f"{key}: must be low enough to train with, got {value:g}: {error}. Nothing of this stage was saved. Lower it "
             "in a new output_dir."
         ) from error
 

@@ -23,7 +23,7 @@ from transformers import (
 from zopro.config import ModelOptions
 from zopro.engine.products import multiplies_bfloat16
 from zopro.engine.quantised import hide, quantised, share_modules
-from zopro.errors import InputError
+from zopro.errors import InputError, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
     except Exception as error:  # files that are broken, or of another library's making, raise anything
+        if out_of_memory(error):
+            raise
         raise _cannot_load("tokenizer", model, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
@@ -142,6 +144,8 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote
         ImportError,
         SafetensorError,
     ) as error:
+        if out_of_memory(error):
+            raise
         raise _cannot_load("model", model, error) from error
     if info["missing_keys"]:
         raise InputError(f"model: the files of {model!r} lack {min(info['missing_keys'])!r}: incomplete.")
@@ -156,9 +160,7 @@ def _cannot_load(what: str, name: str, error: Exception) -> InputError:
         if "gated" in str(error):
             return InputError(f"model: {name!r} is gated. Ask for access on its page of the Hub, then 'hf auth login'.")
         if "couldn't connect" in str(error):
-            return InputError(
-                f"model: {name!r} is no folder, not in the cache, and the Hub cannot be reached. Check both."
-            )
+            return InputError(f"model: {name!r} is no folder, nor in the cache, and the Hub cannot be reached.")
         return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = " ".join(lines[: 1 + lines[0].endswith(":")])
