@@ -400,6 +400,7 @@ KNOWN = [
     (OSError(28, "No space left on device"), 1, "stopped: the disk is full"),
     (PermissionError(13, "Permission denied", "runs/a"), 2, "error: 'runs/a': Permission denied."),
     (Diverged("the loss of step 3 is nan"), 2, "error: learning rate: must be low enough"),
+    (FloatingPointError("the logits are not finite"), 2, "error: learning rate: must be low enough"),
 ]
 
 

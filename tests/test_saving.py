@@ -82,6 +82,8 @@ def test_only_what_diverged_is_laid_to_the_learning_rate():
     line = r"^rate: must be low enough to train with, got 3: the loss is nan\. Nothing"
     with pytest.raises(InputError, match=line), diverging("rate", 3.0):
         raise Diverged("the loss is nan")
+    with pytest.raises(InputError, match=r"^rate: must be low enough"), diverging("rate", 3.0):
+        raise FloatingPointError("the logits are not finite")
     with pytest.raises(ValueError, match=r"^else$"), diverging("rate", 3.0):
         raise ValueError("else")
 

@@ -24,7 +24,7 @@ class Diverged(ValueError):
 
 @contextmanager
 def diverging(key: str, value: float) -> Iterator[None]:
-    """Raise `InputError` in place of `Diverged`, naming the learning rate of the stage inside.
+    """Raise `InputError` in place of `Diverged` (or what sampling raises), naming the learning rate of the stage inside.
 
     >>> with diverging("sft_learning_rate", 1e20):
     ...     raise Diverged("the loss is nan")
@@ -34,7 +34,7 @@ def diverging(key: str, value: float) -> Iterator[None]:
     """
     try:
         yield
-    except Diverged as error:
+    except (Diverged, FloatingPointError) as error:
         raise InputError(
             f"{key}: must be low enough to train with, got {value:g}: {error}. Nothing of this stage was saved. Lower it "
             "in a new output_dir."

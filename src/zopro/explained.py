@@ -28,7 +28,7 @@ def explained(error: BaseException) -> tuple[int, str] | None:
     """
     if isinstance(error, InputError):
         return 2, f"error: {one_line(error)}"
-    if isinstance(error, Diverged):
+    if isinstance(error, (Diverged, FloatingPointError)):
         return 2, f"error: learning rate: must be low enough to train with: {one_line(error)}."
     if isinstance(error, Stopped):
         return 1, f"stopped: {one_line(error)}"
