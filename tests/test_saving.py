@@ -84,8 +84,8 @@ def test_only_what_diverged_is_laid_to_the_learning_rate():
         raise Diverged("the loss is nan")
     with pytest.raises(InputError, match=r"^rate: must be low enough"), diverging("rate", 3.0):
         raise FloatingPointError("the logits are not finite")
-    with pytest.raises(ValueError, match=r"^else$"), diverging("rate", 3.0):
-        raise ValueError("else")
+    with pytest.raises(InputError, match=r"^else$"), diverging("rate", 3.0):
+        raise InputError("else")
 
 
 def test_there_is_one_place():

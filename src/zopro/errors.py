@@ -18,7 +18,7 @@ class Stopped(RuntimeError):
     """The work cannot go on through no fault of its input (a full disk): one line with the cause and the remedy."""
 
 
-class Diverged(ValueError):
+class Diverged(InputError):
     """A training's numbers became NaN or infinite. `diverging` names the key that is at fault."""
 
 

@@ -26,10 +26,10 @@ def explained(error: BaseException) -> tuple[int, str] | None:
     >>> explained(KeyError("x")) is None
     True
     """
-    if isinstance(error, InputError):
-        return 2, f"error: {one_line(error)}"
     if isinstance(error, (Diverged, FloatingPointError)):
         return 2, f"error: learning rate: must be low enough to train with: {one_line(error)}."
+    if isinstance(error, InputError):
+        return 2, f"error: {one_line(error)}"
     if isinstance(error, Stopped):
         return 1, f"stopped: {one_line(error)}"
     if cause := disk_full(error):
