@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from zopro.errors import InputError, nearest
 from zopro.shown import PER_TOKEN, named
 
 # Bookkeeping of transformers.Trainer: the run directory has its own seconds and sizes.
 _LEFT_OUT = ("total_flos", "epoch", "train_loss")
+_NOT_LISTED = ("dvclive", "flyte", "kubeflow")  # of which transformers does not say beforehand whether they are there
 # Shown beside the bar, in this order, where the trainer logs them. Rewards and accuracies are those of the step's own
 # batch, by the models as they are; the summary's are of held-out rows.
 _SHOWN = {"loss": "loss", "reward": "train_reward", PER_TOKEN: PER_TOKEN, "accuracy": "train_accuracy"}
@@ -29,6 +32,20 @@ def be_quiet(trainer: Trainer) -> None:
     """Remove the callbacks with which a trainer prints its logs and draws its own bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+
+
+def check_reports(names: Sequence[str]) -> None:
+    """Refuse in `report_to` what transformers does not know, or what is not installed.
+
+    Raises:
+        InputError: transformers would say so, after the first training has begun.
+    """
+    for name in names if list(names) != ["all"] else ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(INTEGRATION_TO_CALLBACK)
+            raise InputError(f"report_to: must be of {known}, got {name!r}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+        if name not in (*get_available_reporting_integrations(), *_NOT_LISTED):
+            raise InputError(f"report_to: {name} must be installed, and is not. Install it, or leave it out.")
 
 
 class SnapshotCallback(TrainerCallback):

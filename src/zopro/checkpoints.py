@@ -15,17 +15,20 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from zopro.durable import whole_folder
-from zopro.errors import InputError
+from zopro.durable import read_json, whole_folder
+from zopro.errors import Diverged, InputError, out_of_memory
+from zopro.saving import save_tensors
 
 PARAMETERS = "parameters.safetensors"
 RANDOM = "rng_state.pth"  # transformers' name with one process; with many it has one for each
@@ -59,7 +62,23 @@ def clear(folder: str | Path, keep: Path | None = None) -> None:
 def fit(trainer: Trainer) -> TrainOutput:
     """`trainer.train()`, continued from the newest checkpoint in its folder if there is one."""
     path = newest(trainer.args.output_dir)[1]
+    if path is not None:
+        read_json(path / "trainer_state.json")
     return trainer.train(resume_from_checkpoint=None if path is None else str(path))
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """Raise `InputError` in place of what torch and transformers raise on a damaged file."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{checkpoint}: is damaged ({reason:.200}). Delete the folder to begin the stage anew."
+        ) from error
 
 
 class CheckpointMixin:
@@ -77,7 +96,7 @@ class CheckpointMixin:
         folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
         with whole_folder(folder) as partial:
             if not self.rebuilt:
-                save_file(self._trained(), partial / PARAMETERS)
+                save_tensors(self._trained(), partial / PARAMETERS)
             trainer._save_optimizer_and_scheduler(str(partial))
             trainer._save_rng_state(str(partial))
             for own in partial.glob("rng_state_*.pth"):
@@ -91,15 +110,28 @@ class CheckpointMixin:
         """The first rank's random states on every rank, which all have the same: so their number may change."""
         trainer: Any = self
         if checkpoint is None or trainer.args.world_size == 1:
-            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+            with _readable(checkpoint):
+                super()._load_rng_state(checkpoint)  # type: ignore[misc]
             return
-        with tempfile.TemporaryDirectory() as folder:
+        with _readable(checkpoint), tempfile.TemporaryDirectory() as folder:
             shutil.copy(Path(checkpoint) / RANDOM, Path(folder) / f"rng_state_{trainer.args.process_index}.pth")
             super()._load_rng_state(folder)  # type: ignore[misc]
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the trainer's own. Raises `Diverged` where the loss is not finite, unless SPSA leaves such a step out."""
+        trainer: Any = self
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not hasattr(type(self), "spsa") and not bool(loss.isfinite().all()):
+            raise Diverged(f"the loss of step {trainer.state.global_step + 1} is {float(loss.sum())}")
+        return loss
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        for name, value in json.loads((folder / "counters.json").read_text("utf-8")).items():
+        for name, value in read_json(folder / "counters.json").items():
             setattr(self, name, value)
         if not (folder / PARAMETERS).exists():
             self.rebuilt = True

@@ -23,7 +23,8 @@ from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.arguments import add_configuration, configuration
 from zopro.bench import command as bench
-from zopro.errors import InputError, Stopped, nearest
+from zopro.errors import InputError, nearest
+from zopro.explained import explained
 from zopro.heap import return_freed_memory
 from zopro.imports import importing
 
@@ -52,20 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
         with contextlib.redirect_stdout(sys.stderr):
             result, text = args.handler(args)
-    except InputError as error:
-        print(f"zopro: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(f"zopro: stopped: {_one_line(error)}", file=sys.stderr)
-        return 1
     except Exception as error:
-        from zopro.durable import disk_full
-
-        cause = disk_full(error)
-        if cause is None:
+        known = explained(error)
+        if known is None:
             raise
-        print(f"zopro: stopped: the disk is full ({_one_line(cause)}). Free space, then again.", file=sys.stderr)
-        return 1
+        code, line = known
+        print(f"zopro: {line}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130
@@ -73,11 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False) if args.json else text)
     return 0
-
-
-def _one_line(error: BaseException) -> str:
-    """An error's text as one line without control characters: names in it may come from anyone's data."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

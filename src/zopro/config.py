@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zopro.errors import InputError, nearest
-from zopro.fields import check, not_negative, one_of, option, positive
+from zopro.fields import at_most, check, not_negative, one_of, option, positive, representable
 from zopro.guided_options import GuidedOptions
 from zopro.judge_options import PairOptions
 
 WARM_STARTS = ("first_order", "sft", "spsa")
 METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
+RATE_KEYS = {
+    **dict.fromkeys(("rloo", "rloo-checkpointed", "grpo", "online-dpo"), "first_order_learning_rate"),
+    "guided": "guided_learning_rate",
+}  # which key holds a method's learning rate; `learning_rate` for the others
 ADVANTAGES = ("rloo", "grpo")
 PRESETS = ("default", "paper")
 PARALLEL = ("data", "queries")
@@ -39,13 +43,19 @@ class ModelOptions:
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
     lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
     lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
-    lora_target_modules: str = option("all-linear", "PEFT target modules: all-linear or a comma-separated list.")
+    lora_target_modules: str = option(
+        "all-linear", "PEFT target modules: all-linear, names with commas, or a regular expression."
+    )
 
     def __post_init__(self) -> None:
         check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
         check(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "must be auto, float32 or bfloat16", self.dtype)
         not_negative(self, "lora_r")
+        at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
+        targets = self.lora_target_modules
+        rule = "must be all-linear, names separated by commas or a regular expression"
+        check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
 
 
 @dataclass
@@ -185,7 +195,9 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
-        positive(self, "prompts_per_step", "temperature", "first_order_learning_rate", "queries")
+        positive(self, "prompts_per_step", "first_order_learning_rate", "queries")
+        at_most(self, 1_000_000, "prompts_per_step", "num_generations")
+        check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
         check(
             self.num_generations >= 2,
             "num_generations",
@@ -270,6 +282,7 @@ class RunConfig(
     def __post_init__(self) -> None:
         for group in GROUPS:
             group.__post_init__(self)
+        representable(self, "seed")
         fits = self.evaluation == "sequential" or (self.sides == 2 and self.lora_r > 0)
         check(fits, "evaluation", "must be sequential with sides: 1 or lora_r: 0", self.evaluation)
 

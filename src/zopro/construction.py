@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from zopro.engine.models import tensor_name
-from zopro.errors import InputError
+from zopro.errors import Diverged, InputError
 
 LARGEST_WEIGHT = 1e6  # no language model has one near it
 
@@ -88,11 +88,8 @@ def adapter_kind(model: nn.Module) -> str:
 
 
 def check_weights(parameters: Iterable[Tensor], rate: float, step: int) -> None:
-    """Raise InputError where training has left weights that are not finite, or beyond all use."""
+    """Raise Diverged where training has left weights that are not finite, or beyond all use."""
     held = [parameter.detach() for parameter in parameters if parameter.numel()]
     largest = float(torch.nn.utils.get_total_norm(held, math.inf)) if held else 0.0
     if not largest < LARGEST_WEIGHT:
-        raise InputError(
-            f"learning_rate: must not let training diverge, got {rate:g}, with which weights are {largest:.2g} after "
-            f"step {step}. Lower it."
-        )
+        raise Diverged(f"at learning rate {rate:g} weights are {largest:.2g} after step {step}")

@@ -11,14 +11,16 @@ apart by `disk_full`, whichever library was writing.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from zopro.errors import Stopped
+from zopro.errors import InputError, Stopped
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors, torch and pyarrow write in their own languages and raise errors of their own.
@@ -53,7 +55,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to write into that becomes `path` when the block ends well, and disappears when it does not."""
     beside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise InputError(f"'{path}': must be a folder that can be written to, got '{error.strerror}'.") from error
     try:
         yield beside
         fsync_tree(beside)
@@ -127,6 +134,27 @@ def append_line(path: Path, line: str, flush: bool = True) -> None:
 def whole_lines(path: Path) -> list[bytes]:
     """The lines of a growing file without their ends. A last line without an end was torn by a death: left out."""
     return path.read_bytes().split(b"\n")[:-1]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `InputError` where there is none: somebody has damaged or removed it."""
+    return _objects(path, lambda: [path.read_text(encoding="utf-8")])[0]
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON object in each whole line of a file that is not blank; raises as `read_json`."""
+    return _objects(path, lambda: [line for line in whole_lines(path) if line.strip()])
+
+
+def _objects(path: Path, read: Callable[[], list[Any]]) -> list[dict[str, Any]]:
+    try:
+        values = [json.loads(text) for text in read()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}"
+        raise InputError(f"'{path}': must be there and be JSON, got {reason}. Restore it.") from error
+    if not all(isinstance(value, dict) for value in values):
+        raise InputError(f"'{path}': must hold JSON objects, got others. Restore it.")
+    return values
 
 
 def keep_lines(path: Path, count: int) -> None:

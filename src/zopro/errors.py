@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Storage size calculation overflowed", re.I)
 
 
 class InputError(ValueError):
@@ -12,6 +16,44 @@ class InputError(ValueError):
 
 class Stopped(RuntimeError):
     """The work cannot go on through no fault of its input (a full disk): one line with the cause and the remedy."""
+
+
+class Diverged(InputError):
+    """A training's numbers became NaN or infinite. `diverging` names the key that is at fault."""
+
+
+@contextmanager
+def diverging(key: str, value: float) -> Iterator[None]:
+    """Raise `InputError` in place of `Diverged` (or what sampling raises), naming the learning rate of the stage inside.
+
+    >>> with diverging("sft_learning_rate", 1e20):
+    ...     raise Diverged("the loss is nan")
+    Traceback (most recent call last):
+        ...
+    zopro.errors.InputError: sft_learning_rate: must be low enough to train with, got 1e+20: the loss is nan. ...
+    """
+    try:
+        yield
+    except (Diverged, FloatingPointError) as error:
+        raise InputError(
+            f"{key}: must be low enough to train with, got {value:g}: {error}. Nothing of this stage was saved. Lower it "
+            "in a new output_dir."
+        ) from error
+
+
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The cause of `error` that says that the memory is exhausted; None if there is none."""
+    while error is not None:
+        known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, unimported
+        if known or (isinstance(error, RuntimeError) and _MEMORY.search(str(error))):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text as one line without control characters: names in it may come from anyone's data."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -21,14 +21,18 @@ from typing import Any
 import torch
 
 from zopro.config import RunConfig
+from zopro.durable import read_json
 from zopro.engine import chat, models, rollouts
 from zopro.engine.adapters import open_adapter
 from zopro.engine.frame import check_vocabulary, declared_stops, frame_of, token_ids
+from zopro.engine.quantised import quantised
+from zopro.engine.starts import joined, load_start, start_adapter, tokenizer_home
 from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.options import load_config
 from zopro.random_state import preserve_random_state
 from zopro.rundir import whole_folder
+from zopro.saving import save_tensors, save_weights
 
 _WEIGHTS = (models.ADAPTER_FILE, "model.safetensors", "model.safetensors.index.json")
 
@@ -74,11 +78,17 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
     config, is_adapter = policy.config, _is_adapter(policy.folder)
-    tokenizer = load_tokenizer(config.model, config.trust_remote_code, as_published=True)
+    tokenizer = load_tokenizer(tokenizer_home(config.model), config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if is_adapter and merged:
-            model = open_adapter(_load_model(config, config.model), policy.folder)
-            model.merge_and_unload().save_pretrained(partial)
+            base = _load_model(config, config.model)
+            if quantised(base):
+                raise InputError(
+                    "--merged: must not be given, the run's model is quantised: rounded to its weights an adapter "
+                    "would be lost. Export the adapter, and merge it into the model before quantisation with PEFT."
+                )
+            model = open_adapter(base, policy.folder)
+            save_weights(model.merge_and_unload(), partial)
         elif is_adapter:
             _copy_adapter(policy, partial)
         else:
@@ -92,7 +102,7 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
         "iteration": policy.iteration,
         "out": str(out),
         "kind": "adapter" if is_adapter and not merged else "model",
-        "base": config.model,
+        "base": base_of(config.model),
     }
 
 
@@ -117,7 +127,12 @@ def answer(
         raise InputError(f"--max-new-tokens: must be at least 1, got {length}.")
     if temperature < 0:
         raise InputError(f"--temperature: must not be negative, got {temperature}. 0 takes the likeliest token.")
-    tokenizer = load_tokenizer(policy.config.model, trust_remote_code=policy.config.trust_remote_code)
+    if temperature and not 1e-6 <= temperature <= 1e6:
+        raise InputError(f"--temperature: must be 0 or lie in [1e-6, 1e6], got {temperature}.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed: must not be negative, and less than 2^63, got {seed}.")
+    config = policy.config
+    tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
     rendered = [chat.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     encoded = [tokenizer(text)["input_ids"] for text in rendered]
     table = {"prompt": list(prompts)}
@@ -187,16 +202,21 @@ def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
 
 def _load_model(config: RunConfig, folder: str) -> Any:
     device = models.resolve_device(config.device)
-    return models.load_base(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
+    return load_start(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
 
 
 def _copy_adapter(policy: Policy, target: Path) -> None:
     """Copy the adapter; a base that is a folder is named by its full path, so that PEFT finds it from anywhere."""
-    models.adapter_tensors(policy.folder)
-    shutil.copy(policy.folder / models.ADAPTER_FILE, target)
-    settings = json.loads((policy.folder / models.ADAPTER_CONFIG).read_text("utf-8"))
-    base = Path(policy.config.model)
-    settings["base_model_name_or_path"] = str(base.resolve()) if base.is_dir() else policy.config.model
+    start = start_adapter(policy.config.model)
+    if start is None:
+        models.adapter_tensors(policy.folder)
+        shutil.copy(policy.folder / models.ADAPTER_FILE, target)
+        settings, name = read_json(policy.folder / models.ADAPTER_CONFIG), policy.config.model
+    else:
+        tensors, settings = joined(start, policy.folder)
+        save_tensors(tensors, target / models.ADAPTER_FILE)
+        name = start.base
+    settings["base_model_name_or_path"] = str(Path(name).resolve()) if Path(name).is_dir() else name
     (target / models.ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
@@ -210,6 +230,12 @@ def _declare_stop(path: Path, tokenizer: Any) -> None:
     if stop not in declared:
         settings["eos_token_id"] = [stop, *declared]
         path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def base_of(model: str) -> str:
+    """What an exported adapter belongs to: the model of the run, or its base where that was an adapter itself."""
+    start = start_adapter(model)
+    return model if start is None else start.base
 
 
 def _is_adapter(folder: Path) -> bool:

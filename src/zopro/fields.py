@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any
 
 from zopro.errors import InputError
@@ -32,3 +32,20 @@ def positive(config: Any, *names: str) -> None:
 def not_negative(config: Any, *names: str) -> None:
     for name in names:
         check(getattr(config, name) >= 0, name, "must not be negative", getattr(config, name))
+
+
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # beyond which torch and the libraries fail in their own words
+
+
+def at_most(config: Any, limit: float, *names: str) -> None:
+    for name in names:
+        check(getattr(config, name) <= limit, name, f"must be at most {limit:g}", getattr(config, name))
+
+
+def representable(config: Any, *but: str) -> None:
+    """Refuse numbers that no int32 and no float32 can hold."""
+    for name in (key.name for key in fields(config)):
+        value = getattr(config, name)
+        if name not in but and isinstance(value, (int, float)):
+            limit = LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT
+            check(abs(value) <= limit, name, f"must be at most {limit:g}", value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from zopro.fields import check, not_negative, option, positive
+from zopro.fields import at_most, check, not_negative, option, positive
 
 OPENAI_URL, OPENAI_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 
@@ -44,6 +44,7 @@ class PairOptions:
     def __post_init__(self) -> None:
         positive(self, "pair_prompts", "judge_request_timeout", "judge_concurrency")
         not_negative(self, "judge_timeout", "judge_max_retries")
+        at_most(self, 1e9, "judge_timeout", "judge_request_timeout")  # threads cannot wait for longer
         check(0 < self.uncertain_share <= 1, "uncertain_share", "must lie in (0, 1]", self.uncertain_share)
         # What is wrong here may be a key in the wrong place: it is not repeated.
         check(

@@ -20,7 +20,7 @@ from typing import Any
 from zopro.analysis import write
 from zopro.checkpoints import clear
 from zopro.config import RunConfig
-from zopro.durable import stopped_by_full_disk
+from zopro.durable import read_json, stopped_by_full_disk
 from zopro.errors import InputError
 from zopro.evaluation import evaluate
 from zopro.launch import Job, alone
@@ -73,7 +73,7 @@ def run(
     with job.lost_ranks(f"Continue, with as many processes as you like: zopro run {path / 'config.yaml'} --resume"):
         session = Session(dataclasses.replace(config, output_dir=str(path)), resume, quiet, job, began)
         try:
-            threads = json.loads((path / "environment.json").read_text(encoding="utf-8"))["threads"]  # as it began with
+            threads = read_json(path / "environment.json").get("threads", 0)  # as it began with
             with stopped_by_full_disk(path, remedy), torch_threads(threads):
                 found = _loop(session, before or {}, measure)
         finally:
@@ -136,7 +136,7 @@ def _finished(directory: RunDirectory, config: RunConfig) -> bool:
 def _kept(directory: RunDirectory) -> dict[str, Any]:
     """The summary of a finished run, whose folder may have moved since."""
     path = directory.path
-    found: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    found = read_json(path / SUMMARY)
     return {**found, "run": str(path), "report": str(path / "report.html")}
 
 

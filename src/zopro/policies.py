@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from zopro import updates
-from zopro.config import RunConfig
+from zopro.config import RATE_KEYS, RunConfig
 from zopro.engine import models
 from zopro.engine.adapters import open_adapter
+from zopro.engine.starts import load_start
+from zopro.engine.targets import new_adapter
+from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
+from zopro.saving import save_weights
 
 
 class Policies:
@@ -28,24 +31,29 @@ class Policies:
     Args:
         base: the causal model; with LoRA it is lent to one adapter at a time and comes back pristine.
         config: for the adapter's shape, and for loading whole models in full-parameter mode.
+
+    Raises:
+        InputError: all parameters are trained, from the SFT update, and the base's own files are not at hand.
     """
 
     def __init__(self, base: PreTrainedModel, config: RunConfig) -> None:
         self.base, self.config = base, config
         self.full = config.lora_r == 0
+        if self.full and config.warm_start == "sft" and config.method not in RATE_KEYS:
+            _check_files(config.model)
 
     @contextmanager
     def open(self, folder: Path | None, trainable: bool = False) -> Iterator[Any]:
         """The policy saved in `folder`, or (None) a fresh one: the base with a new adapter, or the base's weights."""
         if self.full:
             source = self.config.model if folder is None else str(folder)
-            model = models.load_base(source, self.base.dtype, self.base.device, self.config.trust_remote_code)
+            model = load_start(source, self.base.dtype, self.base.device, self.config.trust_remote_code)
             yield model.requires_grad_(trainable)
             return
         with preserve_random_state():
             if folder is None:
                 torch.manual_seed(self.config.seed)
-                model = get_peft_model(self.base, models.lora_config(self.config, "CAUSAL_LM"))
+                model = new_adapter(self.base, self.config, "CAUSAL_LM")
             else:
                 model = open_adapter(self.base, folder, trainable=trainable)
         try:
@@ -58,11 +66,8 @@ class Policies:
             self.base.config.use_cache = True
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write an ordinary PEFT adapter, or an ordinary model."""
-        if self.full:
-            model.save_pretrained(folder)
-        else:
-            model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+        """Write an ordinary PEFT adapter, or an ordinary model. Raises `Diverged`: it is not finite."""
+        save_weights(model, folder)
 
     def reference(self, folder: Path) -> dict[str, Tensor] | None:
         """The adapter weights of a reference policy; None where it is a whole model."""
@@ -75,3 +80,12 @@ class Policies:
     def reward_update(self, after: Path, before: Path) -> Mapping[str, Tensor]:
         """v: the difference of two saved reward models, of the tensors they share with the policy."""
         return updates.reward_update(self.config, after, before)
+
+
+def _check_files(model: str) -> None:
+    """The SFT update of all parameters is measured from the base's files, tensor by tensor."""
+    if not any(Path(model).glob("model*.safetensors")):
+        raise InputError(
+            f"warm_start: sft must find the base's weights in a local folder with lora_r: 0, got the model {model!r}. "
+            "Download it (an adapter: export it --merged) and give its folder, or take another warm start."
+        )

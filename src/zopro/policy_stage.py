@@ -13,8 +13,9 @@ from typing import Any
 
 from zopro.callbacks import be_quiet
 from zopro.checkpoints import fit
-from zopro.config import RunConfig
-from zopro.methods import METHODS, SELF_STARTING, ZEROTH_ORDER, PolicyInputs
+from zopro.config import RATE_KEYS, RunConfig
+from zopro.errors import diverging
+from zopro.methods import LEARNING_RATES, METHODS, SELF_STARTING, ZEROTH_ORDER, PolicyInputs
 from zopro.random_state import preserve_random_state
 from zopro.recording import Origin, Recorder, origin_of
 from zopro.rundir import whole_folder
@@ -89,7 +90,9 @@ def train_policy(session: Session, iteration: int) -> None:
     steps, seed = policy_steps(session), session.seed("policy", iteration)
     items = iteration_items(session, iteration, steps * config.prompts_per_step)
     training: dict[str, Any] = {"steps": steps, "seed": seed, "folder": directory.trainer("policy", iteration)}
+    key = RATE_KEYS.get(origin.method, "learning_rate")
     with (
+        diverging(key, getattr(config, key) or LEARNING_RATES[config.preset]),
         policy_trainer(session, origin, items, iteration, **training) as (trainer, model),
         directory.new_folder(directory.policy(iteration)) as folder,
     ):

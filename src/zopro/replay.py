@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from zopro.config import RunConfig
@@ -25,6 +25,7 @@ from zopro.errors import InputError
 from zopro.journal import Header, Journal, read
 from zopro.options import load_config
 from zopro.recording import digest
+from zopro.saving import save_tensors
 from zopro.threads import torch_threads
 from zopro.updates import policy_update, read_tensor, reward_update, tensor_files
 from zopro.zo import SPSA, Directions, Targeted
@@ -172,8 +173,8 @@ def _write(start: Path, tensors: dict[str, Tensor], target: Path) -> None:
     files = tensor_files(start)
     shutil.copytree(start, target, dirs_exist_ok=True)
     for file in set(files.values()):
-        kept = {name: tensors[name].contiguous() for name, where in files.items() if where == file}
-        save_file(kept, target / file.name, metadata={"format": "pt"})
+        kept = {name: tensors[name] for name, where in files.items() if where == file}
+        save_tensors(kept, target / file.name)
 
 
 def _equal(one: Path, other: Path) -> bool:

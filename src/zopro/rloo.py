@@ -112,6 +112,9 @@ class EngineRLOOTrainer(RLOOTrainer):
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Batch | None = None
+        for name, parameter in self.model.named_parameters():
+            if f".{REFERENCE}." in f"{name}.":  # TRL overlooks adapters of embeddings, whose names end so
+                parameter.requires_grad_(False)
         if reference is not None:
             self._set_reference(reference)
 
@@ -138,7 +141,9 @@ class EngineRLOOTrainer(RLOOTrainer):
     def _set_reference(self, reference: Mapping[str, Tensor]) -> None:
         plain = {tensor_name(name): tensor for name, tensor in reference.items()}
         ours = {
-            tensor_name(name): parameter for name, parameter in self.model.named_parameters() if f".{REFERENCE}." in name
+            tensor_name(name): parameter
+            for name, parameter in self.model.named_parameters()
+            if f".{REFERENCE}." in f"{name}."
         }
         if set(ours) != set(plain):
             unmatched = sorted(set(ours) ^ set(plain))

@@ -7,10 +7,12 @@ exception, appended line by line. One process at a time writes to it (`zopro.loc
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import yaml
 
 from zopro import heap, memory
 from zopro.config import RunConfig
-from zopro.durable import append_line, mend, whole_folder, whole_lines, write_text
+from zopro.durable import append_line, mend, read_json_lines, whole_folder, write_text
 from zopro.errors import InputError
 from zopro.lock import FILE, OWNER, RunLock
 from zopro.shown import named
@@ -51,8 +53,7 @@ def default_folder(config: RunConfig) -> str:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file."""
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream if line.strip()]
+    return read_json_lines(path)
 
 
 class RunDirectory:
@@ -87,30 +88,50 @@ class RunDirectory:
         Raises InputError: another process has begun a run here in the meantime.
         """
         if self.writes and not self.resumed:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.lock.acquire()
+            except OSError as error:
+                raise self._unusable(error) from error
             self._check(self._config, resume=False)
             write_text(self.path / "environment.json", json.dumps(environment(), indent=2))
             write_text(self.path / "config.yaml", yaml.safe_dump(self._config.to_dict(), sort_keys=False))
 
     def _check(self, config: RunConfig, resume: bool) -> bool:
         saved_config = self.path / "config.yaml"
+        try:
+            nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+            os.scandir(nearest).close()
+        except OSError as error:
+            raise self._unusable(error) from error
+        if not os.access(nearest, os.W_OK):
+            raise InputError(f"output_dir: must be a folder that can be written to, got {self.path}. Choose another.")
         if not saved_config.exists():
             ours = {"environment.json", "demo", FILE, OWNER}  # an interrupted start; the demo's data
             names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
             if any(name not in ours and not (name[0] == "." and name.endswith(".partial")) for name in names):
                 raise InputError(f"output_dir: must be empty or a run of zopro, got {self.path}. Choose another folder.")
             return False
-        saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
+        try:
+            saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
+            assert isinstance(saved, dict)
+        except (OSError, ValueError, yaml.YAMLError, AssertionError):
+            raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
+        given = {field.name: field.default for field in fields(config)} | saved  # an earlier version lacked some
         for key, value in config.to_dict().items():
-            if key not in FREE and saved.get(key) != value:
+            if key not in FREE and given[key] != value:
                 raise InputError(
-                    f"output_dir: {self.path} belongs to another config ({key} is {saved.get(key)!r} there, {value!r} "
+                    f"output_dir: {self.path} belongs to another config ({key} is {given[key]!r} there, {value!r} "
                     "here). Use that config or another output_dir."
                 )
         if not resume:
             raise InputError(f"output_dir: {self.path} holds a run already. Continue it with --resume or choose another.")
         return True
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(
+            f"output_dir: must be a folder that can be written to, got {self.path} ({error.strerror}). Choose another."
+        )
 
     def sft(self) -> Path:
         return self.path / "sft"
@@ -178,7 +199,7 @@ class RunDirectory:
         """The lines of metrics.jsonl, those of earlier versions with the names of today."""
         if not self.metrics_path.exists():
             return []
-        return [named(json.loads(line)) for line in whole_lines(self.metrics_path)]
+        return [named(line) for line in read_json_lines(self.metrics_path)]
 
     def write_rows(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

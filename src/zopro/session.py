@@ -5,22 +5,24 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 
 from zopro import judges, tasks
-from zopro.callbacks import MetricsCallback, SnapshotCallback
+from zopro.callbacks import MetricsCallback, SnapshotCallback, check_reports
 from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import chat, models
 from zopro.engine.frame import check_vocabulary, declared_stops, frame_of
+from zopro.engine.quantised import check_trainable
 from zopro.engine.rollouts import Rollouts, generate
+from zopro.engine.starts import load_start, start_note, tokenizer_home
+from zopro.engine.targets import check_targets, new_adapter
 from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.launch import Job
@@ -70,7 +72,8 @@ class Session:
         self.job = job or Job()
         self.config, self.quiet = config, quiet or not self.job.first
         self.directory = RunDirectory(config, resume, self.job.first, began)
-        self.tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        check_reports(config.report_to)
+        self.tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
         self.frame = frame_of(self.tokenizer)
         fit = tasks.Fit(partial(chat.render_prompt, self.tokenizer))
         data = tasks.load(config, config.eval_prompts, config.seed, refuse=self._unfit, fit=fit)
@@ -79,6 +82,9 @@ class Session:
         self.base = self._load(device)
         _check_context(self.base, config)
         self.frame = frame_of(self.tokenizer, declared_stops(self.base))
+        check_trainable(self.base, config.lora_r)
+        if config.lora_r:
+            check_targets(self.base, config)
         self.judge = judges.make_judge(
             config.judge,
             self.task,
@@ -91,6 +97,8 @@ class Session:
         self.eval = [self._item(example) for example in data.eval]
         check_vocabulary(self.tokenizer, self.base, self.frame, self._texts())
         self.policies = Policies(self.base, config)
+        with nullcontext() if self.policies.full else self.policies.open(None):
+            pass  # what PEFT refuses, it refuses now
         self.eos_token_ids = sorted(self.frame.stops)
         self._reward_model = self._new_reward_model()
         self._callback: MetricsCallback | None = None
@@ -98,7 +106,7 @@ class Session:
         self.job.wait()
         left_out = "".join(f"; left out {count}: {reason}" for reason, count in data.dropped.items())
         self.rows = f"{len(self.train)} training rows, {len(self.eval)} held-out prompts{left_out}"
-        for line in (self.rows, *data.remarks(), *self._remarks()):
+        for line in filter(None, (start_note(config.model), self.rows, *data.remarks(), *self._remarks())):
             self.say(line)
 
     def _remarks(self) -> Iterator[str]:
@@ -115,12 +123,12 @@ class Session:
     def _load(self, device: Any) -> Any:
         config = self.config
         dtype = models.resolve_dtype(config.dtype, device)
-        return models.load_base(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
+        return load_start(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
 
     def _load_other(self, path: str, device: Any) -> tuple[Any, Any]:
         dtype = models.resolve_dtype(self.config.dtype, device)
-        model = models.load_base(path, dtype, device, self.config.trust_remote_code)
-        return model, load_tokenizer(path, trust_remote_code=self.config.trust_remote_code)
+        model = load_start(path, dtype, device, self.config.trust_remote_code)
+        return model, load_tokenizer(tokenizer_home(path), trust_remote_code=self.config.trust_remote_code)
 
     def _item(self, example: Example) -> Item:
         prompt = chat.render_prompt(self.tokenizer, example.prompt, example.tools)
@@ -129,6 +137,8 @@ class Session:
     def _unfit(self, example: Example) -> str | None:
         """Why a row is left out: its prompt is too long, or the chat template does not give back what it is given."""
         item = self._item(example)
+        if not item.ids:
+            return "prompt has no token"
         if len(item.ids) > self.config.max_prompt_length:
             return "prompt is longer than max_prompt_length"
         if (role := chat.lost_message(example.prompt, item.prompt)) is not None:
@@ -227,7 +237,7 @@ class Session:
         with preserve_random_state():
             torch.manual_seed(self.seed("reward adapter"))
             options = replace(config, lora_r=FULL_REWARD_RANK) if self.policies.full else config
-            model = get_peft_model(classifier, models.lora_config(options, "SEQ_CLS"))
+            model = new_adapter(classifier, options, "SEQ_CLS")
         return RewardModel(model, self.tokenizer, self.max_length, self.frame)
 
     def reward_model(self, iteration: int | None) -> RewardModel:

@@ -17,7 +17,7 @@ from trl.data_utils import common_prefix_length
 from zopro import shown
 from zopro.callbacks import be_quiet
 from zopro.checkpoints import checkpointed, fit
-from zopro.errors import InputError
+from zopro.errors import InputError, diverging
 from zopro.policy_stage import iteration_items
 from zopro.random_state import preserve_random_state
 from zopro.rewards import Pair, Scored
@@ -40,7 +40,8 @@ def train_sft(session: Session) -> None:
         )
     session.say(f"SFT on {len(rows)} of {len(session.train)} rows (answers that fit max_completion_length)")
     start = None if session.policies.full else directory.initial()
-    with session.policies.open(start, trainable=True) as model, whole_folder(directory.sft()) as folder:
+    rate = diverging("sft_learning_rate", config.sft_learning_rate)
+    with rate, session.policies.open(start, trainable=True) as model, whole_folder(directory.sft()) as folder:
         if config.sft_steps:
             _fit_sft(session, model, rows)
         session.policies.save(model, folder)
@@ -80,6 +81,11 @@ def _fit_sft(session: Session, model: Any, rows: Sequence[Item]) -> None:
 
 def train_reward(session: Session) -> None:
     """The first reward model: pairwise, or by regression on direct-assessment scores where the task has those."""
+    with diverging("reward_learning_rate", session.config.reward_learning_rate):
+        _train_reward(session)
+
+
+def _train_reward(session: Session) -> None:
     config, directory = session.config, session.directory
     model = session.reward_model(None)
     options: dict[str, Any] = {
@@ -196,6 +202,11 @@ def sample_pairs(session: Session, iteration: int) -> None:
 
 def refine_reward(session: Session, iteration: int) -> None:
     """Train the reward model on the judged pairs, interpolate it with its predecessor, and save what will be used."""
+    with diverging("refine_learning_rate", session.config.refine_learning_rate):
+        _refine_reward(session, iteration)
+
+
+def _refine_reward(session: Session, iteration: int) -> None:
     config, directory = session.config, session.directory
     rows = read_rows(directory.iteration(iteration) / "preferences.jsonl")
     model = session.reward_model(iteration)

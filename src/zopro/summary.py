@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
 from zopro import shown
 from zopro.config import RunConfig
+from zopro.durable import read_json
 from zopro.journal import read
 from zopro.rundir import RunDirectory, read_rows
 
@@ -89,4 +89,4 @@ def exchanged_bytes(directory: RunDirectory, iterations: int) -> int:
 
 
 def _evaluation(directory: RunDirectory, iteration: int | None) -> dict[str, Any]:
-    return shown.named(json.loads(directory.evaluation(iteration, ".json").read_text(encoding="utf-8")))
+    return shown.named(read_json(directory.evaluation(iteration, ".json")))

@@ -51,6 +51,8 @@ class _LazyDifference(Mapping[str, Tensor]):
     def __init__(self, after: Path, before: Path) -> None:
         self._after, self._before = tensor_files(after), tensor_files(before)
         self._names = [name for name in self._after if name in self._before]
+        if not self._names:
+            raise InputError(f"{before}: must hold the weights that '{after}' holds, got none of them.")
 
     def __getitem__(self, name: str) -> Tensor:
         return read_tensor(self._after[name], name).float() - read_tensor(self._before[name], name).float()

@@ -22,6 +22,13 @@ from zopro.errors import InputError
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+BEYOND = (
+    *("use_dora", "lora_bias", "use_qalora", "use_bdlora", "target_parameters"),
+    *("kasa_config", "monteclora_config", "arrow_config"),
+)
+"""PEFT's options of LoRA whose effect on a weight is not scale * B A."""
+_FACTOR = re.compile(r"\.lora_(A\.weight|B\.weight|embedding_A|embedding_B)$")
+_NO_FACTOR = re.compile(r"\.(lora|hada|lokr|loha|ia3|vera|randlora|oft|boft|hra|fourierft|vblora|shira|road|bone|miss)_")
 PICKLES = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -142,6 +149,12 @@ def read(place: Path, label: str, iteration: int | None = None, step: int | None
         raise InputError(f"{files[0]}: must hold floating point tensors, got none.")
     adapter = any(".lora_" in f".{name}" for name in tensors) or files[0].name == ADAPTER
     options = _options(files[0].parent / ADAPTER_CONFIG) if adapter else None
+    if adapter:
+        more = [name for name in tensors if _NO_FACTOR.search(f".{name}") and not _FACTOR.search(name)]
+        if more:
+            raise _merge_first(files[0], f"'{min(more)}'")
+    if len(tensors) < len(found):
+        raise _merge_first(files[0], "several adapters on one weight")
     return Checkpoint(place, label, tensors, options, iteration, step)
 
 
@@ -197,6 +210,10 @@ def _options(path: Path) -> AdapterOptions:
         return AdapterOptions()
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        kind = values.get("peft_type", "LORA")
+        more = [key for key in BEYOND if values.get(key)] if kind == "LORA" else [f"peft_type {kind}"]
+        if more:
+            raise _merge_first(path, more[0])
         alpha = values.get("lora_alpha")
         return AdapterOptions(
             None if alpha is None else float(alpha),
@@ -204,8 +221,17 @@ def _options(path: Path) -> AdapterOptions:
             {str(key): float(value) for key, value in (values.get("alpha_pattern") or {}).items()},
             bool(values.get("fan_in_fan_out")),
         )
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: must be a PEFT adapter configuration, got one that cannot be read.") from None
+
+
+def _merge_first(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path}: must hold LoRA adapters whose effect on a weight is scale * B A, got {what}. Merge each checkpoint "
+        "into its base (PEFT's merge_and_unload) and analyse the models."
+    )
 
 
 def _matches(pattern: str, module: str) -> bool:

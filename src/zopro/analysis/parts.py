@@ -128,7 +128,8 @@ def _weights(tensors: Mapping[str, Stored], options: AdapterOptions | None) -> d
                 f"{stored.path}: '{module}' must have LoRA factors of one rank, got {stored.shape} and {other.shape}."
             )
         scale = settings.scale(module, stored.shape[0])
-        found[f"{module}.weight"] = Factors(stored, other, scale, settings.transposed)
+        embedding = side == "lora_embedding_A"  # whose weight is [tokens, width], stored as its transpose's factors
+        found[f"{module}.weight"] = Factors(stored, other, scale, settings.transposed or embedding)
     return found
 
 

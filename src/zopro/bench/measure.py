@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Setting, adapter_options
-from zopro.engine import models
 from zopro.engine.frame import plain_frame
+from zopro.engine.targets import new_adapter
 from zopro.launch import launched
 from zopro.random_state import preserve_random_state
 from zopro.rewards import RewardModel
@@ -164,11 +163,11 @@ def _arguments(setting: Setting, steps: int, folder: str) -> dict[str, Any]:
 
 
 def _trainer(trainer_cls: Any, arguments: Any, setting: Setting, **extra: Any) -> Any:
-    options = models.lora_config(adapter_options(setting.work), "SEQ_CLS")
+    options = adapter_options(setting.work)
     longest = max(map(len, setting.prompt_ids)) + setting.work.completion_length + 1
     with preserve_random_state():
         torch.manual_seed(setting.work.seed)
-        classifier = get_peft_model(setting.classifier, options)
+        classifier = new_adapter(setting.classifier, options, "SEQ_CLS")
         reward_model = RewardModel(classifier, setting.tokenizer, longest, plain_frame(setting.tokenizer))
     trainer = trainer_cls(
         model=setting.policy,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -15,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from zopro.config import NOISES, ModelOptions
 from zopro.engine import models
 from zopro.engine.frame import check_embedded
+from zopro.engine.starts import load_start, tokenizer_home
+from zopro.engine.targets import new_adapter
 from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.fields import not_negative, one_of
@@ -103,15 +104,15 @@ def build(work: Work, classifier: bool = True) -> Setting:
     with preserve_random_state():
         torch.manual_seed(work.seed)
         if work.model:
-            tokenizer = load_tokenizer(work.model)
-            base = models.load_base(work.model, dtype, device)
+            tokenizer = load_tokenizer(tokenizer_home(work.model))
+            base = load_start(work.model, dtype, device)
             check_embedded(tokenizer, base, "the pad token", [tokenizer.pad_token_id])
         else:
             tokenizer, base = _random_model(work, dtype, device)
         judge = models.sequence_classifier(base, tokenizer, work.seed) if classifier else None
         policy: Any = base.requires_grad_(not work.lora_r)
         if work.lora_r:
-            policy = get_peft_model(base, models.lora_config(adapter_options(work), "CAUSAL_LM"))
+            policy = new_adapter(base, adapter_options(work), "CAUSAL_LM")
     prompts = [_prompt(tokenizer, work, number) for number in range(work.prompts)]
     return Setting(work, base, policy, tokenizer, prompts, tokenizer(prompts)["input_ids"], judge)
 

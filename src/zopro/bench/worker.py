@@ -10,7 +10,7 @@ import json
 import sys
 import warnings
 
-from zopro.errors import InputError
+from zopro.explained import explained
 from zopro.heap import return_freed_memory
 from zopro.imports import importing
 
@@ -24,8 +24,11 @@ def main(kind: str) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             result = measure(kind, Work(**json.load(sys.stdin)))
-    except InputError as error:
-        result = {"error": str(error)}
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        result = {"error": known[1].removeprefix("error: ")}
     print(json.dumps(result))
     return 0
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import SchedulerType, TrainerCallback
 
-from zopro.compare.plan import RATE_KEYS, Job
-from zopro.config import RunConfig
+from zopro.compare.plan import Job
+from zopro.config import RATE_KEYS, RunConfig
 from zopro.divergence import log_ratios, policy_logprobs
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.memory import PeakMemory

@@ -8,17 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from zopro.config import METHODS, RunConfig
+from zopro.config import METHODS, RATE_KEYS, RunConfig
 from zopro.errors import InputError, nearest
 
 STARTS = ("sft", "iteration")
-RATE_KEYS = {
-    "rloo": "first_order_learning_rate",
-    "rloo-checkpointed": "first_order_learning_rate",
-    "grpo": "first_order_learning_rate",
-    "online-dpo": "first_order_learning_rate",
-    "guided": "guided_learning_rate",
-}  # which key of the configuration holds a method's learning rate; `learning_rate` for the others
 PRESET_RATES = {"default": 1e-4, "paper": 1.0}  # of zopro.methods, where `learning_rate` is 0
 RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
 PROBE_STEPS = 3  # that tell how many steps fit a budget

@@ -17,12 +17,12 @@ from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
 from zopro.divergence import kl_per_answer
-from zopro.errors import InputError
+from zopro.errors import InputError, Stopped
 from zopro.rundir import RunDirectory, write_text
 from zopro.shown import PER_ANSWER, named, seconds
 
 
-class JobFailed(RuntimeError):
+class JobFailed(Stopped):
     """A job's process ended without a result; the message is the last line it wrote."""
 
 

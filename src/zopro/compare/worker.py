@@ -12,23 +12,27 @@ from pathlib import Path
 
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
-from zopro.errors import InputError
+from zopro.errors import Diverged
+from zopro.explained import explained
 from zopro.heap import return_freed_memory
 from zopro.imports import importing
 from zopro.rundir import write_text
 
 
 def main(path: str) -> int:
-    """Run the job described in `path`; 0, or 2 with one line for bad input."""
+    """Run the job described in `path`; 0, or the code of a known error with its line."""
     with importing():
         from zopro.compare.jobs import work
     described = Path(path)
     values = json.loads(described.read_text(encoding="utf-8"))
     try:
         result = work(Job(**values["job"]), RunConfig.from_dict(values["config"]), described.parent)
-    except InputError as error:
-        print(f"zopro: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        known = explained(error)
+        if known is None or isinstance(error, Diverged):  # of one method: the others go on
+            raise
+        print(f"zopro: {known[1]}", file=sys.stderr)
+        return known[0]
     write_text(described.parent / "result.json", json.dumps(result))
     return 0
 

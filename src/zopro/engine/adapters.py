@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftModel
 
 from zopro.engine.models import ADAPTER_CONFIG, adapter_state, tensor_name
+from zopro.engine.quantised import shown
 from zopro.errors import InputError
 
 
@@ -32,18 +33,24 @@ def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable
     if kind != "LORA":
         raise InputError(f"adapter: {str(path)!r} must be of the type LORA, got {kind!r}.")
     try:
-        if isinstance(base, PeftModel):
-            base.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
-            model = base
-        else:
-            model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
+        with shown(base):
+            if isinstance(base, PeftModel):
+                base.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+                model = base
+            else:
+                model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _foreign(folder, _line(error)) from error
-    live = {tensor_name(key) for key, _ in model.named_parameters() if f".{name}." in key}
+    live = {_as_saved(tensor_name(key)) for key, _ in model.named_parameters() if f".{name}." in f"{key}."}
     if unmatched := sorted(live ^ saved.keys()):
         where = "is not in the model" if unmatched[0] in saved else "is not in the file"
         raise _foreign(folder, f"{unmatched[0]} {where}")
     return model
+
+
+def _as_saved(name: str) -> str:
+    """PEFT leaves DoRA's last word out of its files."""
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
 def _foreign(folder: str | Path, why: str) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from pathlib import Path
 
@@ -20,10 +21,15 @@ from transformers import (
 
 from zopro.config import ModelOptions
 from zopro.engine.products import multiplies_bfloat16
-from zopro.errors import InputError
+from zopro.engine.quantised import hide, quantised, share_modules
+from zopro.engine.tokenizer import cannot_load
+from zopro.errors import InputError, out_of_memory
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+_NAMES = re.compile(r"[\w.\-\s,]*")  # a comma-separated list of module names
 _ADAPTER_NAME = re.compile(
     r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save)\.(?!weight$|bias$)\w+"
 )
@@ -37,6 +43,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError:
         raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}.") from None
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if resolved.type not in ("cpu", "cuda") and (accelerator is None or resolved.type != accelerator.type):
+        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}, which torch does not find here.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: must exist, got {device!r} with {torch.cuda.device_count()} GPUs. Use auto or cpu.")
     return resolved
@@ -67,24 +76,27 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        hide(loaded)
+        loaded = loaded if quantised(loaded) and loaded.device.type == device.type else loaded.to(device)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        if out_of_memory(error):
+            raise
         raise cannot_load("model", model, error) from error
     if info["missing_keys"]:
         raise InputError(f"model: the files of {model!r} lack {min(info['missing_keys'])!r}: incomplete.")
-    return loaded.to(device).eval()
-
-
-def cannot_load(what: str, name: str, error: Exception) -> InputError:
-    """The one line that says why a model's files cannot be read."""
-    if not Path(name).exists() and isinstance(error, OSError):
-        return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
-    reason = str(error).strip() or type(error).__name__
-    if "trust_remote_code" in reason:
-        return InputError(
-            f"model: {name!r} comes with Python code of its own, which is not run unasked. Read it, then set "
-            "trust_remote_code if you trust it."
-        )
-    return InputError(f"model: cannot load the {what} of {name!r}: {reason.splitlines()[0]}")
+    if left_out := sorted(info["unexpected_keys"]):
+        name = type(loaded).__name__
+        logger.warning("model: %d tensors of its files have no place in %s: %s ...", len(left_out), name, left_out[0])
+    return loaded.eval()
 
 
 def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -115,11 +127,15 @@ def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             f"model: {name} has no sequence classification head in transformers, which the reward model needs. "
             "Choose another architecture."
         ) from None
+    if quantised(base):
+        share_modules(base, classifier)
     shared = dict(base.base_model.named_parameters(remove_duplicate=False))
     buffers = dict(base.base_model.named_buffers(remove_duplicate=False))
     for prefix, module in classifier.base_model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             source = shared[name]
+            if parameter is source:
+                continue  # of a quantised module
             module.register_parameter(name.rpartition(".")[2], nn.Parameter(source.detach(), source.requires_grad))
             assert parameter.shape == source.shape, name
         for name, _ in module.named_buffers(prefix, recurse=False):
@@ -148,13 +164,15 @@ def lora_config(options: ModelOptions, task_type: str) -> LoraConfig:
     """
     if options.lora_r == 0:
         raise InputError("lora_r: must be greater than 0 for an adapter, got 0.")
-    targets = options.lora_target_modules
+    given = options.lora_target_modules
+    listed = given != "all-linear" and _NAMES.fullmatch(given)  # else a regular expression, as in PEFT
+    targets = [name.strip() for name in given.split(",") if name.strip()] if listed else given
     return LoraConfig(
         task_type=task_type,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=0.0,
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        target_modules=targets,
         modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
     )
 

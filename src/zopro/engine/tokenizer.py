@@ -11,8 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from zopro.engine.chat import QUESTION, added, added_start, check_end, render, turn_of
-from zopro.engine.models import cannot_load
-from zopro.errors import InputError
+from zopro.errors import InputError, out_of_memory
 
 CHATML = (
     "{%- for message in messages -%}"
@@ -37,6 +36,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
     except Exception as error:  # files that are broken, or of another library's making, raise anything
+        if out_of_memory(error):
+            raise
         raise cannot_load("tokenizer", model, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"model: the tokenizer of {model!r} has no EOS token, which ends a completion. Set one.")
@@ -83,3 +84,27 @@ def _processor_template(model: str) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return template if isinstance(template, str) else None
+
+
+def cannot_load(what: str, name: str, error: Exception) -> InputError:
+    """The one line that says why a model's files cannot be read."""
+    if not Path(name).exists() and isinstance(error, OSError):
+        if "gated" in str(error):
+            return InputError(f"model: {name!r} is gated. Ask for access on its page of the Hub, then 'hf auth login'.")
+        if "couldn't connect" in str(error):
+            return InputError(f"model: {name!r} is no folder, nor in the cache, and the Hub cannot be reached.")
+        return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[: 1 + lines[0].endswith(":")])
+    if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+        reason = f"{type(error).__name__}: {reason}"
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"model: {name!r} comes with Python code of its own, which is not run unasked. Read it, then set "
+            "trust_remote_code if you trust it."
+        )
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its weights do not have the shapes that its config.json says"
+    if "instantiate the backend tokenizer" in reason:
+        reason = "it must hold tokenizer.json, or another file of a tokenizer"
+    return InputError(f"model: cannot load the {what} of {name!r}: {reason}")

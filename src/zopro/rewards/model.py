@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -29,6 +28,7 @@ from zopro.rewards.interpolation import State, check_same_tensors, interpolate, 
 from zopro.rewards.record import RECORD_FILE, read_record
 from zopro.rewards.sequences import Pair, Scored, Sequences, finite_scores
 from zopro.rewards.training import fit_pairs, fit_scores, pad_right
+from zopro.saving import check_whole, save_weights
 
 
 class RewardModel:
@@ -93,6 +93,7 @@ class RewardModel:
 
         Raises:
             InputError: no pair is left, or a prompt fills max_length.
+            Diverged: the loss or the trained weights are not finite.
         """
         chosen, chosen_cut = self.sequences.from_text([p.prompt for p in pairs], [p.chosen for p in pairs])
         rejected, rejected_cut = self.sequences.from_text([p.prompt for p in pairs], [p.rejected for p in pairs])
@@ -134,7 +135,9 @@ class RewardModel:
         if options["steps"] == 0:  # transformers would train for three epochs
             return {}
         self.offset = 0.0
-        return {"loss": fit(pad_id=self._pad, device=self._device, **options)}
+        loss = fit(pad_id=self._pad, device=self._device, **options)
+        check_whole(self.model)
+        return {"loss": loss}
 
     # Scoring
 
@@ -270,13 +273,12 @@ class RewardModel:
         return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write an ordinary PEFT adapter and reward.json, with the head; the folder appears whole or not at all."""
-        adapter = self.model.active_adapter
+        """Write an ordinary PEFT adapter and reward.json, with the head; the folder appears whole or not at all.
+
+        Raises `Diverged`: a tensor is not finite.
+        """
         with whole_folder(Path(folder)) as partial:
-            self.model.save_pretrained(str(partial), selected_adapters=[adapter], save_embedding_layers=False)
-            if adapter != "default":  # PEFT puts every adapter of another name in a folder of its own
-                shutil.copytree(partial / adapter, partial, dirs_exist_ok=True)
-                shutil.rmtree(partial / adapter)
+            save_weights(self.model, partial)
             record: dict[str, float | None] = {"max_length": self.sequences.max_length, "offset": self.offset}
             record |= {"score_mean": self.score_mean, "score_std": self.score_std}
             (partial / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
