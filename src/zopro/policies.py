@@ -45,7 +45,7 @@ class Policies:
         with preserve_random_state():
             if folder is None:
                 torch.manual_seed(self.config.seed)
-                model = get_peft_model(self.base, models.lora_config(self.config, "CAUSAL_LM"))
+                model = get_peft_model(self.base, models.lora_config(self.config, "CAUSAL_LM", self.base))
             else:
                 model = open_adapter(self.base, folder, trainable=trainable)
         try:

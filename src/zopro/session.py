@@ -19,6 +19,8 @@ from zopro.callbacks import MetricsCallback, SnapshotCallback
 from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import models
+from zopro.engine.abilities import abilities
+from zopro.engine.causal import causal_parts
 from zopro.engine.rollouts import Rollouts, generate
 from zopro.errors import InputError
 from zopro.launch import Job
@@ -90,7 +92,9 @@ class Session:
     def _load(self, device: Any) -> Any:
         config = self.config
         dtype = models.resolve_dtype(config.dtype, device)
-        return models.load_base(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
+        base = models.load_base(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
+        abilities(causal_parts(base))  # refuses an architecture, or says what it costs, before anything runs
+        return base
 
     def _load_other(self, path: str, device: Any) -> tuple[Any, Any]:
         dtype = models.resolve_dtype(self.config.dtype, device)
@@ -177,7 +181,7 @@ class Session:
         with preserve_random_state():
             torch.manual_seed(self.seed("reward adapter"))
             options = replace(config, lora_r=FULL_REWARD_RANK) if self.policies.full else config
-            model = get_peft_model(classifier, models.lora_config(options, "SEQ_CLS"))
+            model = get_peft_model(classifier, models.lora_config(options, "SEQ_CLS", self.base))
         return RewardModel(model, self.tokenizer, config.max_prompt_length + config.max_completion_length + 1)
 
     def reward_model(self, iteration: int | None) -> RewardModel:

@@ -108,7 +108,7 @@ def build(work: Work, classifier: bool = True) -> Setting:
         judge = models.sequence_classifier(base, tokenizer, work.seed) if classifier else None
         policy: Any = base.requires_grad_(not work.lora_r)
         if work.lora_r:
-            policy = get_peft_model(base, models.lora_config(adapter_options(work), "CAUSAL_LM"))
+            policy = get_peft_model(base, models.lora_config(adapter_options(work), "CAUSAL_LM", base))
     prompts = [_prompt(tokenizer, work, number) for number in range(work.prompts)]
     return Setting(work, base, policy, tokenizer, prompts, tokenizer(prompts)["input_ids"], judge)
 
