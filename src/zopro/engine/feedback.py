@@ -140,13 +140,14 @@ class Feedback:
 
         self.elements_kept = 0
 
-        def run(rows: slice | Tensor) -> list[Tensor]:
-            batch = input_ids[rows], attention_mask[rows], completion_length
-            forward = partial(self._forward, batch, num_generations, temperature, max_logit_elements)
+        def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
+            forward = partial(
+                self._forward, (ids, mask, completion_length), num_generations, temperature, max_logit_elements
+            )
             result: Tensor = _PseudoGradient.apply(forward, *self.parameters.values())
             return [result]
 
-        return in_batches(self.parts, attention_mask, completion_length, run)[0]
+        return in_batches(self.parts, input_ids, attention_mask, completion_length, run)[0]
 
     def _forward(
         self, batch: tuple[Tensor, Tensor, int], copies: int, temperature: float, max_elements: int

@@ -84,30 +84,30 @@ def completion_logprobs(
     """
     parts = causal_parts(model)
 
-    def run(rows: slice | Tensor) -> list[Tensor]:
-        batch = input_ids[rows], attention_mask[rows], completion_length
-        states = completion_states(parts, *batch, num_generations)
+    def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
+        states = completion_states(parts, ids, mask, completion_length, num_generations)
         values = _packed(parts, states.hidden, states.targets, temperature, max_logit_elements, return_entropy)
         return [states.unpacked(value) for value in values]
 
     _check_shapes(input_ids, attention_mask, completion_length, num_generations)
-    result = in_batches(parts, attention_mask, completion_length, run)
+    result = in_batches(parts, input_ids, attention_mask, completion_length, run)
     return (result[0], result[1]) if return_entropy else result[0]
 
 
 def in_batches(
-    parts: CausalParts, mask: Tensor, completion_length: int, run: Callable[[slice | Tensor], list[Tensor]]
+    parts: CausalParts, ids: Tensor, mask: Tensor, completion_length: int, run: Callable[[Tensor, Tensor], list[Tensor]]
 ) -> list[Tensor]:
-    """`run` for all rows at once, or for those of equal lengths where the model takes no padding; results by row."""
+    """`run` of ids and mask for all rows, or where padding is not right for those of each length; its results by row."""
     able = abilities(parts)
+    if able.pads:
+        return run(ids, mask)
     lengths = mask[:, :-completion_length].sum(1)
-    if able.pads or (able.pads_right and bool((lengths == lengths[0]).all())):
-        return run(slice(None))
     if not able.pads_right:
         lengths = lengths * mask.shape[1] + mask.sum(1)
     groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
     order = torch.cat(groups).argsort()
-    return [torch.cat(values)[order] for values in zip(*map(run, groups), strict=True)]
+    found = [run(ids[rows], mask[rows]) for rows in groups]
+    return [torch.cat(values)[order] for values in zip(*found, strict=True)]
 
 
 @dataclass(frozen=True)
