@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any
 
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from zopro.engine.models import tensor_name
 
 VOCABULARY = 96
 # What sizes are called; a configuration gets those that it knows.
@@ -67,6 +71,10 @@ OWN: dict[str, dict[str, Any]] = {
         "num_mem_blocks": 1, "hybrid_layer_ids": [1], "attention_hidden_size": 64, "attention_head_dim": 16,
     },
 }  # fmt: skip
+COPIES = 2
+PROMPTS = [[5, 9, 71, 33, 20, 64, 8, 41, 90, 12, 77], [13, 50, 7, 28, 61, 44]]
+ANSWERS = [[30, 6, 88, 15, 52], [47, 19, 3], [81, 66, 24, 10], [35, 59, 72, 4, 16]]
+ROWS = [PROMPTS[i // COPIES] + answer for i, answer in enumerate(ANSWERS)]
 VARIANTS = {"falcon_alibi": "falcon"}  # name -> model type
 
 
@@ -83,3 +91,29 @@ def family_model(name: str, **options: Any) -> PreTrainedModel:
         torch.manual_seed(0)
         model: PreTrainedModel = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])(config)
     return model.eval()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Ids and mask, padded on both sides, and the completions' length."""
+    before, after = max(map(len, PROMPTS)), max(map(len, ANSWERS))
+    pads = [(before - len(PROMPTS[i // COPIES]), after - len(answer)) for i, answer in enumerate(ANSWERS)]
+    ids = torch.tensor([[0] * left + row + [0] * right for row, (left, right) in zip(ROWS, pads, strict=True)])
+    mask = torch.tensor(
+        [[0] * left + [1] * len(row) + [0] * right for row, (left, right) in zip(ROWS, pads, strict=True)]
+    )
+    return ids, mask, after
+
+
+@lru_cache(maxsize=1)
+def family(name: str) -> Any:
+    """The model with adapters that matter; tests of one family follow each other."""
+    model = family_model(name).requires_grad_(False)
+    left_out = ["out_proj"] if name in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h") else None
+    config = LoraConfig(r=2, target_modules="all-linear", exclude_modules=left_out, init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return get_peft_model(model, config).eval()
+
+
+def named(model: Any) -> dict[str, torch.Tensor]:
+    return {tensor_name(name): p for name, p in model.named_parameters() if p.requires_grad}

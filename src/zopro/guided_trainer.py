@@ -13,6 +13,7 @@ alone, a pseudo-gradient. Three things can be made of it (`guide`):
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from zopro.zo.directions import Directions
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.perturbation import InPlace
 from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer, plain_names
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,10 +75,12 @@ class FeedbackScores:
     """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
 
     `args` has `local`, `tail` and `top_blocks`, as `GuidedConfig` does; `avoid` is that of `Feedback`, by names that may
-    carry PEFT's wrapping. Raises ValueError where there is more than one process.
+    carry PEFT's wrapping. A mixture of experts' balancing loss, which TRL adds by default, is left out. Raises ValueError
+    where there is more than one process, or `args.router_aux_loss_coef` asks for that loss.
     """
 
     args: Any
+    aux_loss_enabled: bool
     _feedback: Feedback | None = None
 
     def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
@@ -83,6 +88,14 @@ class FeedbackScores:
         self.avoid = plain_names(avoid)
         if self.accelerator.num_processes > 1:  # type: ignore[attr-defined]
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
+        if self.aux_loss_enabled:
+            if self.args.router_aux_loss_coef:
+                raise ValueError(
+                    "router_aux_loss_coef: must be 0 with guided trainers, which know the gradient of log-probs alone, "
+                    f"got {self.args.router_aux_loss_coef}"
+                )
+            self.aux_loss_enabled = False  # the architecture's own
+            logger.warning("router_aux_loss_coef: guided trainers leave the experts' balancing loss out")
 
     @property
     def feedback(self) -> Feedback:

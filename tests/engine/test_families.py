@@ -5,7 +5,6 @@ A row of FAMILIES says how a family runs, which docs/models.md tells users; a ro
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -13,13 +12,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from families import VARIANTS, family_model
+from families import ANSWERS, COPIES, PROMPTS, ROWS, VARIANTS, batch, family, family_model, named
 from tiny import tiny_tokenizer
 from zopro.engine.abilities import NEVER, Abilities, abilities
 from zopro.engine.causal import causal_parts
 from zopro.engine.feedback import Feedback
 from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.models import sequence_classifier, tensor_name
+from zopro.engine.models import sequence_classifier
 from zopro.engine.rollouts import generate
 from zopro.errors import InputError
 from zopro.rewards import RewardModel
@@ -68,22 +67,8 @@ REFUSED = {"cpmant": "reads tokens that come later", "modernbert-decoder": "chan
 # Of log-probs, in nats, where passes of different lengths round differently.
 TOLERANCE = {"qwen3_next": 1e-3}
 
-COPIES, NEW = 2, 6
-PROMPTS = [[5, 9, 71, 33, 20, 64, 8, 41, 90, 12, 77], [13, 50, 7, 28, 61, 44]]
-ANSWERS = [[30, 6, 88, 15, 52], [47, 19, 3], [81, 66, 24, 10], [35, 59, 72, 4, 16]]
-ROWS = [PROMPTS[i // COPIES] + answer for i, answer in enumerate(ANSWERS)]
+NEW = 6  # tokens sampled
 WEIGHTS = torch.tensor([1.0, -0.5, 0.7, -1.2])
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Ids and mask, padded on both sides, and the completions' length."""
-    before, after = max(map(len, PROMPTS)), max(map(len, ANSWERS))
-    pads = [(before - len(PROMPTS[i // COPIES]), after - len(answer)) for i, answer in enumerate(ANSWERS)]
-    ids = torch.tensor([[0] * left + row + [0] * right for row, (left, right) in zip(ROWS, pads, strict=True)])
-    mask = torch.tensor(
-        [[0] * left + [1] * len(row) + [0] * right for row, (left, right) in zip(ROWS, pads, strict=True)]
-    )
-    return ids, mask, after
 
 
 def their_logprobs(model: Any) -> list[torch.Tensor]:
@@ -93,21 +78,6 @@ def their_logprobs(model: Any) -> list[torch.Tensor]:
         logits = model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -len(answer) - 1 : -1]
         found.append(logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])[:, 0])
     return found
-
-
-@lru_cache(maxsize=1)
-def family(name: str) -> Any:
-    """The model with adapters that matter; tests of one family follow each other."""
-    model = family_model(name).requires_grad_(False)
-    left_out = ["out_proj"] if name in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h") else None
-    config = LoraConfig(r=2, target_modules="all-linear", exclude_modules=left_out, init_lora_weights=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return get_peft_model(model, config).eval()
-
-
-def named(model: Any) -> dict[str, torch.Tensor]:
-    return {tensor_name(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def flat(gradients: Any) -> torch.Tensor:
