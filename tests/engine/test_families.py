@@ -56,7 +56,7 @@ FAMILIES: dict[str, tuple[Abilities, str]] = {
     "jamba": (OWN, "alone"),
     "mamba": (OWN, "alone"),
     "falcon_mamba": (OWN, "alone"),
-    "zamba2": (Abilities(decodes=False, gradients_from=2), "alone"),  # its single steps are shorter than its scan's
+    "zamba2": (LATER, "alone"),
     "zamba": (OWN, "alone"),
     "minimax": (NONE, "refused"),
     "recurrent_gemma": (NONE, "alone"),

@@ -72,7 +72,7 @@ def _try(parts: Decoder) -> Abilities:
     with evaluating(parts.model), torch.autocast(device.type, enabled=False):
         plain = plain_passes(parts, device)
         states = has_states(parts)
-        judge = Judge(parts, plain, states)
+        judge = Judge(parts, plain)
         pads = judge.like(lambda: padded(parts, plain, left=True)) and (not states or judge.pads_states())
         groups = [plain] if pads else [[group] for group in plain]
         several, one = (not states or judge.keeps_states(step) for step in (None, 1))
