@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from trl import RLOOConfig
 
 from families import batch, family, family_model, named
@@ -17,6 +18,7 @@ from zopro.config import ModelOptions
 from zopro.engine import abilities as module
 from zopro.engine.abilities import NEVER, Abilities, abilities
 from zopro.engine.causal import causal_parts
+from zopro.engine.feedback import Feedback
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import lora_config
 from zopro.errors import InputError
@@ -30,6 +32,14 @@ def test_a_lost_state_is_found_where_the_output_hardly_shows_it(dtype: torch.dty
     """Weights of the usual initial width: what Jamba's answers lose of their prompt is 2e-5 of what it gives."""
     found = abilities(causal_parts(family_model("jamba", initializer_range=0.02).to(dtype)))
     assert found == Abilities(shares=False, gradients_from=NEVER)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next"])
+def test_states_are_swept_where_the_gradient_hardly_shows_them(name: str) -> None:
+    model = family_model(name, initializer_range=0.02).requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    assert Feedback(adapted, local="block").alone
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])

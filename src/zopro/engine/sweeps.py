@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zopro.engine.abilities import abilities
 from zopro.engine.causal import evaluating, refusing
 from zopro.engine.logprobs import completion_logprobs
+from zopro.engine.trials import has_states
 from zopro.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ WEIGHTS = (1.0, -0.5, 0.7, -1.2)  # of the answers' log-probs in the loss
 PROMPT, ANSWER = 5, 3
 
 logger = logging.getLogger(__name__)
-
-
 _known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -61,7 +60,8 @@ def _tried(feedback: Feedback) -> bool:
         found = torch.autograd.grad(loss, list(feedback.parameters.values()), allow_unused=True)
         true = {name: gradient for name, gradient in zip(feedback.parameters, found, strict=True) if gradient is not None}
         for feedback.alone in (False, True):
-            if not (feedback.alone or abilities(parts).shares):
+            # States that prompts leave would be held constant, which a model shows only once it is trained.
+            if not feedback.alone and (has_states(parts) or not abilities(parts).shares):
                 continue
             try:
                 ours = feedback.gradients((feedback.logprobs(*batch, num_generations=2) * weights).sum())
