@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from trl import RLOOConfig
 
-from tiny_trainers import PROMPTS, head_only, lines, llama, mean_reward, online, same, weights
+from families import family_model
+from tiny_trainers import PROMPTS, head_only, lines, llama, mean_reward, online, same, weights, word_tokenizer
 from zopro import zeroth_order
 from zopro.engine.feedback import Feedback
 from zopro.engine.models import tensor_name
@@ -228,3 +229,19 @@ def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
         GuidedConfig(use_cpu=True, guard_every=-1)
     with pytest.raises(ValueError, match=r"guide: must lie in \(0, 1\], got 0"):
         GuidedSPSAConfig(use_cpu=True, guide=0)
+
+
+def test_a_mixture_of_experts_is_guided_without_its_balancing_loss(tmp_path: Path) -> None:
+    """TRL adds that loss by default, through a forward pass of its own that the guide knows nothing of."""
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def mixture(**options: Any) -> Any:
+        model = get_peft_model(family_model("qwen3_moe", vocab_size=len(word_tokenizer()), pad_token_id=None), config)
+        return adam(tmp_path, model=model, max_steps=1, **options)
+
+    trainer = mixture()
+    before = weights(trainer.model)
+    trainer.train()
+    assert not same(before, weights(trainer.model))
+    with pytest.raises(ValueError, match=r"router_aux_loss_coef: must be 0 with guided trainers.* got 0\.1"):
+        mixture(router_aux_loss_coef=0.1)

@@ -79,13 +79,16 @@ class FeedbackScores:
     """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
 
     `args` has `local`, `tail` and `top_blocks`, as `GuidedConfig` does; `avoid` is that of `Feedback`, by names that may
-    carry PEFT's wrapping. What is trained but not reached by the guide stays as it is, and is counted in a warning.
+    carry PEFT's wrapping. What is trained but not reached by the guide stays as it is, and is counted in a warning. A
+    mixture of experts' balancing loss, which TRL adds by default, is left out.
 
-    Raises ValueError: more than one process; adapters other than plain LoRA with another `local` than "block".
+    Raises ValueError: more than one process; adapters other than plain LoRA with another `local` than "block";
+    `args.router_aux_loss_coef` asks for the balancing loss.
     """
 
     config_cls: ClassVar[type] = GuidedConfig
     args: Any
+    aux_loss_enabled: bool
     _feedback: Feedback | None = None
     _reachable: Sequence[int] = ()  # ids of what was trained when it was made
 
@@ -97,6 +100,14 @@ class FeedbackScores:
         kind = adapter_kind(self.model)  # type: ignore[attr-defined]
         if kind not in ("", "LORA") and self.args.local != "block":
             raise ValueError(f"local: must be 'block' for adapters of the kind {kind}, got {self.args.local!r}")
+        if self.aux_loss_enabled:
+            if self.args.router_aux_loss_coef:
+                raise ValueError(
+                    "router_aux_loss_coef: must be 0 with guided trainers, which know the gradient of log-probs alone, "
+                    f"got {self.args.router_aux_loss_coef}"
+                )
+            self.aux_loss_enabled = False  # the architecture's own
+            logger.warning("router_aux_loss_coef: guided trainers leave the experts' balancing loss out")
 
     @property
     def feedback(self) -> Feedback:

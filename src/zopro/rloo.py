@@ -18,11 +18,14 @@ from torch.utils.data import Sampler
 from trl import RLOOConfig, RLOOTrainer
 
 from zopro.construction import arguments, check_model, check_weights, trainable
+from zopro.engine.abilities import abilities
+from zopro.engine.causal import causal_parts
 from zopro.engine.chat import check_end
 from zopro.engine.frame import check_embedded
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
+from zopro.errors import InputError
 from zopro.guard import checked_reward
 from zopro.heap import expect_graph
 from zopro.objectives import group_normalised_advantages
@@ -242,6 +245,12 @@ class EngineRLOOTrainer(RLOOTrainer):
         **inputs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         synchronised = self.accelerator.num_processes > 1 and torch.is_grad_enabled()  # needs DDP's own forward
+        if synchronised and not abilities(causal_parts(self.accelerator.unwrap_model(model))).pads:
+            name = type(self.accelerator.unwrap_model(model)).__name__
+            raise InputError(
+                f"model: {name} takes padding for text, and back-propagation in {self.accelerator.num_processes} "
+                "processes pads. Use one process, or a zeroth-order method."
+            )
         if synchronised or compute_aux_loss or any(value is not None for value in inputs.values()):
             return super()._get_per_token_logps_and_entropies(
                 model,

@@ -18,6 +18,8 @@ from zopro.callbacks import MetricsCallback, SnapshotCallback, check_reports
 from zopro.checkpoints import newest
 from zopro.config import RunConfig
 from zopro.engine import chat, models
+from zopro.engine.abilities import abilities
+from zopro.engine.causal import causal_parts
 from zopro.engine.frame import check_vocabulary, declared_stops, frame_of
 from zopro.engine.quantised import check_trainable
 from zopro.engine.rollouts import Rollouts, generate
@@ -123,7 +125,9 @@ class Session:
     def _load(self, device: Any) -> Any:
         config = self.config
         dtype = models.resolve_dtype(config.dtype, device)
-        return load_start(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
+        base = load_start(config.model, dtype, device, config.trust_remote_code).requires_grad_(False)
+        abilities(causal_parts(base))  # refuses an architecture, or says what it costs, before anything runs
+        return base
 
     def _load_other(self, path: str, device: Any) -> tuple[Any, Any]:
         dtype = models.resolve_dtype(self.config.dtype, device)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from trl import RLOOConfig
 
+from zopro.engine.abilities import abilities
 from zopro.engine.causal import causal_parts
 from zopro.engine.models import tensor_name
 from zopro.fields import option
@@ -153,7 +154,7 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         spsa = self.spsa if self._measuring else None  # there is none before the first step
         if spsa is None or not spsa.together.active:
             return score(model, input_ids, attention_mask, length, copies)
-        causal_parts(model)  # whose first look at a model is at a single row
+        abilities(causal_parts(model))  # whose first look at a model is at rows of its own
         twice = torch.cat([input_ids, input_ids]), torch.cat([attention_mask, attention_mask])
         return spsa.together.rows(lambda: score(model, *twice, length, copies))
 

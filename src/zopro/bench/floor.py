@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from zopro.bench.work import Setting
+from zopro.engine.abilities import abilities
 from zopro.engine.causal import Decoder, causal_parts, evaluating, positions
 from zopro.engine.growing import growing_cache
 from zopro.engine.head import tiles
 from zopro.engine.shared import hidden_shared, select_rows
+from zopro.errors import InputError
 
 if TYPE_CHECKING:
     from zopro.bench.measure import Clock
@@ -29,6 +31,9 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
         raise ValueError("setting: must have the reward model's classifier, got None")
     judge = setting.classifier
     parts = causal_parts(setting.policy)
+    able = abilities(parts)
+    if not (able.pads and able.decodes and able.shares):
+        raise InputError(f"model: the floor is of models that prefill prompts once; {parts.config.model_type} cannot.")
     device = setting.policy.device
     width = max(map(len, setting.prompt_ids))
     pad = setting.tokenizer.pad_token_id

@@ -7,7 +7,8 @@ runs behind them, one row an answer. `vjp` then runs one block again from that, 
                                                            the keys and values that it makes of that are not
     the prompts run before the answers, all of them        nothing is held constant: the sweep gives the gradient
 
-States other than keys and values (of convolutions, of recurrences) that prompts leave to answers are held constant.
+States other than keys and values (of convolutions, of recurrences) that prompts leave to answers would be held constant:
+`zopro.engine.sweeps` finds the models that have them, whose rows run from end to end with nothing before them.
 """
 
 from __future__ import annotations
@@ -61,13 +62,16 @@ class BlockCalls(Watch):
         end: the module that reads the last one's output, where there is one.
         copies: K, sequences of each prompt.
         config: of the model, which says what a cache holds.
+        exact: keep what blocks read of the prompts in its own dtype.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], end: nn.Module | None, copies: int, config: Any) -> None:
+    def __init__(
+        self, blocks: Sequence[nn.Module], end: nn.Module | None, copies: int, config: Any, exact: bool = False
+    ) -> None:
         self.blocks, self.end, self.copies, self.config = blocks, end, copies, config
         watched = [*blocks, *([] if end is None else [end])]
         self._answers = Calls(watched)
-        self._prompts = Calls(watched, PROMPTS_DTYPE)
+        self._prompts = Calls(watched, None if exact else PROMPTS_DTYPE)
         self._cache = DynamicCache()
         self._ahead = False  # a pass over the prompts alone is going on
         self._whole = False  # such a pass takes them to their ends

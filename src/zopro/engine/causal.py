@@ -24,6 +24,9 @@ from zopro.engine import few_rows
 from zopro.engine.products import fast_products
 from zopro.errors import InputError
 
+STATES, KEYS_AND_VALUES = "cache_params", "past_key_values"  # names of a backbone's cache
+LARGE_LOGIT = 50.0  # beyond any bound that architectures have
+
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -44,19 +47,27 @@ class Decoder:
         return "position_ids" in inspect.signature(type(self.backbone).forward).parameters
 
     @cached_property
+    def cache_name(self) -> str:
+        """What the backbone calls its cache; pure state-space models have a name of their own."""
+        names = inspect.signature(type(self.backbone).forward).parameters
+        return STATES if STATES in names and KEYS_AND_VALUES not in names else KEYS_AND_VALUES
+
+    @cached_property
     def is_large(self) -> bool:
         return few_rows.concern(self.backbone)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
         """Last hidden states (B, T, H), after the final norm. `cache` is extended in place; None keeps nothing."""
-        positions = {"position_ids": position_ids} if self.takes_positions else {}
+        if attention_mask is not None and self.cache_name == STATES:  # which know what they have read, and no mask of it
+            attention_mask = attention_mask[:, -input_ids.shape[1] :]
+        given = {"position_ids": position_ids} if self.takes_positions else {}
         with fast_products(self.model.dtype, input_ids.device, input_ids.numel() if self.is_large else 0):
             output = self.backbone(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 use_cache=cache is not None,
-                **positions,
+                **{self.cache_name: cache},
+                **given,
             )
         return output.last_hidden_state
 
@@ -115,15 +126,32 @@ def causal_parts(model: Any) -> CausalParts:
     config = model.config.get_text_config(decoder=True)
     parts = CausalParts(
         model=model,
-        backbone=model.base_model,
+        backbone=_backbone(model),
         head=head,
         scale=_logit_scale(config),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=_softcap(config),
     )
     if model not in _checked:
-        _check(parts)
+        with refusing(model):
+            _check(parts)
         _checked.add(model)
     return parts
+
+
+def _backbone(model: Any) -> nn.Module:
+    found: nn.Module
+    for found in (model.base_model, model.get_decoder(), getattr(model, "model", model)):
+        if found is not model:
+            return found
+    raise InputError(f"model: {type(model).__name__} has no backbone apart from its head; choose another architecture.")
+
+
+def _softcap(config: Any) -> float | None:
+    """The bound of the logits; its name differs between architectures."""
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    return None
 
 
 def _logit_scale(config: Any) -> float:
@@ -141,14 +169,43 @@ def _logit_scale(config: Any) -> float:
 def _check(parts: CausalParts) -> None:
     ids = torch.arange(2, device=parts.model.get_input_embeddings().weight.device)[None]
     mask = torch.ones_like(ids)
-    with evaluating(parts.model), fast_products(parts.model.dtype, ids.device):
+
+    def logits() -> tuple[Tensor, Tensor]:
         expected = parts.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-        logits = parts.logits(parts.hidden(ids, mask, ids, None)[0])
-    if not expected.isfinite().all():
+        return expected, parts.logits(parts.hidden(ids, mask, ids, None)[0])
+
+    plain = torch.autocast(ids.device.type, enabled=False)
+    with evaluating(parts.model), fast_products(parts.model.dtype, ids.device), plain:
+        pairs = [logits()]
+        gain = LARGE_LOGIT / pairs[0][0].abs().max().clamp(min=1e-6)  # small logits would hide what bounds large ones
+        hook = parts.head.register_forward_hook(lambda head, args, output: output * gain)
+        try:
+            pairs.append(logits())
+        finally:
+            hook.remove()
+    if not pairs[0][0].isfinite().all():
         raise InputError("model: its logits are not finite; the weights are damaged or training diverged.")
-    error = (logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-    if error > 2e-2:  # bf16 rounding of the logits stays below 2^-7
-        raise InputError(f"model: {type(parts.model).__name__} changes its logits in a way the engine does not know.")
+    exact = parts.model.dtype in (torch.float32, torch.float64)
+    for expected, found in pairs:
+        error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+        if error > (1e-3 if exact else 2e-2):  # bf16 rounding of the logits stays below 2^-7
+            name = type(parts.model).__name__
+            raise InputError(f"model: {name} changes its logits in a way the engine does not know.")
+
+
+@contextmanager
+def refusing(model: nn.Module) -> Iterator[None]:
+    """Turn whatever an architecture's code raises, when it is first run as the engine runs it, into one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(
+            f"model: {type(model).__name__} does not run as a causal language model here ({type(error).__name__}: "
+            f"{reason}). Choose another architecture or dtype."
+        ) from error
 
 
 @contextmanager

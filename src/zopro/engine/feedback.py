@@ -36,10 +36,11 @@ from zopro.engine.blocks import BlockCalls
 from zopro.engine.capture import Capture
 from zopro.engine.causal import evaluating
 from zopro.engine.head import MAX_LOGIT_ELEMENTS, score_tokens
-from zopro.engine.logprobs import completion_states
+from zopro.engine.logprobs import completion_states, in_batches
 from zopro.engine.models import tensor_name
 from zopro.engine.products import fast_products
 from zopro.engine.stream import Block, Write, is_adapted, residual_stream
+from zopro.engine.sweeps import sweeps_alone
 from zopro.errors import InputError
 from zopro.zo.directions import norm_of, orthogonal_
 from zopro.zo.guided import factor_gradient, local_vjp
@@ -63,10 +64,11 @@ class Feedback:
     Attributes:
         parameters: name -> parameter, in the order of the model: those that get a pseudo-gradient.
         elements_kept: elements held from the forward pass to the backward one, of the last call.
+        alone: "block" sweeps each row from end to end, whatever `tail`, since prompts leave more than keys and values.
 
     Raises:
         InputError: the model has no residual stream, or no layer that writes to it (in the chosen blocks) has a
-            trainable LoRA adapter.
+            trainable LoRA adapter; or its blocks pass on more than the stream, so that "block" cannot sweep them.
         ValueError: an argument out of range.
     """
 
@@ -108,6 +110,8 @@ class Feedback:
             )
         self.elements_kept = 0
         self._avoided: Gradients = {}  # of norm 1
+        self.exact = False  # keep what blocks read of the prompts as it is
+        self.alone = local == "block" and sweeps_alone(self)
         for name, update in (avoid or {}).items():
             norm = norm_of(update)
             if name in self.parameters and norm > 0:
@@ -134,37 +138,49 @@ class Feedback:
         Arguments and errors are those of `completion_logprobs`.
         """
 
-        def forward() -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
-            shape = (input_ids, attention_mask, completion_length, num_generations)
-            if self.local == "block":
-                blocks, config = [block.module for block in self.blocks], self.parts.model.config
-                calls = BlockCalls(blocks, self.final_norm, num_generations, config)
-                states = completion_states(self.parts, *shape, watch=calls, tail=self.tail)
-                elements, gradients = calls.elements, partial(self._swept, calls=calls, real=states.real)
-            else:
-                capture = Capture()
-                self._watch(capture)
-                states = completion_states(self.parts, *shape, watch=capture)
-                elements, gradients = capture.elements, partial(self._gradients, kept=capture.kept)
-            rows = self.parts, states.hidden, states.targets, temperature
-            scores, errors = score_tokens(*rows, errors=True, max_elements=max_logit_elements)
-            assert errors is not None
-            self.elements_kept = errors.numel() + elements
+        self.elements_kept = 0
 
-            def backward(upstream: Tensor) -> list[Tensor | None]:
-                weights = upstream[:, : states.real.shape[1]][states.real]
-                products = fast_products(self.parts.model.dtype, errors.device)
-                with products, evaluating(self.parts.model):  # a local graph must not draw dropout masks
-                    found = gradients(errors * weights[:, None].float())
-                for key, unit in self._avoided.items():
-                    if key in found:
-                        found[key] = orthogonal_(found[key].float(), unit).to(found[key].dtype)
-                return [found.get(id(parameter)) for parameter in self.parameters.values()]
+        def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
+            forward = partial(
+                self._forward, (ids, mask, completion_length), num_generations, temperature, max_logit_elements
+            )
+            result: Tensor = _PseudoGradient.apply(forward, *self.parameters.values())
+            return [result]
 
-            return states.unpacked(scores), backward
+        return in_batches(self.parts, input_ids, attention_mask, completion_length, run)[0]
 
-        result: Tensor = _PseudoGradient.apply(forward, *self.parameters.values())
-        return result
+    def _forward(
+        self, batch: tuple[Tensor, Tensor, int], copies: int, temperature: float, max_elements: int
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
+        """Log-probs, and the pseudo-gradients as a function of the gradient with respect to them."""
+        if self.local == "block":
+            copies = 1 if self.alone else copies
+            blocks, config = [block.module for block in self.blocks], self.parts.model.config
+            calls = BlockCalls(blocks, self.final_norm, copies, config, self.exact)
+            how = {"alone": True} if self.alone else {"tail": self.tail}
+            states = completion_states(self.parts, *batch, copies, watch=calls, **how)
+            elements, gradients = calls.elements, partial(self._swept, calls=calls, real=states.real)
+        else:
+            capture = Capture()
+            self._watch(capture)
+            states = completion_states(self.parts, *batch, copies, watch=capture)
+            elements, gradients = capture.elements, partial(self._gradients, kept=capture.kept)
+        rows = self.parts, states.hidden, states.targets, temperature
+        scores, errors = score_tokens(*rows, errors=True, max_elements=max_elements)
+        assert errors is not None
+        self.elements_kept += errors.numel() + elements
+
+        def backward(upstream: Tensor) -> list[Tensor | None]:
+            weights = upstream[:, : states.real.shape[1]][states.real]
+            products = fast_products(self.parts.model.dtype, errors.device)
+            with products, evaluating(self.parts.model):  # a local graph must not draw dropout masks
+                found = gradients(errors * weights[:, None].float())
+            for key, unit in self._avoided.items():
+                if key in found:
+                    found[key] = orthogonal_(found[key].float(), unit).to(found[key].dtype)
+            return [found.get(id(parameter)) for parameter in self.parameters.values()]
+
+        return states.unpacked(scores), backward
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """Pseudo-gradients by name of a loss of `logprobs`, without touching `.grad`; the loss can be used again."""
@@ -231,7 +247,8 @@ class Feedback:
         for index in reversed(range(len(self.blocks))):
             parameters = [p for p in self.blocks[index].module.parameters() if p.requires_grad]
             delta, gradients = calls.vjp(index, delta, parameters)
-            found.update({id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)})
+            for p, gradient in zip(parameters, gradients, strict=True):  # blocks may share parameters
+                found[id(p)] = found[id(p)] + gradient if id(p) in found else gradient
         return found
 
     def _write_gradient(self, write: Write, delta: Tensor, kept: Mapping[tuple[int, str], Tensor]) -> Gradients:

@@ -10,6 +10,7 @@ Prompts shared by K consecutive completions can go through the backbone once (`n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from zopro.engine.abilities import abilities
 from zopro.engine.causal import CausalParts, causal_parts, positions
 from zopro.engine.head import MAX_LOGIT_ELEMENTS, score_tokens, token_logprobs
 from zopro.engine.shared import Watch, hidden_shared
@@ -81,10 +83,31 @@ def completion_logprobs(
         ValueError: shapes do not fit, or rows that should share a prompt do not.
     """
     parts = causal_parts(model)
-    states = completion_states(parts, input_ids, attention_mask, completion_length, num_generations)
-    values = _packed(parts, states.hidden, states.targets, temperature, max_logit_elements, return_entropy)
-    result = [states.unpacked(value) for value in values]
+
+    def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
+        states = completion_states(parts, ids, mask, completion_length, num_generations)
+        values = _packed(parts, states.hidden, states.targets, temperature, max_logit_elements, return_entropy)
+        return [states.unpacked(value) for value in values]
+
+    _check_shapes(input_ids, attention_mask, completion_length, num_generations)
+    result = in_batches(parts, input_ids, attention_mask, completion_length, run)
     return (result[0], result[1]) if return_entropy else result[0]
+
+
+def in_batches(
+    parts: CausalParts, ids: Tensor, mask: Tensor, completion_length: int, run: Callable[[Tensor, Tensor], list[Tensor]]
+) -> list[Tensor]:
+    """`run` of ids and mask for all rows, or where padding is not right for those of each length; its results by row."""
+    able = abilities(parts)
+    if able.pads:
+        return run(ids, mask)
+    lengths = mask[:, :-completion_length].sum(1)
+    if not able.pads_right:
+        lengths = lengths * mask.shape[1] + mask.sum(1)
+    groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+    order = torch.cat(groups).argsort()
+    found = [run(ids[rows], mask[rows]) for rows in groups]
+    return [torch.cat(values)[order] for values in zip(*found, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,7 @@ def completion_states(
     num_generations: int = 1,
     watch: Watch | None = None,
     tail: int | None = None,
+    alone: bool = False,
 ) -> CompletionStates:
     """Run the backbone over prompts and completions. Arguments and errors as in `completion_logprobs`.
 
@@ -118,16 +142,10 @@ def completion_states(
         watch: looks on; the selections of all passes, joined along time and packed by `real`, are the rows of `hidden`.
         tail: columns of the prompts, at most all, that go through the network with the completions; the rest goes before
             them, once for `num_generations`. None: none, and no pass of their own for prompts that nothing shares.
+        alone: each row goes through the network by itself, without a cache; its last token, which predicts nothing, not.
     """
-    rows, length = input_ids.shape
-    if attention_mask.shape != input_ids.shape or not 0 < completion_length < length:
-        raise ValueError(
-            f"completion_length: must leave a prompt in {tuple(input_ids.shape)} ids and a mask of the same shape, "
-            f"got {completion_length} and {tuple(attention_mask.shape)}."
-        )
-    if num_generations < 1 or rows % num_generations:
-        raise ValueError(f"num_generations: must divide the {rows} rows, got {num_generations}.")
-    prompt_length = length - completion_length
+    _check_shapes(input_ids, attention_mask, completion_length, num_generations)
+    prompt_length = input_ids.shape[1] - completion_length
     used = attention_mask.any(0).nonzero()
     first = min(int(used[0]) if len(used) else 0, prompt_length - 1)
     last = max(int(used[-1]) + 1 if len(used) else 0, prompt_length + 1)
@@ -140,13 +158,30 @@ def completion_states(
     checkpoints = parts.model.training and getattr(parts.model, "is_gradient_checkpointing", False)
     if checkpoints and tail is not None:
         raise ValueError("gradient_checkpointing: must be off here, since it excludes the cache of keys and values.")
-    if (num_generations > 1 or tail is not None) and not checkpoints:
+    able = abilities(parts)
+    one_by_one = torch.is_grad_enabled() and ids.shape[1] - 1 - split < able.gradients_from
+    shares = num_generations > 1 and able.shares and not one_by_one and not checkpoints
+    if alone:
+        with watch.passing(lambda states: states[:, split - 1 :]):
+            hidden = parts.hidden(ids[:, :-1], mask[:, :-1], positions(mask)[:, :-1], None)[:, split - 1 :]
+    elif tail is not None or shares:
         seen = (ids[:, :-1], mask[:, :-1])
         hidden = hidden_shared(parts, *seen, split, num_generations, watch, min(tail or 0, split))
     else:
         with watch.passing(lambda states: states[:, split - 1 : -1]):
             hidden = parts.hidden(ids, mask, positions(mask), None)[:, split - 1 : -1]
     return CompletionStates(hidden[real], ids[:, split:][real], real, completion_length)
+
+
+def _check_shapes(input_ids: Tensor, attention_mask: Tensor, completion_length: int, num_generations: int) -> None:
+    rows, length = input_ids.shape
+    if attention_mask.shape != input_ids.shape or not 0 < completion_length < length:
+        raise ValueError(
+            f"completion_length: must leave a prompt in {tuple(input_ids.shape)} ids and a mask of the same shape, "
+            f"got {completion_length} and {tuple(attention_mask.shape)}."
+        )
+    if num_generations < 1 or rows % num_generations:
+        raise ValueError(f"num_generations: must divide the {rows} rows, got {num_generations}.")
 
 
 def _packed(

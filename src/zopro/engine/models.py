@@ -27,6 +27,8 @@ from zopro.errors import InputError, out_of_memory
 
 logger = logging.getLogger(__name__)
 
+# Kernels of these read the weight itself, so that PEFT refuses an adapter there.
+FUSED_OUT_PROJ = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _NAMES = re.compile(r"[\w.\-\s,]*")  # a comma-separated list of module names
@@ -152,12 +154,13 @@ def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     return classifier.eval()
 
 
-def lora_config(options: ModelOptions, task_type: str) -> LoraConfig:
+def lora_config(options: ModelOptions, task_type: str, base: PreTrainedModel | None = None) -> LoraConfig:
     """PEFT's configuration of the adapters that `lora_r`, `lora_alpha` and `lora_target_modules` describe.
 
     Args:
         options: a RunConfig or its group of model options.
         task_type: "CAUSAL_LM", or "SEQ_CLS" for a reward model, whose `score` head is then trained and saved too.
+        base: the model they are for, whose `out_proj` all-linear leaves out where PEFT takes no adapter there.
 
     Raises:
         InputError: `lora_r` is 0, which asks for full-parameter training.
@@ -167,11 +170,13 @@ def lora_config(options: ModelOptions, task_type: str) -> LoraConfig:
     given = options.lora_target_modules
     listed = given != "all-linear" and _NAMES.fullmatch(given)  # else a regular expression, as in PEFT
     targets = [name.strip() for name in given.split(",") if name.strip()] if listed else given
+    fused = base is not None and base.config.model_type in FUSED_OUT_PROJ
     return LoraConfig(
         task_type=task_type,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=0.0,
+        exclude_modules=["out_proj"] if targets == "all-linear" and fused else None,
         target_modules=targets,
         modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
     )

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zopro.engine.causal import CausalParts, causal_parts, evaluating, positions
-from zopro.engine.growing import growing_cache
+from zopro.engine.abilities import abilities
+from zopro.engine.causal import CausalParts, causal_parts, evaluating
 from zopro.engine.head import MAX_LOGIT_ELEMENTS
+from zopro.engine.reading import Cached, Recomputed
 from zopro.engine.sampling import Sampler
-from zopro.engine.shared import select_rows
 from zopro.errors import InputError
 
 MAX_BATCH_TOKENS = 2**16  # tokens in the cache at once
@@ -76,6 +76,8 @@ def generate(
     """
     sampler = Sampler(do_sample, temperature, top_k, top_p, min_p or 0.0)
     parts = causal_parts(model)
+    able = abilities(parts)
+    read = Cached if able.decodes else Recomputed
     _check_arguments(parts, prompts, num_generations, max_new_tokens)
     device = parts.model.get_input_embeddings().weight.device
     rows, width = len(prompts) * num_generations, max(map(len, prompts))
@@ -89,12 +91,15 @@ def generate(
     copies = torch.arange(num_generations, device=device)
     budget = max_batch_tokens or MAX_BATCH_TOKENS
     with torch.no_grad(), evaluating(parts.model):
-        for batch in _batches([len(prompt) for prompt in prompts], num_generations, max_new_tokens, budget):
+        sizes = [len(prompt) for prompt in prompts]
+        for batch in _batches(sizes, num_generations, max_new_tokens, budget, equal=not able.pads):
             index = torch.tensor(batch, device=device)
             longest = max(len(prompts[i]) for i in batch)
             where = (index[:, None] * num_generations + copies).flatten()
             ids, mask = prompt_ids[index, width - longest :], prompt_mask[index, width - longest :]
-            tokens, scores, counts = _decode(parts, ids, mask, sampler, uniform[where], stops, pad_token_id)
+            tokens, scores, counts = _decode(
+                parts, read(parts, ids, mask, num_generations), sampler, uniform[where], stops, pad_token_id
+            )
             completion_ids[where], logprobs[where], lengths[where] = tokens, scores, counts
     if not logprobs.isfinite().all():
         raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
@@ -144,11 +149,12 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, width: int, device:
     return ids, mask
 
 
-def _batches(lengths: Sequence[int], copies: int, new: int, budget: int) -> Iterator[list[int]]:
-    """Prompts' numbers, shortest first, in batches of at most `budget` tokens (or one prompt)."""
+def _batches(lengths: Sequence[int], copies: int, new: int, budget: int, equal: bool = False) -> Iterator[list[int]]:
+    """Prompts' numbers, shortest first, in batches of at most `budget` tokens (or one prompt), or of equal lengths."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * copies * (lengths[number] + new) > budget:
+        full = (len(batch) + 1) * copies * (lengths[number] + new) > budget
+        if batch and (full or (equal and lengths[number] != lengths[batch[0]])):
             yield batch
             batch = []
         batch.append(number)
@@ -156,26 +162,18 @@ def _batches(lengths: Sequence[int], copies: int, new: int, budget: int) -> Iter
 
 
 def _decode(
-    parts: CausalParts, ids: Tensor, mask: Tensor, sampler: Sampler, uniform: Tensor, stops: Tensor, pad: int
+    parts: CausalParts, reading: Cached | Recomputed, sampler: Sampler, uniform: Tensor, stops: Tensor, pad: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Complete prompts (n, P) into `uniform`'s (n * K, C) rows: tokens, log-probs (n * K, C) and lengths (n * K,)."""
+    """Go on from prompts read, by `uniform` (n * K, C): tokens, log-probs (n * K, C) and lengths (n * K,)."""
     total, steps = uniform.shape
-    copies, prompt_length = total // len(ids), ids.shape[1]
-    tokens = torch.full((total, steps), pad, device=ids.device)
-    scores = torch.zeros((total, steps), device=ids.device)
-    counts = torch.zeros(total, dtype=torch.long, device=ids.device)
-
-    cache = growing_cache(parts.model.config)
-    hidden = parts.hidden(ids, mask, positions(mask), cache)[:, -1]
-    rows = torch.arange(total, device=ids.device)  # row of the result that each row of the batch fills
-    select_rows(cache, rows // copies)
-    hidden = hidden.repeat_interleave(copies, dim=0)
-    after = mask.sum(-1).repeat_interleave(copies)  # (rows,) position of the first new token
-    padded = not bool(mask.all())
-    seen = torch.cat([mask.repeat_interleave(copies, dim=0), mask.new_ones(total, steps)], dim=1)
-    alive = torch.ones(total, dtype=torch.bool, device=ids.device)
+    device = uniform.device
+    tokens = torch.full((total, steps), pad, device=device)
+    scores = torch.zeros((total, steps), device=device)
+    counts = torch.zeros(total, dtype=torch.long, device=device)
+    rows = torch.arange(total, device=device)  # row of the result that each row of the batch fills
+    alive = torch.ones(total, dtype=torch.bool, device=device)
     for step in range(steps):
-        token, score = _next(parts, sampler, hidden, uniform[rows, step])
+        token, score = _next(parts, sampler, reading.hidden, uniform[rows, step])
         tokens[rows, step] = torch.where(alive, token, pad)
         scores[rows, step] = torch.where(alive, score, 0.0)
         counts[rows] += alive
@@ -185,10 +183,9 @@ def _decode(
             break
         if living <= COMPACT_AT * len(rows):
             keep = alive.nonzero()[:, 0]
-            select_rows(cache, keep)
-            rows, token, after, seen, alive = rows[keep], token[keep], after[keep], seen[keep], alive[keep]
-        context = seen[:, : prompt_length + step + 1] if padded else None
-        hidden = parts.hidden(token[:, None], context, (after + step)[:, None], cache)[:, -1]
+            reading.select(keep)
+            rows, token, alive = rows[keep], token[keep], alive[keep]
+        reading.read(token)
     return tokens, scores, counts
 
 

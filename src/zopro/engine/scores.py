@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from zopro.engine.abilities import abilities
 from zopro.engine.causal import Decoder, evaluating
 from zopro.engine.products import fast_products
 from zopro.engine.shared import hidden_shared
@@ -45,11 +46,20 @@ def shared_scores(
 
 
 def can_share(model: Any) -> bool:
-    """Whether the classifier is a `score` layer on the backbone's last hidden states, found out by comparing both."""
+    """Whether the backbone's cache serves a prompt's answers, and the classifier is a `score` layer on its last states.
+
+    The first is known from `zopro.engine.abilities`, the second is found out by comparing both.
+    """
     classifier, _ = _parts(model)
     if classifier not in _shareable:
-        _shareable[classifier] = hasattr(classifier, "score") and _agrees(classifier, model)
+        able = abilities(Decoder(*_parts(model)))
+        _shareable[classifier] = able.pads and able.shares and hasattr(classifier, "score") and _agrees(classifier, model)
     return _shareable[classifier]
+
+
+def pads_right(model: Any) -> bool:
+    """Whether a sequence's score is the same beside longer ones."""
+    return abilities(Decoder(*_parts(model))).pads_right
 
 
 def _parts(model: Any) -> tuple[Any, nn.Module]:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zopro.engine.abilities import abilities
 from zopro.engine.causal import CausalParts, causal_parts, evaluating
 from zopro.errors import InputError
 
@@ -95,6 +96,7 @@ def residual_stream(model: Any) -> ResidualStream:
             a plain stack of blocks.
     """
     parts = causal_parts(model)
+    abilities(parts)  # before anything looks on
     calls, last = _probe(parts)
     blocks = _blocks(parts, calls)
     end = calls[blocks[-1][1]].result

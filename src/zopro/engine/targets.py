@@ -30,7 +30,7 @@ def new_adapter(model: PreTrainedModel, options: ModelOptions, task_type: str) -
     """
     try:
         with shown(model):
-            return get_peft_model(model, models.lora_config(options, task_type))
+            return get_peft_model(model, models.lora_config(options, task_type, model))
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError, re.error) as error:
         if out_of_memory(error) is not None:
             raise

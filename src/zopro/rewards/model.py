@@ -21,7 +21,7 @@ from zopro.durable import whole_folder
 from zopro.engine.adapters import open_adapter
 from zopro.engine.chat import check_end
 from zopro.engine.frame import Frame, check_embedded, declared_stops, frame_of
-from zopro.engine.scores import can_share, shared_scores
+from zopro.engine.scores import can_share, pads_right, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
 from zopro.rewards.interpolation import State, check_same_tensors, interpolate, read_state
@@ -236,8 +236,9 @@ class RewardModel:
         was_training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(by_length), batch_size):
-                rows = by_length[start : start + batch_size]
+            size = batch_size if pads_right(self.model) else 1
+            for start in range(0, len(by_length), size):
+                rows = by_length[start : start + size]
                 batch = pad_right([sequences[i] for i in rows], self._pad)
                 batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
                 values: Tensor = self.model(**batch, use_cache=False).logits[:, 0]
