@@ -94,6 +94,7 @@ HOME = {
     "engine.chat": "text.chat",
     "engine.frame": "text.frame",
     "engine.tokenizer": "text.tokenizer",
+    "epochs": "train.epochs",
     "evaluation": "run.evaluation",
     "explained": "store.explained",
     "export": "run.export",

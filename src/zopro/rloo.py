@@ -6,7 +6,7 @@ warm start) and zeroth-order training (`ZOPrOTrainer`) share this class, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from zopro.engine.frame import check_embedded
 from zopro.engine.logprobs import completion_logprobs
 from zopro.engine.models import tensor_name
 from zopro.engine.rollouts import Rollouts, generate
+from zopro.epochs import EpochSampler
 from zopro.errors import InputError
 from zopro.guard import checked_reward
 from zopro.heap import expect_graph
@@ -43,24 +44,6 @@ class Batch:
 
     reward: float
     rows: list[int]
-
-
-class EpochSampler(Sampler):
-    """TRL's sampler with an order for each epoch: a resumed run goes on in the order of the uninterrupted one."""
-
-    def __init__(self, sampler: Any, seed: int) -> None:
-        self.sampler, self.seed = sampler, seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.seed + epoch)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class EngineRLOOTrainer(RLOOTrainer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,9 +23,10 @@ from zopro.engine.frame import Frame, check_embedded, declared_stops, frame_of
 from zopro.engine.scores import can_share, pads_right, shared_scores
 from zopro.errors import InputError
 from zopro.random_state import preserve_random_state
+from zopro.rewards.correlations import correlations
 from zopro.rewards.interpolation import State, check_same_tensors, interpolate, read_state
 from zopro.rewards.record import RECORD_FILE, read_record
-from zopro.rewards.sequences import Pair, Scored, Sequences, finite_scores
+from zopro.rewards.sequences import Pair, Scored, Sequences, different_scores
 from zopro.rewards.training import fit_pairs, fit_scores, pad_right
 from zopro.saving import check_whole, save_weights
 
@@ -119,9 +119,7 @@ class RewardModel:
         Raises:
             InputError: fewer than two different scores, a score that is not finite, or a prompt that fills max_length.
         """
-        scores = finite_scores(rows)
-        if len(set(scores)) < 2:
-            raise InputError(f"rows: must hold at least two different scores to learn from, got {len(rows)} rows.")
+        scores = different_scores(rows, "learn from")
         if self.score_mean is None or self.score_std is None:
             self.score_mean = math.fsum(scores) / len(scores)
             self.score_std = math.sqrt(math.fsum((s - self.score_mean) ** 2 for s in scores) / len(scores))
@@ -187,16 +185,8 @@ class RewardModel:
             InputError: fewer than two different scores, or one that is not finite: no correlation is defined. (It is
                 NaN where all rewards are equal.)
         """
-        from scipy import stats  # takes a second
-
-        scores = finite_scores(rows)
-        if len(set(scores)) < 2:
-            raise InputError(f"rows: must hold at least two different scores to correlate, got {len(rows)} rows.")
-        rewards = self.score_texts([r.prompt for r in rows], [r.answer for r in rows], batch_size)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.ConstantInputWarning)
-            pearson, spearman = (function(rewards, scores).statistic for function in (stats.pearsonr, stats.spearmanr))
-        return {"pearson": float(pearson), "spearman": float(spearman), "n": len(rows)}
+        scores = different_scores(rows, "correlate")
+        return correlations(self.score_texts([r.prompt for r in rows], [r.answer for r in rows], batch_size), scores)
 
     def as_reward_function(self, batch_size: int = 32) -> Callable[..., list[float]]:
         """A reward function as TRL calls it; it scores the sampled token ids, not the decoded text.

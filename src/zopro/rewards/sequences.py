@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -30,13 +30,15 @@ class Scored:
     score: float
 
 
-def finite_scores(rows: Iterable[Scored]) -> list[float]:
-    """The rows' scores; `InputError` names the first row whose score is not finite."""
+def different_scores(rows: Sequence[Scored], purpose: str) -> list[float]:
+    """The rows' scores. Raises `InputError`: one is not finite, or all are equal, of no use for `purpose`."""
     scores = []
     for i, row in enumerate(rows):
         if not math.isfinite(row.score):
             raise InputError(f"rows: every score must be a finite number, got {row.score!r} in row {i}.")
         scores.append(float(row.score))
+    if len(set(scores)) < 2:
+        raise InputError(f"rows: must hold at least two different scores to {purpose}, got {len(rows)} rows.")
     return scores
 
 

@@ -1,0 +1,20 @@
+"""How well rewards follow scores."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+
+def correlations(rewards: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
+    """`pearson` and `spearman` of `n` pairs; NaN where one side is constant.
+
+    >>> correlations([1.0, 2.0, 4.0], [0.0, 1.0, 2.0])["spearman"]
+    1.0
+    """
+    from scipy import stats  # takes a second
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        pearson, spearman = (function(rewards, scores).statistic for function in (stats.pearsonr, stats.spearmanr))
+    return {"pearson": float(pearson), "spearman": float(spearman), "n": len(scores)}
