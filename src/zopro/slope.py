@@ -115,7 +115,7 @@ class GradientSlope:
             return
         if slopes is None or (slopes.agree and not slopes.clear):
             if not self.tries:
-                logger.warning("%s: the slope of its loss was not checked (rounding hides it)", name)
+                logger.warning("%s: the slope of its loss was not checked (no rows had one above rounding)", name)
             return
         self.tries = 0
         numbers = f"{slopes.differences:.3g} by differences and {slopes.autograd:.3g} by autograd"
