@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from zopro.zo.frozen import Diverged, record
 from zopro.zo.perturbation import InPlace, Perturbation, Virtual
@@ -32,6 +35,39 @@ def test_only_the_factors_stay_as_they_were(w: Tensor, perturbation: Callable[..
     with torch.no_grad(), perturbation([w]).at(lambda _: 0.1 * Z):
         found = frozen.replay(loss)
     assert found == pytest.approx(float((START.exp() * ((START + 0.1 * Z) * X).sin()).sum()), rel=1e-6)
+
+
+FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "detach_": lambda x: (x.clone().detach_() * x).sum(),
+    "new_tensor": lambda x: (x.new_tensor(x.detach()) * x).sum(),
+    "tensor": lambda x: (torch.tensor(x.tolist()) * x).sum(),
+    "full_like": lambda x: (torch.full_like(x, x.mean().item()) * x).sum(),
+    "array": lambda x: float(np.asarray(x.detach()).mean()) * x.sum(),
+    "deepcopy": lambda x: (copy.deepcopy(x.detach()) * x).sum(),
+    "straight-through": lambda x: (3 * x + ((3 * x).round() - 3 * x).detach()).square().sum(),
+    "where": lambda x: torch.where(x > x.mean(), x, x.detach()).square().sum(),
+    "rows": lambda x: torch.einsum("ij,ij->", torch.stack([row.detach() for row in x]), x),
+    "vmap": lambda x: (torch.vmap(lambda row: 2 * row)(x).detach() * x).sum(),
+    "distribution": lambda x: (Categorical(logits=x.detach()).entropy() * x.sum(1)).sum(),
+    "branch": lambda x: x.sum() / x.detach().norm().item() if x.detach().norm() > 1 else x.sum(),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_differences_with_the_factors_have_the_gradient_s_slope(w: Tensor, name: str) -> None:
+    def loss() -> Tensor:
+        return FACTORS[name](w)
+
+    slope = float((torch.autograd.grad(loss(), w)[0] * Z).sum())
+    frozen, eps = record(loss, [w]), 1e-2
+    with torch.no_grad():
+        sides = []
+        for t in (eps, -eps):
+            with InPlace([w]).at(lambda _, t=t: t * Z):  # type: ignore[misc]
+                sides.append((frozen.replay(loss), float(loss())))
+    kept, moved = ((plus - minus) / (2 * eps) for plus, minus in zip(*sides, strict=True))
+    assert frozen.matters and kept == pytest.approx(slope, rel=1e-2)
+    assert moved != pytest.approx(slope, rel=5e-2)
 
 
 def test_a_recording_keeps_no_activations_and_counts_them(w: Tensor) -> None:

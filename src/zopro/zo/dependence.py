@@ -23,7 +23,7 @@ from zopro.zo.perturbation import describes
 
 _LIKE = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like")
 _NEW = ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty_strided")
-_SHAPED = frozenset((*_LIKE, *_NEW))  # results have the shape or dtype of a tensor and none of its values
+_SHAPED = frozenset((*_LIKE, *_NEW))  # results have the shape or dtype of the first argument and none of its values
 _SHAPED_LIKE_SECOND = frozenset(("expand_as", "reshape_as", "type_as", "view_as"))
 
 
@@ -78,7 +78,7 @@ class Trace(TorchFunctionMode, ABC):
 
     def call(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         """What `func` returns, followed if it is a function of what comes from the parameters."""
-        read = () if name in _SHAPED else args[:1] if name in _SHAPED_LIKE_SECOND else (args, kwargs)
+        read = (args[1:], kwargs) if name in _SHAPED else args[:1] if name in _SHAPED_LIKE_SECOND else (args, kwargs)
         dependent = self.dependent(tensors_in(read))
         if not dependent:
             return func(*args, **kwargs)
@@ -154,5 +154,7 @@ def storage_of(tensor: Tensor) -> Any:
     """Its storage, or None. Called with torch functions disabled, for a mode below would hand out another one."""
     try:
         return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):  # sparse tensors have none
-        return None
+    except (NotImplementedError, RuntimeError):
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # within torch.vmap
+            return storage_of(torch._C._functorch.get_unwrapped(tensor))
+        return None  # sparse tensors have none
