@@ -179,6 +179,19 @@ def test_a_backward_pass_that_is_no_derivative_stops_at_the_first_step(name: str
     assert len(lines(trusting)) == 1
 
 
+def test_a_loss_that_changes_in_training_is_searched_again(tmp_path: Path) -> None:
+    found: dict[int, set[bool]] = {}
+
+    def warmed(logprobs: Tensor) -> Tensor:
+        step = trainer.state.global_step
+        found[step] = set(trainer._slope._freezes.values())  # as the evaluations of a step see it, the last one counts
+        return -(logprobs.detach().exp() * logprobs if step >= 2 else logprobs).mean()
+
+    trainer = build(with_loss(warmed), tmp_path, max_steps=5)
+    trainer.train()
+    assert found == {0: {False}, 1: {False}, 2: {False}, 3: {True}, 4: {True}}
+
+
 # What the search and the comparison leave alone.
 
 

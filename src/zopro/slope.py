@@ -43,6 +43,7 @@ class GradientSlope:
         self.tries = TRIES if check else 0
         self._step = -1  # of the last comparison
         self._freezes: dict[frozenset[str], bool] = {}  # names of a batch's tensors -> whether its loss has such factors
+        self._search_at: dict[frozenset[str], int] = {}  # the step at which one without is searched again
 
     def closure(self, loss: Loss, inputs: Any, search: bool = True) -> Closure:
         """The loss as a function of the parameters alone.
@@ -60,13 +61,13 @@ class GradientSlope:
             return evaluate
         spsa: SPSA = self.trainer.spsa
         kind = frozenset(inputs) if isinstance(inputs, Mapping) else frozenset()
-        frozen = None
+        step, frozen = self.trainer.state.global_step, None
         expect_graph(True)
-        if self._freezes.get(kind, True):
-            find = self._record if kind in self._freezes else self._search
-            frozen = find(spsa, loss, inputs)
-            self._freezes[kind] = frozen is not None
-        step = self.trainer.state.global_step
+        if self._freezes.get(kind):
+            frozen = self._record(spsa, loss, inputs)
+        elif step >= self._search_at.get(kind, 0):  # ever more rarely: a loss may change in training
+            frozen = self._search(spsa, loss, inputs)
+            self._freezes[kind], self._search_at[kind] = frozen is not None, 2 * step + 1
         if self.tries and step != self._step:
             self._step = step
             self._check(spsa, loss, inputs)

@@ -87,6 +87,7 @@ def test_what_matters_is_what_reaches_the_loss(w: Tensor) -> None:
     assert not record(lambda: w.square().sum(), [w]).matters
     assert not record(lambda: (w.detach().sum().item(), (w > 0).sum().item(), w.square().sum())[2], [w]).matters
     assert record(lambda: w.square().sum() / (w > 0).sum().item(), [w]).matters
+    assert not record(lambda: (w.detach().sum().item(), w.sum() * float("nan"))[1], [w]).matters
     assert record(lambda: w[w > 0].sum(), [w]).matters
     assert not record(lambda: (w * torch.rand_like(w).round() * torch.zeros_like(w)).sum(), [w]).matters
 

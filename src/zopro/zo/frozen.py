@@ -88,7 +88,8 @@ def record(closure: Closure, parameters: Sequence[Tensor]) -> Frozen:
     """
     frozen = Frozen(parameters)
     frozen.loss = _run(_Record(frozen), closure)
-    if not frozen.matters and any(_nudged(event.read, _NUDGE) is not event.read for event in frozen.events.values()):
+    read = (event.read for event in frozen.events.values())
+    if not frozen.matters and math.isfinite(frozen.loss) and any(_nudged(value, _NUDGE) is not value for value in read):
         try:
             frozen.matters = not math.isclose(frozen.replay(closure, _NUDGE), frozen.loss, rel_tol=1e-6)
         except Exception:  # whatever a wrong number leads to: it matters
