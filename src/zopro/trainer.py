@@ -27,6 +27,8 @@ from transformers import TrainingArguments
 from zopro.construction import trainable
 from zopro.errors import InputError
 from zopro.launch import counted
+from zopro.reached import reaches_loss, unreached
+from zopro.slope import GradientSlope
 from zopro.zo import SPSA, Directions, Gaussian, Ranks
 from zopro.zo.records import Estimate
 
@@ -60,7 +62,9 @@ class ZerothOrderMixin:
     """What `zeroth_order` puts in front of a trainer class; use that function rather than this class."""
 
     spsa_options: ClassVar[dict[str, Any]] = {}
-    _measuring = False
+    check_slope: ClassVar[bool] = True
+    known_loss: ClassVar[bool] = False  # True: its differences are known to have its gradient's slope, nothing is checked
+    _measuring = _measured = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = (*args, *kwargs.values())
@@ -80,6 +84,7 @@ class ZerothOrderMixin:
         _without_checkpointing(self.args)  # type: ignore[attr-defined]
         self.exchanged_bytes = 0  # by this rank in the current step
         self._counted_step = -1
+        self._slope = GradientSlope(self, self.check_slope)
         if self.args.world_size > 1:  # type: ignore[attr-defined]
             set_seed(self.args.seed)  # type: ignore[attr-defined]  # TRL has just given each rank a seed of its own
 
@@ -162,63 +167,48 @@ class ZerothOrderMixin:
         step: int = self.state.global_step  # type: ignore[attr-defined]
         if step != self._counted_step:
             self.exchanged_bytes, self._counted_step = 0, step
-        self._measuring = True
+        self._measuring, self._measured = True, False
         try:
             with counted(self._count):
-                return super().training_step(*args, **kwargs)  # type: ignore[misc]
+                loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._measuring = False
+        if not self._measured:
+            raise RuntimeError(unreached(type(self)))
+        return loss
 
     def _count(self, size: int) -> None:
         self.exchanged_bytes += size
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        loss_of = super().compute_loss  # type: ignore[misc]
         if not self._measuring:
-            return loss_of(model, inputs, *args, **kwargs)
-        inputs = self._with_old_logprobs(model, inputs)
-        tokens = getattr(self, "_total_train_tokens", None)  # TRL counts them in the loss: count one evaluation only
+            return self._base_loss(model, inputs, *args, **kwargs)
+        self._measured = True
 
-        def closure() -> Tensor:
-            if tokens is not None:
-                self._total_train_tokens = tokens
-            return loss_of(model, dict(inputs) if isinstance(inputs, Mapping) else inputs, *args, **kwargs)
+        def loss_of(trainer: Any, batch: Any) -> Any:
+            return trainer._base_loss(model, dict(batch) if isinstance(batch, Mapping) else batch, *args, **kwargs)
 
+        closure = self._slope.closure(loss_of, inputs, search=not self.known_loss)
         estimate: Estimate = self.spsa.measure(closure, self.loss_at_theta(inputs))
         loss = torch.tensor(estimate.loss, device=self.args.device, requires_grad=True)  # type: ignore[attr-defined]
         with torch.enable_grad():
             return _BaseClassBackward.apply(loss, lambda weight: self.spsa.accumulate(estimate, weight))
 
+    def _base_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+
     def loss_at_theta(self, inputs: Any) -> float | None:
         """L(theta) averaged over ranks, where it is known without a forward pass; one-sided estimates then use it."""
         return None
 
-    def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, *args: Any) -> Tensor:
+    def _calculate_rewards(self, *args: Any) -> Tensor:
         """TRL's rewards. After them TRL gathers all texts for its table; where that is off, empty ones are gathered."""
-        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, *args)  # type: ignore[misc]
+        rewards: Tensor = super()._calculate_rewards(*args)  # type: ignore[misc]
         trainer: Any = self
-        if trainer.accelerator.num_processes > 1 and not trainer.log_completions:
+        if trainer.accelerator.num_processes > 1 and not getattr(trainer, "log_completions", True):
+            _, prompts, completions, *_ = args
             prompts[:], completions[:] = [""] * len(prompts), [""] * len(completions)
         return rewards
-
-    @torch.no_grad()
-    def _with_old_logprobs(self, model: Any, inputs: Any) -> Any:
-        """GRPO's on-policy inputs with the log-probs at theta, against which its ratio is taken.
-
-        TRL leaves them out there and detaches the ones it evaluates, a ratio of 1 whose value would not depend on
-        theta: a gradient sees through that, function values do not.
-        """
-        online = isinstance(inputs, Mapping) and {"completion_ids", "advantages"} <= inputs.keys()
-        if not online or inputs.keys() & {"old_logps", "old_per_token_logps"}:
-            return inputs
-        trainer: Any = self
-        input_ids, attention_mask = (
-            torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask")
-        )
-        logprobs = trainer._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, inputs["completion_ids"].size(1)
-        )[0]
-        return {**inputs, "old_per_token_logps": logprobs}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self.optimizer is not None and self.spsa.last is not None:  # type: ignore[attr-defined]
@@ -242,20 +232,28 @@ class ZerothOrderMixin:
         return logs
 
 
-def zeroth_order(trainer_cls: type, **spsa_options: Any) -> type:
+def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options: Any) -> type:
     """Turn a `transformers.Trainer` subclass into one that trains with forward passes only.
 
     The arguments of the class stay as they are; `args.learning_rate`, schedules, gradient accumulation, PEFT,
     evaluation, callbacks, logging and checkpoints keep working. The defaults are those of the `default` preset:
     `eps="auto"` and `second_moment_beta=0.9`, which makes the learning rate the change of a weight in a typical step.
 
+    What the loss's gradient takes as constant (detached factors, masks) is kept at theta, and the first step compares
+    the slope of the differences with autograd's on a row or two: docs/trainers.md.
+
     Args:
         trainer_cls: a subclass of `transformers.Trainer`.
+        check_slope: False leaves out the comparison, and with it the only backward pass.
         spsa_options: further arguments of `zopro.SPSA` (eps, directions, queries, sides, ...).
 
     Raises:
         TypeError: `trainer_cls` is not such a class.
+        ValueError: its `training_step` computes a loss of its own instead of calling `compute_loss`.
     """
     if not (isinstance(trainer_cls, type) and hasattr(trainer_cls, "training_step")):
         raise TypeError(f"trainer_cls: must be a subclass of transformers.Trainer, got {trainer_cls!r}")
-    return type(f"ZerothOrder{trainer_cls.__name__}", (ZerothOrderMixin, trainer_cls), {"spsa_options": spsa_options})
+    if not reaches_loss(trainer_cls):
+        raise ValueError(unreached(trainer_cls))
+    namespace = {"spsa_options": spsa_options, "check_slope": check_slope}
+    return type(f"ZerothOrder{trainer_cls.__name__}", (ZerothOrderMixin, trainer_cls), namespace)

@@ -1,0 +1,96 @@
+"""docs/trainers.md: the slope of the differences is the one that the base class's own loss has by autograd."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from trl import (
+    DPOTrainer,
+    GRPOTrainer,
+    KTOTrainer,
+    RewardTrainer,
+    RLOOTrainer,
+    SFTTrainer,
+)
+
+from tiny_slopes import CONFIGS, NEEDED, build, classes, policy, slopes
+from tiny_trainers import zopro
+from zopro import zeroth_order
+from zopro.random_state import preserve_random_state
+from zopro.slope import GradientSlope
+
+
+@pytest.fixture(autouse=True)
+def _random_state() -> Iterator[None]:
+    with preserve_random_state():
+        torch.manual_seed(0)
+        yield
+
+
+def table() -> list[tuple[str, str, Any, str]]:
+    """(trainer, option, value, verdict) of each value in docs/trainers.md."""
+    text = (Path(__file__).parents[1] / "docs" / "trainers.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    return [
+        (trainer, option, value, verdict)
+        for trainer, option, values, verdict in rows
+        for value in yaml.safe_load(f"[{values}]")
+    ]
+
+
+@pytest.mark.parametrize(("trainer", "option", "value", "verdict"), table())
+def test_each_loss_of_the_table(trainer: str, option: str, value: Any, verdict: str, tmp_path: Path) -> None:
+    trainer_cls, _ = classes(trainer)
+    if verdict == "refused":
+        with pytest.raises(ValueError, match="trainer_cls: must take its loss from compute_loss"):
+            zeroth_order(trainer_cls)
+        return
+    made = build(trainer_cls, tmp_path, **{option: value}, **NEEDED.get((option, value), {}))
+    measured, slope = slopes(made)
+    assert abs(slope) > 1e-3
+    assert measured == pytest.approx(slope, rel=1e-2, abs=1e-4)
+    assert set(made._slope._freezes.values()) == {verdict == "handled"}
+
+
+def loss_types(trainer_cls: type) -> set[str]:
+    """The strings that a trainer compares its loss_type with."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[trainer_cls.__module__]))):
+        if isinstance(node, ast.Compare) and "loss_type" in ast.unparse(node.left):
+            constants = [leaf for side in node.comparators for leaf in ast.walk(side) if isinstance(leaf, ast.Constant)]
+            found |= {leaf.value for leaf in constants if isinstance(leaf.value, str)}
+    return found
+
+
+@pytest.mark.parametrize("trainer_cls", [SFTTrainer, RewardTrainer, DPOTrainer, KTOTrainer, RLOOTrainer, GRPOTrainer])
+def test_the_table_has_every_loss_type_that_trl_has(trainer_cls: type) -> None:
+    listed = {value for trainer, option, value, _ in table() if trainer == trainer_cls.__name__ and option == "loss_type"}
+    known = loss_types(trainer_cls)
+    assert known <= listed and (known or "loss_type" not in CONFIGS[trainer_cls].__dataclass_fields__)
+
+
+def test_without_it_differences_take_the_slope_of_another_function(tmp_path: Path) -> None:
+    trainer = build(DPOTrainer, tmp_path, use_weighting=True)
+    trainer._slope = GradientSlope(trainer, check=False)
+    trainer._slope.closure = lambda loss, inputs, search: lambda: loss(trainer, inputs)
+    measured, slope = slopes(trainer)
+    assert abs(measured - slope) > 0.2 * abs(slope)
+
+
+@pytest.mark.parametrize("surrogate", ["clipped", "log_ratio"])
+def test_the_known_losses_of_zopro_have_the_slope_of_rloo_s(surrogate: str, tmp_path: Path) -> None:
+    options = {"eps": 1e-4, "second_moment_beta": 0.0, "max_steps": 1, "learning_rate": 0.0}
+    trainer = zopro(tmp_path, model=policy(), surrogate=surrogate, **options)
+    measured, slope = slopes(trainer)
+    assert measured == pytest.approx(slope, rel=2e-2) and abs(slope) > 1e-2
+    assert not trainer._slope._freezes, "neither searched nor compared"
