@@ -82,7 +82,7 @@ def read_once(folder: Path) -> float:
 def analyse(folder: Path) -> None:
     """What the process of its own does."""
     from zopro.analysis.analyse import analyse as run
-    from zopro.analysis.checkpoints import of_folder
+    from zopro.analysis.reading.checkpoints import of_folder
 
     start = time.perf_counter()
     found = run(*(of_folder(folder / side, side) for side in ("policy", "reward")))

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zopro.engine.tokenizer import load_tokenizer
+from zopro.text.tokenizer import load_tokenizer
 
 Row = dict[str, Any]
 

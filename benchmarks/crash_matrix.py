@@ -38,7 +38,7 @@ import yaml
 from forked_run import Run
 
 from zopro.demo import SETTINGS
-from zopro.durable import whole_lines
+from zopro.store.durable import whole_lines
 
 SIZES: dict[str, dict[str, Any]] = {
     "demo": {"pretraining": 450, "rows": 2000, "test_rows": 200, "run": {"iterations": 3}},
@@ -81,7 +81,7 @@ class Trial:
 def make_inputs(folder: Path, size: str, options: list[str]) -> Path:
     """The demo's data and base model under `folder`; returns the configuration's path."""
     from zopro.demo import model, task
-    from zopro.rundir import read_rows
+    from zopro.store.rundir import read_rows
 
     chosen = SIZES[size]
     train, test = task.write(folder, 0, train_rows=chosen["rows"], test_rows=chosen["test_rows"])
@@ -285,7 +285,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the trials there too")
     args = parser.parse_args()
 
-    from zopro import pipeline  # once, for all forks
+    from zopro.loop import pipeline
 
     gc.freeze()  # what was imported is no garbage: no fork need look
     if args.no_report:

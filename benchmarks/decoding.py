@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from zopro.engine import few_rows, rollouts
-from zopro.heap import return_freed_memory
+from zopro.engine.local import few_rows, rollouts
+from zopro.system.heap import return_freed_memory
 
 SHAPES = ((262144, 640), (2048, 640), (640, 2048))  # of weights (out, in): the 270M model's head and MLP
 VARIANTS = {

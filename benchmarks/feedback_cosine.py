@@ -21,11 +21,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from zopro.engine.feedback import LOCAL, Feedback
-from zopro.engine.frame import declared_stops, frame_of
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.models import load_base, tensor_name
-from zopro.engine.rollouts import generate
-from zopro.engine.tokenizer import load_tokenizer
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.models import load_base
+from zopro.engine.local.rollouts import generate
+from zopro.text.frame import declared_stops, frame_of
+from zopro.text.tokenizer import load_tokenizer
+from zopro.weights.adapters import tensor_name
 
 PROMPTS = (
     "The best way to learn a new language is",

@@ -25,10 +25,10 @@ from transformers import TrainerCallback
 from zopro.compare.jobs import job_trainer
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
-from zopro.engine.models import tensor_name
-from zopro.evaluation import Z95, mean_interval
-from zopro.session import Session
-from zopro.updates import policy_update
+from zopro.loop.evaluation import Z95, mean_interval
+from zopro.loop.session import Session
+from zopro.weights.adapters import tensor_name
+from zopro.weights.updates import policy_update
 from zopro.zo.directions import sublayer
 
 STILL = 1e-12  # a learning rate at which the policy stays where it is

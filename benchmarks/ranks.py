@@ -33,7 +33,7 @@ def worker(options: dict[str, Any]) -> None:
 
     from zopro.bench.measure import _Steps, step_trainer
     from zopro.bench.work import Work, build
-    from zopro.launch import counted, launched, see_one_gpu
+    from zopro.system.launch import counted, launched, see_one_gpu
     from zopro.zo import Ranks
 
     warnings.filterwarnings("ignore")

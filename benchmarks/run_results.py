@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from zopro import shown
+from zopro.store import shown
 
 SAMPLES = 3
 SHOWN = (

@@ -10,7 +10,7 @@ TARGET = Path(__file__).with_name("configuration.md")
 
 INTRODUCTION = """# Configuration
 
-<!-- Written by docs/make_configuration.py from src/zopro/config.py: edit the help texts there, then `make docs`. -->
+<!-- Written by docs/make_configuration.py from src/zopro/config: edit the help texts there, then `make docs`. -->
 
 `zopro run CONFIG.yaml --key value` reads these keys from the file and from the command line; the command line wins,
 and a key that neither names takes its default. The file is flat: one `key: value` a line. Lists are `[a, b]` in the

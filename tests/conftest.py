@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from zopro.imports import importing
+from zopro.system.imports import importing
 
 sys.path.insert(0, str(Path(__file__).parent))
 

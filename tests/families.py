@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from zopro.engine.models import tensor_name
+from zopro.weights.adapters import tensor_name
 
 VOCABULARY = 96
 # What sizes are called; a configuration gets those that it knows.

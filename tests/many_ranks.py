@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["many_ranks", "tiny_trainers", "tiny_runs", "zopro.pipeline"])
+SERVER.set_forkserver_preload(["many_ranks", "tiny_trainers", "tiny_runs", "zopro.loop.pipeline"])
 SECONDS = 60
 
 

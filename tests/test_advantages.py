@@ -14,8 +14,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 from test_guided_trainer import adapted
 from tiny_trainers import PROMPTS, mean_reward, online
 from zopro import GuidedConfig, GuidedTrainer, ZOPrOConfig, ZOPrOTrainer
-from zopro.random_state import preserve_random_state
-from zopro.rloo import EngineRLOOTrainer
+from zopro.system.random_state import preserve_random_state
+from zopro.train.rloo import EngineRLOOTrainer
 
 
 @pytest.fixture(autouse=True)

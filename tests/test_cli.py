@@ -15,8 +15,8 @@ import pytest
 import zopro
 from zopro import cli
 from zopro.config import GROUPS, RunConfig
+from zopro.config.reading import load_config, read_value
 from zopro.errors import InputError
-from zopro.options import load_config, read_value
 
 ROOT = Path(__file__).parents[1]
 NEEDED = "model: some-model\ntask: chat\ntrain_data: rows.jsonl\n"
@@ -45,7 +45,7 @@ def pipeline(monkeypatch):
         print("a library prints to stdout")
         return {"run": "runs/x", "win_rate": math.nan, "stages": {"sft": 1.5}}
 
-    monkeypatch.setattr("zopro.pipeline.run", run)
+    monkeypatch.setattr("zopro.loop.pipeline.run", run)
     monkeypatch.setattr("zopro.demo.table", lambda summary: f"table of {summary['run']}")
     return seen
 
@@ -77,7 +77,7 @@ def test_a_launcher_s_many_processes_share_runs_only(pipeline, config, capsys, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refused(capsys, "demo").startswith("demo: must be started as one process")
     assert cli.main(["run", config]) == 0 and len(pipeline) == 1
-    monkeypatch.setattr("zopro.pipeline.run", lambda config, resume: {})
+    monkeypatch.setattr("zopro.loop.pipeline.run", lambda config, resume: {})
     capsys.readouterr()
     assert cli.main(["run", config, "--json"]) == 0
     assert capsys.readouterr().out == "", "the first process has the result"
@@ -139,7 +139,7 @@ def test_interruption_is_one_line(config, monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zopro.pipeline.run", interrupted)
+    monkeypatch.setattr("zopro.loop.pipeline.run", interrupted)
     assert cli.main(["run", config]) == 130
     assert capsys.readouterr().err.strip() == "zopro: interrupted"
 

@@ -18,14 +18,14 @@ from trl import GRPOConfig, RLOOConfig, SFTTrainer
 
 from tiny_trainers import PROMPTS, TOKENIZER, llama, online, plain, tea, weights, with_adapter
 from zopro import zeroth_order
-from zopro.checkpoints import checkpointed
 from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.guided_trainer import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
-from zopro.online_dpo import OnlineDPOTrainer
-from zopro.random_state import preserve_random_state
-from zopro.rloo import EngineRLOOTrainer
-from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
+from zopro.system.random_state import preserve_random_state
+from zopro.train.checkpoints import checkpointed
+from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.train.online_dpo import OnlineDPOTrainer
+from zopro.train.rloo import EngineRLOOTrainer
+from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
 
 TRAINERS: dict[str, tuple[type, type]] = {
     "zopro": (ZOPrOTrainer, ZOPrOConfig),

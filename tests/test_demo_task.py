@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zopro import demo
 from zopro.demo import model, task
 from zopro.errors import InputError
-from zopro.rundir import read_rows
+from zopro.store.rundir import read_rows
 
 PROMPT = "I would like two red cups, please."
 
@@ -165,7 +165,7 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
             "samples": [{"prompt": f"<bos><customer>{PROMPT}<assistant>", "sft": "Well, take it.", "aligned": perfect}],
         }
 
-    monkeypatch.setattr("zopro.pipeline.run", run)
+    monkeypatch.setattr("zopro.loop.pipeline.run", run)
     write = model.write
     monkeypatch.setattr(model, "write", lambda *args, **options: write(*args, **options, steps=1))
     summary = demo.run(str(tmp_path / "run"), quiet=True)

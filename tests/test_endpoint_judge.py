@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from tiny_runs import config, write_inputs
-from zopro import cli, pipeline
-from zopro.analysis.report import write_report
+from zopro import cli
+from zopro.analysis.page.report import write_report
 from zopro.config import RunConfig
-from zopro.endpoint_judge import OpenAIJudge, question, redacted
 from zopro.errors import InputError
 from zopro.judges import judge_pairs, make_judge
-from zopro.verdicts import Verdicts
+from zopro.judges.endpoint import OpenAIJudge, question, redacted
+from zopro.judges.verdicts import Verdicts
+from zopro.loop import pipeline
 
 openai = pytest.importorskip("openai")
 KEY = "sk-proj-Ab12Cd34Ef56Gh78"

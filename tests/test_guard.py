@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import tiny_trainers
-from zopro import guard
 from zopro.errors import InputError
-from zopro.rloo import EngineRLOOTrainer
+from zopro.system import guard
+from zopro.train.rloo import EngineRLOOTrainer
 
 CALL = {"prompts": ["p", "q"], "completions": ["a", "b"], "completion_ids": [[1], [2]]}
 

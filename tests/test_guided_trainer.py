@@ -16,12 +16,12 @@ from families import family_model
 from tiny_trainers import PROMPTS, head_only, lines, llama, mean_reward, online, same, weights, word_tokenizer
 from zopro import zeroth_order
 from zopro.engine.feedback import Feedback
-from zopro.engine.models import tensor_name
 from zopro.errors import InputError
-from zopro.guided_trainer import FeedbackScores, GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
-from zopro.online_dpo import OnlineDPOTrainer
-from zopro.random_state import preserve_random_state
-from zopro.rloo import EngineRLOOTrainer
+from zopro.system.random_state import preserve_random_state
+from zopro.train.guided import FeedbackScores, GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.train.online_dpo import OnlineDPOTrainer
+from zopro.train.rloo import EngineRLOOTrainer
+from zopro.weights.adapters import tensor_name
 from zopro.zo.guided import ResidualFeedback
 
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zopro.config import METHODS, PRESETS, WARM_STARTS, RunConfig
+from zopro.config.guided import GUIDE_LOCAL, GUIDES
+from zopro.config.reading import FIELDS, load_config
 from zopro.errors import InputError
-from zopro.guided_options import GUIDE_LOCAL, GUIDES
-from zopro.options import FIELDS, load_config
 
 few = settings(max_examples=120)
 NEEDED = {"model": "m", "task": "chat", "train_data": "x"}

@@ -36,12 +36,12 @@ MAY_IMPORT = {
     "analysis": "errors system config weights store",
     "train": "errors choices system config text objectives zo weights store engine",
     "rewards": "errors choices system config text objectives zo weights store engine train",
-    "run": "errors choices system config text objectives zo weights store engine judges tasks analysis train rewards",
+    "loop": "errors choices system config text objectives zo weights store engine judges tasks analysis train rewards",
     "bench": "errors choices system config text objectives zo weights store engine train rewards",
-    "compare": "errors choices system config weights store engine judges tasks train rewards run",
-    "demo": "errors choices system config weights store tasks run",
-    "cli": "errors choices system config store analysis run bench compare demo",
-    "front": "errors config zo train run",  # zopro/__init__.py, which imports the public names on first use
+    "compare": "errors choices system config weights store engine judges tasks train rewards loop",
+    "demo": "errors choices system config weights store tasks loop",
+    "cli": "errors choices system config store analysis loop bench compare demo",
+    "front": "errors config zo train loop",  # zopro/__init__.py, which imports the public names on first use
 }
 
 # Room -> the libraries it may import, besides Python's own; rooms that are not here may import any but those of ONLY.
@@ -76,7 +76,7 @@ ONLY = {
         {"triton", "CUDAGraph", "make_graphed_callables", "graph_pool_handle", "cudagraph_mark_step_begin"},
     ),
     "TRL's trainers": (
-        {"train", "rewards", "run", "bench"},
+        {"train", "rewards", "loop", "bench"},
         {"trl"},
     ),
 }  # fmt: skip
@@ -84,63 +84,10 @@ ONLY = {
 # Modules that lie flat -> where they are going. Moving one deletes its line.
 HOME = {
     "__main__": "cli",
-    "arguments": "config.arguments",
-    "callbacks": "train.callbacks",
-    "checkpoints": "train.checkpoints",
-    "construction": "train.construction",
-    "divergence": "run.divergence",
-    "durable": "store.durable",
-    "endpoint_judge": "judges.endpoint",
-    "engine.chat": "text.chat",
-    "engine.frame": "text.frame",
-    "engine.tokenizer": "text.tokenizer",
-    "epochs": "train.epochs",
-    "evaluation": "run.evaluation",
-    "explained": "store.explained",
-    "export": "run.export",
-    "fields": "config.fields",
-    "guard": "system.guard",
-    "guided_options": "config.guided",
-    "guided_trainer": "train.guided",
-    "heap": "system.heap",
-    "imports": "system.imports",
-    "journal": "store.journal",
-    "judge_options": "config.judging",
-    "launch": "system.launch",
-    "lock": "store.lock",
-    "memory": "system.memory",
-    "methods": "train.methods",
-    "model_judge": "judges.model",
-    "online_dpo": "train.online_dpo",
-    "options": "config.reading",
-    "pipeline": "run.pipeline",
-    "policies": "run.policies",
-    "policy_stage": "run.policy_stage",
-    "random_state": "system.random_state",
-    "reached": "train.reached",
-    "recording": "run.recording",
-    "rehearsal": "train.rehearsal",
-    "replay": "run.replay",
-    "rloo": "train.rloo",
-    "rundir": "store.rundir",
-    "saving": "weights.saving",
-    "session": "run.session",
-    "shown": "store.shown",
-    "slope": "train.slope",
-    "slope_check": "train.slope_check",
-    "stages": "run.stages",
-    "summary": "run.summary",
-    "threads": "system.threads",
-    "trainer": "train.zeroth_order",
-    "updates": "weights.updates",
-    "usage": "store.usage",
-    "verdicts": "judges.verdicts",
-    "zopro_trainer": "train.zopro",
 }
 
 TODAY = {
     "zopro.bench.measure derives from ZOPrOTrainer",  # to time the parts of a step
-    "zopro.updates imports zopro.engine.models",  # for the reader of adapters
 }
 
 

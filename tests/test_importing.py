@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zopro.imports import importing
+from zopro.system.imports import importing
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zopro.errors import InputError
-from zopro.journal import Header, Journal, JournalWriter, Step, decode, encode, read, step_line
+from zopro.store.journal import Header, Journal, JournalWriter, Step, decode, encode, read, step_line
 from zopro.zo import SPSA, StepRecord
 
 HEADER = Header(1, "zopro", "policy/000", {"kind": "gaussian"}, {"policy/000/adapter_model.safetensors": "00"})

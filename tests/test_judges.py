@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zopro.errors import InputError
 from zopro.judges import CallableJudge, MetricJudge, ModelJudge, judge_pairs, make_judge
-from zopro.verdicts import Verdicts
+from zopro.judges.verdicts import Verdicts
 
 TASK = SimpleNamespace(default_judge="chrf")
 PROMPTS = ["Tell me about cats. " * 3, "Dogs?", "Hm"]

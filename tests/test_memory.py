@@ -12,12 +12,14 @@ from trl import RLOOConfig
 
 from test_guided_trainer import adapted
 from tiny_trainers import online
-from zopro import ZOPrOConfig, ZOPrOTrainer, heap, memory, rloo
-from zopro.guided_trainer import GuidedConfig, GuidedTrainer
+from zopro import ZOPrOConfig, ZOPrOTrainer
+from zopro.system import heap, memory
+from zopro.train import rloo
+from zopro.train.guided import GuidedConfig, GuidedTrainer
 
 PEAKS = """
 import torch
-from zopro.memory import PeakMemory, peak_rss_mb
+from zopro.system.memory import PeakMemory, peak_rss_mb
 device = torch.device("cpu")
 torch.ones(50_000_000)  # 200 MB, before
 memory = PeakMemory(device)
@@ -41,8 +43,8 @@ def test_the_peak_is_that_since_the_moment() -> None:
 FREED = """
 import sys
 import torch
-from zopro.heap import expect_graph, return_freed_memory
-from zopro.memory import PeakMemory, peak_rss_mb
+from zopro.system.heap import expect_graph, return_freed_memory
+from zopro.system.memory import PeakMemory, peak_rss_mb
 return_freed_memory()
 expect_graph(sys.argv[1] == "graph")
 before = PeakMemory(torch.device("cpu")).peak_mb()
@@ -86,9 +88,8 @@ def test_a_trainer_says_when_a_graph_is_kept(
 
 
 def test_without_the_call_the_heap_is_left_alone() -> None:
-    code = (
-        "import ctypes\nctypes.CDLL = None\nfrom zopro.heap import expect_graph\nexpect_graph(True)\nexpect_graph(False)"
-    )
+    code = "import ctypes\nctypes.CDLL = None\nfrom zopro.system.heap import expect_graph\n"
+    code += "expect_graph(True)\nexpect_graph(False)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

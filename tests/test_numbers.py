@@ -20,20 +20,23 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tiny_runs import config, write_inputs
-from zopro import callbacks, demo, pipeline, shown
-from zopro.analysis.report import render, stage_seconds
-from zopro.callbacks import MetricsCallback
+from zopro import demo
+from zopro.analysis.page.report import render, stage_seconds
 from zopro.compare import run as comparison
 from zopro.compare.plan import Plan
 from zopro.config import RunConfig
-from zopro.divergence import kl_per_answer, log_ratios, policy_logprobs
-from zopro.engine.rollouts import Rollouts
+from zopro.engine.local.rollouts import Rollouts
 from zopro.errors import InputError
-from zopro.evaluation import evaluate
-from zopro.rundir import RunDirectory
-from zopro.session import Session
-from zopro.stages import train_reward, train_sft
-from zopro.summary import headline
+from zopro.loop import pipeline
+from zopro.loop.divergence import kl_per_answer, log_ratios, policy_logprobs
+from zopro.loop.evaluation import evaluate
+from zopro.loop.session import Session
+from zopro.loop.stages import train_reward, train_sft
+from zopro.loop.summary import headline
+from zopro.store import shown
+from zopro.store.rundir import RunDirectory
+from zopro.train import callbacks
+from zopro.train.callbacks import MetricsCallback
 
 AGO, BEFORE = 100.0, {"pretraining": 60.0}
 

@@ -11,8 +11,8 @@ import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tiny_trainers import PROMPTS, head_only, online, tea
-from zopro import objectives
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
+from zopro.train import objectives
 
 K = 4
 

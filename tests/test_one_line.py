@@ -19,11 +19,12 @@ import yaml
 from safetensors.torch import load_file
 
 from tiny_runs import config, fingerprint, write_inputs
-from zopro import cli, pipeline
+from zopro import cli
 from zopro.config import METHODS, RATE_KEYS
+from zopro.config.reading import FIELDS
 from zopro.errors import Diverged
-from zopro.explained import explained
-from zopro.options import FIELDS
+from zopro.loop import pipeline
+from zopro.store.explained import explained
 
 Change = Callable[[Path], object]
 
@@ -169,7 +170,7 @@ def test_what_the_hub_says(words, inputs, tmp_path, capsys, monkeypatch):
     def fails(*given: object, **named: object) -> None:
         raise OSError(HUB[words])
 
-    monkeypatch.setattr("zopro.engine.starts.find_adapter_config_file", lambda model: None)
+    monkeypatch.setattr("zopro.engine.local.starts.find_adapter_config_file", lambda model: None)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fails)
     assert words in refused_at_once(capsys, inputs, tmp_path, model="a/b")
 
@@ -203,7 +204,7 @@ def test_an_option_that_does_not_fit(name, inputs, tmp_path, capsys):
 
 
 def test_a_report_to_what_is_not_installed(inputs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zopro.callbacks.get_available_reporting_integrations", list)
+    monkeypatch.setattr("zopro.train.callbacks.get_available_reporting_integrations", list)
     line = refused_at_once(capsys, inputs, tmp_path, report_to="tensorboard")
     assert line == "report_to: tensorboard must be installed, and is not. Install it, or leave it out."
 
@@ -409,7 +410,7 @@ def test_a_known_error_is_one_line_wherever_it_comes_from(error, code, words, in
     def fails(*given: object, **named: object) -> None:
         raise error
 
-    monkeypatch.setattr("zopro.pipeline.run", fails)
+    monkeypatch.setattr("zopro.loop.pipeline.run", fails)
     assert run(capsys, inputs, tmp_path)[0] == code
     with pytest.raises(type(error)):
         pipeline.run()
@@ -430,6 +431,6 @@ def test_an_unknown_error_is_our_bug_and_shows_where(error, inputs, tmp_path, ca
     def fails(*given: object, **named: object) -> None:
         raise error
 
-    monkeypatch.setattr("zopro.pipeline.run", fails)
+    monkeypatch.setattr("zopro.loop.pipeline.run", fails)
     with pytest.raises(type(error)):
         run(capsys, inputs, tmp_path)

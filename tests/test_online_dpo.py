@@ -13,11 +13,11 @@ from trl import RLOOConfig
 from test_guided_trainer import adapted
 from tiny_trainers import PROMPTS, TOKENIZER, mean_reward, online, tea
 from zopro import zeroth_order
-from zopro.engine.models import tensor_name
-from zopro.objectives import online_dpo_loss
-from zopro.online_dpo import OnlineDPOTrainer
-from zopro.random_state import preserve_random_state
-from zopro.rloo import EngineRLOOTrainer
+from zopro.system.random_state import preserve_random_state
+from zopro.train.objectives import online_dpo_loss
+from zopro.train.online_dpo import OnlineDPOTrainer
+from zopro.train.rloo import EngineRLOOTrainer
+from zopro.weights.adapters import tensor_name
 
 
 @pytest.fixture(autouse=True)

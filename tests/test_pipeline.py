@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 
 import tiny_runs
 from tiny_runs import config, fingerprint, rows, write_inputs
-from zopro import pipeline
-from zopro.analysis.checkpoints import of_run
+from zopro.analysis.reading.checkpoints import of_run
 from zopro.config import METHODS as METHOD_NAMES
 from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.methods import METHODS, SELF_STARTING
-from zopro.policies import Policies
+from zopro.loop import pipeline
+from zopro.loop.policies import Policies
+from zopro.loop.session import Session
+from zopro.loop.stages import sample_pairs
 from zopro.rewards import RewardModel
-from zopro.rundir import RunDirectory, read_rows
-from zopro.session import Session
-from zopro.stages import sample_pairs
+from zopro.store.rundir import RunDirectory, read_rows
+from zopro.train.methods import METHODS, SELF_STARTING
 
 
 @pytest.fixture(scope="module")

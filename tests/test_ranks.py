@@ -16,8 +16,8 @@ from trl import SFTConfig, SFTTrainer
 from many_ranks import results, train
 from tiny_trainers import TOKENIZER, llama, quiet, settings, with_adapter, zopro
 from zopro import zeroth_order
-from zopro.engine.models import tensor_name
-from zopro.launch import Job, alone, counted
+from zopro.system.launch import Job, alone, counted
+from zopro.weights.adapters import tensor_name
 from zopro.zo import Ranks
 from zopro.zo.ranks import checksum
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 from many_ranks import free_port, launch, results
 from tiny_runs import config, fingerprint, write_inputs
-from zopro import journal, pipeline
 from zopro.errors import InputError, Stopped
+from zopro.loop import pipeline
+from zopro.store import journal
 from zopro.zo import SPSA
 
 OPTIONS = {

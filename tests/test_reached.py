@@ -12,7 +12,7 @@ from trl import GRPOTrainer, SFTTrainer
 
 from tiny_slopes import CONFIGS, build, classes, token_logprobs
 from zopro import zeroth_order
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
 
 
 class OwnStep(SFTTrainer):

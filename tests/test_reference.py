@@ -15,10 +15,10 @@ from torch import Tensor
 
 from zopro import reference
 from zopro.config import RunConfig
-from zopro.recording import origin_of
+from zopro.loop.recording import origin_of
 from zopro.reference import Tensors
-from zopro.rundir import RunDirectory
-from zopro.updates import policy_update, reward_update
+from zopro.store.rundir import RunDirectory
+from zopro.weights.updates import policy_update, reward_update
 from zopro.zo import SPSA, Gaussian, Targeted, target_share
 
 SHAPES = {"first": (3, 4), "second": (4, 2), "bias": (5,), "gate": (1,)}

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tiny_runs import config, rows, write_inputs
-from zopro import cli, pipeline
+from zopro import cli
 from zopro.errors import InputError
-from zopro.journal import read
-from zopro.replay import replay
-from zopro.zopro_trainer import ZOPrOTrainer
+from zopro.loop import pipeline
+from zopro.loop.replay import replay
+from zopro.store.journal import read
+from zopro.train.zopro import ZOPrOTrainer
 
 STEPS = 3
 RUNS: dict[str, dict[str, Any]] = {

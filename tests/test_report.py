@@ -17,9 +17,9 @@ import yaml
 
 from walks import lora_walk
 from zopro.analysis.analyse import analyse
-from zopro.analysis.charts import Chart, Series, nice_ticks, running_mean
-from zopro.analysis.checkpoints import of_folder
-from zopro.analysis.report import latest_evaluations, samples, stage_seconds, training_charts, write_report
+from zopro.analysis.page.charts import Chart, Series, nice_ticks, running_mean
+from zopro.analysis.page.report import latest_evaluations, samples, stage_seconds, training_charts, write_report
+from zopro.analysis.reading.checkpoints import of_folder
 from zopro.config import RunConfig
 from zopro.errors import InputError
 

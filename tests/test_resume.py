@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from tiny_runs import config, fingerprint, write_inputs
-from zopro import cli, pipeline
-from zopro.callbacks import MetricsCallback
-from zopro.checkpoints import newest, save_arguments
+from zopro import cli
 from zopro.config import RunConfig
-from zopro.durable import append_line, disk_full, keep_lines, whole_folder, whole_lines, write_text
 from zopro.errors import InputError, Stopped
-from zopro.lock import RunLock
+from zopro.loop import pipeline
+from zopro.store.durable import append_line, disk_full, keep_lines, whole_folder, whole_lines, write_text
+from zopro.store.lock import RunLock
+from zopro.train.callbacks import MetricsCallback
+from zopro.train.checkpoints import newest, save_arguments
 from zopro.zo import SPSA
 
 STEPS = {"sft_steps": 5, "reward_steps": 5, "policy_steps": 5, "refine_steps": 5, "checkpoint_steps": 2}
@@ -150,7 +151,7 @@ def test_what_a_full_disk_makes_libraries_raise_is_recognised(tmp_path: Path) ->
 import resource, signal, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from zopro.durable import append_line, disk_full, write_text
+from zopro.store.durable import append_line, disk_full, write_text
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 big = torch.zeros(100_000)
 folder = Path({str(tmp_path)!r})
@@ -177,7 +178,7 @@ assert not (folder / "c").exists() and (folder / "d").read_bytes() == b""
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not_missed(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from zopro.lock import RunLock; import time; "
+    code = "from pathlib import Path; from zopro.store.lock import RunLock; import time; "
     code += f"lock = RunLock(Path({str(tmp_path)!r})); lock.acquire(); print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
@@ -200,7 +201,7 @@ def test_a_run_in_progress_is_refused_before_anything_is_loaded(folder: Path, tm
     settings = config(folder, tmp_path / "run", iterations=1)
     pipeline.run(settings, quiet=True)
     code = (
-        f"from pathlib import Path; from zopro.lock import RunLock; import sys\n"
+        f"from pathlib import Path; from zopro.store.lock import RunLock; import sys\n"
         f"lock = RunLock(Path({settings.output_dir!r})); lock.acquire(); print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from zopro.callbacks import MetricsCallback
 from zopro.errors import InputError
-from zopro.random_state import preserve_random_state
 from zopro.rewards import Pair, RewardModel, Scored, interpolate
+from zopro.system.random_state import preserve_random_state
+from zopro.train.callbacks import MetricsCallback
 
 KIND, RUDE = ("please", "thanks", "gladly"), ("never", "nonsense", "wrong")
 NEUTRAL = ("the", "tea", "is", "here", "and", "cake", "now", "for", "you")

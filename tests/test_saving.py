@@ -13,7 +13,7 @@ from transformers import LlamaForSequenceClassification
 
 from tiny import tiny_model, tiny_tokenizer
 from zopro.errors import Diverged, InputError, diverging
-from zopro.saving import save_tensors, save_weights
+from zopro.weights.saving import save_tensors, save_weights
 
 SOURCE = Path(__file__).parents[1] / "src" / "zopro"
 TOKENIZER = tiny_tokenizer()
@@ -89,7 +89,7 @@ def test_only_what_diverged_is_laid_to_the_learning_rate():
 
 
 def test_there_is_one_place():
-    """A model or a file of tensors is written in zopro.saving alone; the demo's random model is nobody's training."""
+    """Models and files of tensors are written in zopro.weights.saving alone, but for the demo's random model."""
     for path in SOURCE.rglob("*.py"):
         if path.name == "saving.py" or path.parent.name == "demo":
             continue

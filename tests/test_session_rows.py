@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from tiny_runs import config, rows, write_inputs
 from zopro.errors import InputError
-from zopro.session import Session
+from zopro.loop.session import Session
 
 TEMPLATE = (
     "{{ bos_token }}{% for tool in tools or [] %}[{{ tool.name }}]{% endfor %}"

@@ -26,8 +26,8 @@ from trl import (
 from many_ranks import results
 from tiny_slopes import NEEDED, build, policy, slopes, token_logprobs
 from tiny_trainers import SIZES, lines, same, weights
-from zopro import slope, slope_check
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
+from zopro.train import slope, slope_check
 
 
 @pytest.fixture(autouse=True)

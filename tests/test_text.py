@@ -17,17 +17,18 @@ from trl import RLOOConfig, SFTConfig, SFTTrainer
 import tiny_runs
 from templates import SHAPES, in_parts, with_template
 from tiny import tiny_model
-from zopro import cli, pipeline, policy_stage, stages
+from zopro import cli
 from zopro.config import ModelOptions, RunConfig
-from zopro.engine import models
-from zopro.engine.frame import frame_of
+from zopro.engine.local import models
 from zopro.errors import InputError
-from zopro.export import answer, export
-from zopro.model_judge import ModelJudge
+from zopro.judges.model import ModelJudge
+from zopro.loop import pipeline, policy_stage, stages
+from zopro.loop.export import answer, export
+from zopro.loop.session import Session
 from zopro.rewards import RewardModel
-from zopro.rloo import EngineRLOOTrainer
-from zopro.rundir import read_rows
-from zopro.session import Session
+from zopro.store.rundir import read_rows
+from zopro.text.frame import frame_of
+from zopro.train.rloo import EngineRLOOTrainer
 
 TEMPLATES = ("llama 2", "gemma", "reasoning, empty where there is none", "channels", "parts, text as nothing")
 

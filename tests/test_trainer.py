@@ -30,8 +30,8 @@ from tiny_trainers import (
     zopro,
 )
 from zopro import SPSA, ZOPrOConfig, ZOPrOTrainer, zeroth_order
-from zopro.engine.models import tensor_name
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
+from zopro.weights.adapters import tensor_name
 from zopro.zo import Gaussian, Rademacher
 
 

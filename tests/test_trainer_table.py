@@ -24,8 +24,8 @@ from trl import (
 from tiny_slopes import CONFIGS, NEEDED, build, classes, policy, slopes
 from tiny_trainers import zopro
 from zopro import zeroth_order
-from zopro.random_state import preserve_random_state
-from zopro.slope import GradientSlope
+from zopro.system.random_state import preserve_random_state
+from zopro.train.slope import GradientSlope
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import torch
 from tiny_trainers import PROMPTS, TOKENIZER, lines, llama, mean_reward, tea, weights, with_adapter, zopro
 from zopro import ZOPrOConfig
 from zopro.config import NOISES as CONFIG_NOISES
-from zopro.engine.models import tensor_name
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
+from zopro.weights.adapters import tensor_name
 from zopro.zo import Gaussian, Targeted
 from zopro.zo.directions import NOISES
 

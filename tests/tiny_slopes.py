@@ -40,7 +40,7 @@ from tiny_trainers import (
     word_tokenizer,
 )
 from zopro import zeroth_order
-from zopro.engine.models import tensor_name
+from zopro.weights.adapters import tensor_name
 
 CONFIGS: dict[type, type] = {
     Trainer: TrainingArguments,

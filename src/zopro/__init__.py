@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zopro.config import RunConfig
     from zopro.errors import InputError
-    from zopro.guided_trainer import GuidedConfig, GuidedTrainer
-    from zopro.trainer import zeroth_order
+    from zopro.train.guided import GuidedConfig, GuidedTrainer
+    from zopro.train.zeroth_order import zeroth_order
+    from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
     from zopro.zo import SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Signs, Targeted
-    from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
 
 __version__ = "0.1.0"
 
@@ -44,11 +44,11 @@ _HOME = {
     "Signs": "zopro.zo",
     "Targeted": "zopro.zo",
     "ResidualFeedback": "zopro.zo",
-    "GuidedConfig": "zopro.guided_trainer",
-    "GuidedTrainer": "zopro.guided_trainer",
-    "ZOPrOConfig": "zopro.zopro_trainer",
-    "ZOPrOTrainer": "zopro.zopro_trainer",
-    "zeroth_order": "zopro.trainer",
+    "GuidedConfig": "zopro.train.guided",
+    "GuidedTrainer": "zopro.train.guided",
+    "ZOPrOConfig": "zopro.train.zopro",
+    "ZOPrOTrainer": "zopro.train.zopro",
+    "zeroth_order": "zopro.train.zeroth_order",
     "RunConfig": "zopro.config",
     "InputError": "zopro.errors",
 }

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from walks import dense_walk, lora_walk
-from zopro.analysis import chance
 from zopro.analysis.analyse import analyse
-from zopro.analysis.checkpoints import of_folder
+from zopro.analysis.numbers import chance
+from zopro.analysis.reading.checkpoints import of_folder
 
 
 def analysed(folder, p: np.ndarray, r: np.ndarray) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from walks import dense_walk, lora_walk, write
 from zopro.analysis.analyse import analyse
-from zopro.analysis.checkpoints import AdapterOptions, of_folder, of_run, plain
-from zopro.analysis.parts import Part, pair
+from zopro.analysis.reading.checkpoints import AdapterOptions, of_folder, of_run, plain
+from zopro.analysis.reading.parts import Part, pair
 from zopro.errors import InputError
-from zopro.threads import torch_threads
+from zopro.system.threads import torch_threads
 
 A, B = "base_model.model.model.layers.0.up.lora_A.weight", "base_model.model.model.layers.0.up.lora_B.weight"
 

@@ -9,8 +9,9 @@ import pytest
 
 from walks import lora_walk
 from zopro import cli
-from zopro.analysis import projection, write
-from zopro.analysis.figures import table
+from zopro.analysis import write
+from zopro.analysis.numbers import projection
+from zopro.analysis.page.figures import table
 
 METRICS = {
     "update_angle_degrees",

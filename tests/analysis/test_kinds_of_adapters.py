@@ -15,10 +15,10 @@ from torch import nn
 
 from tiny import tiny_model, tiny_tokenizer
 from zopro.analysis.analyse import analyse
-from zopro.analysis.checkpoints import of_folder
-from zopro.analysis.gram import gram_matrices
-from zopro.analysis.parts import pair
-from zopro.analysis.streaming import Points
+from zopro.analysis.numbers.gram import gram_matrices
+from zopro.analysis.reading.checkpoints import of_folder
+from zopro.analysis.reading.parts import pair
+from zopro.analysis.reading.streaming import Points
 from zopro.errors import InputError
 
 STEPS = 3

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from walks import lora_walk
-from zopro.analysis import streaming, tensors
-from zopro.analysis.checkpoints import of_folder
-from zopro.analysis.gram import gram_matrices
-from zopro.analysis.parts import pair
-from zopro.analysis.streaming import Points
+from zopro.analysis.numbers.gram import gram_matrices
+from zopro.analysis.reading import streaming, tensors
+from zopro.analysis.reading.checkpoints import of_folder
+from zopro.analysis.reading.parts import pair
+from zopro.analysis.reading.streaming import Points
 
 
 @pytest.mark.parametrize("lora", [True, False])

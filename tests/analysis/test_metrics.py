@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy.spatial import procrustes
 
 from walks import Walk, angles, cosines, dense_walk, lora_walk
-from zopro.analysis import products, streaming
 from zopro.analysis.analyse import analyse
-from zopro.analysis.checkpoints import of_folder
-from zopro.analysis.shape import disparity_of_points, distance_correlation, procrustes_disparity, random_walks
+from zopro.analysis.numbers import products
+from zopro.analysis.numbers.shape import disparity_of_points, distance_correlation, procrustes_disparity, random_walks
+from zopro.analysis.reading import streaming
+from zopro.analysis.reading.checkpoints import of_folder
 
 
 def analysed(policy: Walk, reward: Walk, **options: Any) -> dict[str, Any]:
@@ -311,7 +312,7 @@ def test_distance_correlation_of_many_points(size):
 
 
 def test_large_analyses_multiply_float32_files_in_float32(tmp_path, monkeypatch):
-    from zopro.analysis import gram
+    from zopro.analysis.numbers import gram
 
     generator = np.random.default_rng(3)
     p, r = (1 + 1e-3 * generator.normal(size=(2, 5, 4000)).cumsum(1)).astype(np.float32)

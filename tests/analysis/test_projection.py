@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zopro.analysis.projection import PACKAGES, available, distance_matrix, extrapolations, pca, project
+from zopro.analysis.numbers.projection import PACKAGES, available, distance_matrix, extrapolations, pca, project
 
 NOTHING = np.zeros((0, 5))
 

@@ -15,7 +15,7 @@ from zopro.compare import Plan, compare, run, worker
 from zopro.config import RunConfig
 from zopro.demo import model, task
 from zopro.errors import InputError
-from zopro.rundir import read_rows
+from zopro.store.rundir import read_rows
 
 
 @pytest.fixture(scope="module")

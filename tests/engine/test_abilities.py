@@ -15,14 +15,14 @@ from families import batch, family, family_model, named
 from tiny import tiny_model, tiny_tokenizer
 from tiny_trainers import online, same, weights, word_tokenizer
 from zopro.config import ModelOptions
-from zopro.engine import abilities as module
-from zopro.engine.abilities import NEVER, Abilities, abilities
-from zopro.engine.causal import causal_parts
 from zopro.engine.feedback import Feedback
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.models import lora_config
+from zopro.engine.local import abilities as module
+from zopro.engine.local.abilities import NEVER, Abilities, abilities
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.models import lora_config
 from zopro.errors import InputError
-from zopro.rloo import EngineRLOOTrainer
+from zopro.train.rloo import EngineRLOOTrainer
 from zopro.zo.perturbation import InPlace
 from zopro.zo.together import Together
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from zopro import cli
 from zopro.config import RunConfig
-from zopro.engine import models
-from zopro.engine.adapters import open_adapter
+from zopro.engine.local import models
+from zopro.engine.local.adapters import open_adapter
 from zopro.errors import InputError
-from zopro.policies import Policies
+from zopro.loop.policies import Policies
 from zopro.rewards import RewardModel
 
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from templates import KINDS, SHAPES, TOKENS, in_parts, with_template
 from tiny import tiny_model, tiny_tokenizer
-from zopro.engine import chat
-from zopro.engine.chat import lost_message, render_answered, render_prompt, turn_of
-from zopro.engine.frame import check_vocabulary, declared_stops, frame_of, plain_frame
-from zopro.engine.tokenizer import load_tokenizer
 from zopro.errors import InputError
 from zopro.rewards.sequences import Sequences
+from zopro.text import chat
+from zopro.text.chat import lost_message, render_answered, render_prompt, turn_of
+from zopro.text.frame import check_vocabulary, declared_stops, frame_of, plain_frame
+from zopro.text.tokenizer import load_tokenizer
 
 CHAT = [{"role": "user", "content": "a cup of tea, please"}]
 LONG = [

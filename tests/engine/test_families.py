@@ -14,12 +14,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from families import ANSWERS, COPIES, PROMPTS, ROWS, VARIANTS, batch, family, family_model, named
 from tiny import tiny_tokenizer
-from zopro.engine.abilities import NEVER, Abilities, abilities
-from zopro.engine.causal import causal_parts
 from zopro.engine.feedback import Feedback
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.models import sequence_classifier
-from zopro.engine.rollouts import generate
+from zopro.engine.local.abilities import NEVER, Abilities, abilities
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.models import sequence_classifier
+from zopro.engine.local.rollouts import generate
 from zopro.errors import InputError
 from zopro.rewards import RewardModel
 

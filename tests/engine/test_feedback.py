@@ -10,12 +10,12 @@ from torch.overrides import TorchFunctionMode
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from trained import BLOCKS, COMPLETION, COPIES, PROMPT, batch, trained
-from zopro.engine.causal import Decoder, causal_parts
 from zopro.engine.feedback import Feedback
-from zopro.engine.logprobs import completion_logprobs, completion_states
-from zopro.engine.models import tensor_name
-from zopro.engine.stream import hooked, residual_stream
+from zopro.engine.feedback.stream import hooked, residual_stream
+from zopro.engine.local.causal import Decoder, causal_parts
+from zopro.engine.local.logprobs import completion_logprobs, completion_states
 from zopro.errors import InputError
+from zopro.weights.adapters import tensor_name
 from zopro.zo import SPSA
 from zopro.zo.guided import LOCAL_ROWS, ResidualFeedback
 
@@ -108,7 +108,7 @@ def test_with_all_of_the_prompts_swept_it_is_the_gradient(
 ) -> None:
     """With more sequences in one graph than there are, or one prompt's; prompts swept for all answers, or with each."""
     monkeypatch.setitem(LOCAL_ROWS, "cpu", rows)
-    monkeypatch.setattr("zopro.engine.blocks.PROMPTS_DTYPE", torch.float32)
+    monkeypatch.setattr("zopro.engine.feedback.blocks.PROMPTS_DTYPE", torch.float32)
     _, found, true = guess_and_truth(kind, local="block", tail=tail)
     assert found.keys() == true.keys()
     for name in found:
@@ -152,7 +152,7 @@ def test_what_blocks_read_of_the_prompts_is_held_constant(
     model = trained(kind)
     expected = held_gradient(model, tail, monkeypatch)
     _, rounded = guess(model, local="block", tail=tail)
-    monkeypatch.setattr("zopro.engine.blocks.PROMPTS_DTYPE", torch.float32)
+    monkeypatch.setattr("zopro.engine.feedback.blocks.PROMPTS_DTYPE", torch.float32)
     _, found = guess(model, local="block", tail=tail)
     assert found.keys() == expected.keys()
     for name in found:

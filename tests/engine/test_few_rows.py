@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional
 
 from tiny import tiny_model, tiny_tokenizer
-from zopro.engine import few_rows
-from zopro.engine.causal import causal_parts
-from zopro.engine.products import fast_products
-from zopro.engine.rollouts import generate
-from zopro.engine.sampling import Sampler
+from zopro.engine.local import few_rows
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.products import fast_products
+from zopro.engine.local.rollouts import generate
+from zopro.engine.local.sampling import Sampler
 
 CPU = torch.device("cpu")
 

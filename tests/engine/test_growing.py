@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tiny import tiny_model, tiny_tokenizer
-from zopro.engine.growing import ROOM, GrowingLayer, GrowingSlidingWindowLayer, growing_cache
+from zopro.engine.local.growing import ROOM, GrowingLayer, GrowingSlidingWindowLayer, growing_cache
 
 WINDOW = 12
 

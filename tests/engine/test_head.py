@@ -9,8 +9,8 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from tiny import tiny_model, tiny_tokenizer
-from zopro.engine.causal import causal_parts
-from zopro.engine.head import is_matrix, score_tokens, tiles
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.head import is_matrix, score_tokens, tiles
 
 
 def gemma2() -> Any:

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.engine import causal
-from zopro.engine.logprobs import completion_logprobs
+from zopro.engine.local import causal
+from zopro.engine.local.logprobs import completion_logprobs
 from zopro.errors import InputError
 
 COPIES, PROMPT, COMPLETION = 3, 9, 12

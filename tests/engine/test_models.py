@@ -12,8 +12,9 @@ from transformers import CohereConfig, CohereForCausalLM
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.config import ModelOptions
-from zopro.engine import models
+from zopro.engine.local import models
 from zopro.errors import InputError
+from zopro.weights.adapters import adapter_state
 
 CPU = torch.device("cpu")
 
@@ -142,7 +143,7 @@ def test_adapter_state_names_tensors_as_the_model_does(task_type, tokenizer, tmp
     model = base if task_type == "CAUSAL_LM" else models.sequence_classifier(base, tokenizer, seed=0)
     model = adapted(model, task_type)
     model.save_pretrained(tmp_path)
-    state = models.adapter_state(tmp_path)
+    state = adapter_state(tmp_path)
     assert "model.layers.1.mlp.down_proj.lora_B.weight" in state
     assert ("score.weight" in state) == (task_type == "SEQ_CLS")
     live = dict(model.named_parameters())
@@ -163,6 +164,6 @@ def test_a_damaged_adapter_names_its_file(damage, tokenizer, tmp_path):
         next(iter(tensors.values()))[0, 0] = torch.nan
         save_file(tensors, path)
     with pytest.raises(InputError) as error:
-        models.adapter_state(tmp_path)
+        adapter_state(tmp_path)
     assert "adapter_model.safetensors" in str(error.value)
     assert str(tmp_path) in str(error.value)

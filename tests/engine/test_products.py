@@ -8,10 +8,10 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.engine import products
-from zopro.engine.causal import causal_parts
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.products import fast_products, linear, times_weight
+from zopro.engine.local import products
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.products import fast_products, linear, times_weight
 
 CPU = torch.device("cpu")
 

@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
-from zopro import cli, pipeline
+from zopro import cli
 from zopro.config import ModelOptions
-from zopro.engine import models
-from zopro.engine.quantised import check_trainable, hide, quantised, shown
-from zopro.engine.targets import new_adapter
+from zopro.engine.local import models
+from zopro.engine.local.quantised import check_trainable, hide, quantised, shown
+from zopro.engine.local.targets import new_adapter
 from zopro.errors import InputError
-from zopro.export import export
+from zopro.loop import pipeline
+from zopro.loop.export import export
 
 TOKENIZER = tiny_tokenizer()
 IDS = torch.tensor([[1, 40, 41, 50], [1, 60, 61, 62]])
@@ -107,8 +108,8 @@ def test_the_loop_runs_and_its_adapters_stay_in_float32(inputs, tmp_path, monkey
     def load(*given: Any) -> Any:
         return stored_in_8_bits(loaded(*given))
 
-    monkeypatch.setattr("zopro.session.load_start", load)
-    monkeypatch.setattr("zopro.export.load_start", load)
+    monkeypatch.setattr("zopro.loop.session.load_start", load)
+    monkeypatch.setattr("zopro.loop.export.load_start", load)
     monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
     monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
     run = tmp_path / "run"

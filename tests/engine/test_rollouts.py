@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.rollouts import generate
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.rollouts import generate
 
 PROMPTS = [[1, 40, 41], [1, 50, 60, 70, 80, 90, 100, 110, 120, 130, 140], [1, 7], [1, 9, 200, 201, 9, 200, 201]]
 STOP = {"eos_token_ids": [2], "pad_token_id": 0}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.engine.models import sequence_classifier
-from zopro.engine.scores import can_share, shared_scores
+from zopro.engine.local.models import sequence_classifier
+from zopro.engine.local.scores import can_share, shared_scores
 
 PROMPTS = [[5, 9, 7], [11, 4, 6, 8, 12, 30, 31, 32, 33, 34, 35, 36]]
 ENDINGS = [[40, 41, 2], [42, 2], [43, 44, 45, 46, 2], [47, 48, 49, 2]]

@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, Lfm2Config, Lfm2ForCausalLM
 
 from tiny import tiny_model, tiny_tokenizer
-from zopro.engine.causal import causal_parts
 from zopro.engine.feedback import Feedback
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.shared import Watch, hidden_shared
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.shared import Watch, hidden_shared
 
 COPIES, PROMPT, COMPLETION = 3, 9, 5
 WINDOW = 8  # of tiny Gemma's sliding layer

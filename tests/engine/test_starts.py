@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from tiny import tiny_model
 from tiny_runs import config, write_inputs
-from zopro import cli, pipeline
-from zopro.engine.models import load_tokenizer
-from zopro.engine.starts import load_start, start_adapter, start_note, tokenizer_home
+from zopro import cli
+from zopro.engine.local.models import load_tokenizer
+from zopro.engine.local.starts import load_start, start_adapter, start_note, tokenizer_home
 from zopro.errors import InputError
-from zopro.export import export
+from zopro.loop import pipeline
+from zopro.loop.export import export
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 6, 70, 8, 9]])

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GraniteConfig, GraniteForCausalLM, OPTConfig, OPTForCausalLM
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.engine.stream import residual_stream
+from zopro.engine.feedback.stream import residual_stream
 from zopro.errors import InputError
 
 WRITES = {

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
-from zopro import pipeline
 from zopro.config import ModelOptions
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.rollouts import generate
-from zopro.engine.targets import check_targets, new_adapter
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.rollouts import generate
+from zopro.engine.local.targets import check_targets, new_adapter
 from zopro.errors import InputError
-from zopro.replay import replay
+from zopro.loop import pipeline
+from zopro.loop.replay import replay
 
 TOKENIZER = tiny_tokenizer()
 GIVEN: dict[str, Any] = {

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny import tiny_tokenizer
-from zopro.engine.chat import render_prompt
 from zopro.errors import InputError
 from zopro.tasks import TASKS, DropRow, Row, convert, load, load_rows, prompt_key
 from zopro.tasks.pairs import PROMPTS, SYSTEMS
+from zopro.text.chat import render_prompt
 
 few = settings(max_examples=80)
 OPTIONS = SimpleNamespace(source_language="English", target_language="German")

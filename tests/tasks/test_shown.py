@@ -11,9 +11,9 @@ import trl
 from trl.data_utils import apply_chat_template
 
 from tiny import tiny_tokenizer
-from zopro.engine.chat import render_prompt
 from zopro.errors import InputError
 from zopro.tasks import DropRow, Example, Fit
+from zopro.text.chat import render_prompt
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TOKENIZER = tiny_tokenizer()

@@ -13,11 +13,11 @@ from torch import Tensor
 from tiny_trainers import plain, same, weights, with_adapter, zopro
 from trained import COMPLETION, COPIES, batch, trained
 from zopro.config import RunConfig
-from zopro.engine.logprobs import completion_logprobs
-from zopro.engine.models import tensor_name
+from zopro.engine.local.logprobs import completion_logprobs
 from zopro.errors import InputError
-from zopro.objectives import clipped_surrogate, log_ratio_surrogate
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
+from zopro.train.objectives import clipped_surrogate, log_ratio_surrogate
+from zopro.weights.adapters import tensor_name
 from zopro.zo import SPSA
 
 KINDS = ("llama", "gemma3", "gpt2")

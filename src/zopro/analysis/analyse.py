@@ -1,7 +1,7 @@
 """The analysis of a run, or of two folders of checkpoints: read once, numbers and trajectories as one plain object.
 
 from zopro.analysis.analyse import analyse
-from zopro.analysis.checkpoints import of_run
+from zopro.analysis.reading.checkpoints import of_run
 numbers = analyse(*of_run(Path("RUN")))
 numbers["metrics"]["update_angle_degrees"]["product"]
 """
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from zopro.analysis.checkpoints import Trajectory
-from zopro.analysis.gram import gram_matrices
-from zopro.analysis.numbers import all_numbers, plain
-from zopro.analysis.parts import pair
-from zopro.analysis.projection import extrapolations, pca, project
-from zopro.analysis.series import Layout
-from zopro.analysis.streaming import Grams, Points
+from zopro.analysis.numbers.gram import gram_matrices
+from zopro.analysis.numbers.projection import extrapolations, pca, project
+from zopro.analysis.numbers.series import Layout
+from zopro.analysis.numbers.summary import all_numbers, plain
+from zopro.analysis.reading.checkpoints import Trajectory
+from zopro.analysis.reading.parts import pair
+from zopro.analysis.reading.streaming import Grams, Points
 from zopro.errors import InputError
-from zopro.threads import torch_threads
+from zopro.system.threads import torch_threads
 
 FORMAT = 1
 COORDINATES = 10_000  # sampled for the distance correlation, which takes a sort of them

@@ -68,7 +68,7 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     projections = _projections(args.projections)
     from zopro.analysis import write
     from zopro.analysis.analyse import analyse
-    from zopro.analysis.checkpoints import of_folder, of_run
+    from zopro.analysis.reading.checkpoints import of_folder, of_run
 
     if args.run is not None:
         out = Path(args.out or args.run)
@@ -109,7 +109,7 @@ def _projections(words: str) -> list[str]:
             raise InputError(
                 f"--projections: must be of {', '.join(PROJECTIONS)}, got '{word}'.{nearest(word, PROJECTIONS)}"
             )
-    from zopro.analysis.projection import PACKAGES, available
+    from zopro.analysis.numbers.projection import PACKAGES, available
 
     installed = available()
     for word in chosen:
@@ -120,7 +120,7 @@ def _projections(words: str) -> list[str]:
 
 def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
     """A table for each view, each value with the band of random directions; numbers as in the report."""
-    from zopro.analysis.figures import short
+    from zopro.analysis.page.figures import short
 
     names = [
         "update_angle_degrees",
@@ -148,7 +148,7 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
 
 def _band(band: dict[str, Any]) -> str:
     """Low and high; of bands that differ between iterations the last."""
-    from zopro.analysis.figures import short, span
+    from zopro.analysis.page.figures import short, span
 
     low, high = (value[-1] if isinstance(value, list) else value for value in (band["low"], band["high"]))
     return short(None) if low is None else span((low, high))

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from zopro.analysis.analyse import analyse
-from zopro.analysis.checkpoints import of_run
-from zopro.analysis.projection import available
-from zopro.analysis.report import write_report
+from zopro.analysis.numbers.projection import available
+from zopro.analysis.page.report import write_report
+from zopro.analysis.reading.checkpoints import of_run
 from zopro.errors import InputError
-from zopro.rundir import write_text
+from zopro.store.rundir import write_text
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,6 @@ def _write(out: Path, numbers: dict[str, Any]) -> None:
 
 
 def _figures(run: Path, out: Path, numbers: dict[str, Any] | None) -> None:
-    from zopro.analysis.static import write_figures
+    from zopro.analysis.page.static import write_figures
 
     write_figures(run, out / "figures", numbers)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from zopro.bench.work import Setting
-from zopro.engine.abilities import abilities
-from zopro.engine.causal import Decoder, causal_parts, evaluating, positions
-from zopro.engine.growing import growing_cache
-from zopro.engine.head import tiles
-from zopro.engine.shared import hidden_shared, select_rows
+from zopro.engine.local.abilities import abilities
+from zopro.engine.local.causal import Decoder, causal_parts, evaluating, positions
+from zopro.engine.local.growing import growing_cache
+from zopro.engine.local.head import tiles
+from zopro.engine.local.shared import hidden_shared, select_rows
 from zopro.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 
 from zopro.bench import measure as steps  # by every kind, so that the libraries are in every kind's memory
 from zopro.bench.work import Work, build
-from zopro.engine.rollouts import generate
-from zopro.memory import PeakMemory
+from zopro.engine.local.rollouts import generate
+from zopro.system.memory import PeakMemory
 
 
 def measure(kind: str, work: Work) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from trl import RLOOConfig, RLOOTrainer
 
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Setting, adapter_options
-from zopro.engine.frame import plain_frame
-from zopro.engine.targets import new_adapter
-from zopro.launch import launched
-from zopro.random_state import preserve_random_state
+from zopro.engine.local.targets import new_adapter
 from zopro.rewards import RewardModel
-from zopro.zopro_trainer import ZOPrOConfig, ZOPrOTrainer
+from zopro.system.launch import launched
+from zopro.system.random_state import preserve_random_state
+from zopro.text.frame import plain_frame
+from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
 
 PHASES = ("rollout", "scoring", "reference", "log-probs", "perturb", "update")
 NO_TOKEN = -1  # as EOS: no completion ends early, so that every step has the same work

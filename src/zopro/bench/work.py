@@ -12,14 +12,14 @@ from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zopro.config import NOISES, ModelOptions
-from zopro.engine import models
-from zopro.engine.frame import check_embedded
-from zopro.engine.starts import load_start, tokenizer_home
-from zopro.engine.targets import new_adapter
-from zopro.engine.tokenizer import load_tokenizer
+from zopro.config.fields import not_negative, one_of
+from zopro.engine.local import models
+from zopro.engine.local.starts import load_start, tokenizer_home
+from zopro.engine.local.targets import new_adapter
 from zopro.errors import InputError
-from zopro.fields import not_negative, one_of
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
+from zopro.text.frame import check_embedded
+from zopro.text.tokenizer import load_tokenizer
 from zopro.zo.spsa import EVALUATIONS
 
 # hidden, intermediate, layers, heads, key-value heads: as Llama 3 models of these sizes, 0.1b as SmolLM, tiny for tests.

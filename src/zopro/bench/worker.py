@@ -10,9 +10,9 @@ import json
 import sys
 import warnings
 
-from zopro.explained import explained
-from zopro.heap import return_freed_memory
-from zopro.imports import importing
+from zopro.store.explained import explained
+from zopro.system.heap import return_freed_memory
+from zopro.system.imports import importing
 
 
 def main(kind: str) -> int:

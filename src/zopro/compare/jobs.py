@@ -14,14 +14,14 @@ from transformers import SchedulerType, TrainerCallback
 
 from zopro.compare.plan import Job
 from zopro.config import RATE_KEYS, RunConfig
-from zopro.divergence import log_ratios, policy_logprobs
-from zopro.engine.rollouts import Rollouts, generate
-from zopro.memory import PeakMemory
-from zopro.policy_stage import policy_trainer, train_policy
-from zopro.recording import Origin
-from zopro.session import Item, Session, batches, trimmed
-from zopro.shown import PER_ANSWER
-from zopro.stages import refine_reward, sample_pairs, train_reward, train_sft
+from zopro.engine.local.rollouts import Rollouts, generate
+from zopro.loop.divergence import log_ratios, policy_logprobs
+from zopro.loop.policy_stage import policy_trainer, train_policy
+from zopro.loop.recording import Origin
+from zopro.loop.session import Item, Session, batches, trimmed
+from zopro.loop.stages import refine_reward, sample_pairs, train_reward, train_sft
+from zopro.store.shown import PER_ANSWER
+from zopro.system.memory import PeakMemory
 
 INFERENCE_BATCHES = 3
 

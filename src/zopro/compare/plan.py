@@ -12,7 +12,7 @@ from zopro.config import METHODS, RATE_KEYS, RunConfig
 from zopro.errors import InputError, nearest
 
 STARTS = ("sft", "iteration")
-PRESET_RATES = {"default": 1e-4, "paper": 1.0}  # of zopro.methods, where `learning_rate` is 0
+PRESET_RATES = {"default": 1e-4, "paper": 1.0}  # of zopro.train.methods, where `learning_rate` is 0
 RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
 PROBE_STEPS = 3  # that tell how many steps fit a budget
 

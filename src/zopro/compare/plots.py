@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zopro.shown import PER_ANSWER
+from zopro.store.shown import PER_ANSWER
 
 STYLE: Any = {
     "font.size": 9,

@@ -16,10 +16,10 @@ from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
-from zopro.divergence import kl_per_answer
 from zopro.errors import InputError, Stopped
-from zopro.rundir import RunDirectory, write_text
-from zopro.shown import PER_ANSWER, named, seconds
+from zopro.loop.divergence import kl_per_answer
+from zopro.store.rundir import RunDirectory, write_text
+from zopro.store.shown import PER_ANSWER, named, seconds
 
 
 class JobFailed(Stopped):

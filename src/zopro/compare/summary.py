@@ -8,9 +8,9 @@ from itertools import pairwise, permutations
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
-from zopro import shown
-from zopro.divergence import kl_per_answer
-from zopro.shown import PER_ANSWER
+from zopro.loop.divergence import kl_per_answer
+from zopro.store import shown
+from zopro.store.shown import PER_ANSWER
 
 Z95 = NormalDist().inv_cdf(0.975)
 Curve = Sequence[Mapping[str, Any]]

@@ -13,10 +13,10 @@ from pathlib import Path
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
 from zopro.errors import Diverged
-from zopro.explained import explained
-from zopro.heap import return_freed_memory
-from zopro.imports import importing
-from zopro.rundir import write_text
+from zopro.store.explained import explained
+from zopro.store.rundir import write_text
+from zopro.system.heap import return_freed_memory
+from zopro.system.imports import importing
 
 
 def main(path: str) -> int:

@@ -18,8 +18,8 @@ import torch
 
 from zopro.config import RunConfig
 from zopro.demo.summary_table import table
-from zopro.rundir import RunDirectory, read_rows
-from zopro.threads import torch_threads
+from zopro.store.rundir import RunDirectory, read_rows
+from zopro.system.threads import torch_threads
 
 __all__ = ["SETTINGS", "run", "table"]
 
@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
 def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bool = False) -> dict[str, Any]:
     """Make data and base model, run the whole loop and return its summary (also RUN/summary.json).
 
-    The summary is that of `zopro.pipeline.run` with the demo's own share in it: `stages["pretraining"]`, and `truth`
+    The summary is that of `zopro.loop.pipeline.run` with the demo's own share in it: `stages["pretraining"]`, and `truth`
     (mean of the rule, in [0, 1]) in each line of `evaluations`.
 
     Args:
@@ -77,8 +77,8 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
     RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
     # On tensors this small more threads wait for one another longer than they compute.
     with torch_threads(min(torch.get_num_threads(), 2)):
-        from zopro import pipeline
         from zopro.demo import model, task
+        from zopro.loop import pipeline
 
         before = time.perf_counter()
         train_data, _ = task.write(made, seed)

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from zopro import shown
+from zopro.store import shown
 
 COLUMN = 52  # characters of each answer, side by side
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Format a summary of `zopro.pipeline.run` (or of the demo, which has `truth` in its evaluations).
+    """Format a summary of `zopro.loop.pipeline.run` (or of the demo, which has `truth` in its evaluations).
 
     Held-out reward and win rate against SFT by iteration with 95 % intervals, seconds per stage, peak memory, the
     samples with both answers side by side, and the paths of run and report.

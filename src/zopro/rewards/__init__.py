@@ -1,7 +1,7 @@
 """Reward models: trained on pairs or scores, refined, interpolated with their predecessor, called on token ids.
 
 A reward model is a LoRA adapter and a linear head over the base model. It reads the prompt and the
-answer in its frame (`zopro.engine.frame`), and the reward is the head's value at the token that ends the turn, in
+answer in its frame (`zopro.text.frame`), and the reward is the head's value at the token that ends the turn, in
 training and in scoring alike. Rewards are raw, as in the published system (which keeps the samples whose reward is
 nearest to zero); `RewardModel.center` moves zero to the mean reward of given answers where a model's zero has drifted
 away from them.
@@ -11,8 +11,8 @@ away from them.
     model.score(prompt_ids, completion_ids)
 """
 
-from zopro.rewards.interpolation import interpolate
 from zopro.rewards.model import RewardModel
 from zopro.rewards.sequences import Pair, Scored
+from zopro.weights.interpolation import interpolate
 
 __all__ = ["Pair", "RewardModel", "Scored", "interpolate"]

@@ -15,20 +15,20 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zopro import guard
-from zopro.durable import whole_folder
-from zopro.engine.adapters import open_adapter
-from zopro.engine.chat import check_end
-from zopro.engine.frame import Frame, check_embedded, declared_stops, frame_of
-from zopro.engine.scores import can_share, pads_right, shared_scores
+from zopro.engine.local.adapters import open_adapter
+from zopro.engine.local.scores import can_share, pads_right, shared_scores
 from zopro.errors import InputError
-from zopro.random_state import preserve_random_state
 from zopro.rewards.correlations import correlations
-from zopro.rewards.interpolation import State, check_same_tensors, interpolate, read_state
 from zopro.rewards.record import RECORD_FILE, read_record
 from zopro.rewards.sequences import Pair, Scored, Sequences, different_scores
 from zopro.rewards.training import fit_pairs, fit_scores, pad_right
-from zopro.saving import check_whole, save_weights
+from zopro.store.durable import whole_folder
+from zopro.system import guard
+from zopro.system.random_state import preserve_random_state
+from zopro.text.chat import check_end
+from zopro.text.frame import Frame, check_embedded, declared_stops, frame_of
+from zopro.weights.interpolation import State, check_same_tensors, interpolate, read_state
+from zopro.weights.saving import check_whole, save_weights
 
 
 class RewardModel:
@@ -84,7 +84,7 @@ class RewardModel:
         """Train with the pairwise loss -log sigmoid(r(chosen) - r(rejected)), by TRL's RewardTrainer.
 
         Options: `callbacks` (transformers callbacks), `output_dir` and `report_to` (as in transformers; by default
-        nothing is written or reported), `checkpoint_steps` (see `zopro.checkpoints`). Pairs whose two sequences are
+        nothing is written or reported), `checkpoint_steps` (see `zopro.train.checkpoints`). Pairs whose two sequences are
         equal (within max_length) teach nothing: they are dropped and counted. The global random state is left as it
         was. `steps=0` changes nothing.
 

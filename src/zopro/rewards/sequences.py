@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from zopro.engine.frame import Frame
 from zopro.errors import InputError
+from zopro.text.frame import Frame
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def different_scores(rows: Sequence[Scored], purpose: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Sequences:
-    """prompt + answer in its frame (`zopro.engine.frame`), at most `max_length` tokens, in training and scoring alike.
+    """prompt + answer in its frame (`zopro.text.frame`), at most `max_length` tokens, in training and scoring alike.
 
     Every answer gets the frame's ending: whichever token ended it when it was sampled, and also where the sampling
     limit cut it. Where the sequence would be too long the answer loses its tail, never the prompt or the ending; a

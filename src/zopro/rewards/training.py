@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from zopro.callbacks import be_quiet
-from zopro.checkpoints import checkpointed, fit, save_arguments
-from zopro.random_state import preserve_random_state
+from zopro.system.random_state import preserve_random_state
+from zopro.train.callbacks import be_quiet
+from zopro.train.checkpoints import checkpointed, fit, save_arguments
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 

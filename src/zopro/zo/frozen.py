@@ -12,7 +12,7 @@ elsewhere with the same c.
 
 The recording keeps the graph but none of its saved tensors, so its memory is that of a forward pass and of the factors.
 It sees torch functions and `autograd.Function`s. It does not see what one such function hides in itself (the `hard`
-samples of `gumbel_softmax`, a backward of one's own), which has no frozen value to take: zopro.slope compares.
+samples of `gumbel_softmax`, a backward of one's own), which has no frozen value to take: zopro.train.slope compares.
 """
 
 from __future__ import annotations

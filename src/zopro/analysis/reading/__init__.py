@@ -1,0 +1,1 @@
+"""Weights of a run or a folder, read part by part."""

@@ -1,0 +1,254 @@
+"""Checkpoints in time order: of a run of zopro, or of any folder of adapters or models, ours or others'.
+
+    from zopro.analysis.reading.checkpoints import of_folder, of_run
+    policy, reward = of_run(Path("RUN"))
+
+Only headers are read here. A trajectory's checkpoints must hold the same tensors in the same shapes; what does not fit
+is refused with the name of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zopro.analysis.reading.tensors import Stored, read_header
+from zopro.errors import InputError
+
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+BEYOND = (
+    *("use_dora", "lora_bias", "use_qalora", "use_bdlora", "target_parameters"),
+    *("kasa_config", "monteclora_config", "arrow_config"),
+)
+"""PEFT's options of LoRA whose effect on a weight is not scale * B A."""
+_FACTOR = re.compile(r"\.lora_(A\.weight|B\.weight|embedding_A|embedding_B)$")
+_NO_FACTOR = re.compile(r"\.(lora|hada|lokr|loha|ia3|vera|randlora|oft|boft|hra|fourierft|vblora|shira|road|bone|miss)_")
+PICKLES = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """What `adapter_config.json` says about the size of the product B A (PEFT's names)."""
+
+    alpha: float | None = None
+    rslora: bool = False
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    transposed: bool = False  # fan_in_fan_out: the base weight is stored as [in, out]
+
+    def scale(self, module: str, rank: int) -> float:
+        """lora_alpha / r, or lora_alpha / sqrt(r) with rank-stabilised LoRA; 1 if the folder has no configuration."""
+        alpha = next((value for key, value in self.alpha_pattern.items() if _matches(key, module)), self.alpha)
+        if alpha is None:
+            return 1.0
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved adapter or model.
+
+    `step` is None at the end of an iteration and counts the optimiser steps of a snapshot inside one.
+    """
+
+    path: Path
+    label: str
+    tensors: Mapping[str, Stored]
+    options: AdapterOptions | None  # None: a whole model
+    iteration: int | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints in time order, all with the same tensors; `name` is policy or reward."""
+
+    name: str
+    checkpoints: Sequence[Checkpoint]
+
+    def __post_init__(self) -> None:
+        if len(self.checkpoints) < 2:
+            where = self.checkpoints[0].path if self.checkpoints else "none"
+            raise InputError(f"{self.name}: must have at least 2 checkpoints to compare, got {where}.")
+        for checkpoint in self.checkpoints[1:]:
+            _same_tensors(self.checkpoints[0], checkpoint)
+
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        return self.checkpoints[0].tensors
+
+    @property
+    def adapter(self) -> bool:
+        return self.checkpoints[0].options is not None
+
+    @property
+    def main(self) -> list[int]:
+        """Positions of the checkpoints that begin or end an iteration."""
+        return [i for i, checkpoint in enumerate(self.checkpoints) if checkpoint.step is None]
+
+
+def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
+    """The policy's trajectory (SFT, then every iteration) and the reward model's, with snapshots where there are any.
+
+    Raises:
+        InputError: `run` is no run directory, or is not two checkpoints far in both.
+    """
+    if not run.is_dir():
+        raise InputError(f"RUN: must be a run directory, got '{run}' (no such folder).")
+    if not (run / "sft").is_dir() and not (run / "policy").is_dir():
+        raise InputError(f"RUN: must hold the folders sft and policy of a run, got '{run}'.")
+    policy = [read(run / "sft", "SFT")]
+    for folder in _numbered(run / "policy"):
+        number = int(folder.name)
+        policy += _snapshots(run / "snapshots" / "policy" / folder.name, "policy", number)
+        policy.append(read(folder, f"policy {number}", iteration=number))
+    reward: list[Checkpoint] = []
+    for folder in _numbered(run / "reward"):
+        number = int(folder.name)
+        if reward:
+            reward += _snapshots(run / "snapshots" / "reward" / f"{number - 1:03d}", "reward", number - 1)
+        reward.append(read(folder, f"reward {number}", iteration=number - 1 if number else None))
+    return Trajectory("policy", policy), Trajectory("reward", reward)
+
+
+def of_folder(folder: str | Path, name: str) -> Trajectory:
+    """A folder of checkpoints, in the natural order of their names (checkpoint-9 before checkpoint-10).
+
+    Each is a folder with an adapter or a model, or a .safetensors file of its own.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}' (no such folder).")
+    if _files(folder):
+        raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}', which is one. Give the one above.")
+    inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    places = [entry for entry in inside if entry.is_dir() and (_files(entry) or _pickled(entry))]
+    places = places or [entry for entry in inside if entry.suffix == ".safetensors"]
+    if not places:
+        raise InputError(
+            f"--{name}: must hold folders with {ADAPTER} or model*.safetensors, got '{folder}', which has none."
+        )
+    places.sort(key=natural)
+    return Trajectory(name, [read(place, place.stem if place.is_file() else place.name) for place in places])
+
+
+def read(place: Path, label: str, iteration: int | None = None, step: int | None = None) -> Checkpoint:
+    """The checkpoint in a folder, or in one safetensors file."""
+    files = [place] if place.is_file() else _files(place)
+    if not files:
+        reason = f"{_pickled(place)}, a pickle: save it as safetensors" if _pickled(place) else "none"
+        raise InputError(f"{place}: must hold {ADAPTER} or model*.safetensors, got {reason}.")
+    found = {name: stored for file in files for name, stored in read_header(file).items()}
+    tensors = {plain(name): stored for name, stored in found.items()}
+    if not tensors:
+        raise InputError(f"{files[0]}: must hold floating point tensors, got none.")
+    adapter = any(".lora_" in f".{name}" for name in tensors) or files[0].name == ADAPTER
+    options = _options(files[0].parent / ADAPTER_CONFIG) if adapter else None
+    if adapter:
+        more = [name for name in tensors if _NO_FACTOR.search(f".{name}") and not _FACTOR.search(name)]
+        if more:
+            raise _merge_first(files[0], f"'{min(more)}'")
+    if len(tensors) < len(found):
+        raise _merge_first(files[0], "several adapters on one weight")
+    return Checkpoint(place, label, tensors, options, iteration, step)
+
+
+def plain(name: str) -> str:
+    """A tensor's name without what PEFT wraps around it.
+
+    >>> plain("base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight")
+    'model.layers.0.mlp.up_proj.lora_A.weight'
+    """
+    name = name.removeprefix("base_model.model.")
+    name = re.sub(r"\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.(?!weight\b)[^.]+", r".\1", name)
+    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """A sort key under which numbers inside names count as numbers."""
+    words = re.split(r"(\d+)", path.name)
+    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words]
+
+
+def _files(folder: Path) -> list[Path]:
+    adapter = folder / ADAPTER
+    if adapter.is_file():
+        return [adapter]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise InputError(f"{index}: must be an index of safetensors files, got one that cannot be read.") from None
+        return [folder / name for name in names]
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _pickled(folder: Path) -> str:
+    return next((name for name in PICKLES if (folder / name).exists()), "")
+
+
+def _numbered(folder: Path) -> list[Path]:
+    entries = folder.iterdir() if folder.is_dir() else []
+    return sorted((entry for entry in entries if entry.name.isdigit()), key=lambda entry: int(entry.name))
+
+
+def _snapshots(folder: Path, name: str, iteration: int) -> list[Checkpoint]:
+    return [
+        read(place, f"{name} {iteration}, step {int(place.name)}", iteration, int(place.name))
+        for place in _numbered(folder)
+    ]
+
+
+def _options(path: Path) -> AdapterOptions:
+    if not path.is_file():
+        return AdapterOptions()
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        kind = values.get("peft_type", "LORA")
+        more = [key for key in BEYOND if values.get(key)] if kind == "LORA" else [f"peft_type {kind}"]
+        if more:
+            raise _merge_first(path, more[0])
+        alpha = values.get("lora_alpha")
+        return AdapterOptions(
+            None if alpha is None else float(alpha),
+            bool(values.get("use_rslora")),
+            {str(key): float(value) for key, value in (values.get("alpha_pattern") or {}).items()},
+            bool(values.get("fan_in_fan_out")),
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise InputError(f"{path}: must be a PEFT adapter configuration, got one that cannot be read.") from None
+
+
+def _merge_first(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path}: must hold LoRA adapters whose effect on a weight is scale * B A, got {what}. Merge each checkpoint "
+        "into its base (PEFT's merge_and_unload) and analyse the models."
+    )
+
+
+def _matches(pattern: str, module: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def _same_tensors(first: Checkpoint, other: Checkpoint) -> None:
+    for name in _ordered(first.tensors.keys() ^ other.tensors.keys()):
+        has, lacks = (first, other) if name in first.tensors else (other, first)
+        where = next(iter(lacks.tensors.values())).path
+        raise InputError(f"{where}: must have the tensors of {has.path}, but '{name}' is not there.")
+    for name, stored in other.tensors.items():
+        shape = first.tensors[name].shape
+        if stored.shape != shape:
+            before = first.tensors[name].path
+            raise InputError(f"{stored.path}: '{name}' must have the shape {shape} as in {before}, got {stored.shape}.")
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: natural(Path(name.replace("/", "."))))

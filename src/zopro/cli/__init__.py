@@ -1,0 +1,279 @@
+"""The `zopro` command: what can be typed, and where it goes. All work is done by the modules imported in the handlers.
+
+Progress and messages go to stderr; stdout carries the result, with `--json` exactly one JSON object. Exit code 2 and
+one line for bad input, 1 and one line for a full disk, 130 when interrupted.
+
+    zopro demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from zopro import __version__
+from zopro.analysis import command as analyse
+from zopro.bench import command as bench
+from zopro.config.arguments import add_configuration, configuration
+from zopro.errors import InputError, nearest
+from zopro.store.explained import explained
+from zopro.system.heap import return_freed_memory
+from zopro.system.imports import importing
+
+Result = tuple[dict[str, Any], str]
+"""What a handler returns: the object for `--json`, and the text for people. Empty: another process has it."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `InputError`, one line like every other error."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see '{self.prog} --help')")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return its exit code."""
+    try:
+        args = _parse(argv)
+        _set_verbosity(args.verbose)
+        return_freed_memory()
+        # Libraries print to stdout as they like; the result must stay alone there.
+        if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
+        with contextlib.redirect_stdout(sys.stderr):
+            result, text = args.handler(args)
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        code, line = known
+        print(f"zopro: {line}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print("\nzopro: interrupted", file=sys.stderr)
+        return 130
+    if not result:
+        return 0
+    print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False) if args.json else text)
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        raise InputError(f"{word}: no such option of 'zopro {args.command}'.{nearest(word, args.options)}")
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="zopro", description="Align language models to preferences with forward passes only.")
+    parser.add_argument("--version", action="version", version=f"zopro {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for add in (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, bench.add):
+        command = add(commands)
+        command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")
+        command.set_defaults(options=[word for action in command._actions for word in action.option_strings])
+    return parser
+
+
+def _add_demo(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "demo", help="the whole loop on a tiny embedded model and task, offline"
+    )
+    command.add_argument("--out", metavar="DIR", help="run directory (default: a new one)")
+    command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    command.add_argument("--iterations", type=int, default=3, help="policy iterations (default: 3)")
+    command.set_defaults(handler=_demo)
+    return command
+
+
+def _add_run(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "run",
+        help="the whole loop on your model and data",
+        description="Run the whole loop as CONFIG says. Every key of CONFIG can be given as --key value, which wins.",
+    )
+    command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
+    add_configuration(command)
+    command.set_defaults(handler=_run)
+    return command
+
+
+def _add_compare(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="methods side by side on the same work: reward, KL, seconds and memory",
+        description="Train every method from the same policy on the same work, measure it, and write tables and plots. "
+        "Finished trainings are kept, so the same command goes on where it was stopped.",
+    )
+    plan = command.add_argument_group("Comparison")
+    plan.add_argument("--methods", metavar="NAMES", required=True, help="comma separated, such as guided,rloo")
+    plan.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each method (default: 1)")
+    length = plan.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
+    length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
+    plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
+    plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried at most (default: 3)")
+    plan.add_argument(
+        "--search-share", type=float, default=0.25, metavar="X", help="a trial's share of a training (default: 0.25)"
+    )
+    plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
+    plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
+    add_configuration(command)
+    command.set_defaults(handler=_compare)
+    return command
+
+
+def _add_replay(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "replay", help="the policy of any zeroth-order step, rebuilt from its journal without a forward pass"
+    )
+    command.add_argument("run", metavar="RUN", help="run directory")
+    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: newest with a journal)")
+    command.add_argument("--to-step", type=int, metavar="S", help="steps to take, 0 to all (default: all)")
+    command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
+    command.set_defaults(handler=_replay)
+    return command
+
+
+def _add_generate(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "generate", help="see what changed: base, SFT and aligned answers side by side"
+    )
+    _add_policy(command)
+    command.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", required=True, help="what to answer")
+    command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: as in the run)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    command.set_defaults(handler=_generate)
+    return command
+
+
+def _add_export(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "export", help="an ordinary PEFT adapter, or with --merged an ordinary model"
+    )
+    _add_policy(command)
+    command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
+    command.add_argument("--merged", action="store_true", help="merge the adapter into the base model's weights")
+    command.set_defaults(handler=_export)
+    return command
+
+
+def _add_policy(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", help="run directory")
+    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: the newest)")
+
+
+def _demo(args: argparse.Namespace) -> Result:
+    with importing():
+        from zopro import demo
+
+    summary = demo.run(args.out, seed=args.seed, iterations=args.iterations)
+    return summary, demo.table(summary)
+
+
+def _run(args: argparse.Namespace) -> Result:
+    config = configuration(args)
+
+    with importing():
+        from zopro import demo
+        from zopro.loop import pipeline
+
+    summary = pipeline.run(config, resume=args.resume)
+    return summary, demo.table(summary) if summary else ""
+
+
+def _replay(args: argparse.Namespace) -> Result:
+    with importing():
+        from zopro.loop import replay
+
+    result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
+    return result, replay.describe(result)
+
+
+def _compare(args: argparse.Namespace) -> Result:
+    config = configuration(args, **({"output_dir": args.out} if args.out else {}))
+
+    with importing():
+        from zopro.compare import Plan, compare
+        from zopro.compare.summary import text
+
+    plan = Plan(
+        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
+        seeds=args.seeds,
+        steps=args.steps,
+        budget_minutes=args.budget_minutes,
+        points=args.points,
+        learning_rates=args.learning_rates,
+        search_share=args.search_share,
+        start=args.start,
+    )
+    result = compare(config, plan)
+    return result, text(result)
+
+
+def _generate(args: argparse.Namespace) -> Result:
+    with importing():
+        from zopro.loop import export
+
+    answers = export.answer(
+        args.run,
+        args.prompt,
+        iteration=args.iteration,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    return answers, export.side_by_side(answers)
+
+
+def _export(args: argparse.Namespace) -> Result:
+    with importing():
+        from zopro.loop import export
+
+    written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged)
+    return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
+
+
+def _set_verbosity(verbose: bool) -> None:
+    """Keep the libraries quiet unless asked; what `zopro` itself has to say always comes through, on stderr."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="zopro: %(levelname)s: %(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if verbose:
+        return
+    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in (
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "TRL_EXPERIMENTAL_SILENCE",
+    ):
+        os.environ.setdefault(name, "1")
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module=r"zopro(\.|$)")
+
+
+def _plain(value: Any) -> Any:
+    """`value` with the numbers JSON does not have (NaN, infinity) as null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,299 @@
+"""Every setting of a run, one flat name space, grouped by stage.
+
+`zopro run CONFIG.yaml --key value` reads the same names from the file and from the command line. Values are checked
+here, before anything is loaded or written; what needs the model or the data to be checked is checked by the stage
+that has them. Names follow TRL and PEFT where they have one.
+
+    python -c "from zopro.config import RunConfig; print(RunConfig(model='DIR', task='chat', train_data='x.jsonl'))"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from zopro.config.fields import at_most, check, not_negative, one_of, option, positive, representable
+from zopro.config.guided import GuidedOptions
+from zopro.config.judging import PairOptions
+from zopro.errors import InputError, nearest
+
+WARM_STARTS = ("first_order", "sft", "spsa")
+METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
+RATE_KEYS = {
+    **dict.fromkeys(("rloo", "rloo-checkpointed", "grpo", "online-dpo"), "first_order_learning_rate"),
+    "guided": "guided_learning_rate",
+}  # which key holds a method's learning rate; `learning_rate` for the others
+ADVANTAGES = ("rloo", "grpo")
+PRESETS = ("default", "paper")
+PARALLEL = ("data", "queries")
+NOISES = ("gaussian", "rademacher", "low_rank")  # of zopro.zo.directions, which imports torch
+
+
+@dataclass
+class ModelOptions:
+    """The base model and its adapters."""
+
+    model: str = option("", "Base model: a Hub id or a local folder.")
+    dtype: str = option(
+        "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32."
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
+    lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
+    lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
+    lora_target_modules: str = option(
+        "all-linear", "PEFT target modules: all-linear, names with commas, or a regular expression."
+    )
+
+    def __post_init__(self) -> None:
+        check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
+        check(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "must be auto, float32 or bfloat16", self.dtype)
+        not_negative(self, "lora_r")
+        at_most(self, 65_536, "lora_r")
+        positive(self, "lora_alpha")
+        targets = self.lora_target_modules
+        rule = "must be all-linear, names separated by commas or a regular expression"
+        check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
+
+
+@dataclass
+class DataOptions:
+    """The task and its rows."""
+
+    task: str = option("", "chat, summarization, translation or preference (TRL's prompt/chosen/rejected format).")
+    train_data: str = option("", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.")
+    eval_data: str = option("", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.")
+    max_train_rows: int = option(0, "Use at most this many training rows (after shuffling by seed); 0 uses all.")
+    max_prompt_length: int = option(256, "Longest prompt in tokens; rows with a longer one are dropped and counted.")
+    max_completion_length: int = option(48, "Longest sampled or trained completion in tokens.")
+    source_language: str = option("English", "Translation: language of the source, as named in the prompt.")
+    target_language: str = option("German", "Translation: language of the target, as named in the prompt.")
+
+    def __post_init__(self) -> None:
+        check(bool(self.task), "task", "must be set", self.task, "chat, summarization, translation or preference.")
+        check(bool(self.train_data), "train_data", "must be set", self.train_data, "Give a file, folder or Hub id.")
+        not_negative(self, "max_train_rows")
+        positive(self, "max_prompt_length", "max_completion_length")
+
+
+@dataclass
+class LoopOptions:
+    """The iterated loop (the paper's)."""
+
+    output_dir: str = option("", "Run directory. Empty: runs/<task>-<method>-<time>.")
+    seed: int = option(0, "Seed of everything random: data order, sampling, directions, initialisation.")
+    method: str = option(
+        "zopro",
+        "How the policy is optimised: zopro, zopro-paper (with preset paper), mezo (Gaussian directions), guided "
+        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, grpo, online-dpo.",
+    )
+    iterations: int = option(4, "Policy iterations, iteration 0 included.")
+    warm_start: str = option(
+        "first_order", "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa."
+    )
+    iteration_share: float = option(
+        0.05, "Share of the training rows used by one iteration (the paper's 5 %); 1.0 is a whole epoch, 2.0 two."
+    )
+    snapshot_every: int = option(
+        0, "Also keep the adapters every this many steps inside an iteration, for finer trajectories; 0: never."
+    )
+    checkpoint_steps: int = option(
+        10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: begin it anew."
+    )
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata={"help": "tensorboard, wandb, trackio: as in transformers. metrics.jsonl is always kept."},
+    )
+
+    def __post_init__(self) -> None:
+        one_of(self, "method", METHODS, nearest(self.method, METHODS).strip())
+        one_of(self, "warm_start", WARM_STARTS, nearest(self.warm_start, WARM_STARTS).strip())
+        positive(self, "iterations", "iteration_share")
+        not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
+        check(self.seed < 2**63, "seed", "must be less than 2^63", self.seed)
+        if isinstance(self.report_to, str):
+            self.report_to = [] if self.report_to in ("", "none") else self.report_to.split(",")
+
+
+@dataclass
+class SFTOptions:
+    """Supervised fine-tuning on the chosen answers."""
+
+    sft_steps: int = option(100, "Optimiser steps of supervised fine-tuning; 0 starts from the base model.")
+    sft_batch_size: int = option(8, "Rows in a step.")
+    sft_learning_rate: float = option(2e-4, "Peak learning rate (AdamW, linear decay).")
+
+    def __post_init__(self) -> None:
+        not_negative(self, "sft_steps")
+        positive(self, "sft_batch_size", "sft_learning_rate")
+
+
+@dataclass
+class RewardOptions:
+    """The reward model: first training, refinement and interpolation with its predecessor."""
+
+    reward_steps: int = option(100, "Optimiser steps of the first reward model.")
+    reward_batch_size: int = option(8, "Pairs (or scored rows) in a step.")
+    reward_learning_rate: float = option(2e-4, "Peak learning rate (AdamW, linear decay).")
+    refine_steps: int = option(10, "Optimiser steps of each refinement on the judged pairs.")
+    refine_learning_rate: float = option(1e-4, "Peak learning rate of each refinement.")
+    interpolation: float = option(
+        0.5, "Weight of the newly refined reward model against its predecessor: 1 keeps only the new one."
+    )
+
+    def __post_init__(self) -> None:
+        positive(self, "reward_steps", "reward_batch_size", "reward_learning_rate", "refine_learning_rate")
+        not_negative(self, "refine_steps")
+        check(0 <= self.interpolation <= 1, "interpolation", "must lie in [0, 1]", self.interpolation)
+
+
+@dataclass
+class PolicyOptions:
+    """The policy stage: RLOO's objective, optimised by `method`."""
+
+    policy_steps: int = option(0, "Steps of each policy iteration; 0 derives them from iteration_share.")
+    prompts_per_step: int = option(8, "Prompts in a step.")
+    num_generations: int = option(2, "Completions per prompt, K (the paper: 2).")
+    temperature: float = option(1.0, "Sampling temperature of the rollouts.")
+    beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward.")
+    first_order_learning_rate: float = option(
+        2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
+    )
+    advantage: str = option(
+        "rloo",
+        "rloo (a reward less the mean of the prompt's others) or grpo (normalised over the prompt's group), for every "
+        "method but online-dpo.",
+    )
+    preset: str = option(
+        "default", "default (normalised directions, eps auto, adaptive step) or paper (their scaling, eps 1e-5)."
+    )
+    learning_rate: float = option(
+        0.0, "Zeroth-order learning rate; 0 takes the preset's. default: change of a weight in a typical step."
+    )
+    eps: str = option("", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's.")
+    queries: int = option(1, "Directions averaged in a step.")
+    sides: int = option(2, "2: central difference. 1: forward difference, one evaluation less per direction.")
+    evaluation: str = option(
+        "sequential",
+        "The two sides of a central difference one after another (sequential), or together: in one pass of the base "
+        "weights over twice the rows (LoRA only; faster where a pass is bound by reading weights).",
+    )
+    surrogate: str = option(
+        "",
+        "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
+    )
+    decay: str = option("linear", "How the share of the previous update, d, decays: linear or exponential.")
+    noise: str = option(
+        "",
+        "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank (cheap where all "
+        "parameters are trained) or signs (the previous update, with a random sign for each sub-layer); empty takes the "
+        "preset's.",
+    )
+    weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
+
+    def __post_init__(self) -> None:
+        not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
+        positive(self, "prompts_per_step", "first_order_learning_rate", "queries")
+        at_most(self, 1_000_000, "prompts_per_step", "num_generations")
+        check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
+        check(
+            self.num_generations >= 2,
+            "num_generations",
+            "must be at least 2 (the leave-one-out baseline needs another completion)",
+            self.num_generations,
+        )
+        rule = "must be sequential or together"
+        check(self.evaluation in ("sequential", "together"), "evaluation", rule, self.evaluation)
+        one_of(self, "advantage", ADVANTAGES)
+        check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
+        check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
+        one_of(self, "preset", PRESETS)
+        check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
+        check(self.noise in ("", "signs", *NOISES), "noise", f"must be signs, {', '.join(NOISES)} or empty", self.noise)
+        if self.eps not in ("", "auto"):
+            try:
+                number = float(self.eps)
+            except ValueError:
+                number = math.nan
+            check(0 < number < math.inf, "eps", "must be a number greater than 0, or auto", self.eps)
+            self.eps = str(number)  # however it was written, so that a run's configuration is found to be the same
+
+
+@dataclass
+class EvaluationOptions:
+    """Measurements on held-out prompts after SFT and after every iteration."""
+
+    eval_prompts: int = option(100, "Held-out prompts answered and scored after each iteration.")
+    eval_batch_size: int = option(32, "Rows in a batch of evaluation and scoring.")
+
+    def __post_init__(self) -> None:
+        positive(self, "eval_prompts", "eval_batch_size")
+
+
+@dataclass
+class RankOptions:
+    """Many processes, started by torchrun or accelerate launch."""
+
+    parallel: str = option(
+        "data",
+        "What processes share in a zeroth-order step: data (each has its prompts) or queries (each has all prompts and "
+        "evaluates its part of the directions).",
+    )
+    rank_timeout: int = option(30, "Minutes after which a process that waits for another one in a step gives up.")
+
+    def __post_init__(self) -> None:
+        one_of(self, "parallel", PARALLEL)
+        positive(self, "rank_timeout")
+        ok = self.parallel == "data" or getattr(self, "evaluation", "") != "together"
+        check(ok, "parallel", "must be data with evaluation: together", self.parallel)
+
+
+GROUPS = (
+    ModelOptions,
+    DataOptions,
+    LoopOptions,
+    SFTOptions,
+    RewardOptions,
+    PolicyOptions,
+    GuidedOptions,
+    PairOptions,
+    EvaluationOptions,
+    RankOptions,
+)
+
+
+@dataclass
+class RunConfig(
+    RankOptions,
+    EvaluationOptions,
+    PairOptions,
+    GuidedOptions,
+    PolicyOptions,
+    RewardOptions,
+    SFTOptions,
+    LoopOptions,
+    DataOptions,
+    ModelOptions,
+):
+    """All settings of one run; `GROUPS` says which belong together. Raises `InputError` on a value out of range."""
+
+    def __post_init__(self) -> None:
+        for group in GROUPS:
+            group.__post_init__(self)
+        representable(self, "seed")
+        fits = self.evaluation == "sequential" or (self.sides == 2 and self.lora_r > 0)
+        check(fits, "evaluation", "must be sequential with sides: 1 or lora_r: 0", self.evaluation)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """Build a config from plain values, refusing unknown keys with the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise InputError(f"{key}: no such configuration key.{nearest(str(key), known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

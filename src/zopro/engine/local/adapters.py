@@ -1,0 +1,63 @@
+"""Saved adapters: read from safetensors only, refused by name where they are damaged, foreign or not finite.
+
+from zopro.engine.local.adapters import open_adapter
+model = open_adapter(base, "RUN/policy/002")
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from zopro.engine.local.quantised import shown
+from zopro.errors import InputError
+from zopro.weights.adapters import ADAPTER_CONFIG, adapter_state, tensor_name
+
+
+def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable: bool = False) -> PeftModel:
+    """`base`, or the PEFT model that it is already, with the saved adapter in it under `name`.
+
+    PEFT itself takes a pickle where there is no safetensors file, and fills up what a file lacks with new weights.
+
+    Raises:
+        InputError: the adapter is missing, damaged, not finite, no LoRA, or was made for another model.
+    """
+    saved, path = adapter_state(folder), Path(folder) / ADAPTER_CONFIG
+    try:
+        kind = json.loads(path.read_text("utf-8"))["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"adapter: {str(path)!r} cannot be read ({_line(error)}).") from None
+    if kind != "LORA":
+        raise InputError(f"adapter: {str(path)!r} must be of the type LORA, got {kind!r}.")
+    try:
+        with shown(base):
+            if isinstance(base, PeftModel):
+                base.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+                model = base
+            else:
+                model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _foreign(folder, _line(error)) from error
+    live = {_as_saved(tensor_name(key)) for key, _ in model.named_parameters() if f".{name}." in f"{key}."}
+    if unmatched := sorted(live ^ saved.keys()):
+        where = "is not in the model" if unmatched[0] in saved else "is not in the file"
+        raise _foreign(folder, f"{unmatched[0]} {where}")
+    return model
+
+
+def _as_saved(name: str) -> str:
+    """PEFT leaves DoRA's last word out of its files."""
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
+
+
+def _foreign(folder: str | Path, why: str) -> InputError:
+    return InputError(f"adapter: '{folder}' must be an adapter of this model, but {why}.")
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch names the first tensor in the second line
+    return f"{type(error).__name__}: {' '.join(lines[:2]):.200}".rstrip(".")

@@ -1,0 +1,198 @@
+"""Sampling over transformers models' KV cache: each prompt prefilled once for its K completions.
+
+Departures from `transformers.generate`: no logits processors (temperature, top-k, top-p and min-p are applied to the
+last hidden state's logits directly), the sampled token's log-prob comes with it, rows that have ended leave the batch,
+the cache grows in place, and tokens are drawn as `zopro.engine.local.sampling` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zopro.engine.local.abilities import abilities
+from zopro.engine.local.causal import CausalParts, causal_parts, evaluating
+from zopro.engine.local.head import MAX_LOGIT_ELEMENTS
+from zopro.engine.local.reading import Cached, Recomputed
+from zopro.engine.local.sampling import Sampler
+from zopro.errors import InputError
+
+MAX_BATCH_TOKENS = 2**16  # tokens in the cache at once
+COMPACT_AT = 7 / 8  # share of live rows; dropping the others copies the cache
+
+
+@dataclass
+class Rollouts:
+    """Completions of N prompts, K consecutive rows each. C is the longest completion, P the longest prompt.
+
+    `logprobs` are those of the sampled tokens under softmax(logits / T), before top-k, top-p and min-p: the numbers
+    that `logprobs.completion_logprobs(temperature=T)` gives, so that an on-policy ratio is 1. They are 0 on padding.
+    """
+
+    prompt_ids: Tensor  # (N * K, P) int64, padded on the left
+    prompt_mask: Tensor  # (N * K, P) int64
+    completion_ids: Tensor  # (N * K, C) int64, padded on the right
+    completion_mask: Tensor  # (N * K, C) int64, 1 up to and including the EOS token
+    logprobs: Tensor  # (N * K, C) fp32, nats
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_generations: int = 1,
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | int,
+    pad_token_id: int,
+    do_sample: bool = True,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    max_batch_tokens: int | None = None,
+) -> Rollouts:
+    """Sample `num_generations` completions of each prompt.
+
+    Args:
+        model: a transformers causal model or a PEFT model over one; runs in eval mode and comes back in its own.
+        prompts: token ids, none empty.
+        eos_token_ids: any of these ends a row; it is part of the completion.
+        top_k, top_p, min_p: truncation in this order, each of what the one before left (as transformers does).
+        generator: on any device. One uniform number is drawn for each (row, step) before sampling starts, so neither
+            `max_batch_tokens` nor the length of other rows changes a completion, except by rounding of the logits.
+            Of several generators, one for each row, a row has its own, and which rows are beside it changes nothing
+            either. None draws from the global random state.
+        max_batch_tokens: bound on rows x (prompt + max_new_tokens) in one batch, default 65536; one prompt's K
+            completions always go together. Prompts are batched by length.
+
+    Raises:
+        InputError: an argument out of range, or a prompt that leaves no room for its completion in the context.
+        FloatingPointError: the model's logits are not finite.
+    """
+    sampler = Sampler(do_sample, temperature, top_k, top_p, min_p or 0.0)
+    parts = causal_parts(model)
+    able = abilities(parts)
+    read = Cached if able.decodes else Recomputed
+    _check_arguments(parts, prompts, num_generations, max_new_tokens)
+    device = parts.model.get_input_embeddings().weight.device
+    rows, width = len(prompts) * num_generations, max(map(len, prompts))
+    stops = torch.tensor([eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids), device=device)
+    uniform = _uniform(generator, rows, max_new_tokens, device)
+
+    prompt_ids, prompt_mask = _left_padded(prompts, pad_token_id, width, device)
+    completion_ids = torch.full((rows, max_new_tokens), pad_token_id, device=device)
+    logprobs = torch.zeros((rows, max_new_tokens), device=device)
+    lengths = torch.zeros(rows, dtype=torch.long, device=device)
+    copies = torch.arange(num_generations, device=device)
+    budget = max_batch_tokens or MAX_BATCH_TOKENS
+    with torch.no_grad(), evaluating(parts.model):
+        sizes = [len(prompt) for prompt in prompts]
+        for batch in _batches(sizes, num_generations, max_new_tokens, budget, equal=not able.pads):
+            index = torch.tensor(batch, device=device)
+            longest = max(len(prompts[i]) for i in batch)
+            where = (index[:, None] * num_generations + copies).flatten()
+            ids, mask = prompt_ids[index, width - longest :], prompt_mask[index, width - longest :]
+            tokens, scores, counts = _decode(
+                parts, read(parts, ids, mask, num_generations), sampler, uniform[where], stops, pad_token_id
+            )
+            completion_ids[where], logprobs[where], lengths[where] = tokens, scores, counts
+    if not logprobs.isfinite().all():
+        raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
+    kept = int(lengths.max())
+    return Rollouts(
+        prompt_ids=prompt_ids.repeat_interleave(num_generations, dim=0),
+        prompt_mask=prompt_mask.repeat_interleave(num_generations, dim=0),
+        completion_ids=completion_ids[:, :kept].contiguous(),
+        completion_mask=(torch.arange(kept, device=device) < lengths[:, None]).long(),
+        logprobs=logprobs[:, :kept].contiguous(),
+    )
+
+
+def _check_arguments(
+    parts: CausalParts, prompts: Sequence[Sequence[int]], num_generations: int, max_new_tokens: int
+) -> None:
+    if not prompts:
+        raise InputError("prompts: must hold at least one prompt, got none.")
+    for name, value in (("num_generations", num_generations), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise InputError(f"{name}: must be at least 1, got {value}.")
+    context = getattr(parts.config, "max_position_embeddings", None) or float("inf")
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"prompts: prompt {number} has no token; begin it with the tokenizer's BOS.")
+        if len(prompt) + max_new_tokens > context:
+            raise InputError(
+                f"prompts: prompt {number} has {len(prompt)} tokens, which with max_new_tokens={max_new_tokens} "
+                f"exceeds the model's context of {context}. Shorten either."
+            )
+
+
+def _uniform(
+    generator: torch.Generator | Sequence[torch.Generator] | None, rows: int, steps: int, device: torch.device
+) -> Tensor:
+    """(rows, steps) fp64 in [0, 1)."""
+    if isinstance(generator, Sequence):
+        drawn = [torch.rand(steps, dtype=torch.float64, generator=one, device=one.device) for one in generator]
+        return torch.stack(drawn).to(device)
+    source = generator.device if generator is not None else device
+    return torch.rand((rows, steps), dtype=torch.float64, generator=generator, device=source).to(device)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _batches(lengths: Sequence[int], copies: int, new: int, budget: int, equal: bool = False) -> Iterator[list[int]]:
+    """Prompts' numbers, shortest first, in batches of at most `budget` tokens (or one prompt), or of equal lengths."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        full = (len(batch) + 1) * copies * (lengths[number] + new) > budget
+        if batch and (full or (equal and lengths[number] != lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(number)
+    yield batch
+
+
+def _decode(
+    parts: CausalParts, reading: Cached | Recomputed, sampler: Sampler, uniform: Tensor, stops: Tensor, pad: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Go on from prompts read, by `uniform` (n * K, C): tokens, log-probs (n * K, C) and lengths (n * K,)."""
+    total, steps = uniform.shape
+    device = uniform.device
+    tokens = torch.full((total, steps), pad, device=device)
+    scores = torch.zeros((total, steps), device=device)
+    counts = torch.zeros(total, dtype=torch.long, device=device)
+    rows = torch.arange(total, device=device)  # row of the result that each row of the batch fills
+    alive = torch.ones(total, dtype=torch.bool, device=device)
+    for step in range(steps):
+        token, score = _next(parts, sampler, reading.hidden, uniform[rows, step])
+        tokens[rows, step] = torch.where(alive, token, pad)
+        scores[rows, step] = torch.where(alive, score, 0.0)
+        counts[rows] += alive
+        alive = alive & ~torch.isin(token, stops)
+        living = int(alive.sum())
+        if living == 0 or step == steps - 1:
+            break
+        if living <= COMPACT_AT * len(rows):
+            keep = alive.nonzero()[:, 0]
+            reading.select(keep)
+            rows, token, alive = rows[keep], token[keep], alive[keep]
+        reading.read(token)
+    return tokens, scores, counts
+
+
+def _next(parts: CausalParts, sampler: Sampler, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    chunk = max(1, MAX_LOGIT_ELEMENTS // parts.config.vocab_size)
+    drawn = [
+        sampler.draw(parts.logits(rows), numbers)
+        for rows, numbers in zip(hidden.contiguous().split(chunk), uniform.split(chunk), strict=True)
+    ]
+    return torch.cat([token for token, _ in drawn]), torch.cat([score for _, score in drawn])

@@ -1,0 +1,48 @@
+"""Verdicts of judges that cost money or time, on the disk as they come: a stage done again asks for the rest only.
+
+One JSON object a line: the pair's sha256 and its winner. Answers, prompts and keys are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from zopro.store.durable import append_line, mend, whole_lines
+
+Row = tuple[str, Sequence[str], str | None]
+"""Prompt, answers, reference."""
+
+
+class Verdicts:
+    """The usable verdicts in one file, begun when the first is kept. A line that cannot be read counts for nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._winners: dict[str, int] = {}
+        mend(path)
+        for line in whole_lines(path) if path.exists() else []:
+            try:
+                value = json.loads(line)
+                if value["winner"] in (-1, 0, 1):
+                    self._winners[str(value["pair"])] = int(value["winner"])
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def get(self, row: Row) -> int | None:
+        """The winner of a pair, or None where it is not known."""
+        return self._winners.get(_digest(row))
+
+    def keep(self, row: Row, winner: int) -> None:
+        """Add a verdict; the death of this process does not lose it."""
+        digest = _digest(row)
+        self._winners[digest] = winner
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        append_line(self.path, json.dumps({"pair": digest, "winner": winner}), flush=False)
+
+
+def _digest(row: Row) -> str:
+    prompt, answers, reference = row
+    return hashlib.sha256(json.dumps([prompt, list(answers), reference]).encode()).hexdigest()

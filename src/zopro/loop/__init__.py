@@ -1,0 +1,1 @@
+"""The loop: stages, evaluation, recording, replay, export."""

@@ -1,0 +1,161 @@
+"""From a trainer to the journal of its iteration: every zeroth-order step is on the disk before it is taken.
+
+Recorder(trainer, path, origin).attach()         # first-order trainers have no steps that a journal could hold
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from zopro.config import RunConfig
+from zopro.store.journal import Header, JournalWriter, Step, read
+from zopro.store.rundir import RunDirectory
+from zopro.weights.adapters import tensor_name
+from zopro.weights.updates import tensor_files
+from zopro.zo import SPSA, Targeted, groups
+from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Signs
+from zopro.zo.records import StepRecord
+
+KINDS: dict[type, str] = {
+    Gaussian: "gaussian",
+    Rademacher: "rademacher",
+    LowRank: "low_rank",
+    Signs: "signs",
+    Targeted: "targeted",
+}  # those that a journal can rebuild
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an iteration's steps start and which folders its directions come from, (after, before) each."""
+
+    run: Path
+    iteration: int
+    method: str
+    start: Path
+    previous_update: tuple[Path, Path] | None = None
+    reward_update: tuple[Path, Path] | None = None
+
+    def name(self, path: Path) -> str:
+        """`path` relative to the run; what lies outside of it (a base model) by its own name."""
+        return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
+
+
+def origin_of(config: RunConfig, directory: RunDirectory, iteration: int, self_starting: bool) -> Origin:
+    """How an iteration is optimised and from what: by `method`, in iteration 0 by the warm start unless it needs none.
+
+    Its directions are made of the policy's previous update mu and the reward model's update v over the same iteration.
+    """
+    start = directory.sft() if iteration == 0 else directory.policy(iteration - 1)
+    name, mu, v = config.method, None, None
+    if iteration > 0:
+        mu = start, directory.sft() if iteration == 1 else directory.policy(iteration - 2)
+        v = directory.reward(iteration), directory.reward(iteration - 1)
+    elif not self_starting and config.warm_start == "first_order":
+        name = "rloo"
+    elif not self_starting and config.warm_start == "spsa":
+        name = "mezo"
+    elif not self_starting:
+        mu = start, Path(config.model) if config.lora_r == 0 else directory.initial()
+    return Origin(directory.path, iteration, name, start, mu, v)
+
+
+class Recorder(TrainerCallback):
+    """Writes the journal of one policy iteration.
+
+    Args:
+        trainer: a `checkpointed` one; its optimiser is a `zopro.SPSA`, else nothing is recorded.
+        path: the journal. A trainer that begins at step 0 begins it anew; one that continues a checkpoint keeps the
+            lines up to it and appends to them.
+        origin: what the journal's header says.
+        writes: False on the ranks of a job that only take part.
+        rebuild: leave the parameters out of checkpoints (they are whole models) and rebuild them from the journal.
+
+    Raises (when training begins):
+        InputError: the journal on the disk does not fit the checkpoint; see `JournalWriter`.
+    """
+
+    def __init__(self, trainer: Any, path: Path, origin: Origin, rebuild: bool = False, writes: bool = True) -> None:
+        self.trainer, self.path, self.origin, self.rebuild, self.writes = trainer, path, origin, rebuild, writes
+        self._writer: JournalWriter | None = None
+
+    def attach(self) -> None:
+        """Record the trainer's coming `train()`."""
+        self.trainer.add_callback(self)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = kwargs["optimizer"]
+        spsa = getattr(optimizer, "optimizer", optimizer)
+        if not isinstance(spsa, SPSA):
+            return
+        if state.global_step and self.trainer.rebuilt:  # on every rank
+            for step in read(self.path).steps[: state.global_step]:
+                spsa.replay(step.record)
+        self.trainer.rebuilt = self.rebuild and _rebuilds(spsa.directions)
+        if self.writes and state.is_world_process_zero:
+            self._writer = JournalWriter(self.path, header_of(self.origin, spsa), keep=state.global_step)
+            spsa.before_apply = self._write
+
+    def _write(self, record: StepRecord) -> None:
+        assert self._writer is not None
+        batch = getattr(self.trainer, "last_batch", None)
+        exchanged = getattr(self.trainer, "exchanged_bytes", 0)
+        reward, rows = (batch.reward, batch.rows) if batch else (None, [])
+        self._writer.write(Step(record, reward, rows, exchanged))
+
+
+def _rebuilds(directions: Directions) -> bool:
+    """Whether a journal's header says all that the directions are made of."""
+    noise = directions.noise if isinstance(directions, Targeted) else directions
+    return type(directions) in KINDS and type(noise) in KINDS
+
+
+def header_of(origin: Origin, spsa: SPSA) -> Header:
+    """The first line of the journal of `spsa`'s steps."""
+    trained = [name for name, _, _ in groups.named(spsa.param_groups)]
+    files = tensor_files(origin.start)
+    saved = {tensor_name(name) for name in files}
+    directions = _described(spsa.directions)
+    folders = [origin.start]
+    if isinstance(spsa.directions, Targeted):
+        for key in ("previous_update", "reward_update"):
+            pair = getattr(origin, key) if len(getattr(spsa.directions, key)) else None
+            directions[key] = None if pair is None else [origin.name(folder) for folder in pair]
+            folders += pair or ()
+        for key in ("total_steps", "decay", "normalize"):
+            directions[key] = getattr(spsa.directions, key)
+        directions["noise"] = _described(spsa.directions.noise)
+    used = dict.fromkeys(file for folder in dict.fromkeys(folders) for file in tensor_files(folder).values())
+    return Header(
+        iteration=origin.iteration,
+        method=origin.method,
+        start=origin.name(origin.start),
+        directions=directions,
+        files={origin.name(file): digest(file) for file in used},
+        untrained=sorted(saved - set(trained)),
+        unsaved=sorted(set(trained) - saved),
+        device=spsa.param_groups[0]["params"][0].device.type,
+        threads=torch.get_num_threads(),
+        versions={name: version(name) for name in ("zopro", "torch")},
+    )
+
+
+def _described(directions: Directions) -> dict[str, Any]:
+    kind = {"kind": KINDS.get(type(directions), type(directions).__name__)}
+    return {**kind, "rank": directions.rank} if isinstance(directions, LowRank) else kind
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, as `sha256sum` prints it."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            total.update(block)
+    return total.hexdigest()

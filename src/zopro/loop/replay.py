@@ -1,0 +1,190 @@
+"""Rebuild a policy from where it started and its journal: no base model, no data, no reward model, no forward pass.
+
+A zeroth-order step is a seed and a few scalars, and a direction is a function of the seed and of earlier updates. So the
+journal beside the starting adapter holds every policy in between, to the bit.
+
+    zopro replay RUN --iteration 2 --to-step 17 --out DIR
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from zopro.config import RunConfig
+from zopro.config.reading import load_config
+from zopro.errors import InputError
+from zopro.loop.recording import digest
+from zopro.store.durable import whole_folder
+from zopro.store.journal import Header, Journal, read
+from zopro.system.threads import torch_threads
+from zopro.weights.adapters import tensor_name
+from zopro.weights.saving import save_tensors
+from zopro.weights.updates import policy_update, read_tensor, reward_update, tensor_files
+from zopro.zo import SPSA, Directions, Targeted
+from zopro.zo.directions import NOISE_KINDS, LowRank, noise_source
+
+
+def replay(
+    run: str | Path, out: str | Path, *, iteration: int | None = None, to_step: int | None = None
+) -> dict[str, Any]:
+    """Write the policy after `to_step` steps of `iteration` (default: all, of the newest with a journal) to `out`.
+
+    Returns:
+        run, iteration, step, steps (in the journal), out, equal (to RUN/policy/NNN to the bit; None where that is not
+        what was asked for or not there yet), journal_bytes, policy_bytes.
+
+    Raises:
+        InputError: `run` is no run directory; the iteration has no journal (it was first-order) or one whose
+            directions are not functions of a seed; a file that the steps depend on is missing or has changed; `out`
+            is not empty.
+    """
+    run, out = Path(run), Path(out)
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"RUN: must be a run directory, got '{run}' (no config.yaml in it).")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
+    iteration, path = _find(run, iteration)
+    config, journal = load_config(run / "config.yaml"), read(path)
+    steps = len(journal.steps) if to_step is None else to_step
+    if not 0 <= steps <= len(journal.steps):
+        raise InputError(f"--to-step: must lie in [0, {len(journal.steps)}], the journal's steps, got {steps}.")
+    _check_files(run, config, journal.header)
+    start = run / journal.header.start
+    with _as_recorded(journal.header):
+        tensors = rebuild(run, config, journal, steps)
+    with whole_folder(out) as partial:
+        _write(start, tensors, partial)
+    last = run / "policy" / f"{iteration:03d}"
+    compared = last.exists() and steps == len(journal.steps)
+    return {
+        "run": str(run),
+        "iteration": iteration,
+        "step": steps,
+        "steps": len(journal.steps),
+        "out": str(out),
+        "equal": _equal(out, last) if compared else None,
+        "journal_bytes": path.stat().st_size,
+        "policy_bytes": sum(file.stat().st_size for file in set(tensor_files(out).values())),
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result of `replay` as text."""
+    equal = {True: ", equal to the trained one to the bit", False: ", NOT equal to the trained one", None: ""}
+    share = result["journal_bytes"] / result["policy_bytes"]
+    return (
+        f"policy of iteration {result['iteration']} after step {result['step']} of {result['steps']} written to "
+        f"{result['out']}{equal[result['equal']]}\n"
+        f"journal {result['journal_bytes']:,} bytes, policy {result['policy_bytes']:,} bytes ({share:.2%})"
+    )
+
+
+def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[str, Tensor]:
+    """The tensors, by their names in the files, after the first `steps` steps. Raises InputError as `replay`."""
+    header = journal.header
+    directions = _directions(run, config, header)
+    files = tensor_files(run / header.start)
+    device = torch.device(header.device)
+    tensors = {name: tensor.to(device) for file in set(files.values()) for name, tensor in load_file(file).items()}
+    trained = [
+        (tensor_name(name), tensor) for name, tensor in tensors.items() if tensor_name(name) not in header.untrained
+    ]
+    try:
+        spsa = SPSA(trained, directions=directions)
+    except ValueError as error:
+        raise InputError(f"journal: does not fit the policy in '{run / header.start}': {error}.") from None
+    for step in journal.steps[:steps]:
+        spsa.replay(step.record)
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _find(run: Path, iteration: int | None) -> tuple[int, Path]:
+    found = {int(path.parent.name): path for path in sorted((run / "iterations").glob("[0-9]*/journal.jsonl"))}
+    if iteration is None and found:
+        iteration = max(found)
+    if iteration is None or iteration not in found:
+        which = f"iteration {iteration} of " if iteration is not None else ""
+        has = f"iterations with a journal: {', '.join(map(str, found))}" if found else "no iteration has a journal"
+        raise InputError(
+            f"--iteration: must be a zeroth-order one, whose steps are in a journal, got {which}'{run}' ({has}). "
+            "First-order steps cannot be rebuilt from scalars: use zopro export."
+        )
+    return iteration, found[iteration]
+
+
+def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
+    made = header.directions
+    if header.unsaved:
+        raise InputError(
+            f"--iteration: {header.iteration} trained {header.unsaved[0]!r}, which '{run / header.start}' does not hold: "
+            "it cannot be replayed. Use zopro export."
+        )
+    noise = made.get("noise", {"kind": "gaussian"}) if made["kind"] == "targeted" else made
+    if noise["kind"] not in NOISE_KINDS:
+        raise InputError(
+            f"--iteration: {header.iteration} was trained along {noise['kind']} directions, which come from the data and "
+            "not from a seed, so a journal cannot rebuild them. Use zopro export."
+        )
+    if made["kind"] != "targeted":
+        return _noise(noise, {})
+    after, before = made["previous_update"]
+    base = not (run / before).exists()  # the base model, by its own name
+    mu = policy_update(config, run / after, None if base else run / before)
+    v = reward_update(config, *(run / folder for folder in made["reward_update"])) if made["reward_update"] else {}
+    return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], _noise(noise, mu))
+
+
+def _noise(made: dict[str, Any], mu: Mapping[str, Tensor]) -> Directions:
+    return LowRank(made["rank"]) if made["kind"] == "low_rank" else noise_source(made["kind"], mu)
+
+
+def _check_files(run: Path, config: RunConfig, header: Header) -> None:
+    for name, recorded in header.files.items():
+        path = run / name  # an absolute name stays itself
+        path = path if path.exists() else Path(name)
+        if not path.is_file():
+            raise InputError(f"RUN: must hold '{name}', from which iteration {header.iteration} began, and does not.")
+        if digest(path) != recorded:
+            raise InputError(
+                f"RUN: '{name}' has changed since iteration {header.iteration} was trained from it (its sha256 differs "
+                "from the journal's). Restore it."
+            )
+
+
+@contextmanager
+def _as_recorded(header: Header) -> Iterator[None]:
+    """The device and number of threads of the training: sums and generators depend on them."""
+    if header.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("RUN: must be replayed on the kind of device it was trained on, a GPU, got a machine without.")
+    with torch_threads(header.threads):
+        yield
+
+
+def _write(start: Path, tensors: dict[str, Tensor], target: Path) -> None:
+    """`start`'s folder with other values in its tensor files."""
+    files = tensor_files(start)
+    shutil.copytree(start, target, dirs_exist_ok=True)
+    for file in set(files.values()):
+        kept = {name: tensors[name] for name, where in files.items() if where == file}
+        save_tensors(kept, target / file.name)
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two saved policies have the same tensors, to the bit."""
+    ours, theirs = tensor_files(one), tensor_files(other)
+    return ours.keys() == theirs.keys() and all(
+        _same_bits(read_tensor(file, name), read_tensor(theirs[name], name)) for name, file in ours.items()
+    )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    left, right = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(left, right)

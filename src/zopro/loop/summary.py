@@ -1,0 +1,92 @@
+"""What a finished run says of itself: RUN/summary.json, from the other files of its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median_low
+from typing import Any
+
+from zopro.config import RunConfig
+from zopro.store import shown
+from zopro.store.durable import read_json
+from zopro.store.journal import read
+from zopro.store.rundir import RunDirectory, read_rows
+
+Measure = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float]]
+SAMPLES_SHOWN = 5
+OTHER = "other"  # seconds beside the stages: loading, analysis and figures, and what died with a process
+
+
+def headline(directory: RunDirectory, iteration: int) -> str:
+    """An iteration's evaluation as one line."""
+    sft, line = (_evaluation(directory, name) for name in (None, iteration))
+    return (
+        f"iteration {iteration}: reward {shown.interval(line, 'reward')} (SFT {shown.reward(sft['reward'])}), "
+        f"KL {shown.kl(line[shown.PER_ANSWER])} nats per answer, wins {shown.share(line['win_rate'])} against SFT"
+    )
+
+
+def summary(
+    directory: RunDirectory,
+    config: RunConfig,
+    processes: int,
+    used: Sequence[Mapping[str, Any]],
+    measure: Measure | None = None,
+) -> dict[str, Any]:
+    """The object of summary.json.
+
+    Args:
+        processes: that ended the run, one for each rank.
+        used: what each attempt has used (`zopro.store.usage`). Their seconds add up, and their largest peak counts.
+        measure: more numbers of each evaluation, from its rows.
+    """
+    names = [None, *range(config.iterations)]
+    rows = [read_rows(directory.evaluation(name)) for name in names]
+    evaluations = [_evaluation(directory, name) for name in names]
+    if measure is not None:
+        evaluations = [{**line, **measure(answers)} for line, answers in zip(evaluations, rows, strict=True)]
+    lines = directory.metrics()
+    stages: dict[str, float] = {}
+    for line in lines:
+        if line.get("event") == "end":
+            stages[line["stage"]] = round(stages.get(line["stage"], 0.0) + line["seconds"], 3)
+    rest = sum(attempt["seconds"] for attempt in used) - sum(stages.values())
+    stages[OTHER] = round(max(0.0, rest), 3)
+    quality = next((x for x in lines if x["stage"] == "reward" and x.get("event") == "quality"), {})
+    final = evaluations[-1]
+    return {
+        "run": str(directory.path),
+        "report": str(directory.path / "report.html"),
+        "method": config.method,
+        "seconds": round(sum(stages.values()), 3),
+        "peak_rss_mb": max(attempt["peak_rss_mb"] for attempt in used),
+        "reward_sft": evaluations[0]["reward"],
+        "reward_final": final["reward"],
+        "kl_per_answer_final": final[shown.PER_ANSWER],
+        "win_rate": final["win_rate"],
+        "win_rate_low": final["win_rate_low"],
+        "win_rate_high": final["win_rate_high"],
+        "iterations": config.iterations,
+        "processes": processes,
+        "exchanged_bytes_per_step": exchanged_bytes(directory, config.iterations),
+        "stages": stages,
+        "attempts": [{key: value for key, value in attempt.items() if key != "unfinished"} for attempt in used],
+        "reward_accuracy": quality.get("accuracy"),
+        "reward_quality": {k: v for k, v in quality.items() if k in ("accuracy", "pearson", "spearman", "n")},
+        "evaluations": evaluations,
+        "samples": [
+            {"prompt": b["prompt"], "sft": b["completion"], "aligned": a["completion"]}
+            for b, a in list(zip(rows[0], rows[-1], strict=True))[:SAMPLES_SHOWN]
+        ],
+    }
+
+
+def exchanged_bytes(directory: RunDirectory, iterations: int) -> int:
+    """What one rank handed to the others in the median zeroth-order step, by the journals; 0 for a single process."""
+    paths = [directory.iteration(iteration) / "journal.jsonl" for iteration in range(iterations)]
+    sizes = [step.exchanged_bytes for path in paths if path.exists() for step in read(path).steps]
+    return median_low(sizes) if sizes else 0
+
+
+def _evaluation(directory: RunDirectory, iteration: int | None) -> dict[str, Any]:
+    return shown.named(read_json(directory.evaluation(iteration, ".json")))

@@ -1,0 +1,204 @@
+"""Files and folders that survive a death at any moment: whole or not at all, and on the disk before they count.
+
+A file or folder is written beside its place, flushed to the disk, then renamed; the rename is flushed too. A file that
+only grows (metrics, journal) may end in a torn line after a death: `whole_lines` leaves it out, `mend` cuts it off. Lines
+that need not be on the disk at once are there before the next file or folder appears. What a full disk raises is told
+apart by `disk_full`, whichever library was writing.
+
+    python -c "from pathlib import Path; from zopro.store.durable import write_text; write_text(Path('a.txt'), 'whole')"
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from zopro.errors import InputError, Stopped
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors, torch and pyarrow write in their own languages and raise errors of their own.
+_DISK_FULL_TEXT = re.compile(
+    r"no space left|os error (28|27|122)\b|file too large|quota exceeded|PytorchStreamWriter|unexpected pos \d+ vs",
+    re.IGNORECASE,
+)
+
+
+_unflushed: set[Path] = set()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that it is there whole or not at all. Raises OSError where the disk refuses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _flush_lines()
+    os.replace(beside, path)
+    fsync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when the block ends well, and disappears when it does not."""
+    beside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise InputError(f"'{path}': must be a folder that can be written to, got '{error.strerror}'.") from error
+    try:
+        yield beside
+        fsync_tree(beside)
+        _flush_lines()
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(beside, path)
+    fsync_folder(path.parent)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and folder under `folder`, itself included, to the disk."""
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's entries (which names are in it) to the disk."""
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _flush_lines() -> None:
+    while _unflushed:
+        path = _unflushed.pop()
+        if path.exists():
+            _fsync(path)
+
+
+def append_line(path: Path, line: str, flush: bool = True) -> None:
+    """Append `line` to `path`; what a full disk took only in part is cut off again. Raises OSError where it refuses.
+
+    It is on the disk when this returns, or without `flush` (which takes milliseconds) before the next file or folder
+    that this module writes appears.
+    """
+    new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = memoryview((line + "\n").encode())
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            if flush:
+                os.fsync(descriptor)
+            else:
+                _unflushed.add(path)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    if new:
+        fsync_folder(path.parent)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a growing file without their ends. A last line without an end was torn by a death: left out."""
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `InputError` where there is none: somebody has damaged or removed it."""
+    return _objects(path, lambda: [path.read_text(encoding="utf-8")])[0]
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON object in each whole line of a file that is not blank; raises as `read_json`."""
+    return _objects(path, lambda: [line for line in whole_lines(path) if line.strip()])
+
+
+def _objects(path: Path, read: Callable[[], list[Any]]) -> list[dict[str, Any]]:
+    try:
+        values = [json.loads(text) for text in read()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}"
+        raise InputError(f"'{path}': must be there and be JSON, got {reason}. Restore it.") from error
+    if not all(isinstance(value, dict) for value in values):
+        raise InputError(f"'{path}': must hold JSON objects, got others. Restore it.")
+    return values
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cut `path` off after its first `count` lines, on the disk too."""
+    size = sum(len(line) + 1 for line in whole_lines(path)[:count])
+    if size < path.stat().st_size:
+        with path.open("r+b") as stream:
+            stream.truncate(size)
+            os.fsync(stream.fileno())
+
+
+def mend(path: Path) -> None:
+    """Cut off a last line that a death has torn, so that the next one does not run into it."""
+    if path.exists():
+        keep_lines(path, len(whole_lines(path)))
+
+
+@contextmanager
+def stopped_by_full_disk(folder: Path, remedy: str) -> Iterator[None]:
+    """Raise `Stopped` in place of what any library raises when the disk that `folder` is on is full."""
+    try:
+        yield
+    except Exception as error:
+        cause = disk_full(error)
+        if cause is None:
+            raise
+        reason = str(cause).strip().splitlines()[0]
+        free = shutil.disk_usage(folder).free / 1e6
+        raise Stopped(
+            f"the disk is full, or a quota or size limit is reached: {reason}. Free space on the file system of {folder} "
+            f"({free:.0f} MB are free there now). Nothing finished is lost. {remedy}"
+        ) from error
+
+
+def disk_full(error: BaseException | None) -> BaseException | None:
+    """The cause of `error` that says that a disk, a quota or a size limit is exhausted; None if there is none.
+
+    >>> disk_full(OSError(28, "No space left on device")) is not None, disk_full(ValueError("x")) is not None
+    (True, False)
+    """
+    while error is not None:
+        known = isinstance(error, OSError) and error.errno in DISK_FULL
+        # A config key "file too large" of ours would be an InputError: a ValueError.
+        if known or (not isinstance(error, ValueError) and _DISK_FULL_TEXT.search(str(error))):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

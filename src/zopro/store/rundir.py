@@ -1,0 +1,228 @@
+"""A run directory: the whole truth about a run, readable without zopro (layout: docs/method.md).
+
+Every file and folder in it appears whole or not at all (`zopro.store.durable`). `metrics.jsonl` and the journals are the
+exception, appended line by line. One process at a time writes to it (`zopro.store.lock`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from zopro.config import RunConfig
+from zopro.errors import InputError
+from zopro.store.durable import append_line, mend, read_json_lines, whole_folder, write_text
+from zopro.store.lock import FILE, OWNER, RunLock
+from zopro.store.shown import named
+from zopro.store.usage import NOTED_EVERY, Usage
+from zopro.system import heap, memory
+
+__all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_text"]
+
+FREE = (
+    "output_dir",
+    "checkpoint_steps",
+    "parallel",
+    "rank_timeout",
+    "judge_timeout",
+    "judge_base_url",
+    "judge_api_key_env",
+    "judge_request_timeout",
+    "judge_max_retries",
+    "judge_concurrency",
+)
+"""Keys that may differ when a run is continued: they say where and how work is done, not what comes of it."""
+PACKAGES = ("zopro", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def default_folder(config: RunConfig) -> str:
+    """Where a run goes that is not told where to go."""
+    return f"runs/{config.task}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl file."""
+    return read_json_lines(path)
+
+
+class RunDirectory:
+    """Paths and records of one run.
+
+    Args:
+        config: the run's configuration.
+        resume: continue the run in its folder.
+        writes: False on all ranks of a job but the first: nothing is checked, and what is to be written is not.
+        began: when this process began to work on the run, by `time.perf_counter()`; by default now.
+
+    Raises:
+        InputError: the directory holds a run of another configuration, or (without `resume`) any run, or other files.
+    """
+
+    def __init__(self, config: RunConfig, resume: bool, writes: bool = True, began: float | None = None) -> None:
+        self.path = Path(config.output_dir or default_folder(config))
+        self.writes = writes
+        self.resumed = writes and self._check(config, resume)
+        self.metrics_path = self.path / "metrics.jsonl"
+        self._config = config
+        self.usage = Usage(self.path / "usage.json", began)
+        self.lock = RunLock(self.path)
+        if self.resumed:
+            self.lock.acquire()
+            mend(self.metrics_path)
+            self.usage.go_on(self.metrics())
+
+    def create(self) -> None:
+        """Write the configuration and the environment; nothing of the run is on disk before this.
+
+        Raises InputError: another process has begun a run here in the meantime.
+        """
+        if self.writes and not self.resumed:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.lock.acquire()
+            except OSError as error:
+                raise self._unusable(error) from error
+            self._check(self._config, resume=False)
+            write_text(self.path / "environment.json", json.dumps(environment(), indent=2))
+            write_text(self.path / "config.yaml", yaml.safe_dump(self._config.to_dict(), sort_keys=False))
+
+    def _check(self, config: RunConfig, resume: bool) -> bool:
+        saved_config = self.path / "config.yaml"
+        try:
+            nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+            os.scandir(nearest).close()
+        except OSError as error:
+            raise self._unusable(error) from error
+        if not os.access(nearest, os.W_OK):
+            raise InputError(f"output_dir: must be a folder that can be written to, got {self.path}. Choose another.")
+        if not saved_config.exists():
+            ours = {"environment.json", "demo", FILE, OWNER}  # an interrupted start; the demo's data
+            names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
+            if any(name not in ours and not (name[0] == "." and name.endswith(".partial")) for name in names):
+                raise InputError(f"output_dir: must be empty or a run of zopro, got {self.path}. Choose another folder.")
+            return False
+        try:
+            saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
+            assert isinstance(saved, dict)
+        except (OSError, ValueError, yaml.YAMLError, AssertionError):
+            raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
+        given = {field.name: field.default for field in fields(config)} | saved  # an earlier version lacked some
+        for key, value in config.to_dict().items():
+            if key not in FREE and given[key] != value:
+                raise InputError(
+                    f"output_dir: {self.path} belongs to another config ({key} is {given[key]!r} there, {value!r} "
+                    "here). Use that config or another output_dir."
+                )
+        if not resume:
+            raise InputError(f"output_dir: {self.path} holds a run already. Continue it with --resume or choose another.")
+        return True
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(
+            f"output_dir: must be a folder that can be written to, got {self.path} ({error.strerror}). Choose another."
+        )
+
+    def sft(self) -> Path:
+        return self.path / "sft"
+
+    def initial(self) -> Path:
+        """The policy's adapter before SFT, from which the SFT update is measured."""
+        return self.path / "initial"
+
+    def trainer(self, stage: str, iteration: int | None = None) -> Path:
+        """Where a stage's trainer may write: logs of `report_to`, and checkpoints while it runs."""
+        return self.path / "trainer" / (stage if iteration is None else f"{stage}-{iteration:03d}")
+
+    def verdicts(self, stage: str, iteration: int | None) -> Path:
+        """Verdicts of a stage that is not done."""
+        return self.trainer(stage, iteration) / "verdicts.jsonl"
+
+    def policy(self, iteration: int) -> Path:
+        return self.path / "policy" / f"{iteration:03d}"
+
+    def reward(self, iteration: int) -> Path:
+        return self.path / "reward" / f"{iteration:03d}"
+
+    def snapshots(self, kind: str, iteration: int) -> Path:
+        """Weights inside one iteration, by step; `kind` is policy or reward."""
+        return self.path / "snapshots" / kind / f"{iteration:03d}"
+
+    def iteration(self, iteration: int) -> Path:
+        return self.path / "iterations" / f"{iteration:03d}"
+
+    def evaluation(self, iteration: int | None, suffix: str = ".jsonl") -> Path:
+        name = "sft" if iteration is None else f"{iteration:03d}"
+        return self.path / "evaluations" / (name + suffix)
+
+    @contextmanager
+    def new_folder(self, path: Path) -> Iterator[Path | None]:
+        """`whole_folder` where this process writes; None elsewhere."""
+        if self.writes:
+            with whole_folder(path) as partial:
+                yield partial
+        else:
+            yield None
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl, stamped with the time; a step's is on the disk before its checkpoint."""
+        if not self.writes:
+            return
+        stamped = {"time": round(time.time(), 3), **line}
+        append_line(self.metrics_path, json.dumps(stamped), flush=line.get("step") is None)
+        self.usage.note(every=NOTED_EVERY)
+
+    def discard(self, stage: str, iteration: int | None, after: int = 0) -> None:
+        """Drop an interrupted attempt's lines of a stage after step `after`, so that no step is counted twice."""
+        if not self.writes:
+            return
+        lines = self.metrics()
+        kept = [
+            line
+            for line in lines
+            if (line["stage"], line["iteration"]) != (stage, iteration) or 0 < (line["step"] or 0) <= after
+        ]
+        if len(kept) < len(lines):
+            self.write_rows(self.metrics_path, kept)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, those of earlier versions with the names of today."""
+        if not self.metrics_path.exists():
+            return []
+        return [named(line) for line in read_json_lines(self.metrics_path)]
+
+    def write_rows(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    from zopro.system.launch import launched  # with accelerate, which reading a run needs not wait for
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "peak_memory": memory.how_measured(),
+        "heap": heap.how_set(),
+        "processes": launched(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": versions,
+    }

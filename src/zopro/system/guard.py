@@ -1,0 +1,140 @@
+"""Calls of judges and reward functions that users supply: their time bounded, what they return checked.
+
+from zopro.system.guard import checked_reward
+reward = checked_reward(lambda completions, **kwargs: [len(text) for text in completions], timeout=60)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from zopro.errors import InputError
+
+
+class Late(TimeoutError):
+    """A call that had not returned in its time; it may still be at work."""
+
+
+def call(function: Callable[..., Any], timeout: float, *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)`, waited for at most `timeout` seconds; 0 waits for ever, in the calling thread.
+
+    The call runs in a thread of its own, which Python cannot kill: one that is late goes on until it returns by itself
+    or the process ends, which it does not hold up.
+
+    Raises:
+        Late: no answer in time.
+        Exception: whatever the function raises.
+    """
+    if not timeout:
+        return function(*args, **kwargs)
+    outcome: list[tuple[bool, Any]] = []
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+
+    def work() -> None:
+        torch.set_num_threads(threads)  # both are a thread's own
+        torch.set_grad_enabled(grad)
+        try:
+            outcome.append((True, function(*args, **kwargs)))
+        except BaseException as error:  # raised again below, in the calling thread
+            outcome.append((False, error))
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not outcome:
+        raise Late(f"no answer within {timeout:g} seconds")
+    good, value = outcome[0]
+    if not good:
+        raise value
+    return value
+
+
+def reason(error: BaseException, text: str | None = None) -> str:
+    """The kind of an error and the first line of its text (or of `text` in its place), cut to 100 characters."""
+    first = ((str(error) if text is None else text).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first:.100}" if first else type(error).__name__
+
+
+def rewards(answer: Any, count: int, who: str) -> list[float]:
+    """What a reward function returned as numbers; None, TRL's "this reward does not apply", becomes NaN.
+
+    Raises:
+        InputError: not a sequence of `count` finite numbers or None; the message names the first that is none.
+    """
+    try:
+        values = list(answer)
+    except TypeError:
+        raise InputError(f"{who}: must return a list of {count} numbers, got {type(answer).__name__}.") from None
+    if len(values) != count:
+        raise InputError(f"{who}: must return one number for each of {count} completions, got {len(values)}.")
+    return [math.nan if value is None else _number(value, index, who) for index, value in enumerate(values)]
+
+
+def _number(value: Any, index: int, who: str) -> float:
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        shown = f"{value!r:.60} ({type(value).__name__})"
+        raise InputError(f"{who}: must return finite numbers, or None for no reward, got {shown} for completion {index}.")
+    return number
+
+
+def checked_reward(function: Callable[..., Any], timeout: float = 0.0) -> Callable[..., Any]:
+    """A reward function as TRL calls it, plain or async, whose answer is checked by `rewards`.
+
+    A function with the attribute `checked` is taken to check its own answers and comes back as it is.
+
+    Args:
+        timeout: seconds for one call, 0 for no limit. An async function is cancelled; of a plain one see `call`.
+
+    Raises (when called):
+        InputError: the function raises, is late, or returns something else than it must.
+    """
+    if getattr(function, "checked", False):
+        return function
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__name__", type(inner).__name__)
+    who = f"reward function {name!r}"
+
+    def failed(error: Exception, count: int) -> InputError:
+        late = isinstance(error, (TimeoutError, asyncio.TimeoutError))  # one class from Python 3.11 on
+        remedy = "Mend it, or raise reward_timeout." if late else "Mend it."
+        return InputError(f"{who}: must return {count} numbers, but raised {reason(error)}. {remedy}")
+
+    async def checked_async(**kwargs: Any) -> list[float]:
+        count = len(kwargs["completions"])
+        try:
+            answer = await asyncio.wait_for(function(**kwargs), timeout or None)
+        except InputError:
+            raise
+        except Exception as error:
+            raise failed(error, count) from error
+        return rewards(answer, count, who)
+
+    def checked(**kwargs: Any) -> list[float]:
+        count = len(kwargs["completions"])
+        try:
+            answer = call(function, timeout, **kwargs)
+        except InputError:
+            raise
+        except Exception as error:
+            raise failed(error, count) from error
+        return rewards(answer, count, who)
+
+    awaited = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
+    chosen: Any = checked_async if awaited else checked
+    chosen.__name__, chosen.checked = name, True
+    return chosen

@@ -1,0 +1,1 @@
+"""Chats as text: tokenizers, prompts, and how a template sets an answer's turn."""

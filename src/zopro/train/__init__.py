@@ -1,0 +1,1 @@
+"""Objectives, trainers, and the registry of methods."""

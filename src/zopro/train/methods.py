@@ -1,0 +1,159 @@
+"""How one policy iteration is optimised: a registry of methods, each a function from its inputs to a trainer.
+
+A further method is one more row here; the loop does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import Trainer
+from trl import RLOOConfig
+
+from zopro.config import RunConfig
+from zopro.system.launch import launched
+from zopro.train.checkpoints import checkpointed, save_arguments
+from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
+from zopro.train.online_dpo import OnlineDPOTrainer
+from zopro.train.rloo import EngineRLOOTrainer
+from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
+
+LEARNING_RATES = {"default": 1e-4, "paper": 1.0}  # of the presets; the paper's is relative to |mu|
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What a method gets: everything about one policy iteration."""
+
+    model: Any  # the policy, a PeftModel or (full-parameter) a PreTrainedModel
+    tokenizer: Any
+    reward_function: Callable[..., list[float]]
+    prompts: list[str]
+    steps: int
+    seed: int
+    folder: Path  # the trainer's: checkpoints, logs of report_to
+    config: RunConfig
+    previous_update: Mapping[str, Tensor] = field(default_factory=dict)  # mu
+    reward_update: Mapping[str, Tensor] = field(default_factory=dict)  # v
+    rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
+    writes: bool = True  # False on the ranks of a job that only take part
+    reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model folder named in its config
+
+
+Method = Callable[[PolicyInputs], Trainer]
+
+
+def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
+    config = inputs.config
+    return {
+        "output_dir": str(inputs.folder),
+        "max_steps": inputs.steps,
+        "per_device_train_batch_size": config.prompts_per_step * config.num_generations // launched(),
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "beta": config.beta,
+        "seed": inputs.seed,
+        "logging_steps": 1,
+        **save_arguments(config.checkpoint_steps if inputs.writes else 0),
+        "report_to": config.report_to if inputs.writes else [],
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": inputs.model.device.type == "cpu",
+        "dataloader_pin_memory": inputs.model.device.type != "cpu",
+    }
+
+
+def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: Any) -> Trainer:
+    return checkpointed(trainer_cls)(
+        model=inputs.model,
+        reward_funcs=inputs.reward_function,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": inputs.prompts, **({"row": inputs.rows} if inputs.rows else {})}),
+        processing_class=inputs.tokenizer,
+        reference=inputs.reference,
+        **{"advantage": inputs.config.advantage, **extra},
+    )
+
+
+def first_order(
+    inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False, **extra: Any
+) -> Trainer:
+    """Back-propagation and AdamW: RLOO, GRPO or online DPO. Checkpointing keeps one block's activations at a time."""
+    arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing}
+    rate = inputs.config.first_order_learning_rate
+    return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs, **extra)
+
+
+def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = None) -> Trainer:
+    config = replace(inputs.config, preset=preset) if preset else inputs.config
+    arguments = ZOPrOConfig(
+        **_arguments(inputs),
+        learning_rate=config.learning_rate or LEARNING_RATES[config.preset],
+        lr_scheduler_type="constant",
+        preset=config.preset,
+        eps=float(config.eps) if config.eps not in ("", "auto") else (config.eps or None),
+        queries=config.queries,
+        sides=config.sides,
+        evaluation=config.evaluation,
+        surrogate=config.surrogate or None,
+        decay=config.decay,
+        noise=config.noise or None,
+        weight_decay=config.weight_decay,
+        parallel=config.parallel,
+    )
+    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update} if targeted else {}
+    return _trainer(ZOPrOTrainer, arguments, inputs, **updates)
+
+
+def guided(inputs: PolicyInputs) -> Trainer:
+    """RLOO with residual feedback for a gradient: in AdamW (`guide: adam`), or as a direction of SPSA (spsa, mixed)."""
+    config = inputs.config
+    avoid = inputs.reward_update if config.guide_avoid_reward else None
+    shared = {
+        **_arguments(inputs),
+        "learning_rate": config.guided_learning_rate,
+        "local": config.guide_local,
+        "tail": config.guide_tail,
+        "top_blocks": config.guide_blocks,
+    }
+    if config.guide == "adam":
+        arguments = GuidedConfig(**shared, weight_decay=config.weight_decay, guard_every=config.guard_every)
+        return _trainer(GuidedTrainer, arguments, inputs, avoid=avoid)
+    along = GuidedSPSAConfig(
+        **shared,
+        lr_scheduler_type="constant",
+        sides=config.sides,
+        evaluation=config.evaluation,
+        decay=config.decay,
+        noise=config.noise or None,
+        weight_decay=config.weight_decay,
+        guide=1.0 if config.guide == "spsa" else 0.5,
+    )
+    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
+    return _trainer(GuidedSPSATrainer, along, inputs, avoid=avoid, **updates)
+
+
+METHODS: dict[str, Method] = {
+    "zopro": partial(_zeroth_order, targeted=True),
+    "zopro-paper": partial(_zeroth_order, targeted=True, preset="paper"),
+    "mezo": partial(_zeroth_order, targeted=False),
+    "guided": guided,
+    "rloo": first_order,
+    "rloo-checkpointed": partial(first_order, checkpointing=True),
+    "grpo": partial(first_order, advantage="grpo"),
+    "online-dpo": partial(first_order, trainer_cls=OnlineDPOTrainer),
+}
+
+ZEROTH_ORDER = ("zopro", "zopro-paper", "mezo")
+"""Methods whose steps are a few scalars: ranks share their work, and a journal rebuilds them."""
+
+SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
+"""Methods that need no previous update, so that iteration 0 is theirs and no warm start's."""

@@ -1,0 +1,259 @@
+"""Hugging Face and TRL trainers without the backward pass.
+
+`zeroth_order(TrainerCls)` turns any `transformers.Trainer` subclass into one that uses forward passes only. The base
+class keeps its whole loop: the loss is measured around theta where the base class computes it, and the base class's own
+call of `backward` on that scalar tells which weight it gives to the micro-batch (gradient accumulation, token
+averaging).
+
+    from trl import SFTTrainer
+    Trainer = zeroth_order(SFTTrainer)          # same arguments
+    Trainer("Qwen/Qwen3-0.6B", args=SFTConfig(learning_rate=1e-4), train_dataset=rows, peft_config=LoraConfig()).train()
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import DistributedType, set_seed
+from torch import Tensor
+from transformers import TrainingArguments
+
+from zopro.errors import InputError
+from zopro.system.launch import counted
+from zopro.train.construction import trainable
+from zopro.train.reached import reaches_loss, unreached
+from zopro.train.slope import GradientSlope
+from zopro.zo import SPSA, Directions, Gaussian, Ranks
+from zopro.zo.records import Estimate
+
+logger = logging.getLogger(__name__)
+
+SPSA_DEFAULTS: dict[str, Any] = {"eps": "auto", "second_moment_beta": 0.9}
+
+
+class _BaseClassBackward(torch.autograd.Function):
+    """A loss whose `backward` hands over the weight the base class gives it; there is no graph behind it."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, receive: Callable[[float], None]) -> Tensor:
+        ctx.receive = receive
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
+        ctx.receive(float(weight))
+        return torch.zeros_like(weight), None
+
+
+def _without_checkpointing(args: Any) -> None:
+    """There is no backward pass to save activations for. The option has two names, of which older versions know one."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if getattr(args, name, False):
+            setattr(args, name, False)
+
+
+class ZerothOrderMixin:
+    """What `zeroth_order` puts in front of a trainer class; use that function rather than this class."""
+
+    spsa_options: ClassVar[dict[str, Any]] = {}
+    check_slope: ClassVar[bool] = True
+    known_loss: ClassVar[bool] = False  # True: its differences are known to have its gradient's slope, nothing is checked
+    _measuring = _measured = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = (*args, *kwargs.values())
+        training_args = next((value for value in given if isinstance(value, TrainingArguments)), None)
+        if getattr(training_args, "fp16", False):
+            raise ValueError("fp16: must be off, its loss scaling is made for gradients; use bf16=True or neither")
+        _without_checkpointing(training_args)
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:
+            if training_args is not None or "bf16" not in str(error):
+                raise
+            raise ValueError(
+                "args: must be given on a machine without a GPU, since the default asks for bfloat16 on one. Pass the "
+                "trainer's configuration with bf16=False."
+            ) from None
+        _without_checkpointing(self.args)  # type: ignore[attr-defined]
+        self.exchanged_bytes = 0  # by this rank in the current step
+        self._counted_step = -1
+        self._slope = GradientSlope(self, self.check_slope)
+        if self.args.world_size > 1:  # type: ignore[attr-defined]
+            set_seed(self.args.seed)  # type: ignore[attr-defined]  # TRL has just given each rank a seed of its own
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Without the wrapping in which gradients would be exchanged: there are none.
+
+        Raises ValueError where accelerate is set up to split a model over ranks.
+        """
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+        if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+            raise ValueError(
+                f"accelerator: must keep the whole model on every rank, got {accelerator.distributed_type.value}. Launch "
+                "with torchrun, or accelerate launch --multi_gpu"
+            )
+        if accelerator.distributed_type != DistributedType.NO:
+            accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)
+
+    def directions(self) -> Directions:
+        """Where z comes from. Override it, or pass `directions=` to `zeroth_order`."""
+        return Gaussian()
+
+    def ranks(self) -> Ranks | None:
+        """Between whom losses are exchanged: the launcher's processes, each with accelerate's share of the data."""
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        return Ranks(device=accelerator.device) if accelerator.num_processes > 1 else None
+
+    def spsa_arguments(self) -> dict[str, Any]:
+        """Arguments of `zopro.SPSA` beyond those that `args` has."""
+        return {**SPSA_DEFAULTS, **self.spsa_options}
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """SPSA over the trainable parameters, by their names without PEFT's wrapping."""
+        trainer: Any = self
+        if trainer.optimizer is None:
+            named = trainable(model or trainer.model)
+            options = self.spsa_arguments()
+            options.setdefault("directions", self.directions())
+            options.setdefault("weight_decay", trainer.args.weight_decay)
+            options.setdefault("seed", trainer.args.seed)
+            ranks = options.setdefault("ranks", self.ranks())
+            if ranks is not None:
+                model = model or trainer.model
+                shared = ranks.share(itertools.chain(model.named_parameters(), model.named_buffers()))
+                if shared:
+                    logger.info("%d tensors differed between ranks and are rank 0's now: %s, ...", len(shared), shared[0])
+            trainer.optimizer = SPSA(named, lr=trainer.args.learning_rate, **options)
+        if not isinstance(self.spsa, SPSA):
+            raise ValueError(f"optimizers: must hold a zopro.SPSA or nothing, got {type(self.spsa).__name__}")
+        self.spsa.accumulation = "sum"  # the base class's weights already normalise over micro-batches
+        return trainer.optimizer
+
+    @property
+    def spsa(self) -> SPSA:
+        """The optimiser, without accelerate's wrapping."""
+        optimizer = self.optimizer  # type: ignore[attr-defined]
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The base class's training.
+
+        Raises:
+            InputError: the loss was not finite at the end, nor in half of the steps: a learning rate far too high.
+            RuntimeError: ranks end with different parameters.
+        """
+        result = super().train(*args, **kwargs)  # type: ignore[misc]
+        spsa, rate = self.spsa, self.args.learning_rate  # type: ignore[attr-defined]
+        if spsa.last is not None and spsa.last.skipped and 2 * spsa.skipped_steps >= spsa.step_count:
+            raise InputError(
+                f"learning_rate: must leave a loss that is finite, got {rate:g}, with which it was not in "
+                f"{spsa.skipped_steps} of {spsa.step_count} steps. Lower it, or mend the loss."
+            )
+        ranks = spsa.ranks
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[attr-defined]
+        if ranks is not None and (names := ranks.differing(trained)):
+            raise RuntimeError(f"ranks: must end with the same parameters, {len(names)} differ, such as {names[0]}")
+        return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        step: int = self.state.global_step  # type: ignore[attr-defined]
+        if step != self._counted_step:
+            self.exchanged_bytes, self._counted_step = 0, step
+        self._measuring, self._measured = True, False
+        try:
+            with counted(self._count):
+                loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._measuring = False
+        if not self._measured:
+            raise RuntimeError(unreached(type(self)))
+        return loss
+
+    def _count(self, size: int) -> None:
+        self.exchanged_bytes += size
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._measuring:
+            return self._base_loss(model, inputs, *args, **kwargs)
+        self._measured = True
+
+        def loss_of(trainer: Any, batch: Any) -> Any:
+            return trainer._base_loss(model, dict(batch) if isinstance(batch, Mapping) else batch, *args, **kwargs)
+
+        closure = self._slope.closure(loss_of, inputs, search=not self.known_loss)
+        estimate: Estimate = self.spsa.measure(closure, self.loss_at_theta(inputs))
+        loss = torch.tensor(estimate.loss, device=self.args.device, requires_grad=True)  # type: ignore[attr-defined]
+        with torch.enable_grad():
+            return _BaseClassBackward.apply(loss, lambda weight: self.spsa.accumulate(estimate, weight))
+
+    def _base_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+
+    def loss_at_theta(self, inputs: Any) -> float | None:
+        """L(theta) averaged over ranks, where it is known without a forward pass; one-sided estimates then use it."""
+        return None
+
+    def _calculate_rewards(self, *args: Any) -> Tensor:
+        """TRL's rewards. After them TRL gathers all texts for its table; where that is off, empty ones are gathered."""
+        rewards: Tensor = super()._calculate_rewards(*args)  # type: ignore[misc]
+        trainer: Any = self
+        if trainer.accelerator.num_processes > 1 and not getattr(trainer, "log_completions", True):
+            _, prompts, completions, *_ = args
+            prompts[:], completions[:] = [""] * len(prompts), [""] * len(completions)
+        return rewards
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self.optimizer is not None and self.spsa.last is not None:  # type: ignore[attr-defined]
+            logs.pop("grad_norm", None)  # of gradients that do not exist
+            logs.update(self.zeroth_order_logs())
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def zeroth_order_logs(self) -> dict[str, float]:
+        """What the last step measured, for the training log."""
+        last = self.spsa.last
+        assert last is not None
+        logs = {
+            "projected_gradient": last.projected_gradient,
+            "eps": last.eps[0],
+            "skipped_steps": float(self.spsa.skipped_steps),
+        }
+        if self.spsa.ranks is not None:
+            logs["exchanged_bytes"] = float(self.exchanged_bytes)
+        if not math.isnan(last.signal_to_noise):
+            logs["signal_to_noise"] = last.signal_to_noise
+        return logs
+
+
+def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options: Any) -> type:
+    """Turn a `transformers.Trainer` subclass into one that trains with forward passes only.
+
+    The arguments of the class stay as they are; `args.learning_rate`, schedules, gradient accumulation, PEFT,
+    evaluation, callbacks, logging and checkpoints keep working. The defaults are those of the `default` preset:
+    `eps="auto"` and `second_moment_beta=0.9`, which makes the learning rate the change of a weight in a typical step.
+
+    What the loss's gradient takes as constant (detached factors, masks) is kept at theta, and the first step compares
+    the slope of the differences with autograd's on a row or two: docs/trainers.md.
+
+    Args:
+        trainer_cls: a subclass of `transformers.Trainer`.
+        check_slope: False leaves out the comparison, and with it the only backward pass.
+        spsa_options: further arguments of `zopro.SPSA` (eps, directions, queries, sides, ...).
+
+    Raises:
+        TypeError: `trainer_cls` is not such a class.
+        ValueError: its `training_step` computes a loss of its own instead of calling `compute_loss`.
+    """
+    if not (isinstance(trainer_cls, type) and hasattr(trainer_cls, "training_step")):
+        raise TypeError(f"trainer_cls: must be a subclass of transformers.Trainer, got {trainer_cls!r}")
+    if not reaches_loss(trainer_cls):
+        raise ValueError(unreached(trainer_cls))
+    namespace = {"spsa_options": spsa_options, "check_slope": check_slope}
+    return type(f"ZerothOrder{trainer_cls.__name__}", (ZerothOrderMixin, trainer_cls), namespace)

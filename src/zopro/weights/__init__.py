@@ -1,0 +1,1 @@
+"""Saved adapters and models as named tensors: read, subtract, interpolate."""

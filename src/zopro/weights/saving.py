@@ -1,0 +1,66 @@
+"""The one place through which trained weights leave the memory: nothing that is not finite is saved as if it were whole.
+
+save_weights(model, folder)        # an ordinary PEFT adapter, or an ordinary model
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zopro.errors import Diverged
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write the active adapter of a PEFT model, or a whole model, into `folder` (see `zopro.store.durable.whole_folder`).
+
+    Raises:
+        Diverged: as `check_whole`; nothing was written.
+    """
+    check_whole(model)
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
+    adapter = model.active_adapter
+    model.save_pretrained(str(folder), selected_adapters=[adapter], save_embedding_layers=False)
+    if adapter != "default":  # PEFT puts every adapter of another name in a folder of its own
+        shutil.copytree(folder / adapter, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / adapter)
+
+
+@torch.no_grad()
+def check_whole(model: Any) -> None:
+    """Refuse weights that are no model any more: the active adapter's or all, and what comes of them for a few tokens.
+
+    Raises:
+        Diverged: a tensor, or the model's output, has NaN or infinity in it.
+    """
+    adapter = f".{model.active_adapter}." if isinstance(model, PeftModel) else ""
+    refuse_not_finite((name, p) for name, p in model.named_parameters() if adapter in f"{name}.")
+    was_training = model.training
+    try:
+        logits = model.eval()(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False).logits
+    finally:
+        model.train(was_training)
+    if not bool(logits.isfinite().all()):
+        raise Diverged("the model's output is not finite")
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file; raises as `refuse_not_finite`."""
+    refuse_not_finite(tensors.items())
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise `Diverged` with the name of the first floating point tensor that has NaN or infinity in it."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not bool(tensor.detach().isfinite().all()):
+            raise Diverged(f"{name} is not finite")
