@@ -192,3 +192,11 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def mean_reward(trainer: Any) -> float:
     """Over 240 completions of 10 prompts, sampled by the trainer itself."""
     return trainer.evaluate()["eval_reward"]
+
+
+def adapted() -> Any:
+    """Wide enough for back-propagation to reach a reward of 0.98, with the settings of test_guided_trainer."""
+    model = llama(hidden_size=32, intermediate_size=64, num_hidden_layers=2, initializer_range=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))

@@ -19,7 +19,17 @@ class Stopped(RuntimeError):
 
 
 class Diverged(InputError):
-    """A training's numbers became NaN or infinite. `diverging` names the key that is at fault."""
+    """A training's numbers became NaN, infinite or useless. `diverging` names the key that is at fault.
+
+    Args:
+        what: what was found.
+        rate: the learning rate, where it is known; for callers from Python, whose key is `learning_rate`.
+    """
+
+    def __init__(self, what: str, rate: float | None = None) -> None:
+        rule = "" if rate is None else f"learning_rate: must be low enough to train with, got {rate:g}: "
+        super().__init__(rule + what)
+        self.what = what
 
 
 @contextmanager
@@ -36,8 +46,8 @@ def diverging(key: str, value: float) -> Iterator[None]:
         yield
     except (Diverged, FloatingPointError) as error:
         raise InputError(
-            f"{key}: must be low enough to train with, got {value:g}: {error}. Nothing of this stage was saved. Lower it "
-            "in a new output_dir."
+            f"{key}: must be low enough to train with, got {value:g}: {getattr(error, 'what', error)}. Nothing of this "
+            "stage was saved. Lower it in a new output_dir."
         ) from error
 
 

@@ -92,4 +92,4 @@ def check_weights(parameters: Iterable[Tensor], rate: float, step: int) -> None:
     held = [parameter.detach() for parameter in parameters if parameter.numel()]
     largest = float(torch.nn.utils.get_total_norm(held, math.inf)) if held else 0.0
     if not largest < LARGEST_WEIGHT:
-        raise Diverged(f"at learning rate {rate:g} weights are {largest:.2g} after step {step}")
+        raise Diverged(f"weights are {largest:.2g} after step {step}", rate)

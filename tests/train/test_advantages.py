@@ -11,8 +11,7 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
-from test_guided_trainer import adapted
-from tiny_trainers import PROMPTS, mean_reward, online
+from tiny_trainers import PROMPTS, adapted, mean_reward, online
 from zopro import GuidedConfig, GuidedTrainer, ZOPrOConfig, ZOPrOTrainer
 from zopro.system.random_state import preserve_random_state
 from zopro.train.rloo import EngineRLOOTrainer

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from tiny import tiny_model
 from tiny_runs import config, write_inputs
 from zopro import cli
-from zopro.engine.local.models import load_tokenizer
 from zopro.engine.local.starts import load_start, start_adapter, start_note, tokenizer_home
 from zopro.errors import InputError
 from zopro.loop import pipeline
 from zopro.loop.export import export
+from zopro.text.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 6, 70, 8, 9]])

@@ -134,7 +134,7 @@ def test_the_plots_data_is_what_was_given(name, numbers, tmp_path):
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's own function")
 def test_labels_reach_plotly_as_text():
-    script = (Path(__file__).parents[1] / "src/zopro/analysis/page/interplay.js").read_text("utf-8")
+    script = (Path(__file__).parents[3] / "src/zopro/analysis/page/interplay.js").read_text("utf-8")
     (plain,) = re.findall(r"const plain = .*;", script)
     assert script.count("side.labels") == 1, "and only through it"
     given = base64.b64encode(json.dumps(EVIL["plotly"]).encode()).decode()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "crash_matrix.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "crash_matrix.py"
 
 
 def test_every_death_ends_in_the_same_bits(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from zopro.config import GROUPS, RunConfig
 from zopro.config.reading import load_config, read_value
 from zopro.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NEEDED = "model: some-model\ntask: chat\ntrain_data: rows.jsonl\n"
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from trl import RLOOConfig
 
-from test_guided_trainer import adapted
-from tiny_trainers import PROMPTS, TOKENIZER, mean_reward, online, tea
+from tiny_trainers import PROMPTS, TOKENIZER, adapted, mean_reward, online, tea
 from zopro import zeroth_order
 from zopro.system.random_state import preserve_random_state
 from zopro.train.objectives import online_dpo_loss

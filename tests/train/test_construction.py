@@ -80,7 +80,7 @@ def test_a_learning_rate_that_is_far_too_high_is_one_line(kind: str, rate: float
 
 def test_weights_that_diverge_in_the_last_step_are_not_handed_over(tmp_path: Path) -> None:
     trainer = build("rloo", tmp_path, max_steps=1, learning_rate=1e20)
-    with pytest.raises(InputError, match=r"at learning rate 1e\+20 weights are .* after step 1$"):
+    with pytest.raises(InputError, match=r"^learning_rate: must be .*, got 1e\+20: weights are .* after step 1$"):
         trainer.train()
 
 

@@ -15,7 +15,7 @@ from tiny import tiny_model, tiny_tokenizer
 from zopro.errors import Diverged, InputError, diverging
 from zopro.weights.saving import save_tensors, save_weights
 
-SOURCE = Path(__file__).parents[1] / "src" / "zopro"
+SOURCE = Path(__file__).parents[2] / "src" / "zopro"
 TOKENIZER = tiny_tokenizer()
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from trl import RLOOConfig
 
-from test_guided_trainer import adapted
-from tiny_trainers import online
+from tiny_trainers import adapted, online
 from zopro import ZOPrOConfig, ZOPrOTrainer
 from zopro.system import heap, memory
 from zopro.train import rloo
