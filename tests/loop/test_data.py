@@ -51,7 +51,11 @@ def test_a_run_begins_with_what_it_did_not_read(folder: Path, tmp_path: Path, ca
     assert prompts[3] == f"<bos>[egg]be kind {data[2]['prompt']} " and prompts[4] == "<bos>be kind tea\n\ncake "
 
 
-def test_no_usable_row_says_why_in_one_line_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_no_usable_row_says_why_in_one_line_and_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: not after the minutes that loading a large model takes."""
+    monkeypatch.setattr("zopro.loop.models.load_start", lambda *given: pytest.fail("the model was loaded first"))
     data = [{"ask": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in rows()]
     with pytest.raises(InputError, match=r"no usable row \(no prompt: the columns are ask, chosen, rejected; known"):
         open_all(config(folder, tmp_path / "run", train_data=write(folder, data)))

@@ -76,7 +76,7 @@ def measure(run: Run, models: Models, items: Sequence[Item], policy: Path, seed:
     return Measured(ids, rewards, log_ratios(run, models, policy, rollouts, logprobs))
 
 
-def judged(
+def ask_judge(
     run: Run,
     models: Models,
     stage: str,

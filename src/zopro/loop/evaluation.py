@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from zopro.loop.answers import batches, judged, measure, sample_all, trimmed
+from zopro.loop.answers import ask_judge, batches, measure, sample_all, trimmed
 from zopro.loop.data import Data, Item
 from zopro.loop.divergence import kl_per_answer
 from zopro.loop.models import Models
@@ -93,7 +93,7 @@ def _answer_by_base(run: Run, models: Models, items: Sequence[Item]) -> None:
 def _wins(run: Run, models: Models, iteration: int | None, rows: Sequence[dict[str, Any]]) -> list[float]:
     """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's."""
     sft = read_rows(run.store.evaluation(None))[: len(rows)]
-    result = judged(
+    result = ask_judge(
         run,
         models,
         "evaluation",

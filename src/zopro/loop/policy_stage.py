@@ -15,7 +15,7 @@ from zopro.config import RATE_KEYS, RunConfig
 from zopro.errors import diverging
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
-from zopro.loop.recording import ITSELF, Origin, Recorder, origin_of
+from zopro.loop.recording import Origin, Recorder, origin_of
 from zopro.loop.run import Run
 from zopro.store.rundir import whole_folder
 from zopro.system.random_state import preserve_random_state
@@ -84,7 +84,7 @@ def ranks_share(run: Run, iteration: int) -> bool:
 
 def _origin(run: Run, iteration: int) -> Origin:
     config = run.config
-    return origin_of(config, run.store, iteration, ITSELF if config.method in SELF_STARTING else config.warm_start)
+    return origin_of(config, run.store, iteration, None if config.method in SELF_STARTING else config.warm_start)
 
 
 def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:

@@ -32,9 +32,6 @@ KINDS: dict[type, str] = {
 }  # those that a journal can rebuild
 
 
-ITSELF = "itself"  # how iteration 0 of a method begins that needs no previous update
-
-
 @dataclass(frozen=True)
 class Origin:
     """Where an iteration's steps start and which folders its directions come from, (after, before) each."""
@@ -51,12 +48,12 @@ class Origin:
         return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
 
 
-def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str) -> Origin:
+def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:
     """How an iteration is optimised, and from what: by `method`, along updates of the iteration before it.
 
     These are the policy's update mu and the reward model's update v over the same iteration. Iteration 0 has none before
-    it. There `start` says what is done: "first_order" and "spsa" are other methods, "sft" takes the SFT update for mu
-    (`config.warm_start`), and with ITSELF the method needs none.
+    it. There `start` says what is done instead: "sft" takes the SFT update for mu, "first_order" and "spsa" take another
+    method (see `config.warm_start`), None takes `method` without updates.
     """
     policies = store.sft(), *map(store.policy, range(iteration))
     method, mu, v = config.method, None, None
@@ -65,8 +62,8 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
         v = store.reward(iteration), store.reward(iteration - 1)
     elif start == "sft":
         mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
-    else:
-        method = {"first_order": "rloo", "spsa": "mezo"}.get(start, method)
+    elif start is not None:
+        method = {"first_order": "rloo", "spsa": "mezo"}[start]
     return Origin(store.path, iteration, method, policies[-1], mu, v)
 
 

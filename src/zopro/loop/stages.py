@@ -1,7 +1,7 @@
 """Stages of one run: supervised fine-tuning, the first reward model, sampled and judged pairs, the refined reward model.
 
 Each is a function of the run, its models and its data (and, inside the loop, the iteration) that leaves its output whole
-in the run store. `zopro.loop.table` has all of them in their order.
+in the run directory. `zopro.loop.table` has all of them in their order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import common_prefix_length
 
 from zopro.errors import InputError, diverging
-from zopro.loop.answers import judged, sample_all, trimmed
+from zopro.loop.answers import ask_judge, sample_all, trimmed
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.policy_stage import iteration_items
@@ -170,7 +170,7 @@ def sample_pairs(run: Run, models: Models, data: Data, iteration: int) -> None:
         seconds = _answers(run, models, model, [row["item"] for row in uncertain], run.seed("second", iteration))
     for second, value in zip(seconds, _rewards(run, reward, seconds), strict=True):
         second["reward"] = value
-    result = judged(
+    result = ask_judge(
         run,
         models,
         "pairs",
