@@ -26,7 +26,7 @@ from zopro.compare.jobs import job_trainer
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
 from zopro.loop.evaluation import Z95, mean_interval
-from zopro.loop.session import Session
+from zopro.loop.opening import open_all
 from zopro.weights.adapters import tensor_name
 from zopro.weights.updates import policy_update
 from zopro.zo.directions import sublayer
@@ -97,15 +97,18 @@ def main() -> None:
     described = json.loads(next(options.comparison.glob("jobs/*/job.json")).read_text(encoding="utf-8"))
     shared = {"output_dir": str(options.comparison / "shared"), "method": "zopro"}
     begun = RunConfig.from_dict({**described["config"], **shared})
-    session = Session(begun, resume=True, quiet=True)
+    run, models, data = open_all(begun, resume=True, quiet=True)
     config = replace(begun, method="rloo", first_order_learning_rate=STILL, checkpoint_steps=0)
     job = Job("train", "iteration", "rloo", options.seed, steps=options.batches)
     gradients = Gradients()
-    with tempfile.TemporaryDirectory() as folder, job_trainer(session, job, config, Path(folder)) as (trainer, _):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        job_trainer(run, models, data, job, config, Path(folder)) as (trainer, _),
+    ):
         trainer.args.max_grad_norm = 0.0  # as they are, not clipped
         trainer.add_callback(gradients)
         trainer.train()
-    mu = dict(policy_update(config, session.directory.policy(0), session.directory.sft()))
+    mu = dict(policy_update(config, run.store.policy(0), run.store.sft()))
     whole = torch.stack([torch.cat([kept[name].flatten() for name in mu]) for kept in gradients.kept]).double()
     total, error, own = energies(whole)
     slopes = torch.stack([coordinates(kept, mu, GROUPS["model"]) for kept in gradients.kept]).flatten()

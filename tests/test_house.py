@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "compare": "errors choices system config weights store engine judges tasks train rewards loop",
     "demo": "errors choices system config weights store tasks loop",
     "cli": "errors choices system config store analysis loop bench compare demo",
-    "front": "errors config zo train loop",  # zopro/__init__.py, which imports the public names on first use
+    "front": "errors system config zo train loop",  # zopro/__init__.py, which imports the public names on first use
 }
 
 # Room -> the libraries it may import, besides Python's own; rooms that are not here may import any but those of ONLY.
@@ -84,6 +84,7 @@ ONLY = {
 # Modules that lie flat -> where they are going. Moving one deletes its line.
 HOME = {
     "__main__": "cli",
+    "launch": "front",  # an old name, which stays
 }
 
 TODAY = {

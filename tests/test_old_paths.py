@@ -15,6 +15,8 @@ PATHS = (
     "zopro.engine.feedback:Feedback",
     "zopro.objectives:rloo_advantages",
     "zopro.objectives:clipped_surrogate",
+    "zopro.launch:Job",
+    "zopro.launch:alone",
     "zopro.config:RunConfig",
     "zopro.errors:InputError",
     "zopro.tasks.base:make_example",

@@ -136,7 +136,7 @@ def test_a_run_chooses_mu_and_v_as_the_reference_does(tmp_path: Path, lora_r: in
         rewards = [{"h.0.fc.weight": 6 / 2 * reward[factors[1]] @ reward[factors[0]]} for reward in rewards]
     for i in range(1, ITERATIONS):
         mu, v = reference.previous_updates(policies, rewards, i)
-        origin = origin_of(config, directory, i, self_starting=False)
+        origin = origin_of(config, directory, i, config.warm_start)
         assert origin.start == directory.policy(i - 1)
         assert origin.previous_update and origin.reward_update
         ours = policy_update(config, *origin.previous_update), reward_update(config, *origin.reward_update)
@@ -146,7 +146,7 @@ def test_a_run_chooses_mu_and_v_as_the_reference_does(tmp_path: Path, lora_r: in
             assert all(torch.allclose(common[name], expected[name], atol=1e-5) for name in expected)
     before = random_tensors(99, *policies[0])  # iteration 0 has nothing before it; of SFT's update one can make mu
     write(model if lora_r == 0 else directory.initial(), kind, before)
-    origin = origin_of(config, directory, 0, self_starting=False)
+    origin = origin_of(config, directory, 0, "sft")
     assert origin.previous_update and origin.reward_update is None
     mu, _ = reference.previous_updates([before, policies[0]], [{}, {}], 1)
     found = policy_update(config, *origin.previous_update)

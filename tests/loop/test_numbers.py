@@ -27,10 +27,10 @@ from zopro.compare.plan import Plan
 from zopro.config import RunConfig
 from zopro.engine.local.rollouts import Rollouts
 from zopro.errors import InputError
-from zopro.loop import pipeline
+from zopro.loop import answers, pipeline
 from zopro.loop.divergence import kl_per_answer, log_ratios, policy_logprobs
 from zopro.loop.evaluation import evaluate
-from zopro.loop.session import Session
+from zopro.loop.opening import open_all
 from zopro.loop.stages import train_reward, train_sft
 from zopro.loop.summary import headline
 from zopro.store import shown
@@ -154,11 +154,12 @@ def test_kl_is_that_of_plain_forward_passes(
 ) -> None:
     settings, summary = finished
     shutil.copytree(settings.output_dir, tmp_path / "run")
-    session = Session(replace(settings, output_dir=str(tmp_path / "run")), resume=True, quiet=True)
-    drawn = captured(session, monkeypatch)
-    line = evaluate(session, 1)
-    folders = session.directory.policy(1), session.directory.sft()
-    session.directory.lock.release()
+    drawn = captured(monkeypatch)
+    opened = open_all(replace(settings, output_dir=str(tmp_path / "run")), resume=True, quiet=True)
+    line = evaluate(*opened, 1)
+    store = opened[0].store
+    folders = store.policy(1), store.sft()
+    store.lock.release()
     models = [
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(settings.model), folder).eval()
         for folder in folders
@@ -179,11 +180,11 @@ def test_kl_is_that_of_plain_forward_passes(
     assert line["kl_per_answer"] == summary["evaluations"][-1]["kl_per_answer"]
 
 
-def captured(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[Rollouts]:
-    """What the session samples from now on."""
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Rollouts]:
+    """What is sampled from now on."""
     drawn: list[Rollouts] = []
-    sample = session.sample
-    monkeypatch.setattr(session, "sample", lambda *given: drawn.append(sample(*given)) or drawn[-1])
+    sample = answers.sample
+    monkeypatch.setattr(answers, "sample", lambda *given: drawn.append(sample(*given)) or drawn[-1])
     return drawn
 
 
@@ -246,21 +247,22 @@ def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that has not moved, in bfloat16, where sampling's log-probs are not those of a pass."""
-    session = Session(config(folder, tmp_path / "run", dtype="bfloat16"), quiet=True)
+    opened = open_all(config(folder, tmp_path / "run", dtype="bfloat16"), quiet=True)
     for stage in (train_sft, train_reward):
-        stage(session)
-    sft, policy = session.directory.sft(), session.directory.policy(0)
+        stage(*opened)
+    run, models, _ = opened
+    sft, policy = run.store.sft(), run.store.policy(0)
     shutil.copytree(sft, policy)
-    drawn = captured(session, monkeypatch)
-    evaluate(session)
-    line = evaluate(session, 0)
-    with session.policies.open(policy) as model:
+    drawn = captured(monkeypatch)
+    evaluate(*opened)
+    line = evaluate(*opened, 0)
+    with models.policies.open(policy) as model:
         logprobs = [policy_logprobs(model, rollout, 1.0) for rollout in drawn]
     noise = [((r.logprobs - p) * r.completion_mask).abs().max() for r, p in zip(drawn, logprobs, strict=True)]
     assert max(noise) > 1e-3, "else the test would see nothing"
-    assert set(log_ratios(session, policy, drawn, logprobs)) == {0.0}
-    assert set(log_ratios(session, sft, drawn, [rollout.logprobs for rollout in drawn])) == {0.0}, "by definition"
-    session.directory.lock.release()
+    assert set(log_ratios(run, models, policy, drawn, logprobs)) == {0.0}
+    assert set(log_ratios(run, models, sft, drawn, [rollout.logprobs for rollout in drawn])) == {0.0}, "by definition"
+    run.store.lock.release()
     assert line["kl_per_answer"] == 0 and line["win_rate"] == 0.5
     assert kl_per_answer([-0.5, 0.3]) == 0 and kl_per_answer([-0.5, 1.5]) == 0.5
     assert math.isnan(kl_per_answer([-0.5, math.nan])), "a policy that has diverged is not one that has not moved"

@@ -20,8 +20,8 @@ from zopro.config import METHODS as METHOD_NAMES
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
+from zopro.loop.opening import open_all
 from zopro.loop.policies import Policies
-from zopro.loop.session import Session
 from zopro.loop.stages import sample_pairs
 from zopro.rewards import RewardModel
 from zopro.store.rundir import RunDirectory, read_rows
@@ -132,20 +132,21 @@ def test_prompts_answers_and_rewards_stay_aligned(
 ) -> None:
     """With a reward that can be computed from the stored text, every stored reward is that of its own row."""
     shutil.copytree(finished[0].output_dir, tmp_path / "run")
-    session = Session(replace(finished[0], output_dir=str(tmp_path / "run")), resume=True, quiet=True)
+    opened = open_all(replace(finished[0], output_dir=str(tmp_path / "run")), resume=True, quiet=True)
+    run, models, _ = opened
 
     def value(prompt: list[int], text: str) -> float:
         return sum(prompt) / 1000 - 5 + len(text) / 7
 
     def score(model: RewardModel, prompts: list[list[int]], completions: list[list[int]], size: int = 0) -> list[float]:
-        return [value(p, t) for p, t in zip(prompts, session.texts(completions), strict=True)]
+        return [value(p, t) for p, t in zip(prompts, models.texts(completions), strict=True)]
 
     monkeypatch.setattr(RewardModel, "score", score)
-    sample_pairs(session, 0)
-    samples = read_rows(session.directory.iteration(0) / "samples.jsonl")
-    preferences = read_rows(session.directory.iteration(0) / "preferences.jsonl")
+    sample_pairs(*opened, 0)
+    samples = read_rows(run.store.samples(0))
+    preferences = read_rows(run.store.preferences(0))
     for row in samples:
-        assert row["reward"] == value(session.tokenizer(row["prompt"])["input_ids"], row["completion"])
+        assert row["reward"] == value(models.tokenizer(row["prompt"])["input_ids"], row["completion"])
         assert rows()[row["row"] - 1]["prompt"] in row["prompt"]
     kept = [row for row in samples if row["kept"]]
     least = sorted(abs(row["reward"]) for row in samples)[:4]
@@ -154,7 +155,7 @@ def test_prompts_answers_and_rewards_stay_aligned(
     for row in preferences:
         assert len(row["chosen"]) < len(row["rejected"]), "the judge prefers the shorter answer"
         for side in ("chosen", "rejected"):
-            assert row[f"{side}_reward"] == value(session.tokenizer(row["prompt"])["input_ids"], row[side])
+            assert row[f"{side}_reward"] == value(models.tokenizer(row["prompt"])["input_ids"], row[side])
         own = {r["completion"] for r in kept if r["prompt"] == row["prompt"]}
         assert own & {row["chosen"], row["rejected"]}, "one answer of each pair is the kept sample"
 
@@ -283,9 +284,9 @@ def test_every_method_name_has_its_row() -> None:
 
 def test_base_comes_back_pristine(folder: Path, finished: tuple[RunConfig, dict[str, Any]]) -> None:
     options, _ = finished
-    session = Session(options, resume=True, quiet=True)
-    names = [name for name, _ in session.base.named_parameters()]
-    with Policies(session.base, options).open(session.directory.policy(1), trainable=True) as model:
+    run, models, _ = open_all(options, resume=True, quiet=True)
+    names = [name for name, _ in models.base.named_parameters()]
+    with Policies(models.base, options).open(run.store.policy(1), trainable=True) as model:
         assert any("lora" in name for name, _ in model.named_parameters())
-    assert [name for name, _ in session.base.named_parameters()] == names
-    assert "forward" not in vars(session.base)
+    assert [name for name, _ in models.base.named_parameters()] == names
+    assert "forward" not in vars(models.base)

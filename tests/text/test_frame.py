@@ -19,12 +19,15 @@ from templates import SHAPES, in_parts, with_template
 from tiny import tiny_model
 from zopro import cli
 from zopro.config import ModelOptions, RunConfig
-from zopro.engine.local import models
+from zopro.engine.local.models import lora_config, sequence_classifier
 from zopro.errors import InputError
 from zopro.judges.model import ModelJudge
 from zopro.loop import pipeline, policy_stage, stages
+from zopro.loop.data import Data
 from zopro.loop.export import answer, export
-from zopro.loop.session import Session
+from zopro.loop.models import Models
+from zopro.loop.opening import open_all
+from zopro.loop.run import Run
 from zopro.rewards import RewardModel
 from zopro.store.rundir import read_rows
 from zopro.text.frame import frame_of
@@ -43,9 +46,11 @@ def inputs(folder: Path, template: str, rows: list[dict[str, Any]] | None = None
     return folder
 
 
-def session(folder: Path, template: str, rows: list[dict[str, Any]] | None = None, **options: Any) -> Session:
+def opened(
+    folder: Path, template: str, rows: list[dict[str, Any]] | None = None, **options: Any
+) -> tuple[Run, Models, Data]:
     options = {"max_prompt_length": 96, "max_completion_length": 24, "sft_steps": 1, **options}
-    return Session(tiny_runs.config(inputs(folder, template, rows), folder / "run", **options), quiet=True)
+    return open_all(tiny_runs.config(inputs(folder, template, rows), folder / "run", **options), quiet=True)
 
 
 class Made(Exception):
@@ -59,10 +64,10 @@ def made(trainer: Any) -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_fine_tuning_trains_the_tokens_that_trl_trains(name, tmp_path, monkeypatch):
     shape = SHAPES[name]
-    run = session(tmp_path, shape.template)
+    run, models, data = opened(tmp_path, shape.template)
     monkeypatch.setattr(stages, "fit", made)
     with pytest.raises(Made) as caught:
-        stages.train_sft(run)
+        stages.train_sft(run, models, data)
     ours = caught.value.args[0].train_dataset
 
     def chat(role: str, text: str) -> list[dict[str, Any]]:
@@ -71,20 +76,20 @@ def test_fine_tuning_trains_the_tokens_that_trl_trains(name, tmp_path, monkeypat
 
     rows = [
         {"prompt": chat("user", item.example.prompt[0]["content"]), "completion": chat("assistant", item.example.chosen)}
-        for item in run.train
+        for item in data.train
     ]
     trainer = SFTTrainer(
-        tiny_model("llama", run.tokenizer),
+        tiny_model("llama", models.tokenizer),
         args=SFTConfig(output_dir=str(tmp_path / "trl"), report_to="none", use_cpu=True, bf16=False),
         train_dataset=Dataset.from_list(rows),
-        processing_class=run.tokenizer,
+        processing_class=models.tokenizer,
     )
     assert len(ours) == len(trainer.train_dataset) == len(rows)
     for left, right in zip(ours, trainer.train_dataset, strict=True):
         length = len(left["input_ids"])
         assert left["input_ids"] == right["input_ids"][:length] and left["labels"] == right["labels"][:length]
-        assert run.tokenizer.decode(right["input_ids"][length:]).strip() == ""
-        assert left["labels"][-1] == run.frame.stop and left["labels"][0] == -100
+        assert models.tokenizer.decode(right["input_ids"][length:]).strip() == ""
+        assert left["labels"][-1] == models.frame.stop and left["labels"][0] == -100
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +130,9 @@ def test_one_sequence_is_trained_and_scored_whichever_token_ended_it():
     base = tiny_model("llama", tokenizer)
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|eot_id|>")]
     base.generation_config.eos_token_id = [2, *ends]
-    classifier = models.sequence_classifier(base, tokenizer, seed=0)
+    classifier = sequence_classifier(base, tokenizer, seed=0)
     with torch.random.fork_rng(devices=[]):
-        options = models.lora_config(ModelOptions(model="x", lora_r=2), "SEQ_CLS")
+        options = lora_config(ModelOptions(model="x", lora_r=2), "SEQ_CLS")
         reward = RewardModel(get_peft_model(classifier, options), tokenizer, 64, frame_of(tokenizer, [2, *ends]))
     prompt = "<|im_start|>user\ntea?<|im_end|>\n<|im_start|>assistant\n"
     ids, body = (tokenizer(text)["input_ids"] for text in (prompt, "a cake"))
@@ -150,7 +155,7 @@ def test_what_a_template_would_lose_is_left_out_and_counted(tmp_path):
     system = [{"role": "system", "content": "no tea"}, ask]
     rows: list[dict[str, Any]] = [{"prompt": f"plum {i}?", "chosen": "a plum", "rejected": "no plum"} for i in range(9)]
     rows += [{"prompt": system, "chosen": "milk", "rejected": "salt"}, {**rows[0], "rejected": "tea"}]
-    kept = session(tmp_path, template, rows, eval_prompts=2)
+    _, _, kept = opened(tmp_path, template, rows, eval_prompts=2)
     assert "left out 1: the chat template leaves out or changes the system's message" in kept.rows
     assert "left out 1: the chat template changes the answer" in kept.rows
     assert len(kept.train) == 7
@@ -171,7 +176,7 @@ def test_a_run_that_would_train_other_text_is_refused_before_it_begins(what, tmp
         tokenizer.save_pretrained(folder / "model")
     options = tiny_runs.config(folder, folder / "run")
     with pytest.raises(InputError) as error:
-        Session(options, quiet=True)
+        open_all(options, quiet=True)
     reasons = {
         "reasoning": "asks for an answer with '<think>\\n', which answered turns do not have",
         "pad": "must have an embedding for the pad token, got '<extra>' with the id 319 and 319 rows",
@@ -208,9 +213,9 @@ def test_trainers_in_python_refuse_them_too(what, tmp_path):
     ):
         train()
     if what == "eos":
-        classifier = models.sequence_classifier(model, tokenizer, seed=0)
+        classifier = sequence_classifier(model, tokenizer, seed=0)
         with torch.random.fork_rng(devices=[]):
-            reward = get_peft_model(classifier, models.lora_config(ModelOptions(model="x", lora_r=2), "SEQ_CLS"))
+            reward = get_peft_model(classifier, lora_config(ModelOptions(model="x", lora_r=2), "SEQ_CLS"))
         with pytest.raises(InputError, match=r"tokenizer: .* end every prompt with <eos>"):
             RewardModel(reward, tokenizer, 64)
 

@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from many_ranks import results, train
 from tiny_trainers import TOKENIZER, llama, quiet, settings, with_adapter, zopro
 from zopro import zeroth_order
-from zopro.system.launch import Job, alone, counted
+from zopro.system.launch import Processes, alone, counted
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Ranks
 from zopro.zo.ranks import checksum
@@ -85,7 +85,7 @@ def test_one_sided_estimates_take_the_known_loss_of_all_ranks() -> None:
 
 
 def on_queries(queries: int) -> dict[str, Any]:
-    Job.join("cpu", 1)
+    Processes.join("cpu", 1)
     with alone():
         return zopro_steps(queries=queries, parallel="queries")
 

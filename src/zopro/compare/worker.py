@@ -22,11 +22,11 @@ from zopro.system.imports import importing
 def main(path: str) -> int:
     """Run the job described in `path`; 0, or the code of a known error with its line."""
     with importing():
-        from zopro.compare.jobs import work
+        from zopro.compare.jobs import do_job
     described = Path(path)
     values = json.loads(described.read_text(encoding="utf-8"))
     try:
-        result = work(Job(**values["job"]), RunConfig.from_dict(values["config"]), described.parent)
+        result = do_job(Job(**values["job"]), RunConfig.from_dict(values["config"]), described.parent)
     except Exception as error:
         known = explained(error)
         if known is None or isinstance(error, Diverged):  # of one method: the others go on

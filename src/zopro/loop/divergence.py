@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.rollouts import Rollouts
-from zopro.loop.session import Session
+from zopro.loop.models import Models
+from zopro.loop.run import Run
 
 
 def policy_logprobs(model: Any, rollout: Rollouts, temperature: float) -> Tensor:
@@ -23,19 +24,21 @@ def policy_logprobs(model: Any, rollout: Rollouts, temperature: float) -> Tensor
     return rollout.logprobs if model.dtype == torch.float32 else _pass(model, rollout, temperature)
 
 
-def log_ratios(session: Session, policy: Path, rollouts: Sequence[Rollouts], logprobs: Sequence[Tensor]) -> list[float]:
+def log_ratios(
+    run: Run, models: Models, policy: Path, rollouts: Sequence[Rollouts], logprobs: Sequence[Tensor]
+) -> list[float]:
     """log pi(answer) - log pi_SFT(answer) of each sampled answer, in nats.
 
     Args:
         policy: the folder of the policy that drew the answers. Of the SFT policy itself the ratios are known to be 0.
         logprobs: the policy's (`policy_logprobs`), [B, C] for each batch.
     """
-    if policy == session.directory.sft():
+    if policy == run.store.sft():
         return [0.0 for rollout in rollouts for _ in rollout.completion_ids]
     found: list[float] = []
-    with session.policies.open(session.directory.sft()) as sft:
+    with models.policies.open(run.store.sft()) as sft:
         for rollout, ours in zip(rollouts, logprobs, strict=True):
-            theirs = _pass(sft, rollout, session.config.temperature)
+            theirs = _pass(sft, rollout, run.config.temperature)
             found += ((ours - theirs) * rollout.completion_mask).sum(1).tolist()
     return found
 

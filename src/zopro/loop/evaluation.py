@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from torch import Tensor
-
-from zopro.engine.local.rollouts import Rollouts
-from zopro.loop.divergence import kl_per_answer, log_ratios, policy_logprobs
-from zopro.loop.session import Session, batches, trimmed
+from zopro.loop.answers import ask_judge, batches, measure, sample_all, trimmed
+from zopro.loop.data import Data, Item
+from zopro.loop.divergence import kl_per_answer
+from zopro.loop.models import Models
+from zopro.loop.run import Run
 from zopro.store.rundir import read_rows, write_text
 from zopro.store.shown import PER_ANSWER
-from zopro.tasks import metric
+from zopro.tasks import Task, metric
 
 Z95 = NormalDist().inv_cdf(0.975)
 EVALUATION_SEED = "evaluation"
@@ -42,65 +42,60 @@ def win_interval(wins: Sequence[float]) -> tuple[float, float, float]:
     return rate, max(0.0, centre - half), min(1.0, centre + half)
 
 
-def evaluate(session: Session, iteration: int | None = None) -> dict[str, Any]:
+def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None) -> dict[str, Any]:
     """Answer the held-out prompts with one policy (None: the SFT policy) and measure the answers.
 
     Writes evaluations/NAME.jsonl (prompt, completion, reward, reference, win) and, last, evaluations/NAME.json.
     """
-    directory, config = session.directory, session.config
-    folder = directory.sft() if iteration is None else directory.policy(iteration)
-    rollouts: list[Rollouts] = []
-    logprobs: list[Tensor] = []
-    with session.policies.open(folder) as model:
-        for number, batch in enumerate(batches(session.eval, config.eval_batch_size)):
-            rollouts.append(session.sample(model, batch, session.seed(EVALUATION_SEED) + number))
-            logprobs.append(policy_logprobs(model, rollouts[-1], config.temperature))
-    ids = [row for rollout in rollouts for row in trimmed(rollout)]
-    answers = session.texts(ids)
-    rewards = session.reward_model(0).score([item.ids for item in session.eval], ids, config.eval_batch_size)
-    rows = [
-        {"prompt": item.prompt, "completion": answer, "reward": reward, "reference": item.example.reference}
-        for item, answer, reward in zip(session.eval, answers, rewards, strict=True)
-    ]
-    reward, low, high = mean_interval(rewards)
+    store = run.store
+    folder = store.sft() if iteration is None else store.policy(iteration)
+    found = measure(run, models, data.eval, folder, run.seed(EVALUATION_SEED), models.reward_from(store.reward(0)))
+    rows = _rows(models, data.eval, found.ids, found.rewards)
+    reward, low, high = mean_interval(found.rewards)
     line: dict[str, Any] = {"stage": "evaluation", "iteration": iteration, "step": None}
     line |= {"reward": reward, "reward_low": low, "reward_high": high, "n": len(rows)}
-    line[PER_ANSWER] = kl_per_answer(log_ratios(session, folder, rollouts, logprobs))
+    line[PER_ANSWER] = kl_per_answer(found.log_ratios)
     if iteration is not None:
-        wins = _wins(session, iteration, rows)
+        wins = _wins(run, models, iteration, rows)
         for row, win in zip(rows, wins, strict=True):
             row["win"] = win
         line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(wins)
-    line["length"] = fmean(len(row) for row in ids)
-    line |= _metric(session, rows)
-    directory.write_rows(directory.evaluation(iteration), rows)
+    line["length"] = fmean(len(row) for row in found.ids)
+    line |= _metric(data.task, rows)
+    store.write_rows(store.evaluation(iteration), rows)
     if iteration is None:
-        _answer_by_base(session, rows[:BASE_ANSWERS])
-    directory.log(line)
-    write_text(directory.evaluation(iteration, ".json"), json.dumps(line, indent=2))
+        _answer_by_base(run, models, data.eval[:BASE_ANSWERS])
+    store.log(line)
+    write_text(store.evaluation(iteration, ".json"), json.dumps(line, indent=2))
     return line
 
 
-def _answer_by_base(session: Session, sft: Sequence[dict[str, Any]]) -> None:
+def _rows(models: Models, items: Sequence[Item], ids: list[list[int]], rewards: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": item.prompt, "completion": answer, "reward": reward, "reference": item.example.reference}
+        for item, answer, reward in zip(items, models.texts(ids), rewards, strict=True)
+    ]
+
+
+def _answer_by_base(run: Run, models: Models, items: Sequence[Item]) -> None:
     """The base model's answers to the first held-out prompts, for the report: evaluations/base.jsonl."""
-    items = session.eval[: len(sft)]
+    size, reward = run.config.eval_batch_size, models.reward_from(run.store.reward(0))
     rows: list[dict[str, Any]] = []
-    for number, batch in enumerate(batches(items, session.config.eval_batch_size)):
-        ids = trimmed(session.sample(session.base, batch, session.seed(EVALUATION_SEED) + number))
-        rewards = session.reward_model(0).score([item.ids for item in batch], ids, session.config.eval_batch_size)
-        rows += [
-            {"prompt": item.prompt, "completion": answer, "reward": reward, "reference": item.example.reference}
-            for item, answer, reward in zip(batch, session.texts(ids), rewards, strict=True)
-        ]
-    for row, win in zip(rows, _wins(session, None, rows), strict=True):
+    rollouts = sample_all(run, models, models.base, items, run.seed(EVALUATION_SEED))
+    for batch, rollout in zip(batches(items, size), rollouts, strict=True):
+        ids = trimmed(rollout)
+        rows += _rows(models, batch, ids, reward.score([item.ids for item in batch], ids, size))
+    for row, win in zip(rows, _wins(run, models, None, rows), strict=True):
         row["win"] = win
-    session.directory.write_rows(session.directory.path / "evaluations" / "base.jsonl", rows)
+    run.store.write_rows(run.store.evaluation("base"), rows)
 
 
-def _wins(session: Session, iteration: int | None, rows: Sequence[dict[str, Any]]) -> list[float]:
+def _wins(run: Run, models: Models, iteration: int | None, rows: Sequence[dict[str, Any]]) -> list[float]:
     """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's."""
-    sft = read_rows(session.directory.evaluation(None))[: len(rows)]
-    result = session.judged(
+    sft = read_rows(run.store.evaluation(None))[: len(rows)]
+    result = ask_judge(
+        run,
+        models,
         "evaluation",
         iteration,
         [row["prompt"] for row in rows],
@@ -110,8 +105,8 @@ def _wins(session: Session, iteration: int | None, rows: Sequence[dict[str, Any]
     return [0.5 if winner < 0 else float(winner) for winner in result.winners]
 
 
-def _metric(session: Session, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    name = session.task.metric
+def _metric(task: Task, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    name = task.metric
     if name is None:
         return {}
     values = metric(name)([row["completion"] for row in rows], [row["reference"] for row in rows])

@@ -48,23 +48,23 @@ class Origin:
         return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
 
 
-def origin_of(config: RunConfig, directory: RunDirectory, iteration: int, self_starting: bool) -> Origin:
-    """How an iteration is optimised and from what: by `method`, in iteration 0 by the warm start unless it needs none.
+def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:
+    """How an iteration is optimised, and from what: by `method`, along updates of the iteration before it.
 
-    Its directions are made of the policy's previous update mu and the reward model's update v over the same iteration.
+    These are the policy's update mu and the reward model's update v over the same iteration. Iteration 0 has none before
+    it. There `start` says what is done instead: "sft" takes the SFT update for mu, "first_order" and "spsa" take another
+    method (see `config.warm_start`), None takes `method` without updates.
     """
-    start = directory.sft() if iteration == 0 else directory.policy(iteration - 1)
-    name, mu, v = config.method, None, None
+    policies = store.sft(), *map(store.policy, range(iteration))
+    method, mu, v = config.method, None, None
     if iteration > 0:
-        mu = start, directory.sft() if iteration == 1 else directory.policy(iteration - 2)
-        v = directory.reward(iteration), directory.reward(iteration - 1)
-    elif not self_starting and config.warm_start == "first_order":
-        name = "rloo"
-    elif not self_starting and config.warm_start == "spsa":
-        name = "mezo"
-    elif not self_starting:
-        mu = start, Path(config.model) if config.lora_r == 0 else directory.initial()
-    return Origin(directory.path, iteration, name, start, mu, v)
+        mu = policies[-1], policies[-2]
+        v = store.reward(iteration), store.reward(iteration - 1)
+    elif start == "sft":
+        mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
+    elif start is not None:
+        method = {"first_order": "rloo", "spsa": "mezo"}[start]
+    return Origin(store.path, iteration, method, policies[-1], mu, v)
 
 
 class Recorder(TrainerCallback):

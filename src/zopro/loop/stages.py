@@ -1,7 +1,7 @@
-"""The stages of one run, each a function of a `Session` that leaves its output whole in the run directory.
+"""Stages of one run: supervised fine-tuning, the first reward model, sampled and judged pairs, the refined reward model.
 
-SFT -> reward model -> per iteration: policy, sampled pairs, judge, refined reward model (the paper). A stage
-whose output is there is skipped by `pipeline.run`; each is given the session and, inside the loop, the iteration.
+Each is a function of the run, its models and its data (and, inside the loop, the iteration) that leaves its output whole
+in the run directory. `zopro.loop.table` has all of them in their order.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import common_prefix_length
 
 from zopro.errors import InputError, diverging
+from zopro.loop.answers import ask_judge, sample_all, trimmed
+from zopro.loop.data import Data, Item
+from zopro.loop.models import Models
 from zopro.loop.policy_stage import iteration_items
-from zopro.loop.session import Item, Session, batches, trimmed
-from zopro.rewards import Pair, Scored
+from zopro.loop.run import Run
+from zopro.rewards import Pair, RewardModel, Scored
 from zopro.rewards.sequences import Sequences
 from zopro.rewards.training import quiet_arguments
 from zopro.store import shown
@@ -27,42 +30,49 @@ from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import checkpointed, fit
 
 
-def train_sft(session: Session) -> None:
+def train_sft(run: Run, models: Models, data: Data) -> None:
     """Supervised fine-tuning on prompts and chosen answers; only answers that end within the limit are used."""
-    config, directory = session.config, session.directory
-    if not session.policies.full and not directory.initial().exists():
-        with session.policies.open(None) as model, whole_folder(directory.initial()) as folder:
-            session.policies.save(model, folder)
-    rows = [item for item in session.train if session.answers_fit(item.example.chosen)]
+    config, store, policies = run.config, run.store, models.policies
+    if not policies.full and not store.initial().exists():
+        with policies.open(None) as model, whole_folder(store.initial()) as folder:
+            policies.save(model, folder)
+    fits = _answers_fit(run, models)
+    rows = [item for item in data.train if fits(item.example.chosen)]
     if not rows:
         raise InputError(
             f"max_completion_length: no chosen answer ends within {config.max_completion_length} tokens. Raise it."
         )
-    session.say(f"SFT on {len(rows)} of {len(session.train)} rows (answers that fit max_completion_length)")
-    start = None if session.policies.full else directory.initial()
+    run.say(f"SFT on {len(rows)} of {len(data.train)} rows (answers that fit max_completion_length)")
+    start = None if policies.full else store.initial()
     rate = diverging("sft_learning_rate", config.sft_learning_rate)
-    with rate, session.policies.open(start, trainable=True) as model, whole_folder(directory.sft()) as folder:
+    with rate, policies.open(start, trainable=True) as model, whole_folder(store.sft()) as folder:
         if config.sft_steps:
-            _fit_sft(session, model, rows)
-        session.policies.save(model, folder)
+            _fit_sft(run, models, model, rows)
+        policies.save(model, folder)
 
 
-def _fit_sft(session: Session, model: Any, rows: Sequence[Item]) -> None:
-    config = session.config
+def _answers_fit(run: Run, models: Models) -> Callable[..., bool]:
+    """Whether answers, all of them, end within max_completion_length: longer ones would teach not to end."""
+    limit = run.config.max_completion_length
+    return lambda *answers: all(answer is None or models.answer_length(answer) <= limit for answer in answers)
+
+
+def _fit_sft(run: Run, models: Models, model: Any, rows: Sequence[Item]) -> None:
+    config = run.config
     arguments = quiet_arguments(
         SFTConfig,
-        output_dir=session.directory.trainer("sft", None),
+        output_dir=run.store.trainer("sft"),
         steps=config.sft_steps,
         batch_size=config.sft_batch_size,
         learning_rate=config.sft_learning_rate,
-        seed=session.seed("sft"),
-        device=session.base.device,
+        seed=run.seed("sft"),
+        device=models.base.device,
         report_to=config.report_to,
         checkpoint_steps=config.checkpoint_steps,
-        max_length=session.max_length,
+        max_length=models.max_length,
         completion_only_loss=True,
     )
-    sequences, _ = Sequences(session.tokenizer, session.max_length, session.frame).from_text(
+    sequences, _ = Sequences(models.tokenizer, models.max_length, models.frame).from_text(
         [item.prompt for item in rows], [item.example.chosen for item in rows]
     )
     begins = [common_prefix_length(item.ids, ids) for item, ids in zip(rows, sequences, strict=True)]
@@ -72,50 +82,49 @@ def _fit_sft(session: Session, model: Any, rows: Sequence[Item]) -> None:
             model,
             args=arguments,
             train_dataset=Dataset.from_dict({"input_ids": sequences, "completion_mask": masks}),
-            processing_class=session.tokenizer,
-            callbacks=[session.callback("sft", None)],
+            processing_class=models.tokenizer,
+            callbacks=[run.callback("sft", None)],
         )
         be_quiet(trainer)
         fit(trainer)
 
 
-def train_reward(session: Session) -> None:
+def train_reward(run: Run, models: Models, data: Data) -> None:
     """The first reward model: pairwise, or by regression on direct-assessment scores where the task has those."""
-    with diverging("reward_learning_rate", session.config.reward_learning_rate):
-        _train_reward(session)
+    with diverging("reward_learning_rate", run.config.reward_learning_rate):
+        _train_reward(run, models, data)
 
 
-def _train_reward(session: Session) -> None:
-    config, directory = session.config, session.directory
-    model = session.reward_model(None)
+def _train_reward(run: Run, models: Models, data: Data) -> None:
+    config, store, model, fits = run.config, run.store, models.reward, _answers_fit(run, models)
     options: dict[str, Any] = {
         "steps": config.reward_steps,
         "batch_size": config.reward_batch_size,
         "learning_rate": config.reward_learning_rate,
-        "seed": session.seed("reward"),
-        "callbacks": [session.callback("reward", None)],
+        "seed": run.seed("reward"),
+        "callbacks": [run.callback("reward", None)],
         "report_to": config.report_to,
-        "output_dir": directory.trainer("reward", None),
+        "output_dir": store.trainer("reward"),
         "checkpoint_steps": config.checkpoint_steps,
     }
-    if session.task.reward == "regression":
-        rows = scored(session.train, session.answers_fit)
+    if data.task.reward == "regression":
+        rows = scored(data.train, fits)
         if len({row.score for row in rows}) < 2:
             raise InputError(_no_answer_fits(config.max_completion_length, "two different scores"))
         model.train_scores(rows, **options)
-        held_out = scored(session.eval)
+        held_out = scored(data.eval)
         measured = len({row.score for row in held_out}) > 1
         quality = model.correlation(held_out, config.eval_batch_size) if measured else {}
     else:
-        judged = pairs(session.train, session.answers_fit)
+        judged = pairs(data.train, fits)
         if not judged:
             raise InputError(_no_answer_fits(config.max_completion_length, "a chosen and a rejected answer"))
         model.train_pairs(judged, **options)
-        held_out_pairs = pairs(session.eval)
+        held_out_pairs = pairs(data.eval)
         quality = model.accuracy(held_out_pairs, config.eval_batch_size) if held_out_pairs else {}
-    directory.log({"stage": "reward", "iteration": None, "step": None, "event": "quality", **quality})
-    model.save(directory.reward(0))
-    session.say(f"reward model on held-out rows: {shown.quality(quality)}")
+    store.log({"stage": "reward", "iteration": None, "step": None, "event": "quality", **quality})
+    model.save(store.reward(0))
+    run.say(f"reward model on held-out rows: {shown.quality(quality)}")
 
 
 def _no_answer_fits(limit: int, what: str) -> str:
@@ -143,25 +152,27 @@ def scored(items: Sequence[Item], fit: Callable[..., bool] | None = None) -> lis
     ]
 
 
-def sample_pairs(session: Session, iteration: int) -> None:
+def sample_pairs(run: Run, models: Models, data: Data, iteration: int) -> None:
     """Sample, keep the answers whose reward is nearest zero, draw a second one for each, and let the judge choose.
 
     samples.jsonl has every first answer and its reward; preferences.jsonl the judged pairs. All lists are made from
     the same rows in the same order, so prompts, answers, references and rewards stay aligned.
     """
-    config, directory = session.config, session.directory
-    items = _distinct(iteration_items(session, iteration, len(session.train)))[: config.pair_prompts]
-    reward = session.reward_model(iteration)
-    with session.policies.open(directory.policy(iteration)) as model:
-        rows = _answers(session, model, items, session.seed("samples", iteration))
-        for row, value in zip(rows, _rewards(session, reward, rows), strict=True):
+    config, store = run.config, run.store
+    items = _distinct(iteration_items(run, data, iteration, len(data.train)))[: config.pair_prompts]
+    reward = models.reward_from(store.reward(iteration))
+    with models.policies.open(store.policy(iteration)) as model:
+        rows = _answers(run, models, model, items, run.seed("samples", iteration))
+        for row, value in zip(rows, _rewards(run, reward, rows), strict=True):
             row["reward"] = value
         count = math.ceil(config.uncertain_share * len(rows))
         uncertain = sorted(rows, key=lambda row: abs(row["reward"]))[:count]
-        seconds = _answers(session, model, [row["item"] for row in uncertain], session.seed("second", iteration))
-    for second, value in zip(seconds, _rewards(session, reward, seconds), strict=True):
+        seconds = _answers(run, models, model, [row["item"] for row in uncertain], run.seed("second", iteration))
+    for second, value in zip(seconds, _rewards(run, reward, seconds), strict=True):
         second["reward"] = value
-    result = session.judged(
+    result = ask_judge(
+        run,
+        models,
         "pairs",
         iteration,
         [row["prompt"] for row in uncertain],
@@ -190,26 +201,26 @@ def sample_pairs(session: Session, iteration: int) -> None:
     ]  # fmt: skip
     numbers = {"samples": len(rows), "judged": len(uncertain), "pairs": len(preferences)}
     counts = {"ties": result.ties, "invalid": result.invalid, "reasons": result.reasons}
-    directory.log({"stage": "pairs", "iteration": iteration, "step": None, **numbers, **counts})
-    directory.write_rows(directory.iteration(iteration) / "samples.jsonl", samples)
-    directory.write_rows(directory.iteration(iteration) / "preferences.jsonl", preferences)
-    session.say(
+    store.log({"stage": "pairs", "iteration": iteration, "step": None, **numbers, **counts})
+    store.write_rows(store.samples(iteration), samples)
+    store.write_rows(store.preferences(iteration), preferences)
+    run.say(
         f"iteration {iteration}: {len(preferences)} pairs from {len(uncertain)} judged "
         f"({result.ties} ties, {result.invalid} invalid verdicts)"
         + ("; nothing to refine the reward model on" if not preferences else "")
     )
 
 
-def refine_reward(session: Session, iteration: int) -> None:
+def refine_reward(run: Run, models: Models, data: Data, iteration: int) -> None:
     """Train the reward model on the judged pairs, interpolate it with its predecessor, and save what will be used."""
-    with diverging("refine_learning_rate", session.config.refine_learning_rate):
-        _refine_reward(session, iteration)
+    with diverging("refine_learning_rate", run.config.refine_learning_rate):
+        _refine_reward(run, models, iteration)
 
 
-def _refine_reward(session: Session, iteration: int) -> None:
-    config, directory = session.config, session.directory
-    rows = read_rows(directory.iteration(iteration) / "preferences.jsonl")
-    model = session.reward_model(iteration)
+def _refine_reward(run: Run, models: Models, iteration: int) -> None:
+    config, store = run.config, run.store
+    rows = read_rows(store.preferences(iteration))
+    model = models.reward_from(store.reward(iteration))
     judged = [Pair(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     if judged:
         previous = model.state()
@@ -219,38 +230,34 @@ def _refine_reward(session: Session, iteration: int) -> None:
             steps=config.refine_steps,
             batch_size=min(config.reward_batch_size, len(judged)),
             learning_rate=config.refine_learning_rate,
-            seed=session.seed("refine", iteration),
-            callbacks=[session.callback("refine", iteration), *session.snapshots("reward", iteration, model.save)],
+            seed=run.seed("refine", iteration),
+            callbacks=[run.callback("refine", iteration), *run.snapshots("reward", iteration, model.save)],
             report_to=config.report_to,
-            output_dir=directory.trainer("refine", iteration),
+            output_dir=store.trainer("refine", iteration),
             checkpoint_steps=config.checkpoint_steps,
         )
         model.interpolate_with(previous, config.interpolation)
         after = model.accuracy(judged, config.eval_batch_size)["accuracy"]
-        directory.log(
+        store.log(
             {"stage": "refine", "iteration": iteration, "step": None, "event": "quality",
              "pairs": len(judged), "accuracy_before": before, "accuracy_after": after}
         )  # fmt: skip
-    model.save(directory.reward(iteration + 1))
+    model.save(store.reward(iteration + 1))
 
 
 def _distinct(items: Sequence[Item]) -> list[Item]:
     return list({item.prompt: item for item in reversed(items)}.values())[::-1]
 
 
-def _answers(session: Session, model: Any, items: Sequence[Item], seed: int) -> list[dict[str, Any]]:
+def _answers(run: Run, models: Models, model: Any, items: Sequence[Item], seed: int) -> list[dict[str, Any]]:
     """One sampled answer for each item: rows of item, prompt, completion (text) and ids."""
-    rows = []
-    for number, batch in enumerate(batches(items, session.config.eval_batch_size)):
-        ids = trimmed(session.sample(model, batch, seed + number))
-        texts = session.texts(ids)
-        rows += [
-            {"item": item, "prompt": item.prompt, "completion": text, "ids": row}
-            for item, text, row in zip(batch, texts, ids, strict=True)
-        ]
-    return rows
+    ids = [row for rollout in sample_all(run, models, model, items, seed) for row in trimmed(rollout)]
+    return [
+        {"item": item, "prompt": item.prompt, "completion": text, "ids": row}
+        for item, text, row in zip(items, models.texts(ids), ids, strict=True)
+    ]
 
 
-def _rewards(session: Session, reward: Any, rows: Sequence[dict[str, Any]]) -> list[float]:
+def _rewards(run: Run, reward: RewardModel, rows: Sequence[dict[str, Any]]) -> list[float]:
     prompts, completions = [row["item"].ids for row in rows], [row["ids"] for row in rows]
-    return reward.score(prompts, completions, session.config.eval_batch_size)
+    return reward.score(prompts, completions, run.config.eval_batch_size)

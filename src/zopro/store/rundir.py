@@ -161,8 +161,17 @@ class RunDirectory:
     def iteration(self, iteration: int) -> Path:
         return self.path / "iterations" / f"{iteration:03d}"
 
-    def evaluation(self, iteration: int | None, suffix: str = ".jsonl") -> Path:
-        name = "sft" if iteration is None else f"{iteration:03d}"
+    def journal(self, iteration: int) -> Path:
+        return self.iteration(iteration) / "journal.jsonl"
+
+    def samples(self, iteration: int) -> Path:
+        return self.iteration(iteration) / "samples.jsonl"
+
+    def preferences(self, iteration: int) -> Path:
+        return self.iteration(iteration) / "preferences.jsonl"
+
+    def evaluation(self, iteration: int | str | None, suffix: str = ".jsonl") -> Path:
+        name = "sft" if iteration is None else iteration if isinstance(iteration, str) else f"{iteration:03d}"
         return self.path / "evaluations" / (name + suffix)
 
     @contextmanager

@@ -2,11 +2,11 @@
 
 Zeroth-order stages are worked on by all ranks; everything else is done by the first one, alone, while the others wait.
 
-    job = Job.join("cpu", timeout_minutes=30)
-    if job.first:
+    processes = Processes.join("cpu", timeout_minutes=30)
+    if processes.first:
         with alone():           # accelerate and transformers see a single process here
             train_sft()
-    job.wait()                  # for the first rank's output
+    processes.wait()            # for the first rank's output
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-class Job:
+class Processes:
     """The processes that work on one run.
 
     Args:
@@ -58,8 +58,8 @@ class Job:
         self.size = dist.get_world_size(group) if group is not None else 1
 
     @classmethod
-    def join(cls, device: str, timeout_minutes: int) -> Job:
-        """Meet the launcher's other processes, with one GPU for each; without a launcher, a job of one.
+    def join(cls, device: str, timeout_minutes: int) -> Processes:
+        """Meet the launcher's other processes, with one GPU for each; without a launcher, this one alone.
 
         Args:
             device: as configured: auto, cpu or cuda.
@@ -99,7 +99,7 @@ class Job:
             dist.barrier(group=self.group)
 
     def leave(self) -> None:
-        """The end of a job in which all went well."""
+        """The end of work in which all went well."""
         if self.group is not None:
             self.wait()
             dist.destroy_process_group()

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from tiny_runs import config, rows, write_inputs
 from zopro.errors import InputError
-from zopro.loop.session import Session
+from zopro.loop.opening import open_all
 
 TEMPLATE = (
     "{{ bos_token }}{% for tool in tools or [] %}[{{ tool.name }}]{% endfor %}"
@@ -40,19 +40,23 @@ def test_a_run_begins_with_what_it_did_not_read(folder: Path, tmp_path: Path, ca
     data[1]["margin"] = 0.5
     data[2]["tools"] = [{"name": "egg"}]
     data[3]["prompt"] = [{"role": "user", "content": text} for text in ("tea", "cake")]
-    session = Session(config(folder, tmp_path / "run", train_data=write(folder, data)))
+    _, _, read = open_all(config(folder, tmp_path / "run", train_data=write(folder, data)))
     *_, counts, unread, notes = capsys.readouterr().err.splitlines()
     assert "left out 1: images: a text model cannot see or hear it" in counts
     assert [unread, notes] == [
         "columns not read: id, margin (in 1 of 39 rows)",
         "turns of one speaker joined, for the chat template takes them in turn only: 1 of 39 rows",
     ]
-    prompts = {item.example.row: item.prompt for item in [*session.train, *session.eval]}
+    prompts = {item.example.row: item.prompt for item in [*read.train, *read.eval]}
     assert prompts[3] == f"<bos>[egg]be kind {data[2]['prompt']} " and prompts[4] == "<bos>be kind tea\n\ncake "
 
 
-def test_no_usable_row_says_why_in_one_line_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_no_usable_row_says_why_in_one_line_and_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: not after the minutes that loading a large model takes."""
+    monkeypatch.setattr("zopro.loop.models.load_start", lambda *given: pytest.fail("the model was loaded first"))
     data = [{"ask": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in rows()]
     with pytest.raises(InputError, match=r"no usable row \(no prompt: the columns are ask, chosen, rejected; known"):
-        Session(config(folder, tmp_path / "run", train_data=write(folder, data)))
+        open_all(config(folder, tmp_path / "run", train_data=write(folder, data)))
     assert not (tmp_path / "run").exists()

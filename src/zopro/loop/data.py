@@ -1,0 +1,78 @@
+"""The rows of one run, as its model reads them: prompts rendered and encoded, what cannot be trained on left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
+
+from zopro import tasks
+from zopro.config import RunConfig
+from zopro.tasks import Example, Task
+from zopro.text import chat
+from zopro.text.frame import Frame, frame_of
+
+
+@dataclass(frozen=True)
+class Item:
+    """An example with its prompt rendered: as text (what trainers get) and as token ids (what the engine gets)."""
+
+    prompt: str
+    ids: list[int]
+    example: Example
+
+
+@dataclass(frozen=True)
+class Data:
+    """train: items to learn from, in seeded order. eval: held-out items. rows: how many of each, and what was left out.
+    remarks: lines on how the rows were read."""
+
+    task: Task
+    train: list[Item]
+    eval: list[Item]
+    rows: str
+    remarks: list[str]
+
+    def texts(self, frame: Frame) -> Iterator[str]:
+        """Prompts and answers as they are encoded."""
+        for item in (*self.train, *self.eval):
+            for answer in (item.example.chosen, item.example.rejected):
+                yield item.prompt + frame.write(answer or "")
+
+
+def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """The run's data. Raises InputError: it cannot be read, or no row of it can be used."""
+    item, frame = partial(_item, tokenizer), frame_of(tokenizer)
+
+    def unfit(example: Example) -> str | None:
+        return _unfit(tokenizer, frame, item(example), config.max_prompt_length)
+
+    fit = tasks.Fit(partial(chat.render_prompt, tokenizer))
+    found = tasks.load(config, config.eval_prompts, config.seed, refuse=unfit, fit=fit)
+    left_out = "".join(f"; left out {count}: {reason}" for reason, count in found.dropped.items())
+    rows = f"{len(found.train)} training rows, {len(found.eval)} held-out prompts{left_out}"
+    return Data(found.task, [*map(item, found.train)], [*map(item, found.eval)], rows, found.remarks())
+
+
+def _item(tokenizer: PreTrainedTokenizerBase, example: Example) -> Item:
+    prompt = chat.render_prompt(tokenizer, example.prompt, example.tools)
+    return Item(prompt, tokenizer(prompt)["input_ids"], example)
+
+
+def _unfit(tokenizer: PreTrainedTokenizerBase, frame: Frame, item: Item, longest: int) -> str | None:
+    """Why a row is left out: its prompt is too long, or the chat template does not give back what it is given."""
+    example = item.example
+    if not item.ids:
+        return "prompt has no token"
+    if len(item.ids) > longest:
+        return "prompt is longer than max_prompt_length"
+    if (role := chat.lost_message(example.prompt, item.prompt)) is not None:
+        return f"the chat template leaves out or changes the {role}'s message"
+    for answer in (example.chosen, example.rejected):
+        if answer is not None:
+            whole = chat.render_answered(tokenizer, example.prompt, answer, example.tools)
+            if not whole.startswith(item.prompt + frame.write(answer)):
+                return "the chat template changes the answer"
+    return None

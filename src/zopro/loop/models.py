@@ -1,0 +1,127 @@
+"""The models of one run: the base loaded once, the policies over it, the reward model, and the judge of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from zopro.config import RunConfig
+from zopro.engine.local.abilities import abilities
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.models import resolve_device, resolve_dtype, sequence_classifier
+from zopro.engine.local.quantised import check_trainable
+from zopro.engine.local.starts import load_start, tokenizer_home
+from zopro.engine.local.targets import check_targets, new_adapter
+from zopro.errors import InputError
+from zopro.judges import Judge, make_judge
+from zopro.loop.data import Data
+from zopro.loop.policies import Policies
+from zopro.rewards import RewardModel
+from zopro.system.random_state import derived_seed, preserve_random_state
+from zopro.text import chat
+from zopro.text.frame import Frame, check_vocabulary, declared_stops, frame_of
+from zopro.text.tokenizer import load_tokenizer
+
+FULL_REWARD_RANK = 8  # of the reward model's adapter where the policy has none (lora_r: 0)
+
+
+@dataclass(frozen=True)
+class Models:
+    """frame: how an answer is written after a prompt, and where it ends. max_length: tokens of the longest prompt, the
+    longest completion and the ending that one cut short gets. reward: the one live reward model."""
+
+    tokenizer: PreTrainedTokenizerBase
+    frame: Frame
+    base: Any
+    policies: Policies
+    reward: RewardModel
+    judge: Judge
+    max_length: int
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        return sorted(self.frame.stops)
+
+    def reward_from(self, folder: Path) -> RewardModel:
+        """The one live reward model, with the weights saved in `folder`."""
+        self.reward.restore(folder)
+        return self.reward
+
+    def texts(self, completion_ids: Sequence[Sequence[int]]) -> list[str]:
+        """The answers that sampled completions hold."""
+        return [self.frame.read(ids) for ids in completion_ids]
+
+    def answer_length(self, answer: str) -> int:
+        """Tokens of an answer in its frame."""
+        written = self.tokenizer(self.frame.write(answer), add_special_tokens=False)["input_ids"]
+        return len(written) + len(self.frame.ending)
+
+    def remarks(self) -> Iterator[str]:
+        """What is unusual about the model and its text, a line each."""
+        vocabulary = self.base.get_input_embeddings().weight.shape[0]
+        if beyond := [token for token in self.eos_token_ids if token >= vocabulary]:
+            yield f"the model declares stop tokens that its vocabulary of {vocabulary} does not have: {beyond}"
+        if options := chat.turn_of(self.tokenizer).options:
+            named = ", ".join(f"{name}={value}" for name, value in options.items())
+            yield f"the chat template is rendered with {named}: else an answer would stand inside its reasoning"
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            yield "the chat template writes the date: prompts of a run resumed on another day are not the same"
+
+
+def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Data) -> Models:
+    """The run's models. Raises InputError: the model, the lengths or the data do not fit each other."""
+    device = resolve_device(config.device)
+    base = _load_base(config, device)
+    _check_context(base, config)
+    frame = frame_of(tokenizer, declared_stops(base))
+    check_trainable(base, config.lora_r)
+    if config.lora_r:
+        check_targets(base, config)
+
+    def load(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+        return _load(config, path, device), load_tokenizer(tokenizer_home(path), config.trust_remote_code)
+
+    judge = make_judge(config.judge, data.task, base, tokenizer, load, config)
+    check_vocabulary(tokenizer, base, frame, data.texts(frame))
+    policies = Policies(base, config)
+    with nullcontext() if policies.full else policies.open(None):
+        pass  # what PEFT refuses, it refuses now
+    max_length = config.max_prompt_length + config.max_completion_length + len(frame.ending)
+    reward = RewardModel(_classifier(config, tokenizer, base), tokenizer, max_length, frame)
+    return Models(tokenizer, frame, base, policies, reward, judge, max_length)
+
+
+def _load(config: RunConfig, path: str, device: torch.device) -> Any:
+    return load_start(path, resolve_dtype(config.dtype, device), device, config.trust_remote_code)
+
+
+def _load_base(config: RunConfig, device: torch.device) -> Any:
+    base = _load(config, config.model, device).requires_grad_(False)
+    abilities(causal_parts(base))  # refuses an architecture, or says what it costs, before anything runs
+    return base
+
+
+def _classifier(config: RunConfig, tokenizer: PreTrainedTokenizerBase, base: Any) -> Any:
+    """The reward model's network, made while the base is without adapters: it shares weights by their plain names."""
+    full = config.lora_r == 0
+    shared = _load_base(config, base.device) if full else base
+    classifier = sequence_classifier(shared, tokenizer, derived_seed(config.seed, "reward head"))
+    with preserve_random_state():
+        torch.manual_seed(derived_seed(config.seed, "reward adapter"))
+        return new_adapter(classifier, replace(config, lora_r=FULL_REWARD_RANK) if full else config, "SEQ_CLS")
+
+
+def _check_context(model: Any, config: RunConfig) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    needed = config.max_prompt_length + config.max_completion_length
+    if context is not None and needed > context:
+        raise InputError(
+            f"max_prompt_length: with max_completion_length must fit the model's context of {context} tokens, "
+            f"got {config.max_prompt_length} + {config.max_completion_length}. Lower one of them."
+        )

@@ -1,0 +1,85 @@
+"""One run in progress: its configuration, its directory and its processes. The first of three that a stage is given."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zopro.config import RunConfig
+from zopro.store.rundir import RunDirectory
+from zopro.system.launch import Processes
+from zopro.system.random_state import derived_seed
+from zopro.train.callbacks import MetricsCallback, SnapshotCallback, check_reports
+from zopro.train.checkpoints import newest
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage reads its settings from and writes its output to.
+
+    store: the run directory. processes: those that work on the run; only the first one writes.
+    """
+
+    config: RunConfig
+    store: RunDirectory
+    processes: Processes
+    quiet: bool = False
+    _bars: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def say(self, line: str) -> None:
+        """One line of progress on stderr."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def seed(self, *names: object) -> int:
+        """The seed of one use of randomness, by names that no other use has."""
+        return derived_seed(self.config.seed, *names)
+
+    def callback(self, stage: str, iteration: int | None) -> MetricsCallback:
+        """Writes what a stage's trainer logs to metrics.jsonl, and draws its bar."""
+        made = MetricsCallback(self.store.log, stage, iteration, quiet=self.quiet)
+        self._bars.callback(made.close)
+        return made
+
+    def snapshots(self, kind: str, iteration: int, save: Callable[[Path], object]) -> list[SnapshotCallback]:
+        """The callback that keeps weights inside an iteration, if the run does.
+
+        What a stopped attempt left goes, unless the attempt is continued from its checkpoint.
+        """
+        if not self.processes.first:
+            return []
+        folder = self.store.snapshots(kind, iteration)
+        if newest(self.store.trainer("refine" if kind == "reward" else kind, iteration))[1] is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        every = self.config.snapshot_every
+        return [SnapshotCallback(save, folder, every)] if every else []
+
+    @contextmanager
+    def stage(self, name: str, iteration: int | None) -> Iterator[None]:
+        """Time one stage; what an interrupted attempt at it had logged after its checkpoint is dropped first."""
+        self.store.discard(name, iteration, after=newest(self.store.trainer(name, iteration))[0])
+        with self._bars, self.store.usage.stage(name, iteration) as spent:
+            yield
+        self.stage_ended(name, iteration, spent())
+
+    def stage_ended(self, name: str, iteration: int | None, seconds: float) -> None:
+        """Say so in metrics.jsonl: seconds of all processes that worked on it, and the run's peak memory so far."""
+        usage = self.store.usage
+        line = {"stage": name, "iteration": iteration, "step": None, "event": "end"}
+        self.store.log({**line, "seconds": round(seconds, 3), "peak_rss_mb": usage.peak_rss_mb()})
+        usage.note()
+
+
+def open_run(config: RunConfig, resume: bool, quiet: bool, processes: Processes, began: float | None = None) -> Run:
+    """Open a run whose directory fits; a new one is not on the disk yet. `began` as in `open_all`.
+
+    Raises:
+        InputError: the directory is of another configuration, or in use; or nothing can report to `report_to`.
+    """
+    store = RunDirectory(config, resume, processes.first, began)
+    check_reports(config.report_to)
+    return Run(config, store, processes, quiet or not processes.first)

@@ -1,0 +1,110 @@
+"""The table of stages: their order, what says that one is done, who takes part, and where each iteration begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zopro.compare import jobs
+from zopro.compare.plan import Job
+from zopro.config import RunConfig
+from zopro.loop import table
+from zopro.loop.recording import Origin, origin_of
+from zopro.loop.run import Run
+from zopro.loop.table import walk
+from zopro.store.rundir import RunDirectory
+from zopro.system.launch import Processes
+
+LOOP = ["policy", "pairs", "refine", "evaluation"]
+
+
+def config(folder: Path, **options: Any) -> RunConfig:
+    return RunConfig(model="m", task="chat", train_data="x", seed=0, output_dir=str(folder), **options)
+
+
+def opened(options: RunConfig, ranks: int = 1) -> Run:
+    processes = Processes()
+    processes.size = ranks
+    return Run(options, RunDirectory(options, resume=False), processes, quiet=True)
+
+
+def test_each_iteration_has_the_stages_of_the_loop() -> None:
+    before = [("sft", None), ("reward", None), ("evaluation", None)]
+    loop = [(name, iteration) for iteration in range(2) for name in LOOP]
+    assert [(stage.name, iteration) for stage, iteration in walk(2)] == [*before, *loop]
+
+
+def test_every_stage_has_an_output_of_its_own(tmp_path: Path) -> None:
+    store = opened(config(tmp_path / "run")).store
+    stages = list(walk(2))
+    for number, (stage, iteration) in enumerate(stages):
+        assert not stage.done(store, iteration)
+        output = stage.output(store, *(() if iteration is None else (iteration,)))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()
+        assert [s.done(store, i) for s, i in stages] == [n <= number for n in range(len(stages))]
+
+
+@pytest.mark.parametrize(
+    ("method", "warm_start", "shared"),
+    [
+        ("zopro", "first_order", [False, True]),
+        ("zopro-paper", "sft", [True, True]),
+        ("mezo", "spsa", [True, True]),
+        ("guided", "first_order", [False, False]),
+        ("rloo", "spsa", [False, False]),
+    ],
+)
+def test_all_ranks_take_part_in_zeroth_order_steps_alone(
+    method: str, warm_start: str, shared: list[bool], tmp_path: Path
+) -> None:
+    options = config(tmp_path / "run", method=method, warm_start=warm_start)
+    many, one = opened(options, ranks=2), opened(options)
+    for stage, iteration in walk(2):
+        expected = stage.name == "policy" and iteration is not None and shared[iteration]
+        assert stage.for_all(many, iteration) is expected
+        assert not stage.for_all(one, iteration)
+
+
+def test_a_comparison_prepares_what_a_run_does_without_its_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, done = opened(config(tmp_path / "run")), []
+
+    def work(name: str) -> Any:
+        return lambda run, models, data, *iteration: done.append((name, *iteration))
+
+    stages = tuple(replace(stage, function=work(stage.name)) for stage in table.STAGES)
+    monkeypatch.setattr(table, "STAGES", stages)
+    monkeypatch.setattr(jobs, "measure", lambda run, models, data, policy, job: policy)
+    run.store.reward(0).mkdir(parents=True)
+    given: Any = (run, None, type("Data", (), {"rows": ""}))
+    assert jobs._prepare(*given, Job("prepare", "sft"))["start"] == run.store.sft()
+    assert done == [("sft",)], "the first reward model is there already"
+    done.clear()
+    assert jobs._prepare(*given, Job("prepare", "iteration"))["start"] == run.store.policy(0)
+    assert done == [("sft",), ("policy", 0), ("pairs", 0), ("refine", 0)]
+
+
+def test_where_an_iteration_begins(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sft, initial, policy, reward = run / "sft", run / "initial", run / "policy", run / "reward"
+    options = config(run, method="zopro")
+    store = RunDirectory(options, resume=False)
+    first = {
+        "first_order": Origin(run, 0, "rloo", sft),
+        "spsa": Origin(run, 0, "mezo", sft),
+        "sft": Origin(run, 0, "zopro", sft, (sft, initial)),
+        None: Origin(run, 0, "zopro", sft),
+    }
+    assert {start: origin_of(options, store, 0, start) for start in first} == first
+    whole = replace(options, lora_r=0)
+    assert origin_of(whole, store, 0, "sft").previous_update == (sft, Path("m"))
+    for start in first:
+        for iteration, folders in ((1, (policy / "000", sft)), (2, (policy / "001", policy / "000"))):
+            rewards = reward / f"{iteration:03d}", reward / f"{iteration - 1:03d}"
+            expected = Origin(run, iteration, "zopro", folders[0], folders, rewards)
+            assert origin_of(options, store, iteration, start) == expected
