@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 from zopro.compare.jobs import job_trainer
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
-from zopro.loop.evaluation import Z95, mean_interval
 from zopro.loop.session import Session
+from zopro.system.statistics import Z95, mean_interval
 from zopro.weights.adapters import tensor_name
 from zopro.weights.updates import policy_update
 from zopro.zo.directions import sublayer

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "text": "errors choices system config",
     "weights": "errors system config",
     "store": "errors choices system config zo",
-    "engine": "errors choices system config text zo weights",
+    "engine": "errors choices system config text zo weights store",
     "judges": "errors choices system config text tasks store",
     "analysis": "errors system config weights store",
     "train": "errors choices system config text objectives zo weights store engine",

@@ -24,6 +24,7 @@ from zopro.errors import InputError
 from zopro.loop.recording import digest
 from zopro.store.durable import whole_folder
 from zopro.store.journal import Header, Journal, read
+from zopro.store.layout import Layout, numbered
 from zopro.system.threads import torch_threads
 from zopro.weights.adapters import tensor_name
 from zopro.weights.saving import save_tensors
@@ -47,12 +48,13 @@ def replay(
             is not empty.
     """
     run, out = Path(run), Path(out)
-    if not (run / "config.yaml").is_file():
+    layout = Layout(run)
+    if not layout.config().is_file():
         raise InputError(f"RUN: must be a run directory, got '{run}' (no config.yaml in it).")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
-    iteration, path = _find(run, iteration)
-    config, journal = load_config(run / "config.yaml"), read(path)
+    iteration, path = _find(layout, iteration)
+    config, journal = load_config(layout.config()), read(path)
     steps = len(journal.steps) if to_step is None else to_step
     if not 0 <= steps <= len(journal.steps):
         raise InputError(f"--to-step: must lie in [0, {len(journal.steps)}], the journal's steps, got {steps}.")
@@ -62,7 +64,7 @@ def replay(
         tensors = rebuild(run, config, journal, steps)
     with whole_folder(out) as partial:
         _write(start, tensors, partial)
-    last = run / "policy" / f"{iteration:03d}"
+    last = layout.policy(iteration)
     compared = last.exists() and steps == len(journal.steps)
     return {
         "run": str(run),
@@ -106,15 +108,15 @@ def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-def _find(run: Path, iteration: int | None) -> tuple[int, Path]:
-    found = {int(path.parent.name): path for path in sorted((run / "iterations").glob("[0-9]*/journal.jsonl"))}
+def _find(layout: Layout, iteration: int | None) -> tuple[int, Path]:
+    found = {number: path for number in numbered(layout.iterations()) if (path := layout.journal(number)).is_file()}
     if iteration is None and found:
         iteration = max(found)
     if iteration is None or iteration not in found:
         which = f"iteration {iteration} of " if iteration is not None else ""
         has = f"iterations with a journal: {', '.join(map(str, found))}" if found else "no iteration has a journal"
         raise InputError(
-            f"--iteration: must be a zeroth-order one, whose steps are in a journal, got {which}'{run}' ({has}). "
+            f"--iteration: must be a zeroth-order one, whose steps are in a journal, got {which}'{layout.path}' ({has}). "
             "First-order steps cannot be rebuilt from scalars: use zopro export."
         )
     return iteration, found[iteration]

@@ -56,7 +56,7 @@ def summary(
     final = evaluations[-1]
     return {
         "run": str(directory.path),
-        "report": str(directory.path / "report.html"),
+        "report": str(directory.layout.report()),
         "method": config.method,
         "seconds": round(sum(stages.values()), 3),
         "peak_rss_mb": max(attempt["peak_rss_mb"] for attempt in used),
@@ -83,7 +83,7 @@ def summary(
 
 def exchanged_bytes(directory: RunDirectory, iterations: int) -> int:
     """What one rank handed to the others in the median zeroth-order step, by the journals; 0 for a single process."""
-    paths = [directory.iteration(iteration) / "journal.jsonl" for iteration in range(iterations)]
+    paths = map(directory.journal, range(iterations))
     sizes = [step.exchanged_bytes for path in paths if path.exists() for step in read(path).steps]
     return median_low(sizes) if sizes else 0
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from zopro.analysis.reading.tensors import Stored, read_header
 from zopro.errors import InputError
+from zopro.store.layout import Layout, numbered
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -100,18 +101,17 @@ def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
     """
     if not run.is_dir():
         raise InputError(f"RUN: must be a run directory, got '{run}' (no such folder).")
-    if not (run / "sft").is_dir() and not (run / "policy").is_dir():
+    layout = Layout(run)
+    if not layout.sft().is_dir() and not layout.policies().is_dir():
         raise InputError(f"RUN: must hold the folders sft and policy of a run, got '{run}'.")
-    policy = [read(run / "sft", "SFT")]
-    for folder in _numbered(run / "policy"):
-        number = int(folder.name)
-        policy += _snapshots(run / "snapshots" / "policy" / folder.name, "policy", number)
+    policy = [read(layout.sft(), "SFT")]
+    for number, folder in numbered(layout.policies()).items():
+        policy += _snapshots(layout, "policy", number)
         policy.append(read(folder, f"policy {number}", iteration=number))
     reward: list[Checkpoint] = []
-    for folder in _numbered(run / "reward"):
-        number = int(folder.name)
+    for number, folder in numbered(layout.rewards()).items():
         if reward:
-            reward += _snapshots(run / "snapshots" / "reward" / f"{number - 1:03d}", "reward", number - 1)
+            reward += _snapshots(layout, "reward", number - 1)
         reward.append(read(folder, f"reward {number}", iteration=number - 1 if number else None))
     return Trajectory("policy", policy), Trajectory("reward", reward)
 
@@ -193,15 +193,10 @@ def _pickled(folder: Path) -> str:
     return next((name for name in PICKLES if (folder / name).exists()), "")
 
 
-def _numbered(folder: Path) -> list[Path]:
-    entries = folder.iterdir() if folder.is_dir() else []
-    return sorted((entry for entry in entries if entry.name.isdigit()), key=lambda entry: int(entry.name))
-
-
-def _snapshots(folder: Path, name: str, iteration: int) -> list[Checkpoint]:
+def _snapshots(layout: Layout, kind: str, iteration: int) -> list[Checkpoint]:
     return [
-        read(place, f"{name} {iteration}, step {int(place.name)}", iteration, int(place.name))
-        for place in _numbered(folder)
+        read(place, f"{kind} {iteration}, step {step}", iteration, step)
+        for step, place in numbered(layout.snapshots(kind, iteration)).items()
     ]
 
 
