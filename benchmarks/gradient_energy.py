@@ -105,7 +105,7 @@ def main() -> None:
         trainer.args.max_grad_norm = 0.0  # as they are, not clipped
         trainer.add_callback(gradients)
         trainer.train()
-    mu = dict(policy_update(config, session.directory.policy(0), session.directory.sft()))
+    mu = dict(policy_update(session.directory.policy(0), session.directory.sft(), full=config.lora_r == 0))
     whole = torch.stack([torch.cat([kept[name].flatten() for name in mu]) for kept in gradients.kept]).double()
     total, error, own = energies(whole)
     slopes = torch.stack([coordinates(kept, mu, GROUPS["model"]) for kept in gradients.kept]).flatten()

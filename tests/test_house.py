@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "tasks": "errors choices",
     "zo": "errors choices",
     "text": "errors choices system config",
-    "weights": "errors system config",
+    "weights": "errors",
     "store": "errors choices system config zo",
     "engine": "errors choices system config text zo weights store",
     "judges": "errors choices system config text tasks store",
@@ -74,6 +74,10 @@ ONLY = {
     "Triton and CUDA graphs": (
         {"engine.gpu"},
         {"triton", "CUDAGraph", "make_graphed_callables", "graph_pool_handle", "cudagraph_mark_step_begin"},
+    ),
+    "files of named tensors": (
+        {"weights"},
+        {"safe_open", "load_file", "save_file"},
     ),
     "TRL's trainers": (
         {"train", "rewards", "loop", "bench"},

@@ -34,10 +34,10 @@ from zopro.system.random_state import preserve_random_state
 from zopro.text import chat
 from zopro.text.frame import check_vocabulary, declared_stops, frame_of, token_ids
 from zopro.text.tokenizer import load_tokenizer
-from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, adapter_tensors
+from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE, MODEL_INDEX, adapter_tensors
 from zopro.weights.saving import save_tensors, save_weights
 
-_WEIGHTS = (ADAPTER_FILE, "model.safetensors", "model.safetensors.index.json")
+_WEIGHTS = (ADAPTER_FILE, MODEL_FILE, MODEL_INDEX)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zopro.config import RunConfig
@@ -26,9 +25,10 @@ from zopro.store.durable import whole_folder
 from zopro.store.journal import Header, Journal, read
 from zopro.store.layout import Layout, numbered
 from zopro.system.threads import torch_threads
-from zopro.weights.adapters import tensor_name
+from zopro.weights.adapters import tensor_files, tensor_name
 from zopro.weights.saving import save_tensors
-from zopro.weights.updates import policy_update, read_tensor, reward_update, tensor_files
+from zopro.weights.tensors import read_tensor, read_whole
+from zopro.weights.updates import policy_update, reward_update
 from zopro.zo import SPSA, Directions, Targeted
 from zopro.zo.directions import NOISE_KINDS, LowRank, noise_source
 
@@ -95,7 +95,7 @@ def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[
     directions = _directions(run, config, header)
     files = tensor_files(run / header.start)
     device = torch.device(header.device)
-    tensors = {name: tensor.to(device) for file in set(files.values()) for name, tensor in load_file(file).items()}
+    tensors = {name: tensor.to(device) for file in set(files.values()) for name, tensor in read_whole(file).items()}
     trained = [
         (tensor_name(name), tensor) for name, tensor in tensors.items() if tensor_name(name) not in header.untrained
     ]
@@ -139,8 +139,10 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
         return _noise(noise, {})
     after, before = made["previous_update"]
     base = not (run / before).exists()  # the base model, by its own name
-    mu = policy_update(config, run / after, None if base else run / before)
-    v = reward_update(config, *(run / folder for folder in made["reward_update"])) if made["reward_update"] else {}
+    full, before = config.lora_r == 0, Path(config.model) if base else run / before
+    mu = policy_update(run / after, before, full)
+    folders = [run / folder for folder in made["reward_update"] or ()]
+    v = reward_update(*folders, full, config.lora_alpha) if folders else {}
     return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], _noise(noise, mu))
 
 
