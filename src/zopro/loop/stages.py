@@ -19,10 +19,10 @@ from zopro.loop.policy_stage import iteration_items
 from zopro.loop.session import Item, Session, batches, trimmed
 from zopro.rewards import Pair, Scored
 from zopro.rewards.sequences import Sequences
-from zopro.rewards.training import quiet_arguments
 from zopro.store import shown
 from zopro.store.rundir import read_rows, whole_folder
 from zopro.system.random_state import preserve_random_state
+from zopro.train.arguments import quiet_arguments
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import checkpointed, fit
 
