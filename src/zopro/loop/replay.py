@@ -142,7 +142,7 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
     full, before = config.lora_r == 0, Path(config.model) if base else run / before
     mu = policy_update(run / after, before, full)
     folders = [run / folder for folder in made["reward_update"] or ()]
-    v = reward_update(*folders, full, config.lora_alpha) if folders else {}
+    v = reward_update(folders[0], folders[1], full, config.lora_alpha) if folders else {}
     return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], _noise(noise, mu))
 
 
