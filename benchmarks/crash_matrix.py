@@ -39,6 +39,7 @@ from forked_run import Run
 
 from zopro.demo import SETTINGS
 from zopro.store.durable import whole_lines
+from zopro.store.layout import Layout
 
 SIZES: dict[str, dict[str, Any]] = {
     "demo": {"pretraining": 450, "rows": 2000, "test_rows": 200, "run": {"iterations": 3}},
@@ -119,7 +120,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
 
 def logged(run: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl."""
-    path = run / "metrics.jsonl"
+    path = Layout(run).metrics()
     return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
 
 
@@ -138,12 +139,12 @@ def where(run: Path) -> str:
     """The stage and step that a run died in, as far as its directory tells."""
     lines = logged(run)
     if not lines:
-        return "start or sft" if (run / "config.yaml").exists() else "start"
+        return "start or sft" if Layout(run).config().exists() else "start"
     last = lines[-1]
     name = last["stage"] + ("" if last["iteration"] is None else f" {last['iteration']}")
     if last.get("event") == "end":
         return f"after {name}"
-    checkpoints = [path.name for path in run.glob("trainer/*/checkpoint-*")]
+    checkpoints = [path.name for path in Layout(run).trainers().glob("*/checkpoint-*")]
     return f"{name} step {last['step']}" + (f" ({checkpoints[0]})" if checkpoints else "") if last["step"] else name
 
 
@@ -224,7 +225,7 @@ def disturb(
 def _due(run: Run, out: Path, moment: float, timeline: list[tuple[float, Any]]) -> Callable[[], bool]:
     """Whether a run is as far as the undisturbed one was at `moment`: by metrics.jsonl and the time since a line."""
     begun, line = max(((second, line) for second, line in timeline if second <= moment), default=(0.0, None))
-    path, size, seen = out / "metrics.jsonl", -1, run.seconds if line is None else math.inf
+    path, size, seen = Layout(out).metrics(), -1, run.seconds if line is None else math.inf
 
     def due() -> bool:
         nonlocal size, seen

@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 from zopro.compare.jobs import job_trainer
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
-from zopro.loop.evaluation import Z95, mean_interval
 from zopro.loop.opening import open_all
+from zopro.system.statistics import Z95, mean_interval
 from zopro.weights.adapters import tensor_name
 from zopro.weights.updates import policy_update
 from zopro.zo.directions import sublayer
@@ -108,7 +108,7 @@ def main() -> None:
         trainer.args.max_grad_norm = 0.0  # as they are, not clipped
         trainer.add_callback(gradients)
         trainer.train()
-    mu = dict(policy_update(config, run.store.policy(0), run.store.sft()))
+    mu = dict(policy_update(run.store.policy(0), run.store.sft(), full=config.lora_r == 0))
     whole = torch.stack([torch.cat([kept[name].flatten() for name in mu]) for kept in gradients.kept]).double()
     total, error, own = energies(whole)
     slopes = torch.stack([coordinates(kept, mu, GROUPS["model"]) for kept in gradients.kept]).flatten()

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zopro.store.layout import Layout
+
 METRICS = {
     "update_angle_degrees": ("angle, policy to reward model", 2),
     "update_pearson": ("Pearson", 4),
@@ -48,7 +50,7 @@ def rows(run: Path, analysis: dict[str, Any], view: str) -> list[str]:
 
 
 def main() -> None:
-    runs = {Path(name): json.loads((Path(name) / "analysis.json").read_text("utf-8")) for name in sys.argv[1:]}
+    runs = {Path(name): json.loads(Layout(name).analysis().read_text("utf-8")) for name in sys.argv[1:]}
     if not runs:
         raise SystemExit(__doc__)
     for view in ("factors", "product"):

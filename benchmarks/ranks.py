@@ -31,6 +31,7 @@ def worker(options: dict[str, Any]) -> None:
     """Measure on this process; the first one prints the result as the last line."""
     import torch.distributed as dist
 
+    from zopro.bench.clock import Watch
     from zopro.bench.measure import _Steps, step_trainer
     from zopro.bench.work import Work, build
     from zopro.system.launch import counted, launched, see_one_gpu
@@ -41,8 +42,10 @@ def worker(options: dict[str, Any]) -> None:
         see_one_gpu()
     work, sizes = Work(**options), list[int]()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = step_trainer(build(work), work.steps + 1, folder)
-        steps = _Steps(trainer.clock, lambda: None)
+        setting = build(work)
+        watch = Watch(setting.policy.device)
+        trainer = step_trainer(setting, work.steps + 1, folder, watch)
+        steps = _Steps(watch, lambda: None)
         trainer.add_callback(steps)
         with counted(sizes.append):
             trainer.train()

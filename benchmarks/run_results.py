@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from zopro.store import shown
+from zopro.store.layout import Layout
 
 SAMPLES = 3
 SHOWN = (
@@ -21,8 +22,8 @@ SHOWN = (
 
 
 def section(run: Path) -> str:
-    config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
-    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    config = yaml.safe_load(Layout(run).config().read_text("utf-8"))
+    summary = json.loads(Layout(run).summary().read_text("utf-8"))
     lines = [shown.named(line) for line in summary["evaluations"]]
     rows = ["| | " + " | ".join("SFT" if x["iteration"] is None else f"iteration {x['iteration']}" for x in lines) + " |"]
     rows.append("|---" * (len(lines) + 1) + "|")

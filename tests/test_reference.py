@@ -139,7 +139,10 @@ def test_a_run_chooses_mu_and_v_as_the_reference_does(tmp_path: Path, lora_r: in
         origin = origin_of(config, directory, i, config.warm_start)
         assert origin.start == directory.policy(i - 1)
         assert origin.previous_update and origin.reward_update
-        ours = policy_update(config, *origin.previous_update), reward_update(config, *origin.reward_update)
+        ours = (
+            policy_update(*origin.previous_update, full=config.lora_r == 0),
+            reward_update(*origin.reward_update, full=config.lora_r == 0, alpha=config.lora_alpha),
+        )
         for found, expected in zip(ours, (mu, v), strict=True):
             common = {name: found[name] for name in found if name in mu}
             assert common.keys() == expected.keys()
@@ -149,7 +152,7 @@ def test_a_run_chooses_mu_and_v_as_the_reference_does(tmp_path: Path, lora_r: in
     origin = origin_of(config, directory, 0, "sft")
     assert origin.previous_update and origin.reward_update is None
     mu, _ = reference.previous_updates([before, policies[0]], [{}, {}], 1)
-    found = policy_update(config, *origin.previous_update)
+    found = policy_update(*origin.previous_update, full=config.lora_r == 0)
     assert found.keys() == mu.keys() and all(torch.equal(found[name], mu[name]) for name in mu)
 
 

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 
 from walks import dense_walk, lora_walk, write
 from zopro.analysis.analyse import analyse
-from zopro.analysis.reading.checkpoints import AdapterOptions, of_folder, of_run, plain
+from zopro.analysis.reading.checkpoints import AdapterOptions, of_folder, of_run
 from zopro.analysis.reading.parts import Part, pair
 from zopro.errors import InputError
 from zopro.system.threads import torch_threads
+from zopro.weights.adapters import weight_name
 
 A, B = "base_model.model.model.layers.0.up.lora_A.weight", "base_model.model.model.layers.0.up.lora_B.weight"
 
@@ -126,7 +127,7 @@ def test_numbers_that_are_none_are_named(tmp_path, bad, name):
     tensors[name][1, 1] = bad
     place = write(reward / "2", tensors)
     message = refused(policy, reward)
-    assert str(place / "adapter_model.safetensors") in message and plain(name) in plain(message)
+    assert str(place / "adapter_model.safetensors") in message and weight_name(name) in message
 
 
 def test_a_whole_model_with_nan(tmp_path):
@@ -206,10 +207,10 @@ def test_the_size_of_the_product_follows_the_adapter_configuration():
 
 
 def test_names_lose_what_peft_wraps_around_them():
-    assert plain("base_model.model.model.a.lora_A.my_adapter.weight") == "model.a.lora_A.weight"
-    assert plain("base_model.model.score.modules_to_save.default.weight") == "score.weight"
-    assert plain("base_model.model.emb.lora_embedding_A.default") == "emb.lora_embedding_A"
-    assert plain(A) == "model.layers.0.up.lora_A.weight"
+    assert weight_name("base_model.model.model.a.lora_A.my_adapter.weight") == "model.a.lora_A.weight"
+    assert weight_name("base_model.model.score.modules_to_save.default.weight") == "score.weight"
+    assert weight_name("base_model.model.emb.lora_embedding_A.default") == "emb.lora_embedding_A"
+    assert weight_name(A) == "model.layers.0.up.lora_A.weight"
 
 
 def test_layers_and_modules_are_read_from_names():

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from walks import lora_walk
 from zopro.analysis.numbers.gram import gram_matrices
-from zopro.analysis.reading import streaming, tensors
+from zopro.analysis.reading import streaming
 from zopro.analysis.reading.checkpoints import of_folder
 from zopro.analysis.reading.parts import pair
 from zopro.analysis.reading.streaming import Points
+from zopro.weights import tensors
 
 
 @pytest.mark.parametrize("lora", [True, False])

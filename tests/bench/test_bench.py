@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zopro.bench import command, kinds, measure
+from zopro.bench.clock import Watch
 from zopro.bench.command import bench_step, table
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Work, build
@@ -45,17 +46,18 @@ class Counted(TorchDispatchMode):
 @pytest.mark.parametrize("beta", [0.0, 0.05])
 def test_a_step_passes_no_token_more_than_its_floor(sides: int, evaluation: str, beta: float, tmp_path: Any) -> None:
     setting = build(dataclasses.replace(TINY, sides=sides, evaluation=evaluation, beta=beta))
-    trainer = measure.step_trainer(setting, 3, str(tmp_path))
+    watch = Watch(setting.policy.device)
+    trainer = measure.step_trainer(setting, 3, str(tmp_path), watch)
     passes, counted, seen = floor_passes(setting), Counted(setting), []
 
     def after() -> None:
         step = counted.counts.copy()
         counted.counts.clear()
-        passes(trainer.clock)
+        passes(watch)
         seen.append((step, counted.counts.copy()))
         counted.counts.clear()
 
-    trainer.add_callback(measure._Steps(trainer.clock, after))
+    trainer.add_callback(measure._Steps(watch, after))
     with counted:
         trainer.train()
     for step, floor in seen[1:]:  # the first one compares L(theta) with an evaluation

@@ -6,13 +6,11 @@ import math
 from typing import Any
 
 import pytest
-import torch
 
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import (
     differences,
     gain_ratios,
-    interval,
     markdown,
     method_summary,
     reward_at,
@@ -29,25 +27,6 @@ def curve(*points: tuple[float, float, float]) -> dict[str, Any]:
         for i, (s, r, k) in enumerate(points)
     ]
     return {"curve": rows, "peak_mb": 1000.0, "seconds_per_step": 0.5, "learning_rate": 1e-4, "seeds": 1, "search": []}
-
-
-def test_the_interval_covers_what_it_should() -> None:
-    """Prompts and seeds both drawn anew: the true mean, 0, is inside about 95 times in 100."""
-    generator = torch.Generator().manual_seed(0)
-    inside = 0
-    for _ in range(400):
-        prompts, seeds = torch.randn(40, generator=generator), torch.randn(12, generator=generator)
-        _, low, high = interval((seeds[:, None] + prompts).tolist())
-        inside += low <= 0 <= high
-    assert 0.9 < inside / 400 < 0.985
-
-
-def test_one_seed_and_one_prompt() -> None:
-    rewards = [1.0, 2.0, 6.0]
-    mean, low, high = interval([rewards])
-    deviation = math.sqrt(sum((r - 3) ** 2 for r in rewards) / 2)
-    assert (mean, high - mean) == (3, pytest.approx(1.95996 * deviation / math.sqrt(3), rel=1e-4)) and low < mean
-    assert interval([[2.0]]) == (2.0, 2.0, 2.0)
 
 
 def test_a_method_s_seeds_are_pooled() -> None:

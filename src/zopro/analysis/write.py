@@ -18,6 +18,7 @@ from zopro.analysis.numbers.projection import available
 from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.checkpoints import of_run
 from zopro.errors import InputError
+from zopro.store.layout import Layout
 from zopro.store.rundir import write_text
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ def everything(out: Path, numbers: dict[str, Any], source: Path | None = None) -
     """Write `numbers`, their report and figures to `out`; with `source`, a run directory, the rest of the run too."""
     out.mkdir(parents=True, exist_ok=True)
     _write(out, numbers)
-    report = write_report(source or out, target=out / "report.html", analysis=numbers)
+    report = write_report(source or out, target=Layout(out).report(), analysis=numbers)
     _figures(source or out, out, numbers)
-    return {"report": str(report), "analysis": str(out / "analysis.json"), "figures": str(out / "figures")}
+    return {"report": str(report), "analysis": str(Layout(out).analysis()), "figures": str(Layout(out).figures())}
 
 
 def _of_run(run: Path, projections: list[str]) -> dict[str, Any] | None:
@@ -57,17 +58,17 @@ def _of_run(run: Path, projections: list[str]) -> dict[str, Any] | None:
         numbers = analyse(*of_run(run), projections=projections)
     except InputError as error:
         log.warning("no analysis of the trajectories: %s", error)
-        (run / "analysis.json").unlink(missing_ok=True)
+        Layout(run).analysis().unlink(missing_ok=True)
         return None
     _write(run, numbers)
     return numbers
 
 
 def _write(out: Path, numbers: dict[str, Any]) -> None:
-    write_text(out / "analysis.json", json.dumps(numbers, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(Layout(out).analysis(), json.dumps(numbers, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _figures(run: Path, out: Path, numbers: dict[str, Any] | None) -> None:
     from zopro.analysis.page.static import write_figures
 
-    write_figures(run, out / "figures", numbers)
+    write_figures(run, Layout(out).figures(), numbers)

@@ -8,10 +8,10 @@ ratio of step and floor charges to the step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
+from zopro.bench.clock import Watch
 from zopro.bench.work import Setting
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import Decoder, causal_parts, evaluating, positions
@@ -20,11 +20,8 @@ from zopro.engine.local.head import tiles
 from zopro.engine.local.shared import hidden_shared, select_rows
 from zopro.errors import InputError
 
-if TYPE_CHECKING:
-    from zopro.bench.measure import Clock
 
-
-def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
+def floor_passes(setting: Setting) -> Callable[[Watch], dict[str, float]]:
     """A function that runs the passes and returns their seconds: rollout, scoring, reference (beta > 0), log-probs."""
     work = setting.work
     if setting.classifier is None:
@@ -64,7 +61,7 @@ def floor_passes(setting: Setting) -> Callable[[Clock], dict[str, float]]:
             for first in range(0, parts.config.vocab_size, width_of_tile):
                 parts.output(piece, slice(first, first + width_of_tile))
 
-    def run(clock: Clock) -> dict[str, float]:
+    def run(clock: Watch) -> dict[str, float]:
         seconds: dict[str, float] = {}
 
         def timed(name: str, work_of: Callable[[], object], times: int = 1) -> None:

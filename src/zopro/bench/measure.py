@@ -3,59 +3,35 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
+from zopro.bench.clock import Watch
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Setting, adapter_options
 from zopro.engine.local.targets import new_adapter
 from zopro.rewards import RewardModel
-from zopro.system.launch import launched
 from zopro.system.random_state import preserve_random_state
 from zopro.text.frame import plain_frame
+from zopro.train.arguments import policy_arguments
 from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
 
 PHASES = ("rollout", "scoring", "reference", "log-probs", "perturb", "update")
+SPANS = {"log-probs": "reference", "loss/log-probs": "log-probs", "loss": "perturb"}
+"""Spans of the trainer whose phases have other names: log-probs outside of the loss are the reference policy's."""
 NO_TOKEN = -1  # as EOS: no completion ends early, so that every step has the same work
-
-
-class Clock:
-    """Seconds by name; a CUDA device is waited for at both ends of a span."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds[name] += self.now() - start
-
-    def take(self) -> dict[str, float]:
-        taken, self.seconds = dict(self.seconds), defaultdict(float)
-        return taken
 
 
 class _Steps(TrainerCallback):
     """Seconds of each step, and what to do after it (not timed)."""
 
-    def __init__(self, clock: Clock, after: Callable[[], None]) -> None:
+    def __init__(self, clock: Watch, after: Callable[[], None]) -> None:
         self.clock, self.after = clock, after
         self.steps: list[dict[str, float]] = []
 
@@ -71,45 +47,19 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         total = self.clock.now() - self.start
-        self.steps.append({**self.clock.take(), "total": total})
+        self.steps.append({SPANS.get(name, name): spent for name, spent in self.clock.take().items()} | {"total": total})
         self.after()
 
 
-class TimedTrainer(ZOPrOTrainer):
-    """ZOPrOTrainer that says where its seconds go."""
+class _NoNoise(TrainerCallback):
+    """The noise floor is measured once a run, and is no part of a step."""
 
-    clock: Clock
-    _in_loss = False
-
-    def spsa_arguments(self) -> dict[str, Any]:
-        return {**super().spsa_arguments(), "measure_noise": False}  # once a run, not once a step
-
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.clock.span("rollout"):
-            return super()._generate_single_turn(*args, **kwargs)
-
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self.clock.span("scoring"):
-            return super()._calculate_rewards(*args, **kwargs)
-
-    def _logprobs(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self.clock.span("log-probs" if self._in_loss else "reference"):
-            return super()._logprobs(*args, **kwargs)
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        outermost, self._in_loss = not self._in_loss, True
-        start, inside = self.clock.now(), self.clock.seconds["log-probs"]
-        try:
-            return super().compute_loss(*args, **kwargs)
-        finally:
-            if outermost:
-                self._in_loss = False
-                inside = self.clock.seconds["log-probs"] - inside
-                self.clock.seconds["perturb"] += self.clock.now() - start - inside
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"]).measure_noise = False
 
 
-def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
-    """Our trainer on this work, its clock running."""
+def step_trainer(setting: Setting, steps: int, folder: str, watch: Watch | None = None) -> ZOPrOTrainer:
+    """Our trainer on this work, timed by `watch`."""
     work = setting.work
     arguments = ZOPrOConfig(
         **_arguments(setting, steps, folder),
@@ -131,35 +81,32 @@ def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
             }
             for which in ("previous_update", "reward_update")
         }
-    trainer: TimedTrainer = _trainer(TimedTrainer, arguments, setting, **updates)
-    trainer.clock = Clock(trainer.accelerator.device)
+    trainer: ZOPrOTrainer = _trainer(ZOPrOTrainer, arguments, setting, **updates)
+    trainer.clock = watch
+    trainer.add_callback(_NoNoise)
     return trainer
 
 
 def peer_trainer(setting: Setting, steps: int, folder: str, checkpointing: bool) -> RLOOTrainer:
     """TRL's own trainer, first-order, on this work: its defaults, with or without gradient checkpointing."""
-    arguments = RLOOConfig(**_arguments(setting, steps, folder), gradient_checkpointing=checkpointing, learning_rate=1e-6)
-    return _trainer(RLOOTrainer, arguments, setting)
+    arguments = {**_arguments(setting, steps, folder), "gradient_checkpointing": checkpointing}
+    return _trainer(RLOOTrainer, RLOOConfig(**arguments, learning_rate=1e-6), setting)
 
 
 def _arguments(setting: Setting, steps: int, folder: str) -> dict[str, Any]:
-    work, device = setting.work, setting.policy.device
-    return {
-        "output_dir": folder,
-        "max_steps": steps,
-        "per_device_train_batch_size": work.prompts * work.num_generations // launched(),
-        "num_generations": work.num_generations,
-        "max_completion_length": work.completion_length,
-        "beta": work.beta,
-        "seed": work.seed,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "use_cpu": device.type == "cpu",
-        "dataloader_pin_memory": device.type != "cpu",
-        "dataloader_num_workers": 0,
-    }
+    work = setting.work
+    return policy_arguments(
+        output_dir=folder,
+        steps=steps,
+        seed=work.seed,
+        device=setting.policy.device,
+        logging_steps=steps + 1,  # no line is part of a step
+        prompts=work.prompts,
+        num_generations=work.num_generations,
+        max_completion_length=work.completion_length,
+        temperature=1.0,
+        beta=work.beta,
+    )
 
 
 def _trainer(trainer_cls: Any, arguments: Any, setting: Setting, **extra: Any) -> Any:
@@ -188,10 +135,11 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     """Medians over `steps` policy steps after one to warm up: step_s, phases, floor_s, floor_phases, floor_ratio."""
     work = setting.work
     floors: list[dict[str, float]] = []
+    watch = Watch(setting.policy.device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = step_trainer(setting, work.steps + 1, folder)
+        trainer = step_trainer(setting, work.steps + 1, folder, watch)
         passes = floor_passes(setting)
-        steps = _Steps(trainer.clock, lambda: floors.append(passes(trainer.clock)))
+        steps = _Steps(watch, lambda: floors.append(passes(watch)))
         trainer.add_callback(steps)
         trainer.train()
     measured, bare = steps.steps[1:], floors[1:]
@@ -212,7 +160,7 @@ def measure_peer(setting: Setting, checkpointing: bool) -> dict[str, float]:
     """Median seconds of TRL's step after one to warm up."""
     with tempfile.TemporaryDirectory() as folder:
         trainer: Trainer = peer_trainer(setting, setting.work.steps + 1, folder, checkpointing)
-        steps = _Steps(Clock(trainer.accelerator.device), lambda: None)
+        steps = _Steps(Watch(trainer.accelerator.device), lambda: None)
         trainer.add_callback(steps)
         trainer.train()
     return {"step_s": median(step["total"] for step in steps.steps[1:])}

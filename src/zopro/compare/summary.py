@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, permutations
-from statistics import NormalDist, fmean, variance
+from statistics import fmean
 from typing import Any
 
 from zopro.loop.divergence import kl_per_answer
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
+from zopro.system.statistics import crossed_interval, paired_interval
 
-Z95 = NormalDist().inv_cdf(0.975)
 Curve = Sequence[Mapping[str, Any]]
 
 
-def interval(rewards: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Mean and 95 % normal interval of rewards [seed][prompt], all seeds measured on the same prompts.
-
-    The variance of the mean is that over prompts (of each prompt's mean over seeds) plus that over seeds (of each
-    seed's mean): prompts and trainings are both samples of what could have been.
-
-    >>> interval([[1.0, 3.0]])[0]
-    2.0
-    """
-    means = [fmean(values) for values in zip(*rewards, strict=True)]
-    of_seeds = [fmean(values) for values in rewards]
-    spread = variance(means) / len(means) if len(means) > 1 else 0.0
-    spread += variance(of_seeds) / len(of_seeds) if len(of_seeds) > 1 else 0.0
-    mean, half = fmean(means), Z95 * math.sqrt(spread)
-    return mean, mean - half, mean + half
-
-
 def _point(step: float, seconds: float, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    reward, low, high = interval([line["rewards"] for line in measured])
+    reward, low, high = crossed_interval([line["rewards"] for line in measured])
     kl = kl_per_answer([fmean(line[PER_ANSWER]) for line in measured])
     return {"step": step, "seconds": seconds, "reward": reward, "reward_low": low, "reward_high": high, PER_ANSWER: kl}
 
@@ -59,21 +41,15 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
     final = [result["points"][-1]["rewards"] for result in results]
     return {
         "curve": curve,
-        "gain": _as_interval(_paired(final, [start["rewards"]] * len(final))),
+        "gain": _gain(final, [start["rewards"]] * len(final)),
         "peak_mb": max(result["peak_mb"] for result in results),
         "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
         "final_rewards": final,
     }
 
 
-def _paired(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Differences [seed][prompt], of the seeds that both have."""
-    pairs = zip(first, second, strict=False)
-    return [[a - b for a, b in zip(mine, theirs, strict=True)] for mine, theirs in pairs]
-
-
-def _as_interval(differences: Sequence[Sequence[float]]) -> dict[str, float]:
-    return dict(zip(("mean", "low", "high"), interval(differences), strict=True))
+def _gain(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), paired_interval(first, second), strict=True))
 
 
 def differences(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -85,7 +61,7 @@ def differences(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     known = {name: method["final_rewards"] for name, method in methods.items() if "final_rewards" in method}
     table: dict[str, dict[str, dict[str, float]]] = {}
     for a, b in permutations(known, 2):
-        table.setdefault(a, {})[b] = _as_interval(_paired(known[a], known[b]))
+        table.setdefault(a, {})[b] = _gain(known[a], known[b])
     return table
 
 

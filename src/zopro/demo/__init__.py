@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from zopro.config import RunConfig
+from zopro.demo import task
 from zopro.demo.summary_table import table
+from zopro.store.layout import Layout
 from zopro.store.rundir import RunDirectory, read_rows
 from zopro.system.threads import torch_threads
 
@@ -64,12 +66,13 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
     """
     start = time.perf_counter()
     directory = Path(out or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}")
-    made = directory.absolute() / "demo"
+    made = Layout(directory.absolute()).demo()
+    train_data, eval_data = map(str, task.files(made))
     config = RunConfig(
         **SETTINGS,
         model=str(made / "model"),
-        train_data=str(made / "train.jsonl"),
-        eval_data=str(made / "test.jsonl"),
+        train_data=train_data,
+        eval_data=eval_data,
         output_dir=str(directory),
         seed=seed,
         iterations=iterations,
@@ -77,13 +80,13 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
     RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
     # On tensors this small more threads wait for one another longer than they compute.
     with torch_threads(min(torch.get_num_threads(), 2)):
-        from zopro.demo import model, task
+        from zopro.demo import model
         from zopro.loop import pipeline
 
         before = time.perf_counter()
-        train_data, _ = task.write(made, seed)
-        conversations = [(row["prompt"], row[key]) for row in read_rows(train_data) for key in ("chosen", "rejected")]
-        model.write(made / "model", seed, conversations, quiet=quiet)
+        rows, _ = task.write(made, seed)
+        conversations = [(row["prompt"], row[key]) for row in read_rows(rows) for key in ("chosen", "rejected")]
+        model.write(Path(config.model), seed, conversations, quiet=quiet)
         pretraining = time.perf_counter() - before
 
         def truth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

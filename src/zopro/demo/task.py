@@ -123,13 +123,18 @@ def generate(n: int, seed: int, among: Sequence[Order] | None = None) -> list[di
     return rows
 
 
+def files(folder: str | Path) -> tuple[Path, Path]:
+    """Where `write` puts the rows to train on, and the held-out ones."""
+    return Path(folder) / "train.jsonl", Path(folder) / "test.jsonl"
+
+
 def write(folder: str | Path, seed: int, train_rows: int = 2000, test_rows: int = 200) -> tuple[Path, Path]:
     """Write train.jsonl and test.jsonl under `folder` and return their paths; their requests share no combination."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     shuffled = orders(seed)
     held_out, seen = shuffled[:test_rows], shuffled[test_rows:]
-    paths = target / "train.jsonl", target / "test.jsonl"
+    paths = files(target)
     for path, count, among, offset in ((paths[0], train_rows, seen, 0), (paths[1], test_rows, held_out, 1)):
         rows = generate(count, 2 * seed + offset, among)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

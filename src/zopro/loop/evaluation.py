@@ -7,9 +7,8 @@ rate is the configured judge's, against the SFT policy's answer to the same prom
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from zopro.loop.answers import ask_judge, batches, measure, sample_all, trimmed
@@ -19,27 +18,11 @@ from zopro.loop.models import Models
 from zopro.loop.run import Run
 from zopro.store.rundir import read_rows, write_text
 from zopro.store.shown import PER_ANSWER
+from zopro.system.statistics import mean_interval, win_interval
 from zopro.tasks import Task, metric
 
-Z95 = NormalDist().inv_cdf(0.975)
 EVALUATION_SEED = "evaluation"
 BASE_ANSWERS = 20  # as many prompts as the report shows
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % normal interval of independent values; the interval is the mean itself for a single value."""
-    mean = fmean(values)
-    half = Z95 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return mean, mean - half, mean + half
-
-
-def win_interval(wins: Sequence[float]) -> tuple[float, float, float]:
-    """Win rate (ties count 0.5) and its 95 % Wilson score interval (Wilson 1927)."""
-    n = len(wins)
-    rate = fmean(wins)
-    centre = (rate + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(rate * (1 - rate) / n + Z95**2 / (4 * n * n))
-    return rate, max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None) -> dict[str, Any]:

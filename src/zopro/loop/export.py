@@ -28,15 +28,16 @@ from zopro.engine.local.quantised import quantised
 from zopro.engine.local.starts import joined, load_start, start_adapter, tokenizer_home
 from zopro.errors import InputError
 from zopro.store.durable import read_json
+from zopro.store.layout import Layout, numbered
 from zopro.store.rundir import whole_folder
 from zopro.system.random_state import preserve_random_state
 from zopro.text import chat
 from zopro.text.frame import check_vocabulary, declared_stops, frame_of, token_ids
 from zopro.text.tokenizer import load_tokenizer
-from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, adapter_tensors
+from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE, MODEL_INDEX, adapter_tensors
 from zopro.weights.saving import save_tensors, save_weights
 
-_WEIGHTS = (ADAPTER_FILE, "model.safetensors", "model.safetensors.index.json")
+_WEIGHTS = (ADAPTER_FILE, MODEL_FILE, MODEL_INDEX)
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,16 @@ def find_policy(run: str | Path, iteration: int | None = None) -> Policy:
     Raises `InputError` if `run` is no run directory or has no such policy.
     """
     run = Path(run)
-    if not (run / "config.yaml").is_file():
+    layout = Layout(run)
+    if not layout.config().is_file():
         raise InputError(f"RUN: must be a run directory, got '{run}' (no config.yaml in it).")
-    found = {
-        int(path.name): path for path in (run / "policy").glob("[0-9]*") if path.name.isdigit() and _has_weights(path)
-    }
+    found = {number: path for number, path in numbered(layout.policies()).items() if _has_weights(path)}
     if not found:
         raise InputError(f"RUN: must hold a finished policy, got '{run}' (none yet). Continue it with --resume.")
     newest = max(found) if iteration is None else iteration
     if newest not in found:
         raise InputError(f"--iteration: must be one of {', '.join(map(str, sorted(found)))}, got {iteration}.")
-    return Policy(run, load_config(run / "config.yaml"), newest, found[newest])
+    return Policy(run, load_config(layout.config()), newest, found[newest])
 
 
 def export(run: str | Path, out: str | Path, *, iteration: int | None = None, merged: bool = False) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
 
 def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
     """Yield base, SFT and aligned model in turn; adapters share one base, models are loaded one at a time."""
-    config, sft = policy.config, policy.run / "sft"
+    config, sft = policy.config, Layout(policy.run).sft()
     if not _is_adapter(policy.folder):
         for name, folder in (
             ("base", config.model),

@@ -21,7 +21,7 @@ from zopro.engine.local.targets import new_adapter
 from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.weights import updates
-from zopro.weights.adapters import adapter_state
+from zopro.weights.adapters import adapter_state, model_files
 from zopro.weights.saving import save_weights
 
 
@@ -73,18 +73,18 @@ class Policies:
         """The adapter weights of a reference policy; None where it is a whole model."""
         return None if self.full else adapter_state(folder)
 
-    def update(self, after: Path, before: Path | None) -> Mapping[str, Tensor]:
-        """mu: the difference of two saved policies; None stands for the base model of full-parameter runs."""
-        return updates.policy_update(self.config, after, before)
+    def update(self, after: Path, before: Path) -> Mapping[str, Tensor]:
+        """mu: the difference of two saved policies."""
+        return updates.policy_update(after, before, self.full)
 
     def reward_update(self, after: Path, before: Path) -> Mapping[str, Tensor]:
         """v: the difference of two saved reward models, of the tensors they share with the policy."""
-        return updates.reward_update(self.config, after, before)
+        return updates.reward_update(after, before, self.full, self.config.lora_alpha)
 
 
 def _check_files(model: str) -> None:
     """The SFT update of all parameters is measured from the base's files, tensor by tensor."""
-    if not any(Path(model).glob("model*.safetensors")):
+    if not model_files(Path(model)):
         raise InputError(
             f"warm_start: sft must find the base's weights in a local folder with lora_r: 0, got the model {model!r}. "
             "Download it (an adapter: export it --merged) and give its folder, or take another warm start."

@@ -17,8 +17,7 @@ from transformers import TrainerCallback
 from zopro.config import RunConfig
 from zopro.store.journal import Header, JournalWriter, Step, read
 from zopro.store.rundir import RunDirectory
-from zopro.weights.adapters import tensor_name
-from zopro.weights.updates import tensor_files
+from zopro.weights.adapters import tensor_files, tensor_name
 from zopro.zo import SPSA, Targeted, groups
 from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Signs
 from zopro.zo.records import StepRecord

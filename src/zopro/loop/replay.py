@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zopro.config import RunConfig
@@ -24,10 +23,12 @@ from zopro.errors import InputError
 from zopro.loop.recording import digest
 from zopro.store.durable import whole_folder
 from zopro.store.journal import Header, Journal, read
+from zopro.store.layout import Layout, numbered
 from zopro.system.threads import torch_threads
-from zopro.weights.adapters import tensor_name
+from zopro.weights.adapters import tensor_files, tensor_name
 from zopro.weights.saving import save_tensors
-from zopro.weights.updates import policy_update, read_tensor, reward_update, tensor_files
+from zopro.weights.tensors import read_tensor, read_whole
+from zopro.weights.updates import policy_update, reward_update
 from zopro.zo import SPSA, Directions, Targeted
 from zopro.zo.directions import NOISE_KINDS, LowRank, noise_source
 
@@ -47,12 +48,13 @@ def replay(
             is not empty.
     """
     run, out = Path(run), Path(out)
-    if not (run / "config.yaml").is_file():
+    layout = Layout(run)
+    if not layout.config().is_file():
         raise InputError(f"RUN: must be a run directory, got '{run}' (no config.yaml in it).")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
-    iteration, path = _find(run, iteration)
-    config, journal = load_config(run / "config.yaml"), read(path)
+    iteration, path = _find(layout, iteration)
+    config, journal = load_config(layout.config()), read(path)
     steps = len(journal.steps) if to_step is None else to_step
     if not 0 <= steps <= len(journal.steps):
         raise InputError(f"--to-step: must lie in [0, {len(journal.steps)}], the journal's steps, got {steps}.")
@@ -62,7 +64,7 @@ def replay(
         tensors = rebuild(run, config, journal, steps)
     with whole_folder(out) as partial:
         _write(start, tensors, partial)
-    last = run / "policy" / f"{iteration:03d}"
+    last = layout.policy(iteration)
     compared = last.exists() and steps == len(journal.steps)
     return {
         "run": str(run),
@@ -93,7 +95,7 @@ def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[
     directions = _directions(run, config, header)
     files = tensor_files(run / header.start)
     device = torch.device(header.device)
-    tensors = {name: tensor.to(device) for file in set(files.values()) for name, tensor in load_file(file).items()}
+    tensors = {name: tensor.to(device) for file in set(files.values()) for name, tensor in read_whole(file).items()}
     trained = [
         (tensor_name(name), tensor) for name, tensor in tensors.items() if tensor_name(name) not in header.untrained
     ]
@@ -106,15 +108,15 @@ def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-def _find(run: Path, iteration: int | None) -> tuple[int, Path]:
-    found = {int(path.parent.name): path for path in sorted((run / "iterations").glob("[0-9]*/journal.jsonl"))}
+def _find(layout: Layout, iteration: int | None) -> tuple[int, Path]:
+    found = {number: path for number in numbered(layout.iterations()) if (path := layout.journal(number)).is_file()}
     if iteration is None and found:
         iteration = max(found)
     if iteration is None or iteration not in found:
         which = f"iteration {iteration} of " if iteration is not None else ""
         has = f"iterations with a journal: {', '.join(map(str, found))}" if found else "no iteration has a journal"
         raise InputError(
-            f"--iteration: must be a zeroth-order one, whose steps are in a journal, got {which}'{run}' ({has}). "
+            f"--iteration: must be a zeroth-order one, whose steps are in a journal, got {which}'{layout.path}' ({has}). "
             "First-order steps cannot be rebuilt from scalars: use zopro export."
         )
     return iteration, found[iteration]
@@ -137,8 +139,10 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
         return _noise(noise, {})
     after, before = made["previous_update"]
     base = not (run / before).exists()  # the base model, by its own name
-    mu = policy_update(config, run / after, None if base else run / before)
-    v = reward_update(config, *(run / folder for folder in made["reward_update"])) if made["reward_update"] else {}
+    full, before = config.lora_r == 0, Path(config.model) if base else run / before
+    mu = policy_update(run / after, before, full)
+    folders = [run / folder for folder in made["reward_update"] or ()]
+    v = reward_update(folders[0], folders[1], full, config.lora_alpha) if folders else {}
     return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], _noise(noise, mu))
 
 

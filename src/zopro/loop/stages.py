@@ -22,10 +22,10 @@ from zopro.loop.policy_stage import iteration_items
 from zopro.loop.run import Run
 from zopro.rewards import Pair, RewardModel, Scored
 from zopro.rewards.sequences import Sequences
-from zopro.rewards.training import quiet_arguments
 from zopro.store import shown
 from zopro.store.rundir import read_rows, whole_folder
 from zopro.system.random_state import preserve_random_state
+from zopro.train.arguments import quiet_arguments
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import checkpointed, fit
 

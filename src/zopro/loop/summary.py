@@ -56,7 +56,7 @@ def summary(
     final = evaluations[-1]
     return {
         "run": str(directory.path),
-        "report": str(directory.path / "report.html"),
+        "report": str(directory.layout.report()),
         "method": config.method,
         "seconds": round(sum(stages.values()), 3),
         "peak_rss_mb": max(attempt["peak_rss_mb"] for attempt in used),

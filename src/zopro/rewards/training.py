@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -16,10 +16,9 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from zopro.system.random_state import preserve_random_state
+from zopro.train.arguments import quiet_arguments
 from zopro.train.callbacks import be_quiet
-from zopro.train.checkpoints import checkpointed, fit, save_arguments
-
-Arguments = TypeVar("Arguments", bound=TrainingArguments)
+from zopro.train.checkpoints import checkpointed, fit
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
@@ -30,47 +29,6 @@ def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tens
         "input_ids": pad(rows, batch_first=True, padding_value=pad_id),
         "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
     }
-
-
-def quiet_arguments(
-    kind: type[Arguments],
-    *,
-    output_dir: str | Path,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    device: torch.device,
-    report_to: Sequence[str] = (),
-    checkpoint_steps: int = 0,
-    **more: Any,
-) -> Arguments:
-    """Arguments of one stage: no checkpoints, no printing, no reporting unless asked, about a hundred log lines.
-
-    AdamW with linear decay to zero, as transformers has it. Mixed precision is off: adapters and head are float32
-    over a base in any type, so there is nothing to cast.
-    """
-    # Renamed in transformers 5; TRL turns it on, which costs a second forward pass that adapters do not need.
-    renamed = "activation_checkpointing" in kind.__dataclass_fields__
-    more["activation_checkpointing" if renamed else "gradient_checkpointing"] = False
-    logging_steps = max(1, steps // 100)
-    return kind(
-        output_dir=str(output_dir),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        data_seed=seed,
-        **save_arguments(checkpoint_steps, logging_steps),
-        logging_steps=logging_steps,
-        report_to=list(report_to) or "none",
-        disable_tqdm=True,
-        bf16=False,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=device.type == "cpu",
-        **more,
-    )
 
 
 def fit_pairs(

@@ -15,10 +15,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from zopro.errors import InputError
+from zopro.store.layout import Layout
 
 logger = logging.getLogger(__name__)
 
-FILE, OWNER = ".lock", ".lock.owner"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems that have none
 
 
@@ -36,7 +36,7 @@ class RunLock:
         """Take the lock; taking it twice is taking it once. Raises InputError: another process has it."""
         if self._lock is not None or int(os.environ.get("RANK", "0")) != 0:
             return
-        lock = FileLock(str(self.folder.resolve() / FILE), timeout=0, thread_local=False, is_singleton=True)
+        lock = FileLock(str(Layout(self.folder.resolve()).lock()), timeout=0, thread_local=False, is_singleton=True)
         try:
             lock.acquire()
         except Timeout:
@@ -50,7 +50,7 @@ class RunLock:
             logger.warning("%s cannot be locked (%s): make sure that no other process writes there", self.folder, error)
             return
         self._lock = lock
-        (self.folder / OWNER).write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        Layout(self.folder).owner().write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
     def release(self) -> None:
         """Let go; nothing happens if the lock was not taken."""
@@ -63,5 +63,5 @@ class RunLock:
 
 
 def _owner(folder: Path) -> str:
-    path = folder / OWNER
+    path = Layout(folder).owner()
     return (path.read_text(encoding="utf-8").strip() if path.exists() else "") or "another process"

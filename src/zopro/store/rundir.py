@@ -1,4 +1,4 @@
-"""A run directory: the whole truth about a run, readable without zopro (layout: docs/method.md).
+"""A run directory: the whole truth about a run, readable without zopro (`zopro.store.layout`, docs/method.md).
 
 Every file and folder in it appears whole or not at all (`zopro.store.durable`). `metrics.jsonl` and the journals are the
 exception, appended line by line. One process at a time writes to it (`zopro.store.lock`).
@@ -23,7 +23,8 @@ import yaml
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.store.durable import append_line, mend, read_json_lines, whole_folder, write_text
-from zopro.store.lock import FILE, OWNER, RunLock
+from zopro.store.layout import Layout, Outputs
+from zopro.store.lock import RunLock
 from zopro.store.shown import named
 from zopro.store.usage import NOTED_EVERY, Usage
 from zopro.system import heap, memory
@@ -56,8 +57,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path)
 
 
-class RunDirectory:
-    """Paths and records of one run.
+class RunDirectory(Outputs):
+    """Paths and records of one run; `layout` has the paths of the files about the run as a whole.
 
     Args:
         config: the run's configuration.
@@ -70,12 +71,13 @@ class RunDirectory:
     """
 
     def __init__(self, config: RunConfig, resume: bool, writes: bool = True, began: float | None = None) -> None:
-        self.path = Path(config.output_dir or default_folder(config))
+        super().__init__(config.output_dir or default_folder(config))
+        self.layout = Layout(self.path)
         self.writes = writes
         self.resumed = writes and self._check(config, resume)
-        self.metrics_path = self.path / "metrics.jsonl"
+        self.metrics_path = self.layout.metrics()
         self._config = config
-        self.usage = Usage(self.path / "usage.json", began)
+        self.usage = Usage(self.layout.usage(), began)
         self.lock = RunLock(self.path)
         if self.resumed:
             self.lock.acquire()
@@ -94,11 +96,11 @@ class RunDirectory:
             except OSError as error:
                 raise self._unusable(error) from error
             self._check(self._config, resume=False)
-            write_text(self.path / "environment.json", json.dumps(environment(), indent=2))
-            write_text(self.path / "config.yaml", yaml.safe_dump(self._config.to_dict(), sort_keys=False))
+            write_text(self.layout.environment(), json.dumps(environment(), indent=2))
+            write_text(self.layout.config(), yaml.safe_dump(self._config.to_dict(), sort_keys=False))
 
     def _check(self, config: RunConfig, resume: bool) -> bool:
-        saved_config = self.path / "config.yaml"
+        saved_config = self.layout.config()
         try:
             nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
             os.scandir(nearest).close()
@@ -107,9 +109,9 @@ class RunDirectory:
         if not os.access(nearest, os.W_OK):
             raise InputError(f"output_dir: must be a folder that can be written to, got {self.path}. Choose another.")
         if not saved_config.exists():
-            ours = {"environment.json", "demo", FILE, OWNER}  # an interrupted start; the demo's data
             names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
-            if any(name not in ours and not (name[0] == "." and name.endswith(".partial")) for name in names):
+            strange = {name for name in names if not (name[0] == "." and name.endswith(".partial"))}
+            if strange - self.layout.before():
                 raise InputError(f"output_dir: must be empty or a run of zopro, got {self.path}. Choose another folder.")
             return False
         try:
@@ -132,47 +134,6 @@ class RunDirectory:
         return InputError(
             f"output_dir: must be a folder that can be written to, got {self.path} ({error.strerror}). Choose another."
         )
-
-    def sft(self) -> Path:
-        return self.path / "sft"
-
-    def initial(self) -> Path:
-        """The policy's adapter before SFT, from which the SFT update is measured."""
-        return self.path / "initial"
-
-    def trainer(self, stage: str, iteration: int | None = None) -> Path:
-        """Where a stage's trainer may write: logs of `report_to`, and checkpoints while it runs."""
-        return self.path / "trainer" / (stage if iteration is None else f"{stage}-{iteration:03d}")
-
-    def verdicts(self, stage: str, iteration: int | None) -> Path:
-        """Verdicts of a stage that is not done."""
-        return self.trainer(stage, iteration) / "verdicts.jsonl"
-
-    def policy(self, iteration: int) -> Path:
-        return self.path / "policy" / f"{iteration:03d}"
-
-    def reward(self, iteration: int) -> Path:
-        return self.path / "reward" / f"{iteration:03d}"
-
-    def snapshots(self, kind: str, iteration: int) -> Path:
-        """Weights inside one iteration, by step; `kind` is policy or reward."""
-        return self.path / "snapshots" / kind / f"{iteration:03d}"
-
-    def iteration(self, iteration: int) -> Path:
-        return self.path / "iterations" / f"{iteration:03d}"
-
-    def journal(self, iteration: int) -> Path:
-        return self.iteration(iteration) / "journal.jsonl"
-
-    def samples(self, iteration: int) -> Path:
-        return self.iteration(iteration) / "samples.jsonl"
-
-    def preferences(self, iteration: int) -> Path:
-        return self.iteration(iteration) / "preferences.jsonl"
-
-    def evaluation(self, iteration: int | str | None, suffix: str = ".jsonl") -> Path:
-        name = "sft" if iteration is None else iteration if isinstance(iteration, str) else f"{iteration:03d}"
-        return self.path / "evaluations" / (name + suffix)
 
     @contextmanager
     def new_folder(self, path: Path) -> Iterator[Path | None]:

@@ -61,7 +61,8 @@ class Usage:
 
     def peak_rss_mb(self) -> float:
         """The largest resident memory that any process of the run has had so far, in MB (1e6 bytes)."""
-        return max(entry["peak_rss_mb"] for entry in self.entries())
+        peak: float = max(entry["peak_rss_mb"] for entry in self.entries())
+        return peak
 
     @contextmanager
     def stage(self, name: str, iteration: int | None) -> Iterator[Callable[[], float]]:

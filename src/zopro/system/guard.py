@@ -135,6 +135,7 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0) -> Callab
         return rewards(answer, count, who)
 
     awaited = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
-    chosen: Any = checked_async if awaited else checked
-    chosen.__name__, chosen.checked = name, True
+    chosen: Callable[..., Any] = checked_async if awaited else checked
+    chosen.__name__ = name
+    chosen.checked = True  # type: ignore[attr-defined]
     return chosen

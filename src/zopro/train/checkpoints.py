@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from zopro.errors import Diverged, InputError, out_of_memory
 from zopro.store.durable import read_json, whole_folder
 from zopro.weights.saving import save_tensors
+from zopro.weights.tensors import read_whole
 
 PARAMETERS = "parameters.safetensors"
 RANDOM = "rng_state.pth"  # transformers' name with one process; with many it has one for each
@@ -79,6 +78,10 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
         raise InputError(
             f"{checkpoint}: is damaged ({reason:.200}). Delete the folder to begin the stage anew."
         ) from error
+
+
+def _damage(file: Path, error: Exception) -> str:
+    return f"{file.parent}: {file.name} is damaged ({error}). Delete the folder to begin anew."
 
 
 class CheckpointMixin:
@@ -136,10 +139,7 @@ class CheckpointMixin:
         if not (folder / PARAMETERS).exists():
             self.rebuilt = True
             return
-        try:
-            saved, trained = load_file(folder / PARAMETERS), self._trained()
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{folder}: {PARAMETERS} is damaged ({error}). Delete the folder to begin anew.") from None
+        saved, trained = read_whole(folder / PARAMETERS, _damage), self._trained()
         if saved.keys() != trained.keys():
             raise InputError(f"{folder}: must hold this stage's parameters, got others. Delete it to begin anew.")
         with torch.no_grad():

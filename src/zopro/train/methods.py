@@ -17,8 +17,8 @@ from transformers import Trainer
 from trl import RLOOConfig
 
 from zopro.config import RunConfig
-from zopro.system.launch import launched
-from zopro.train.checkpoints import checkpointed, save_arguments
+from zopro.train.arguments import policy_arguments
+from zopro.train.checkpoints import checkpointed
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
 from zopro.train.rloo import EngineRLOOTrainer
@@ -51,24 +51,20 @@ Method = Callable[[PolicyInputs], Trainer]
 
 def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
     config = inputs.config
-    return {
-        "output_dir": str(inputs.folder),
-        "max_steps": inputs.steps,
-        "per_device_train_batch_size": config.prompts_per_step * config.num_generations // launched(),
-        "num_generations": config.num_generations,
-        "max_completion_length": config.max_completion_length,
-        "temperature": config.temperature,
-        "beta": config.beta,
-        "seed": inputs.seed,
-        "logging_steps": 1,
-        **save_arguments(config.checkpoint_steps if inputs.writes else 0),
-        "report_to": config.report_to if inputs.writes else [],
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": inputs.model.device.type == "cpu",
-        "dataloader_pin_memory": inputs.model.device.type != "cpu",
-    }
+    return policy_arguments(
+        output_dir=inputs.folder,
+        steps=inputs.steps,
+        seed=inputs.seed,
+        device=inputs.model.device,
+        logging_steps=1,
+        report_to=config.report_to if inputs.writes else [],
+        checkpoint_steps=config.checkpoint_steps if inputs.writes else 0,
+        prompts=config.prompts_per_step,
+        num_generations=config.num_generations,
+        max_completion_length=config.max_completion_length,
+        temperature=config.temperature,
+        beta=config.beta,
+    )
 
 
 def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: Any) -> Trainer:

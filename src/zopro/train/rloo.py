@@ -22,6 +22,7 @@ from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.rollouts import Rollouts, generate
 from zopro.errors import InputError
+from zopro.system.clock import Clock, timed
 from zopro.system.guard import checked_reward
 from zopro.system.heap import expect_graph
 from zopro.text.chat import check_end
@@ -69,6 +70,7 @@ class EngineRLOOTrainer(RLOOTrainer):
     """
 
     config_cls: ClassVar[type] = RLOOConfig
+    clock: Clock | None = None  # is told how long rollout, scoring, log-probs and loss take
 
     def __init__(
         self,
@@ -154,6 +156,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         self.last_batch = Batch(self._metrics[mode]["reward"][-1], list(dict.fromkeys(rows)))
         return output
 
+    @timed("scoring")
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(*args, **kwargs)  # of all ranks
         self._unscored = rewards.isnan().all(1)
@@ -176,6 +179,7 @@ class EngineRLOOTrainer(RLOOTrainer):
             check_end(self._tokenizer, "processing_class")
         return super()._tokenize_prompts(prompts)
 
+    @timed("rollout")
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict) -> list[list[int]]:
         self._check_weights()
         if self.use_vllm or self.use_transformers_continuous_batching or images or multimodal_fields:
@@ -253,6 +257,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         entropy = torch.full_like(logprobs, torch.nan).detach() if compute_entropy else None
         return logprobs, entropy, None
 
+    @timed("log-probs")
     def _logprobs(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
         """Log-probs [B, C]; rows of the same prompt, which TRL has shuffled, are brought together to share its pass."""
         prompts = input_ids[:, :-length].tolist()

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from zopro.errors import InputError
+from zopro.system.clock import timed
 from zopro.system.launch import counted
 from zopro.train.construction import trainable
 from zopro.train.reached import reaches_loss, unreached
@@ -180,6 +181,7 @@ class ZerothOrderMixin:
     def _count(self, size: int) -> None:
         self.exchanged_bytes += size
 
+    @timed("loss")
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._measuring:
             return self._base_loss(model, inputs, *args, **kwargs)

@@ -8,35 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.weights.adapters import ADAPTER_FILE, adapter_state
+from zopro.weights.adapters import adapter_state, tensor_files
+from zopro.weights.tensors import read_tensor
 
 
-def policy_update(config: RunConfig, after: Path, before: Path | None) -> Mapping[str, Tensor]:
-    """mu: the difference of two saved policies; in full-parameter mode read tensor by tensor when asked for.
+def policy_update(after: Path, before: Path, full: bool) -> Mapping[str, Tensor]:
+    """mu: the difference of two saved policies: adapters, or (`full`) models, read tensor by tensor when asked for.
 
-    `before` None is the base model of a full-parameter run. Raises InputError: a folder without the files.
+    Raises InputError: a folder without the files.
     """
-    if config.lora_r == 0:
-        return _LazyDifference(after, Path(config.model) if before is None else before)
-    if before is None:
-        raise InputError("before: must be a saved adapter, got None.")
+    if full:
+        return _LazyDifference(after, before)
     return difference(adapter_state(after), adapter_state(before))
 
 
-def reward_update(config: RunConfig, after: Path, before: Path) -> Mapping[str, Tensor]:
+def reward_update(after: Path, before: Path, full: bool, alpha: int) -> Mapping[str, Tensor]:
     """v: the difference of two saved reward models, of the tensors they share with the policy.
 
-    Against a full-parameter policy the reward model's adapter counts as the product it adds to the weights.
-    Raises InputError: a folder without the files.
+    Against a policy that is a whole model (`full`) the adapter counts as the product it adds to the weights, with the
+    scale `alpha` / rank. Raises InputError: a folder without the files.
     """
     new, old = adapter_state(after), adapter_state(before)
-    if config.lora_r == 0:
-        return _ProductDifference(new, old, config.lora_alpha)
+    if full:
+        return _ProductDifference(new, old, alpha)
     return difference(new, old)
 
 
@@ -82,26 +79,3 @@ class _ProductDifference(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Which file of a saved adapter or model holds each tensor. Raises InputError: no such file, or a damaged one."""
-    files = [folder / ADAPTER_FILE] if (folder / ADAPTER_FILE).is_file() else []
-    files = files or sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: must hold {ADAPTER_FILE} or model*.safetensors files, got none.")
-    return {name: file for file in files for name in _names(file)}
-
-
-def _names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as stream:
-            return list(stream.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: must be a whole safetensors file, got a damaged one ({error}).") from None
-
-
-def read_tensor(file: Path, name: str) -> Tensor:
-    """One tensor of a file, on the CPU."""
-    with safe_open(file, framework="pt") as stream:
-        return stream.get_tensor(name)

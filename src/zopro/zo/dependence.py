@@ -100,7 +100,7 @@ class _Collectives(TorchDispatchMode):
     """What ranks gather comes from the parameters if what they give does; no torch function tells."""
 
     def __init__(self, trace: Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -39,7 +39,8 @@ def target_share(step: int, total_steps: int, decay: str = "linear") -> float:
     if decay == "linear":
         return INITIAL_SHARE * (1 - progress)
     if decay == "exponential":
-        return INITIAL_SHARE * (FINAL_EXPONENTIAL_SHARE / INITIAL_SHARE) ** progress
+        share: float = INITIAL_SHARE * (FINAL_EXPONENTIAL_SHARE / INITIAL_SHARE) ** progress
+        return share
     raise ValueError(f"decay: must be 'linear' or 'exponential', got {decay!r}")
 
 

@@ -35,8 +35,8 @@ from zopro.analysis.reading.streaming import (
     piece_size,
     refuse_not_finite,
 )
-from zopro.analysis.reading.tensors import Stored, read_rows
 from zopro.system.threads import torch_threads
+from zopro.weights.tensors import Stored, read_rows
 
 MAX_WORKERS = 5  # each holds a piece
 FLOAT64_WORK = 2**37  # checkpoints^2 x parameters; a larger analysis multiplies float32 in float32, a block at a time

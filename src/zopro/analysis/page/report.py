@@ -24,6 +24,7 @@ from zopro.analysis.page.interplay import page_parts
 from zopro.config import GROUPS
 from zopro.errors import InputError
 from zopro.store import shown
+from zopro.store.layout import Layout, numbered
 
 Record = dict[str, Any]
 SAMPLE_PROMPTS = 20
@@ -41,8 +42,8 @@ def write_report(
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"RUN: must be a run directory, got '{run}' (no such folder).")
-    target = target or run / "report.html"
-    partial = target.with_name("report.html.partial")
+    target = target or Layout(run).report()
+    partial = target.with_name(f"{target.name}.partial")
     # Data may hold lone surrogates, which UTF-8 cannot: they become question marks.
     partial.write_bytes(render(run, analysis, summary).encode("utf-8", "replace"))
     os.replace(partial, target)
@@ -51,19 +52,19 @@ def write_report(
 
 def render(run: Path, analysis: Record | None = None, summary: Record | None = None) -> str:
     """Return the page of run directory `run`."""
-    metrics = read_metrics(run)
-    summary = _read(run / "summary.json", json.loads) if summary is None else summary
-    config = _read(run / "config.yaml", yaml.safe_load)
+    layout, metrics = Layout(run), read_metrics(run)
+    summary = _read(layout.summary(), json.loads) if summary is None else summary
+    config = _read(layout.config(), yaml.safe_load)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["shown"] = shown
-    found = analysis if analysis is not None else _read(run / "analysis.json", json.loads)
+    found = analysis if analysis is not None else _read(layout.analysis(), json.loads)
     return environment.get_template("report.html.j2").render(
         run=run.resolve().name,
         config=config,
         groups=_config_groups(config),
-        environment=_flat(_read(run / "environment.json", json.loads)),
+        environment=_flat(_read(layout.environment(), json.loads)),
         summary=summary,
         evaluations=latest_evaluations(metrics),
         charts=_drawn(run_charts(run)),
@@ -85,7 +86,7 @@ def _drawn(charts: Iterable[Chart]) -> list[tuple[Chart, str]]:
 
 def read_metrics(run: Path) -> list[Record]:
     """The lines of metrics.jsonl, those of earlier versions with the names of today."""
-    return [shown.named(line) for line in read_jsonl(run / "metrics.jsonl")]
+    return [shown.named(line) for line in read_jsonl(Layout(run).metrics())]
 
 
 def read_jsonl(path: Path) -> list[Record]:
@@ -197,13 +198,13 @@ class Sample:
 
 def samples(run: Path) -> list[Sample]:
     """The first held-out prompts with the answers of the base model, of SFT and of each iteration."""
-    files = [run / "evaluations" / f"{name}.jsonl" for name in ("base", "sft")]
-    files += sorted((run / "evaluations").glob("[0-9]*.jsonl"))
-    names = {"base": "base model", "sft": "SFT"}
+    layout = Layout(run)
+    files = {"base model": layout.evaluation("base"), "SFT": layout.evaluation(None)}
+    for iteration, path in numbered(layout.evaluations(), ".jsonl").items():
+        files[f"iteration {iteration}"] = path
     answers: dict[str, list[Record]] = {}
     references: dict[str, str | None] = {}
-    for path in files:
-        name = f"iteration {int(path.stem)}" if path.stem.isdigit() else names.get(path.stem, path.stem)
+    for name, path in files.items():
         for row in read_jsonl(path):
             prompt = str(row.get("prompt", ""))
             if prompt not in answers:

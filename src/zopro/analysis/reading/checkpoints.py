@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zopro.analysis.reading.tensors import Stored, read_header
 from zopro.errors import InputError
+from zopro.store.layout import Layout, numbered
+from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILES, weight_files, weight_name
+from zopro.weights.tensors import Stored, read_header
 
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 BEYOND = (
     *("use_dora", "lora_bias", "use_qalora", "use_bdlora", "target_parameters"),
     *("kasa_config", "monteclora_config", "arrow_config"),
@@ -100,18 +100,17 @@ def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
     """
     if not run.is_dir():
         raise InputError(f"RUN: must be a run directory, got '{run}' (no such folder).")
-    if not (run / "sft").is_dir() and not (run / "policy").is_dir():
+    layout = Layout(run)
+    if not layout.sft().is_dir() and not layout.policies().is_dir():
         raise InputError(f"RUN: must hold the folders sft and policy of a run, got '{run}'.")
-    policy = [read(run / "sft", "SFT")]
-    for folder in _numbered(run / "policy"):
-        number = int(folder.name)
-        policy += _snapshots(run / "snapshots" / "policy" / folder.name, "policy", number)
+    policy = [read(layout.sft(), "SFT")]
+    for number, folder in numbered(layout.policies()).items():
+        policy += _snapshots(layout, "policy", number)
         policy.append(read(folder, f"policy {number}", iteration=number))
     reward: list[Checkpoint] = []
-    for folder in _numbered(run / "reward"):
-        number = int(folder.name)
+    for number, folder in numbered(layout.rewards()).items():
         if reward:
-            reward += _snapshots(run / "snapshots" / "reward" / f"{number - 1:03d}", "reward", number - 1)
+            reward += _snapshots(layout, "reward", number - 1)
         reward.append(read(folder, f"reward {number}", iteration=number - 1 if number else None))
     return Trajectory("policy", policy), Trajectory("reward", reward)
 
@@ -124,14 +123,14 @@ def of_folder(folder: str | Path, name: str) -> Trajectory:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}' (no such folder).")
-    if _files(folder):
+    if weight_files(folder):
         raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}', which is one. Give the one above.")
     inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    places = [entry for entry in inside if entry.is_dir() and (_files(entry) or _pickled(entry))]
+    places = [entry for entry in inside if entry.is_dir() and (weight_files(entry) or _pickled(entry))]
     places = places or [entry for entry in inside if entry.suffix == ".safetensors"]
     if not places:
         raise InputError(
-            f"--{name}: must hold folders with {ADAPTER} or model*.safetensors, got '{folder}', which has none."
+            f"--{name}: must hold folders with {ADAPTER_FILE} or {MODEL_FILES}, got '{folder}', which has none."
         )
     places.sort(key=natural)
     return Trajectory(name, [read(place, place.stem if place.is_file() else place.name) for place in places])
@@ -139,15 +138,15 @@ def of_folder(folder: str | Path, name: str) -> Trajectory:
 
 def read(place: Path, label: str, iteration: int | None = None, step: int | None = None) -> Checkpoint:
     """The checkpoint in a folder, or in one safetensors file."""
-    files = [place] if place.is_file() else _files(place)
+    files = [place] if place.is_file() else weight_files(place)
     if not files:
         reason = f"{_pickled(place)}, a pickle: save it as safetensors" if _pickled(place) else "none"
-        raise InputError(f"{place}: must hold {ADAPTER} or model*.safetensors, got {reason}.")
+        raise InputError(f"{place}: must hold {ADAPTER_FILE} or {MODEL_FILES}, got {reason}.")
     found = {name: stored for file in files for name, stored in read_header(file).items()}
-    tensors = {plain(name): stored for name, stored in found.items()}
+    tensors = {weight_name(name): stored for name, stored in found.items()}
     if not tensors:
         raise InputError(f"{files[0]}: must hold floating point tensors, got none.")
-    adapter = any(".lora_" in f".{name}" for name in tensors) or files[0].name == ADAPTER
+    adapter = any(".lora_" in f".{name}" for name in tensors) or files[0].name == ADAPTER_FILE
     options = _options(files[0].parent / ADAPTER_CONFIG) if adapter else None
     if adapter:
         more = [name for name in tensors if _NO_FACTOR.search(f".{name}") and not _FACTOR.search(name)]
@@ -158,50 +157,20 @@ def read(place: Path, label: str, iteration: int | None = None, step: int | None
     return Checkpoint(place, label, tensors, options, iteration, step)
 
 
-def plain(name: str) -> str:
-    """A tensor's name without what PEFT wraps around it.
-
-    >>> plain("base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight")
-    'model.layers.0.mlp.up_proj.lora_A.weight'
-    """
-    name = name.removeprefix("base_model.model.")
-    name = re.sub(r"\.(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.(?!weight\b)[^.]+", r".\1", name)
-    return name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
-
-
 def natural(path: Path) -> list[tuple[int, int, str]]:
     """A sort key under which numbers inside names count as numbers."""
     words = re.split(r"(\d+)", path.name)
     return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words]
 
 
-def _files(folder: Path) -> list[Path]:
-    adapter = folder / ADAPTER
-    if adapter.is_file():
-        return [adapter]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise InputError(f"{index}: must be an index of safetensors files, got one that cannot be read.") from None
-        return [folder / name for name in names]
-    return sorted(folder.glob("model*.safetensors"))
-
-
 def _pickled(folder: Path) -> str:
     return next((name for name in PICKLES if (folder / name).exists()), "")
 
 
-def _numbered(folder: Path) -> list[Path]:
-    entries = folder.iterdir() if folder.is_dir() else []
-    return sorted((entry for entry in entries if entry.name.isdigit()), key=lambda entry: int(entry.name))
-
-
-def _snapshots(folder: Path, name: str, iteration: int) -> list[Checkpoint]:
+def _snapshots(layout: Layout, kind: str, iteration: int) -> list[Checkpoint]:
     return [
-        read(place, f"{name} {iteration}, step {int(place.name)}", iteration, int(place.name))
-        for place in _numbered(folder)
+        read(place, f"{kind} {iteration}, step {step}", iteration, step)
+        for step, place in numbered(layout.snapshots(kind, iteration)).items()
     ]
 
 

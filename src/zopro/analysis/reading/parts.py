@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zopro.analysis.reading.checkpoints import AdapterOptions, Trajectory
-from zopro.analysis.reading.tensors import Stored
 from zopro.errors import InputError
+from zopro.weights.tensors import Stored
 
 FACTORS, PRODUCT = "factors", "product"
 _SIDES = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from zopro.analysis.reading.parts import FACTORS, Part
-from zopro.analysis.reading.tensors import Stored
 from zopro.errors import InputError
+from zopro.weights.tensors import Stored
 
 PIECE_BYTES = 32 << 20  # read at a time, of all checkpoints together; each of a few threads holds one
 BLOCK_BYTES = 1 << 20  # displaced and multiplied at a time: they stay in a core's cache

@@ -26,6 +26,7 @@ from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
 from zopro.errors import InputError
+from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
 from zopro.weights.adapters import ADAPTER_CONFIG, adapter_tensors
 
@@ -48,7 +49,7 @@ def start_adapter(model: str) -> StartAdapter | None:
     Raises:
         InputError: its configuration cannot be read, it is no adapter of a language model, or it names no base.
     """
-    if (Path(model) / "policy").is_dir() and (Path(model) / "config.yaml").is_file():
+    if Layout(model).policies().is_dir() and Layout(model).config().is_file():
         raise InputError(f"model: must be a model or an adapter, got the run directory {model!r}. Use zopro export.")
     try:
         found = find_adapter_config_file(model)

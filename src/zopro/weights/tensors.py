@@ -1,7 +1,10 @@
-"""Reading safetensors piece by piece: plain reads of byte ranges, so that memory is what was asked for and no more.
+"""Reading safetensors files: whole, one tensor, or a piece of one. A file that is missing or damaged is one clear line.
 
-`safetensors.safe_open` maps files into memory, and mapped pages count as resident until the system takes them back:
-a hundred mapped checkpoints look like a hundred checkpoints in memory. The format is simple enough to read directly:
+    read_whole(file), read_tensor(file, "model.norm.weight"), read_header(file)["model.norm.weight"].flat(0, 100)
+
+Pieces are plain reads of byte ranges, so that memory is what was asked for and no more: `safetensors.safe_open` maps
+files into memory, and mapped pages count as resident until the system takes them back, so a hundred mapped checkpoints
+look like a hundred checkpoints in memory. The format is simple enough to read directly:
 eight bytes with the header's length, the header as JSON (name -> dtype, shape, byte range), then the data
 (https://huggingface.co/docs/safetensors).
 """
@@ -10,12 +13,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from zopro.errors import InputError
@@ -31,6 +37,42 @@ DTYPES = {
 """Names of the format's floating point types; other tensors (integer buffers) are no weights and are passed over."""
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
+
+
+Damage = Callable[[Path, Exception], str]
+"""What is said of a damaged file, from its path and from what safetensors or the system says."""
+
+
+def damage(file: Path, error: Exception) -> str:
+    return f"{file}: must be a whole safetensors file, got a damaged one ({error})."
+
+
+@contextmanager
+def _readable(file: Path, said: Damage) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InputError(said(file, error)) from error
+
+
+def read_whole(file: Path, said: Damage = damage) -> dict[str, Tensor]:
+    """Every tensor of a file, on the CPU. Raises `InputError` with what is `said`: missing or damaged."""
+    with _readable(file, said):
+        tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def tensor_names(file: Path) -> list[str]:
+    """Names of the tensors of a file; raises as `read_whole`."""
+    with _readable(file, damage), safe_open(file, framework="pt") as stream:
+        return list(stream.keys())
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """One tensor of a file, on the CPU; raises as `read_whole`."""
+    with _readable(file, damage), safe_open(file, framework="pt") as stream:
+        tensor: Tensor = stream.get_tensor(name)
+    return tensor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""The arguments of every trainer that the loop and the bench make: quiet, without autocast, on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import TrainingArguments
+
+from zopro.system.launch import launched
+from zopro.train.checkpoints import save_arguments
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def common_arguments(
+    *,
+    output_dir: str | Path,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    logging_steps: int,
+    report_to: Sequence[str] = (),
+    checkpoint_steps: int = 0,
+) -> dict[str, Any]:
+    """By their names in `transformers.TrainingArguments`.
+
+    Mixed precision is off: what is trained is float32 over a base in any type, so there is nothing to cast.
+
+    Args:
+        batch_size: rows on this process.
+        report_to: transformers' names of where logs go; nowhere by default.
+        checkpoint_steps: steps between checkpoints; 0: none.
+    """
+    return {
+        "output_dir": str(output_dir),
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
+        "seed": seed,
+        "logging_steps": logging_steps,
+        **save_arguments(checkpoint_steps, logging_steps),
+        "report_to": list(report_to) or "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+
+
+def quiet_arguments(
+    kind: type[Arguments],
+    *,
+    output_dir: str | Path,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    device: torch.device,
+    report_to: Sequence[str] = (),
+    checkpoint_steps: int = 0,
+    **more: Any,
+) -> Arguments:
+    """Arguments of a stage that learns from rows: AdamW with linear decay to zero, about a hundred log lines.
+
+    The named ones are those of `common_arguments`; `more` are further ones of `kind`.
+    """
+    # Renamed in transformers 5; TRL turns it on, which costs a second forward pass that adapters do not need.
+    renamed = "activation_checkpointing" in kind.__dataclass_fields__
+    more["activation_checkpointing" if renamed else "gradient_checkpointing"] = False
+    shared = common_arguments(
+        output_dir=output_dir,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        logging_steps=max(1, steps // 100),
+        report_to=report_to,
+        checkpoint_steps=checkpoint_steps,
+    )
+    return kind(**shared, learning_rate=learning_rate, data_seed=seed, remove_unused_columns=False, **more)
+
+
+def policy_arguments(
+    *, prompts: int, num_generations: int, max_completion_length: int, temperature: float, beta: float, **shared: Any
+) -> dict[str, Any]:
+    """Arguments of a policy stage, by their names in `trl.RLOOConfig`.
+
+    Args:
+        prompts: of one step, on all processes together.
+        shared: those of `common_arguments` but the batch size.
+    """
+    return {
+        **common_arguments(batch_size=prompts * num_generations // launched(), **shared),
+        "num_generations": num_generations,
+        "max_completion_length": max_completion_length,
+        "temperature": temperature,
+        "beta": beta,
+        "gradient_checkpointing": False,
+    }

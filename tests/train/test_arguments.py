@@ -1,0 +1,51 @@
+"""Trainers of the loop and of the bench get their arguments from one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+from trl import RewardConfig, RLOOConfig, SFTConfig
+
+from zopro.train.arguments import policy_arguments, quiet_arguments
+
+CPU = torch.device("cpu")
+SOURCE = Path(__file__).parents[2] / "src"
+POLICY: dict[str, Any] = {
+    **{"prompts": 3, "num_generations": 4, "max_completion_length": 8, "temperature": 0.7, "beta": 0.1},
+    **{"steps": 5, "seed": 3, "logging_steps": 1},
+}
+
+
+def test_nobody_else_spells_them() -> None:
+    found = {p.name for p in SOURCE.rglob("*.py") if "per_device_train_batch_size" in p.read_text("utf-8")}
+    assert found == {"arguments.py"}
+
+
+@pytest.mark.parametrize("checkpoint_steps", [0, 2])
+def test_all_stages_agree(tmp_path: Path, checkpoint_steps: int) -> None:
+    given: dict[str, Any] = {"output_dir": tmp_path, "device": CPU, "checkpoint_steps": checkpoint_steps}
+    quiet = {"steps": 5, "batch_size": 12, "learning_rate": 1e-3, "seed": 3}
+    made = [quiet_arguments(kind, **quiet, **given) for kind in (TrainingArguments, SFTConfig, RewardConfig)]
+    made.append(RLOOConfig(**policy_arguments(**POLICY, **given), learning_rate=1e-3))
+    for arguments in made:
+        assert (arguments.max_steps, arguments.per_device_train_batch_size, arguments.seed) == (5, 12, 3)
+        assert (arguments.report_to, arguments.disable_tqdm, arguments.bf16, arguments.use_cpu) == ([], True, False, True)
+        assert not getattr(arguments, "gradient_checkpointing", False)
+        assert not getattr(arguments, "activation_checkpointing", False)
+        assert arguments.save_strategy == ("steps" if checkpoint_steps else "no")
+        assert not checkpoint_steps or arguments.save_steps == checkpoint_steps
+
+
+def test_what_goes_where(tmp_path: Path) -> None:
+    """Only a GPU wants pinned memory; logs are reported where asked; processes share the rows of a step."""
+    gpu = policy_arguments(**POLICY, output_dir=tmp_path, device=torch.device("cuda"), report_to=["tensorboard"])
+    assert gpu["dataloader_pin_memory"] and not gpu["use_cpu"] and gpu["report_to"] == ["tensorboard"]
+    assert not policy_arguments(**POLICY, output_dir=tmp_path, device=CPU)["dataloader_pin_memory"]
+    rare = quiet_arguments(
+        TrainingArguments, output_dir=tmp_path, steps=1000, batch_size=1, learning_rate=1.0, seed=0, device=CPU
+    )
+    assert rare.logging_steps == 10
