@@ -16,7 +16,7 @@ from zopro.weights.updates import difference
 SOURCE = Path(zopro.__file__).parents[1]
 FILES = [path for path in sorted(SOURCE.rglob("*.py")) if ">>> " in path.read_text("utf-8")]
 WITH_EXAMPLES = [".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
-NO_MATHS = {"Directions", "StepRecord", "Ranks"}
+NO_MATHS = {"Directions", "Ranks", "StepRecord", "Strategy", "Weights"}
 MATHS = {
     **{name: getattr(zopro.zo, name) for name in zopro.zo.__all__ if name not in NO_MATHS},
     **{name: getattr(objectives, name) for name in objectives.__all__},
