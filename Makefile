@@ -3,13 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test check lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/zopro demo $(ARGS)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# What finds most for its time: no second process, hardly a whole run.
+FAST := tests/test_*.py tests/zo tests/tasks tests/judges tests/rewards tests/store tests/config tests/weights \
+	tests/train/test_objectives.py tests/train/test_advantages.py tests/cli/test_cli.py tests/cli/test_option_values.py \
+	tests/analysis/test_metrics.py tests/analysis/test_shapes.py tests/compare/test_plan.py \
+	tests/engine/local/test_logprobs.py tests/engine/local/test_scores.py
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(FAST) --ignore tests/zo/test_ranks.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tiny import tiny_model, tiny_tokenizer
+from zopro.engine.feedback import Feedback
 
 BLOCKS, VOCABULARY, STEPS = 4, 300, 120
 
@@ -72,3 +73,18 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     mask[3, -5:] = 0
     mask[9, -11:] = 0
     return ids * mask, mask, torch.randn(16, generator=generator)
+
+
+def loss_of(logprobs: torch.Tensor) -> torch.Tensor:
+    return -(logprobs.sum(1) * batch()[2]).mean()
+
+
+def guess(model: Any, **options: Any) -> tuple[Feedback, dict[str, torch.Tensor]]:
+    ids, mask, _ = batch()
+    feedback = Feedback(model, **options)
+    return feedback, feedback.gradients(loss_of(feedback.logprobs(ids, mask, COMPLETION, num_generations=COPIES)))
+
+
+# Over all guided tensors, and the least of a block. Measured: none 0.41 to 0.69 and 0.22, mlp 0.65 to 0.75 and 0.53,
+# chain 0.86 to 0.97 and 0.81, block 0.95 to 0.98 and 0.94.
+LEVELS = {"none": (0.35, 0.15), "mlp": (0.55, 0.45), "chain": (0.8, 0.75), "block": (0.9, 0.9)}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+from zopro.analysis.analyse import analyse
+from zopro.analysis.reading.checkpoints import of_folder
 
 MODULES = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -81,3 +85,17 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.degrees(np.arccos(np.clip(cosines(a, b), -1, 1)))
+
+
+def analysed(policy: Walk, reward: Walk, **options: Any) -> dict[str, Any]:
+    return analyse(of_folder(policy.folder, "policy"), of_folder(reward.folder, "reward"), **options)
+
+
+def defined_dcor(a: np.ndarray, b: np.ndarray) -> float:
+    """Distance correlation by its definition, from whole matrices."""
+    centred = []
+    for points in (a, b):
+        far = np.abs(points[:, None] - points)
+        centred.append(far - far.mean(0) - far.mean(1, keepdims=True) + far.mean())
+    both, first, second = (np.mean(x * y) for x, y in ((centred[0], centred[1]), [centred[0]] * 2, [centred[1]] * 2))
+    return float(np.sqrt(both / np.sqrt(first * second)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from zopro.compare import run as comparison
 from zopro.compare.plan import Job, Plan
 from zopro.config import RunConfig
 from zopro.errors import InputError
@@ -80,3 +83,20 @@ def test_a_trial_is_shorter_and_looks_at_other_prompts() -> None:
     assert (trial.steps, trial.budget_seconds, trial.points, trial.prompts) == (11, 15.0, 1, "search")
     assert trial.marks() == [11]
     assert Job("train", steps=2, points=5).marks() == [1, 2]
+
+
+def test_an_earlier_comparison_is_read(tmp_path: Path) -> None:
+    plan = Plan(("mezo",), steps=4)
+    start = {"step": 0, "seconds": 0.0, "reward": 1.0, "reward_low": 0.5, "reward_high": 1.5, "kl_per_answer": 0.0}
+    old = {
+        "curve": [{"step": 0, "reward": 1.0, "kl": -0.08}, {"step": 4, "reward": 2.0, "kl": 0.5}],
+        "search": [{"kl": 0.2}],
+    }
+    saved = {"plan": {**asdict(plan), "methods": ["guided"]}, "methods": {"guided": old, "mezo": old}}
+    (tmp_path / "compare.json").write_text(json.dumps(saved))
+    assert comparison._finished(tmp_path / "compare.json", plan, start) == {
+        "guided": {
+            "curve": [start, {"step": 4, "reward": 2.0, "kl_per_answer": 0.5}],
+            "search": [{"kl_per_answer": 0.2}],
+        }
+    }

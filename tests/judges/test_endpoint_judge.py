@@ -1,105 +1,31 @@
-"""The endpoint judge against a server that lies, stalls, limits, fails and hangs up; its key stays where it is."""
+"""The endpoint judge against a server that lies, stalls, limits, fails and hangs up."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tiny_runs import config, write_inputs
-from zopro import cli
-from zopro.analysis.page.report import write_report
-from zopro.config import RunConfig
+from endpoints import KEY, Handler, Server, assert_silent, chat, shorter
 from zopro.errors import InputError
-from zopro.judges import judge_pairs, make_judge
-from zopro.judges.endpoint import OpenAIJudge, question, redacted
+from zopro.judges import judge_pairs
+from zopro.judges.endpoint import OpenAIJudge, question
 from zopro.judges.verdicts import Verdicts
-from zopro.loop import pipeline
 
 openai = pytest.importorskip("openai")
-KEY = "sk-proj-Ab12Cd34Ef56Gh78"
+
+
 PAIRS = [["short", "a longer answer"], ["the longest of them", "tiny"], ["middling", "also longer than that"]]
+
+
 PROMPTS = ["one?", "two?", "three?"]
+
+
 NONE: list[str | None] = [None] * 3
-
-
-def chat(text: Any) -> bytes:
-    message = {"role": "assistant", "content": text}
-    return json.dumps({"id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}).encode()
-
-
-def shorter(asked: str) -> str:
-    """An honest reply: the shorter one."""
-    first, second = asked.split("Reply A:\n")[1].split("\n\nWhich reply")[0].split("\n\nReply B:\n")
-    return "A" if len(first) < len(second) else "B"
-
-
-class Server(ThreadingHTTPServer):
-    """Answers each request by `behave(number of the request, question, handler)`, or honestly where that is None."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behave: Callable[[int, str, Any], None] | None = None
-        self.requests: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.lock = threading.Lock()
-        self.release = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The client hangs up on stalls: no traceback."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            number = len(self.server.requests)
-            self.server.requests.append(body)
-            self.server.keys.add(self.headers["Authorization"])
-        asked = body["messages"][0]["content"]
-        if self.server.behave is None:
-            self.say(200, chat(shorter(asked)))
-        else:
-            self.server.behave(number, asked, self)
-
-    def say(self, status: int, body: bytes, kind: str = "application/json", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server on a thread, and a client whose backoff is short."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    one = Server()
-    thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield one
-    one.release.set()
-    one.shutdown()
-    one.server_close()
-    thread.join()
 
 
 def judge(server: Server, **options: Any) -> OpenAIJudge:
@@ -274,81 +200,3 @@ def test_a_model_that_takes_no_temperature_is_asked_without(server, concurrency)
     result = judge_pairs(judge(server, concurrency=concurrency), PROMPTS, PAIRS, NONE)
     assert (result.winners, result.invalid) == ([0, 1, 0], 0)
     assert sum("temperature" in request for request in server.requests) == concurrency
-
-
-@pytest.mark.parametrize("text", [KEY, f'"{KEY}"', f"x{KEY[3:11]}...", f"Bearer {KEY}", KEY * 2])
-def test_keys_are_taken_out_of_words(text):
-    clean = redacted(f"before {text} after", KEY)
-    assert "[redacted]" in clean and clean.startswith("before ") and clean.endswith(" after")
-    assert_silent(clean)
-
-
-def assert_silent(text: str) -> None:
-    """No eight characters of the key are in the text."""
-    assert not [KEY[i : i + 8] for i in range(len(KEY) - 7) if KEY[i : i + 8] in text]
-
-
-@pytest.mark.parametrize("value", [KEY, "sk-1", "MY KEY", "A=B"])
-def test_a_key_in_the_place_of_its_name_is_refused_and_not_shown(value):
-    with pytest.raises(InputError, match="judge_api_key_env: must be the name") as error:
-        RunConfig(model="m", task="chat", train_data="x", judge_api_key_env=value)
-    assert value not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "url", ["ftp://x", "localhost:8000", f"https://user:{KEY}@host/v1", f"http://h/v1?key={KEY}", ""]
-)
-def test_an_address_with_a_key_in_it_is_refused_and_not_shown(url):
-    with pytest.raises(InputError, match=r"judge_base_url: must be http\(s\)") as error:
-        RunConfig(model="m", task="chat", train_data="x", judge_base_url=url)
-    assert_silent(str(error.value))
-
-
-def test_without_a_key_nothing_begins(monkeypatch):
-    monkeypatch.delenv("MYPASTEDKEY", raising=False)
-    options = RunConfig(model="m", task="chat", train_data="x", judge_api_key_env="MYPASTEDKEY")
-    with pytest.raises(InputError, match=r"judge_api_key_env: .* not set") as error:
-        make_judge("openai:m", None, options=options)
-    assert "MYPASTEDKEY" not in str(error.value), "it may be a key after all"
-
-
-def test_without_the_package_the_remedy_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(InputError, match=r"pip install 'zopro\[openai\]'"):
-        OpenAIJudge("m", KEY)
-
-
-def test_a_run_keeps_the_key_to_itself_and_its_verdicts_over_a_stop(server, tmp_path, monkeypatch, capsys):
-    """The server fails, repeats the key in its errors and its replies; then the run is continued with another address."""
-    folder, run = write_inputs(tmp_path), tmp_path / "run"
-    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
-    monkeypatch.setattr(pipeline.write, "finish", write_report)
-    monkeypatch.setenv("THE_JUDGES_KEY", KEY)
-    failing = threading.Event()
-
-    def behave(number: int, asked: str, handler: Handler) -> None:
-        if number >= 6 and not failing.is_set():
-            handler.say(401, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode())
-        else:
-            handler.say(200, chat(f"My key is {KEY}." if number % 5 == 0 else shorter(asked)))
-
-    server.behave = behave
-    options = {"judge": "openai:m", "judge_base_url": server.url, "judge_api_key_env": "THE_JUDGES_KEY", "iterations": 1}
-    settings = config(folder, run, **options, judge_concurrency=1)
-    (tmp_path / "config.yaml").write_text(json.dumps(settings.to_dict()))
-    assert cli.main(["run", str(tmp_path / "config.yaml")]) == 2
-    err = capsys.readouterr().err
-    assert err.splitlines()[-1].startswith("zopro: error: judge: must say which answer") and "Traceback" not in err
-    verdicts = list(run.rglob("verdicts.jsonl"))
-    assert len(verdicts) == 1 and (kept := len(verdicts[0].read_text().splitlines())) > 0
-    failing.set()
-    before = len(server.requests)
-    words = ["run", str(tmp_path / "config.yaml"), "--resume", "--judge_base_url", server.url + "/", "--json"]
-    assert cli.main(words) == 0
-    out, more = capsys.readouterr()
-    assert len(server.requests) > before and kept > 0
-    assert not list(run.rglob("verdicts.jsonl")), "gone when their stage is done"
-    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
-        assert_silent(path.read_bytes().decode("latin-1"))
-    assert_silent(err + out + more)
-    assert "THE_JUDGES_KEY" in (run / "config.yaml").read_text() and (run / "report.html").is_file()

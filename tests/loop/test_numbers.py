@@ -6,12 +6,8 @@ import json
 import math
 import re
 import shutil
-import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from html import unescape
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,60 +15,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tiny_runs import config, write_inputs
+from one_run import AGO, metrics, page
+from tiny_runs import config
 from zopro import demo
-from zopro.analysis.page.report import render, stage_seconds
-from zopro.compare import run as comparison
-from zopro.compare.plan import Plan
+from zopro.analysis.page.report import stage_seconds
 from zopro.config import RunConfig
 from zopro.engine.local.rollouts import Rollouts
-from zopro.errors import InputError
-from zopro.loop import answers, pipeline
+from zopro.loop import answers
 from zopro.loop.divergence import kl_per_answer, log_ratios, policy_logprobs
 from zopro.loop.evaluation import evaluate
 from zopro.loop.opening import open_all
 from zopro.loop.stages import train_reward, train_sft
 from zopro.loop.summary import headline
-from zopro.store import shown
 from zopro.store.rundir import RunDirectory
-from zopro.train import callbacks
-from zopro.train.callbacks import MetricsCallback
-
-AGO, BEFORE = 100.0, {"pretraining": 60.0}
-
-
-class Died(BaseException):
-    """No handler but those for death itself may see it."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
-    """A run whose caller had begun 100 seconds earlier, as the demo has; its figures are left out."""
-    settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32")
-    with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
-        return settings, pipeline.run(settings, quiet=True, began=time.perf_counter() - AGO, before=BEFORE)
-
-
-def no_figures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pipeline.write, "refresh", lambda run: None)
-    patch.setattr(pipeline.write, "finish", lambda run: None)
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def page(run: Path) -> str:
-    """The words of the report, with one blank between them."""
-    html = (run / "report.html").read_text("utf-8")
-    html = re.sub(r"<(style|script)[^>]*>.*?</\1>", "", html, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html)))
 
 
 def found(pattern: str, text: str) -> str:
@@ -188,63 +143,6 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Rollouts]:
     return drawn
 
 
-def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
-    settings, summary = finished
-    run = Path(settings.output_dir)
-
-    def files() -> dict[str, tuple[int, bytes]]:
-        paths = [path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
-        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
-
-    before = files()
-    assert pipeline.run(settings, resume=True, quiet=True) == summary
-    assert files() == before
-    moved = tmp_path / "moved"
-    shutil.copytree(run, moved)
-    again = pipeline.run(replace(settings, output_dir=str(moved)), resume=True, quiet=True)
-    assert again == {**summary, "run": str(moved), "report": str(moved / "report.html")}
-
-
-def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first process dies in a stage, and had more memory than the second ever needs."""
-    no_figures(monkeypatch)
-    settings, run = config(folder, tmp_path / "run", iterations=1, policy_steps=4, checkpoint_steps=2), tmp_path / "run"
-    original = MetricsCallback.on_log
-
-    def mortal(self: Any, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
-        original(self, args, state, *rest, **kwargs)
-        if self.stage == "policy" and state.global_step == 3:
-            raise Died
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsCallback, "on_log", mortal)
-        with pytest.raises(Died):
-            pipeline.run(settings, quiet=True)
-    (died,) = json.loads((run / "usage.json").read_text())
-    assert (died["unfinished"]["stage"], died["unfinished"]["iteration"]) == ("policy", 0)
-    ended = {line["stage"]: line["seconds"] for line in metrics(run) if line.get("event") == "end"}
-    assert died["seconds"] > died["unfinished"]["seconds"] + sum(ended.values())
-
-    died = {**died, "seconds": died["seconds"] + 1000, "peak_rss_mb": 99_999.0}
-    died["unfinished"]["seconds"] += 500
-    (run / "usage.json").write_text(json.dumps([died]))
-    began = time.perf_counter()
-    summary = pipeline.run(settings, resume=True, quiet=True)
-    took = time.perf_counter() - began
-    first, second = summary["attempts"]
-    assert first == {name: died[name] for name in ("seconds", "peak_rss_mb", "processes")}
-    assert 0 < second["seconds"] <= took + 0.01 and second["peak_rss_mb"] < 99_999
-    assert summary["seconds"] == pytest.approx(first["seconds"] + second["seconds"], abs=0.01)
-    assert summary["peak_rss_mb"] == 99_999.0
-    assert 500 + ended["sft"] < summary["stages"]["policy"] < 500 + died["unfinished"]["seconds"] + took
-    assert summary["stages"]["sft"] == ended["sft"], "what the first process had finished counts once"
-    lines = metrics(run)
-    assert {line["peak_rss_mb"] for line in lines if line.get("event") == "end" and line["iteration"] == 0} == {99_999.0}
-    text = demo.table(summary)
-    assert f"seconds      {summary['seconds']:.1f} in 2 attempts" in text and "peak memory  99999 MB" in text
-    assert f"Time {summary['seconds']:.1f} s peak memory 99999 MB" in page(run)
-
-
 def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that has not moved, in bfloat16, where sampling's log-probs are not those of a pass."""
     opened = open_all(config(folder, tmp_path / "run", dtype="bfloat16"), quiet=True)
@@ -266,84 +164,6 @@ def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatc
     assert line["kl_per_answer"] == 0 and line["win_rate"] == 0.5
     assert kl_per_answer([-0.5, 0.3]) == 0 and kl_per_answer([-0.5, 1.5]) == 0.5
     assert math.isnan(kl_per_answer([-0.5, math.nan])), "a policy that has diverged is not one that has not moved"
-
-
-def test_earlier_versions_are_read(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, no_finish: None) -> None:
-    """Both KLs were `kl`, and nothing said how long the run's processes had taken."""
-    settings, summary = finished
-    run = tmp_path / "run"
-    shutil.copytree(settings.output_dir, run)
-    text = (run / "metrics.jsonl").read_text()
-    for path in (run / "metrics.jsonl", *(run / "evaluations").glob("*.json")):
-        path.write_text(re.sub("kl_per_(answer|token)", "kl", path.read_text()))
-    shown_now = render(Path(settings.output_dir), summary=summary)
-    assert render(run, summary=summary) == shown_now.replace(Path(settings.output_dir).name, "run")
-    (run / "usage.json").unlink()
-    for path in (run / "summary.json", run / "evaluations/001.json"):
-        path.unlink()
-    again = pipeline.run(replace(settings, output_dir=str(run)), resume=True, quiet=True)
-    assert again["evaluations"][0]["kl_per_answer"] == 0
-    assert again["evaluations"][2]["kl_per_answer"] == summary["evaluations"][2]["kl_per_answer"]
-    before = [json.loads(line) for line in text.splitlines()]
-    ends = [line for line in before if line.get("event") == "end"]
-    assert again["attempts"][0]["seconds"] == pytest.approx(sum(line["seconds"] for line in ends), abs=0.01)
-    assert again["attempts"][0]["peak_rss_mb"] == ends[-1]["peak_rss_mb"]
-
-
-def test_a_damaged_record_of_usage_is_one_line(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
-    settings = replace(finished[0], output_dir=str(tmp_path / "run"))
-    shutil.copytree(finished[0].output_dir, tmp_path / "run")
-    (tmp_path / "run/usage.json").write_text("[{")
-    with pytest.raises(InputError, match=r"usage.json: must be JSON, but is damaged .* Delete it"):
-        pipeline.run(settings, resume=True, quiet=True)
-
-
-@pytest.fixture
-def no_finish(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_figures(monkeypatch)
-
-
-def test_an_earlier_comparison_is_read(tmp_path: Path) -> None:
-    plan = Plan(("mezo",), steps=4)
-    start = {"step": 0, "seconds": 0.0, "reward": 1.0, "reward_low": 0.5, "reward_high": 1.5, "kl_per_answer": 0.0}
-    old = {
-        "curve": [{"step": 0, "reward": 1.0, "kl": -0.08}, {"step": 4, "reward": 2.0, "kl": 0.5}],
-        "search": [{"kl": 0.2}],
-    }
-    saved = {"plan": {**asdict(plan), "methods": ["guided"]}, "methods": {"guided": old, "mezo": old}}
-    (tmp_path / "compare.json").write_text(json.dumps(saved))
-    assert comparison._finished(tmp_path / "compare.json", plan, start) == {
-        "guided": {
-            "curve": [start, {"step": 4, "reward": 2.0, "kl_per_answer": 0.5}],
-            "search": [{"kl_per_answer": 0.2}],
-        }
-    }
-
-
-def test_the_bar_names_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    beside: list[dict[str, float]] = []
-    bar = SimpleNamespace(n=0, set_postfix=lambda numbers, refresh: beside.append(numbers))
-    monkeypatch.setattr(callbacks, "tqdm", lambda **options: bar)
-    callback = MetricsCallback(lambda line: None, "policy", 0)
-    state: Any = SimpleNamespace(global_step=1, max_steps=2, is_world_process_zero=True)
-    callback.on_train_begin(None, state, None)
-    callback.on_log(None, state, None, logs={"reward": 1.5, "kl": 0.25, "loss": 0.5, "other": 1.0})
-    assert beside == [{"loss": 0.5, "train_reward": 1.5, "kl_per_token": 0.25}]
-
-
-@pytest.mark.parametrize(
-    ("show", "value", "text"),
-    [
-        (shown.kl, -0.001, "0.00"),
-        (shown.reward, 12345.6789, "12345.679"),
-        (shown.seconds, 12345.67, "12345.7"),
-        (shown.megabytes, 2458.51, "2459"),
-        (shown.share, None, "-"),
-        (shown.share, float("nan"), "-"),
-    ],
-)
-def test_numbers_are_rounded_alike(show: Callable[[Any], str], value: Any, text: str) -> None:
-    assert show(value) == text
 
 
 def test_a_stage_without_memory_is_drawn() -> None:

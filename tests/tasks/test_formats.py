@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from rows import ABSTRACT, MLQE, example, user
 from zopro.errors import InputError
-from zopro.tasks import TASKS, DropRow, Row, convert
-from zopro.tasks.dialogue import parse_dialogue
-
-OPTIONS = SimpleNamespace(source_language="English", target_language="German")
-
-
-def example(task, row):
-    return convert(TASKS[task](OPTIONS), Row(row, "f.jsonl", 7))
-
-
-def user(text):
-    return [{"role": "user", "content": text}]
-
+from zopro.tasks import DropRow
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:"
+
+
 HH_PROMPT = [*user("Hi"), {"role": "assistant", "content": "Hello."}, *user("And?")]
-ABSTRACT = ["We like cats.", "Cats purr.", "Dogs bark."]
-MLQE = {"translation": {"en": "Hi.", "de": "Hallo."}, "z_mean": 0.5}
+
 
 # task, row, prompt (or a part of its text), chosen, rejected
 GOOD = {
@@ -180,6 +166,8 @@ def test_good_rows(case):
 
 
 H, A = "\n\nHuman: q", "\n\nAssistant:"
+
+
 DROPPED = {
     "equal answers": ("chat", {"chosen": H + A + " a", "rejected": H + A + " a"}, "chosen and rejected are equal"),
     "equal but for space": ("chat", {"prompt": "q", "chosen": "a", "rejected": "a "}, "chosen and rejected are equal"),
@@ -288,52 +276,6 @@ def test_rows_of_the_wrong_shape_are_refused_by_name(case):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-# Turns keep their text if it is stripped and holds no blank line (which could begin another turn).
-TURN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), min_size=1).map(str.strip)
-TURN = TURN.filter(bool)
-
-
-@given(st.lists(st.tuples(TURN, TURN), min_size=1, max_size=4))
-def test_dialogues_survive_a_round_trip(exchanges):
-    turns = [(role, text) for pair in exchanges for role, text in zip(("Human", "Assistant"), pair, strict=True)]
-    messages = parse_dialogue("".join(f"\n\n{role}: {text}" for role, text in turns))
-    names = {"user": "Human", "assistant": "Assistant"}
-    assert [(names[message["role"]], message["content"]) for message in messages] == turns
-
-
-@given(st.lists(TURN, min_size=1, max_size=3), TURN, TURN)
-def test_hh_answers_are_the_last_turns(prompts, chosen, rejected):
-    start = "\n\nAssistant: ok".join(f"\n\nHuman: {text}" for text in prompts) + "\n\nAssistant: "
-    row = {"chosen": start + chosen, "rejected": start + rejected}
-    if chosen == rejected:
-        with pytest.raises(DropRow):
-            example("chat", row)
-    else:
-        got = example("chat", row)
-        assert (got.chosen, got.rejected) == (chosen, rejected)
-        assert [message["content"] for message in got.prompt[::2]] == prompts
-
-
 def test_feedback_reference_is_the_human_summary():
     assert example(*GOOD["feedback"][:2]).reference == "short"
     assert example(*GOOD["feedback, article, lists"][:2]).reference == "a"
-
-
-def test_scitldr_worse_summary_is_a_stable_sentence_but_not_the_best_one():
-    row = {"source": ABSTRACT, "target": ["Cats are liked.", "x"], "rouge_scores": [0.9, 0.1, 0.2]}
-    got = example("summarization", row)
-    assert (got.chosen, got.reference) == ("Cats are liked.", "Cats are liked.")
-    assert got.rejected in ABSTRACT[1:]
-    assert example("summarization", dict(row)).rejected == got.rejected
-    drawn = {
-        example("summarization", {**row, "source": [f"{text} {i}" for text in ABSTRACT]}).rejected.split()[0]
-        for i in range(20)
-    }
-    assert drawn == {"Cats", "Dogs"}  # seeded by the text, not always the same place, never the nearest
-    assert example("summarization", {"source": "Cats purr.", "target": "Purr."}).rejected == "Cats purr."
-
-
-def test_translation_references_are_only_translations_rated_high():
-    assert example("translation", MLQE).reference == "Hallo."
-    low = example("translation", {**MLQE, "z_mean": -0.3})
-    assert (low.reference, low.score) == (None, -0.3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from many_ranks import results, train
+from tiny_problems import mlp, same, trainable, weights
 from tiny_trainers import TOKENIZER, llama, quiet, settings, with_adapter, zopro
 from zopro import zeroth_order
 from zopro.system.launch import Processes, alone, counted
 from zopro.weights.adapters import tensor_name
-from zopro.zo import Ranks
+from zopro.zo import SPSA, Ranks
 from zopro.zo.ranks import checksum
 
 Found = list[dict[str, Any]]
@@ -183,3 +187,37 @@ def test_checksums_see_one_changed_entry(dtype: torch.dtype) -> None:
     changed[4, 5] += 1
     assert checksum(tensor) == checksum(tensor.clone()) != checksum(changed)
     assert checksum(torch.zeros((), dtype=dtype)) == 0
+
+
+def test_ranks_that_average_their_losses_stay_equal() -> None:
+    """Two ranks with other data: each averages the scalars it exchanged, and ends at the same bits."""
+    module, _ = mlp()
+    ranks = [copy.deepcopy(module) for _ in range(2)]
+    data = [(torch.randn(6, 6), torch.randint(3, (6,))) for _ in range(2)]
+
+    def losses(m: nn.Module) -> list[Callable[[], Tensor]]:
+        return [lambda x=x, y=y: nn.functional.cross_entropy(m(x), y) for x, y in data]
+
+    exchanged: list[list[float]] = []
+    for rank, m in enumerate(ranks):
+        local, other = losses(m)[rank], losses(m)[1 - rank]
+        other_values: list[float] = []
+
+        def evaluate(local: Any = local, other: Any = other, seen: list[float] = other_values) -> Tensor:
+            seen.append(float(other()))
+            return local()
+
+        class Pair(Ranks):
+            def __init__(self, rank: int = rank) -> None:
+                self.parallel, self.rank, self.size = "data", rank, 2
+
+            def gather(self, values: Any, seen: list[float] = other_values) -> list[list[float]]:
+                rows = [list(values), seen[-len(values) :]]
+                exchanged.append(rows if self.rank == 0 else rows[::-1])
+                return exchanged[-1]
+
+        opt = SPSA(trainable(m), lr=0.05, ranks=Pair(), sides=1, queries=2)
+        for _ in range(3):
+            opt.step(evaluate)
+    assert same(weights(ranks[0]), weights(ranks[1]))
+    assert len(exchanged) == 6 and exchanged[:3] == exchanged[3:], "one exchange a step"

@@ -62,6 +62,9 @@ def group_normalised_advantages(rewards: Tensor, num_generations: int, scale: bo
 
     Raises:
         ValueError: K is less than 2 or does not divide B.
+
+    >>> group_normalised_advantages(torch.tensor([1.0, 3.0, 0.0, 0.0]), 2, scale=False)
+    tensor([-1.,  1.,  0.,  0.])
     """
     grouped = _grouped(rewards, num_generations)
     centred = grouped - grouped.nanmean(1, keepdim=True)
@@ -87,6 +90,10 @@ def clipped_surrogate(
 
     Returns:
         The scalar loss, differentiable in `logprobs`.
+
+    >>> old, advantages = torch.tensor([-2.0, -3.0]), torch.tensor([1.0, -3.0])
+    >>> clipped_surrogate(old, old, advantages)  # on-policy: minus the mean advantage
+    tensor(1.)
     """
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
@@ -99,6 +106,10 @@ def log_ratio_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tens
     On-policy its gradient is the clipped surrogate's. To finite differences it is the better one: a ratio is exponential
     and clipped where a log-probability has moved by 0.18 nats, which rounding to bfloat16 alone can do; a log-ratio goes
     on. L = 0 on-policy. Arguments as `clipped_surrogate`; the sum is taken in fp64.
+
+    >>> old = torch.tensor([-2.0, -3.0])
+    >>> float(log_ratio_surrogate(old + 0.5, old, torch.tensor([1.0, 3.0])))
+    -1.0
     """
     return -((logprobs.double() - old_logprobs) * advantages).mean()
 
@@ -138,6 +149,11 @@ def online_dpo_loss(
 
     Raises:
         ValueError: K is less than 2 or does not divide B.
+
+    >>> reference, rewards = torch.zeros(4), torch.tensor([0.0, 1.0, 2.0, 2.0])
+    >>> loss = online_dpo_loss(torch.zeros(4), reference, rewards, num_generations=2, beta=0.1)
+    >>> round(float(loss), 4)  # log 2 for the first prompt, nothing for the second
+    0.3466
     """
     best, worst = best_and_worst(rewards, num_generations)
     ratios = logprobs - reference_logprobs
@@ -159,6 +175,9 @@ def kl_estimates(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1")
 
     Raises:
         ValueError: an unknown kind.
+
+    >>> kl_estimates(torch.tensor([-1.0, -1.0]), torch.tensor([-1.5, -0.5]))
+    tensor([ 0.5000, -0.5000])
     """
     log_r = reference_logprobs - logprobs
     if kind == "k1":

@@ -39,6 +39,9 @@ def interpolate(previous: State | str | Path, refined: State | str | Path, weigh
 
     Raises:
         InputError: `weight` outside [0, 1], or the two do not have the same tensors in the same shapes.
+
+    >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, weight=0.25)
+    {'w': tensor([0.2500, 0.2500])}
     """
     if not 0 <= weight <= 1:
         raise InputError(f"weight: must lie in [0, 1], got {weight!r}.")

@@ -38,7 +38,12 @@ def reward_update(after: Path, before: Path, full: bool, alpha: int) -> Mapping[
 
 
 def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """after - before in fp32, of the tensors in both."""
+    """after - before in fp32, of the tensors in both.
+
+    >>> import torch
+    >>> difference({"w": torch.ones(2), "head": torch.ones(1)}, {"w": torch.zeros(2)})
+    {'w': tensor([1., 1.])}
+    """
     return {name: after[name].float() - before[name].float() for name in after if name in before}
 
 

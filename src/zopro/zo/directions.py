@@ -56,7 +56,11 @@ class Directions(ABC):
 
 
 class Gaussian(Directions):
-    """z ~ N(0, I): SPSA as in MeZO (Malladi et al. 2023, arXiv 2305.17333)."""
+    """z ~ N(0, I): SPSA as in MeZO (Malladi et al. 2023, arXiv 2305.17333).
+
+    >>> round(float(Gaussian().sample([("w", torch.zeros(100, 100))], seed=0, step=3)["w"].std()), 1)
+    1.0
+    """
 
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         return _gaussian(name, like, seed, step)
@@ -64,7 +68,11 @@ class Gaussian(Directions):
 
 class Rademacher(Directions):
     """z uniform on {-1, +1}^d: Spall's original choice (1992). One random byte gives eight entries, which makes it the
-    cheap choice where noise is drawn for every parameter of a model."""
+    cheap choice where noise is drawn for every parameter of a model.
+
+    >>> Rademacher().sample([("w", torch.zeros(100))], seed=0, step=3)["w"].unique()
+    tensor([-1.,  1.])
+    """
 
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         generator = tensor_generator(name, seed, step, like.device)
@@ -86,6 +94,9 @@ class LowRank(Directions):
 
     Raises:
         ValueError: rank < 1.
+
+    >>> int(torch.linalg.matrix_rank(LowRank(rank=2).sample([("w", torch.zeros(8, 6))], seed=0, step=3)["w"]))
+    2
     """
 
     def __init__(self, rank: int = 4) -> None:
@@ -128,6 +139,9 @@ class Signs(Directions):
 
     Raises:
         ValueError: a non-finite update.
+
+    >>> Signs({"w": torch.tensor([3.0, 3.0])}).sample([("w", torch.zeros(2))], seed=0, step=3)["w"].abs()
+    tensor([1., 1.])
     """
 
     def __init__(self, update: Mapping[str, Tensor]) -> None:
@@ -182,6 +196,11 @@ class Targeted(Directions):
     Raises:
         ValueError: total_steps < 1, an unknown decay, a non-finite update, or (from `check`) an update whose shape
             differs from its parameter's, or one that is not empty but names none of the parameters.
+
+    >>> mu, v = {"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([0.0, 2.0])}
+    >>> z = Targeted(mu, v, total_steps=10, normalize=False)
+    >>> z.sample([("w", torch.zeros(2))], seed=0, step=9)["w"].abs()  # d is 0: orthogonal to v, as long as mu
+    tensor([5., 0.])
     """
 
     def __init__(

@@ -98,6 +98,11 @@ class ResidualFeedback(Directions):
 
     Raises:
         ValueError: a weight is negative, or both are 0.
+
+    >>> directions = ResidualFeedback()
+    >>> directions.update({"w": torch.tensor([3.0, 4.0])}, step=0)
+    >>> directions.sample([("w", torch.zeros(2))], seed=0, step=0)
+    {'w': tensor([0.8485, 1.1314])}
     """
 
     def __init__(self, guide: float = 1.0, mixed: float = 0.0, base: Directions | None = None) -> None:

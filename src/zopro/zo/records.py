@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one `measure` found: per query, the losses at theta + eps z and theta - eps z (or theta, one-sided)."""
+    """What one `measure` found: per query, the losses at theta + eps z and theta - eps z (or theta, one-sided).
+
+    >>> Estimate(losses=[(3.0, 1.0)], differences=[1.0]).loss
+    2.0
+    """
 
     losses: list[tuple[float, float]]
     differences: list[float]  # per query, half the central difference or the forward difference: eps * slope

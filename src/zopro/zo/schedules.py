@@ -52,6 +52,11 @@ def noise_floor(values: Sequence[float], order: int = NOISE_ORDER) -> float:
 
     Raises:
         ValueError: fewer than `order` + 1 values.
+
+    >>> noise_floor([1.0, 2.0, 4.0, 7.0, 11.0])  # a parabola has none
+    0.0
+    >>> round(noise_floor([0.1, -0.1] * 8), 2)
+    0.18
     """
     if len(values) <= order:
         raise ValueError(f"values: need more than order = {order} of them, got {len(values)}")
@@ -108,6 +113,10 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         far outside of where the model is itself, and other directions may slope more.
         (largest candidate, NaN) if the loss is constant between the largest candidates: any eps does, ask again with
         another batch or direction. (NaN, NaN) if the loss near theta is not finite.
+
+    >>> eps, noise = auto_eps(lambda t: 1.0 + 2.0 * t)  # a line: no eps bends away from its slope
+    >>> eps < 1e-5, noise < 1e-6  # so the smallest eps that shows it above the rounding of fp32 will do
+    (True, True)
     """
     largest, at_theta = PROBES[-1] / scale, loss_at(0.0)
     if math.isfinite(at_theta) and loss_at(-largest) == at_theta == loss_at(largest):

@@ -1,0 +1,49 @@
+"""Trainings that diverge name the key to lower, save nothing, and can be resumed with another value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from commands import run, typed
+from tiny_runs import fingerprint
+
+pytestmark = pytest.mark.usefixtures("quietly")
+
+DIVERGING = {
+    "sft_learning_rate": {"sft_steps": 1},
+    "sft_learning_rate, in the middle": {"sft_steps": 3},
+    "reward_learning_rate": {"reward_steps": 1},
+    "reward_learning_rate, in the middle": {"reward_steps": 3},
+    "first_order_learning_rate": {},
+    "refine_learning_rate": {"warm_start": "sft"},
+    "guided_learning_rate": {"method": "guided"},
+}
+
+
+@pytest.mark.parametrize("name", DIVERGING)
+def test_a_stage_that_diverges_names_its_key_and_saves_nothing(name, inputs, tmp_path, capsys):
+    key = name.split(",")[0]
+    code, line = run(capsys, inputs, tmp_path, **{key: 1e20, **DIVERGING[name]})
+    assert code == 2 and line.startswith(f"zopro: error: {key}: must be low enough to train with, got 1e+20: ")
+    output = {"sft": "sft", "reward": "reward/000", "refine": "reward/001"}.get(key.split("_")[0], "policy/000")
+    assert not (tmp_path / "run" / output).exists() and not list(tmp_path.rglob("*.partial"))
+    for file in tmp_path.rglob("*.safetensors"):
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(file).values()), file
+
+
+def test_a_diverged_run_can_be_resumed(inputs, tmp_path, capsys, monkeypatch):
+    """NaN that came from elsewhere (a faulty card): the stage is done again, and the run ends as if nothing had been."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    assert run(capsys, inputs, whole)[0] == 0
+    lerp = torch.lerp
+    monkeypatch.setattr(torch, "lerp", lambda *given: lerp(*given) * torch.nan)
+    code, line = run(capsys, inputs, broken)
+    assert code == 2 and "refine_learning_rate" in line and "is not finite" in line
+    assert not (broken / "run" / "reward" / "001").exists()
+    monkeypatch.setattr(torch, "lerp", lerp)
+    assert typed(capsys, "run", broken / "config.yaml", "--resume")[0] == 0
+    assert fingerprint(broken / "run") == fingerprint(whole / "run")

@@ -1,0 +1,65 @@
+"""Options that only a model, a library or the machine can judge: one line, and nothing is written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from commands import refused_at_once
+from zopro.config import METHODS, RATE_KEYS
+from zopro.config.reading import FIELDS
+
+pytestmark = pytest.mark.usefixtures("quietly")
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a module that is not there": (
+        {"lora_target_modules": "q_proj,nope"},
+        "'nope' fits none of the model's. There are",
+    ),
+    "a regular expression for nothing": ({"lora_target_modules": "q_proj|v_proj"}, "must match whole names such as"),
+    "no regular expression": ({"lora_target_modules": "("}, "it is no regular expression"),
+    "norms": ({"lora_target_modules": "q_proj,input_layernorm"}, "Target module LlamaRMSNorm"),
+    "a block": ({"lora_target_modules": "mlp"}, "Target module LlamaMLP"),
+    "the head": ({"lora_target_modules": "q_proj,lm_head"}, "the output head cannot carry one"),
+    "the reward model's head": ({"lora_target_modules": "score"}, "'score' fits none of the model's"),
+    "all-linear and more": ({"lora_target_modules": "all-linear,lm_head"}, "'all-linear' fits none"),
+    "no module": ({"lora_target_modules": ","}, "must be all-linear, names"),
+    "a report to nobody": ({"report_to": "wadnb"}, "report_to: must be of .*Did you mean 'wandb'"),
+    "an accelerator that is not here": ({"device": "meta"}, "device: must be auto, cpu, cuda or cuda:N, got 'meta'"),
+    "half precision": ({"dtype": "float16"}, "dtype: must be auto, float32 or bfloat16, got 'float16'"),
+    "a judge that is no model": ({"judge": "model:no/such/folder"}, "model: no folder and no Hub id"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_does_not_fit(name, inputs, tmp_path, capsys):
+    options, words = OPTIONS[name]
+    assert re.search(words, refused_at_once(capsys, inputs, tmp_path, **options))
+
+
+def test_a_report_to_what_is_not_installed(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zopro.train.callbacks.get_available_reporting_integrations", list)
+    line = refused_at_once(capsys, inputs, tmp_path, report_to="tensorboard")
+    assert line == "report_to: tensorboard must be installed, and is not. Install it, or leave it out."
+
+
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if field.type in ("int", "float")])
+def test_numbers_that_nothing_can_hold(key, inputs, tmp_path, capsys):
+    for value in (-1, 10**20 if FIELDS[key].type == "int" else 1e300):
+        assert refused_at_once(capsys, inputs, tmp_path, **{key: value}).startswith(f"{key}: must ")
+
+
+def test_a_run_that_can_be_written_nowhere(inputs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place in ("file", "file/run", "loop/run", "long" * 100):
+        line = refused_at_once(capsys, inputs, tmp_path, output_dir=str(tmp_path / place))
+        assert line.startswith("output_dir: must be a folder that can be written to, got "), line
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may write everywhere
+    assert refused_at_once(capsys, inputs, tmp_path).startswith("output_dir: must be a folder that can be written to")
+
+
+def test_every_method_has_a_learning_rate():
+    assert {RATE_KEYS.get(method, "learning_rate") for method in METHODS} <= set(FIELDS)

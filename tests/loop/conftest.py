@@ -1,0 +1,28 @@
+"""A small run, made once a file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from one_run import AGO, BEFORE, no_figures
+from tiny_runs import config, write_inputs
+from zopro.config import RunConfig
+from zopro.loop import pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
+    """A run whose caller had begun 100 seconds earlier, as the demo has; its figures are left out."""
+    settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        no_figures(patch)
+        return settings, pipeline.run(settings, quiet=True, began=time.perf_counter() - AGO, before=BEFORE)

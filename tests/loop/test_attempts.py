@@ -1,0 +1,118 @@
+"""A run in several attempts, or by an earlier version: its seconds, its memory and its records add up."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from one_run import metrics, no_figures, page
+from tiny_runs import config
+from zopro import demo
+from zopro.analysis.page.report import render
+from zopro.config import RunConfig
+from zopro.errors import InputError
+from zopro.loop import pipeline
+from zopro.train.callbacks import MetricsCallback
+
+
+class Died(BaseException):
+    """No handler but those for death itself may see it."""
+
+
+def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
+    settings, summary = finished
+    run = Path(settings.output_dir)
+
+    def files() -> dict[str, tuple[int, bytes]]:
+        paths = [path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+    before = files()
+    assert pipeline.run(settings, resume=True, quiet=True) == summary
+    assert files() == before
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    again = pipeline.run(replace(settings, output_dir=str(moved)), resume=True, quiet=True)
+    assert again == {**summary, "run": str(moved), "report": str(moved / "report.html")}
+
+
+def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process dies in a stage, and had more memory than the second ever needs."""
+    no_figures(monkeypatch)
+    settings, run = config(folder, tmp_path / "run", iterations=1, policy_steps=4, checkpoint_steps=2), tmp_path / "run"
+    original = MetricsCallback.on_log
+
+    def mortal(self: Any, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        original(self, args, state, *rest, **kwargs)
+        if self.stage == "policy" and state.global_step == 3:
+            raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCallback, "on_log", mortal)
+        with pytest.raises(Died):
+            pipeline.run(settings, quiet=True)
+    (died,) = json.loads((run / "usage.json").read_text())
+    assert (died["unfinished"]["stage"], died["unfinished"]["iteration"]) == ("policy", 0)
+    ended = {line["stage"]: line["seconds"] for line in metrics(run) if line.get("event") == "end"}
+    assert died["seconds"] > died["unfinished"]["seconds"] + sum(ended.values())
+
+    died = {**died, "seconds": died["seconds"] + 1000, "peak_rss_mb": 99_999.0}
+    died["unfinished"]["seconds"] += 500
+    (run / "usage.json").write_text(json.dumps([died]))
+    began = time.perf_counter()
+    summary = pipeline.run(settings, resume=True, quiet=True)
+    took = time.perf_counter() - began
+    first, second = summary["attempts"]
+    assert first == {name: died[name] for name in ("seconds", "peak_rss_mb", "processes")}
+    assert 0 < second["seconds"] <= took + 0.01 and second["peak_rss_mb"] < 99_999
+    assert summary["seconds"] == pytest.approx(first["seconds"] + second["seconds"], abs=0.01)
+    assert summary["peak_rss_mb"] == 99_999.0
+    assert 500 + ended["sft"] < summary["stages"]["policy"] < 500 + died["unfinished"]["seconds"] + took
+    assert summary["stages"]["sft"] == ended["sft"], "what the first process had finished counts once"
+    lines = metrics(run)
+    assert {line["peak_rss_mb"] for line in lines if line.get("event") == "end" and line["iteration"] == 0} == {99_999.0}
+    text = demo.table(summary)
+    assert f"seconds      {summary['seconds']:.1f} in 2 attempts" in text and "peak memory  99999 MB" in text
+    assert f"Time {summary['seconds']:.1f} s peak memory 99999 MB" in page(run)
+
+
+def test_earlier_versions_are_read(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, no_finish: None) -> None:
+    """Both KLs were `kl`, and nothing said how long the run's processes had taken."""
+    settings, summary = finished
+    run = tmp_path / "run"
+    shutil.copytree(settings.output_dir, run)
+    text = (run / "metrics.jsonl").read_text()
+    for path in (run / "metrics.jsonl", *(run / "evaluations").glob("*.json")):
+        path.write_text(re.sub("kl_per_(answer|token)", "kl", path.read_text()))
+    shown_now = render(Path(settings.output_dir), summary=summary)
+    assert render(run, summary=summary) == shown_now.replace(Path(settings.output_dir).name, "run")
+    (run / "usage.json").unlink()
+    for path in (run / "summary.json", run / "evaluations/001.json"):
+        path.unlink()
+    again = pipeline.run(replace(settings, output_dir=str(run)), resume=True, quiet=True)
+    assert again["evaluations"][0]["kl_per_answer"] == 0
+    assert again["evaluations"][2]["kl_per_answer"] == summary["evaluations"][2]["kl_per_answer"]
+    before = [json.loads(line) for line in text.splitlines()]
+    ends = [line for line in before if line.get("event") == "end"]
+    assert again["attempts"][0]["seconds"] == pytest.approx(sum(line["seconds"] for line in ends), abs=0.01)
+    assert again["attempts"][0]["peak_rss_mb"] == ends[-1]["peak_rss_mb"]
+
+
+def test_a_damaged_record_of_usage_is_one_line(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
+    settings = replace(finished[0], output_dir=str(tmp_path / "run"))
+    shutil.copytree(finished[0].output_dir, tmp_path / "run")
+    (tmp_path / "run/usage.json").write_text("[{")
+    with pytest.raises(InputError, match=r"usage.json: must be JSON, but is damaged .* Delete it"):
+        pipeline.run(settings, resume=True, quiet=True)
+
+
+@pytest.fixture
+def no_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_figures(monkeypatch)

@@ -1,0 +1,67 @@
+"""Steps too small for a tensor's numbers, or too large for a network."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from tiny_branches import Two, loss_of, moved
+from tiny_problems import weights
+from zopro.zo import SPSA
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_below_the_resolution_of_a_tensor_are_said_once(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    weight = nn.Parameter(torch.full((400,), 1.0, dtype=dtype))
+    opt = SPSA([weight], lr=1e-5, second_moment_beta=0.9)
+    before = weight.detach().clone()
+    with caplog.at_level(logging.WARNING, logger="zopro"):
+        for _ in range(9):
+            opt.step(lambda: weight.float().square().sum())
+    said = [record.message for record in caplog.records if "resolution" in record.message]
+    assert len(said) == 1 and name in said[0] and "float32" in said[0] and "raise the learning rate" in said[0]
+    assert torch.equal(weight, before), "no entry has moved"
+    caplog.clear()
+    for lr, kind in ((0.1, dtype), (1e-5, torch.float32)):
+        other = nn.Parameter(torch.ones(400, dtype=kind))
+        with caplog.at_level(logging.WARNING, logger="zopro"):
+            SPSA([other], lr=lr, second_moment_beta=0.9).step(lambda other=other: other.float().square().sum())
+    assert not caplog.records
+
+
+def test_where_eps_is_chosen_the_remedy_is_another_one(caplog: pytest.LogCaptureFixture) -> None:
+    weight = nn.Parameter(torch.ones(50))
+
+    def rough() -> float:
+        return 1 + 1e-3 * float((1e5 * weight.double().sum()).sin())
+
+    opt = SPSA([weight], lr=0, eps="auto")
+    with caplog.at_level(logging.WARNING, logger="zopro"):
+        for _ in range(4):
+            opt.step(rough)
+    said = [record.message for record in caplog.records if "signal-to-noise" in record.message]
+    assert said and all("eps='auto'" not in line and "raise eps" not in line for line in said)
+    assert all("more prompts" in line and "float32" in line and "learning rate" in line for line in said)
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e12])
+def test_a_step_that_no_network_survives_is_refused_before_anything_moves(lr: float) -> None:
+    model = Two()
+    before, written = weights(model), []
+    opt = SPSA(model.named_parameters(), lr=lr, before_apply=written.append)
+    with pytest.raises(ValueError, match=r"lr: must leave weights that a network can work with, got .*Lower") as error:
+        opt.step(loss_of(model))
+    assert "\n" not in str(error.value) and not moved(before, model) and not written
+    half = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    with pytest.raises(ValueError, match=r"lr: must leave weights"):
+        SPSA([half], lr=1e4).step(lambda: half.float().square().sum())
+    with pytest.raises(ValueError, match=r"lr: must leave weights"):
+        SPSA(model.named_parameters(), lr=lr, weight_decay=0.1).step(lambda: torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"lr: must be finite"):
+        SPSA(model.named_parameters(), lr=float("inf"))
