@@ -10,6 +10,7 @@ fixed yet stands in TODAY, a list that only shrinks: a line that no longer holds
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -51,7 +52,7 @@ LIBRARIES = {
     "reference": "torch",
     "objectives": "torch",
     "zo": "torch",
-    "system": "torch numpy accelerate",
+    "system": "torch numpy accelerate rich",
     "config": "yaml",
     "tasks": "datasets pyarrow rouge_score sacrebleu",
     "text": "transformers tokenizers torch",
@@ -80,6 +81,9 @@ ONLY = {
         {"trl"},
     ),
 }  # fmt: skip
+
+# Library -> what pip calls it, where that is another name.
+DISTRIBUTIONS = {"yaml": "pyyaml", "umap": "umap-learn"}
 
 # Modules that lie flat -> where they are going. Moving one deletes its line.
 HOME = {
@@ -224,6 +228,22 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_no_file_is_longer_than_300_lines() -> None:
     long = {module: lines for module, text in SOURCES.items() if (lines := len(text.splitlines())) > 300}
     assert not long, f"one idea a file; split them: {long}"
+
+
+def test_what_the_code_imports_is_what_pip_installs() -> None:
+    """Every library is declared with a lower bound, and nothing is declared that the code does not import."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
+    declared = [re.fullmatch(r"([\w-]+)>=[\d.]+", line) for line in lines]
+    assert all(declared), "NAME>=VERSION, one a line"
+    libraries = (
+        {name.split(".")[0] for imported in ALL.values() for name in imported} - sys.stdlib_module_names - {"zopro"}
+    )
+    assert {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in libraries} == {
+        found[1] for found in declared if found
+    }
 
 
 def test_the_parser_sees_every_kind_of_import() -> None:
