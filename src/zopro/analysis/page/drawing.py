@@ -42,7 +42,8 @@ STYLE: Any = {
 @contextmanager
 def style(**more: Any) -> Iterator[None]:
     """matplotlib's settings for all our figures. Letters that its font lacks are the reader's font's to draw."""
-    with rc_context({**STYLE, **more}), warnings.catch_warnings():
+    settings: Any = {**STYLE, **more}
+    with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
         yield
 
