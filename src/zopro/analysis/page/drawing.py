@@ -25,7 +25,7 @@ from zopro.analysis.page.charts import CHANCE, Chart, Series, number
 
 WIDTH, HEIGHT = 360, 200  # points
 MARGINS = {"left": 46 / WIDTH, "right": 350 / WIDTH, "bottom": 34 / HEIGHT, "top": 190 / HEIGHT}
-LETTERS = 52  # of all names below a chart; of a long one its end is shown, a quarter of them
+LETTERS = 48  # of all names below a chart; of a long one its end is shown, a quarter of them
 # The style sheet's colours where the page is light, by their names there.
 COLOURS = {"c1": "#0a62a8", "c2": "#a94b00", "muted": "#59636e", "edge": "#d5dae0"}
 STYLE: Any = {
@@ -105,9 +105,10 @@ def draw(figure: Figure, chart: Chart) -> Axes:
 
 
 def _x_axis(axes: Axes, chart: Chart, xs: list[float]) -> None:
-    pad = 0.3 if chart.x_names or min(xs) == max(xs) else 0.0
+    pad = 0.3 if min(xs) == max(xs) else 0.0
     axes.set_xlim(min(xs) - pad, max(xs) + pad)
     if chart.x_names:
+        axes.set_xlim(-0.4, len(chart.x_names) - 0.6)
         room = LETTERS // 4
         names = [name if len(name) <= room else f"…{name[1 - room :]}" for name in map(clean, chart.x_names)]
         step = max(1, math.ceil(len(names) / 8), math.ceil(len(names) * max(map(len, names)) / LETTERS))
