@@ -11,8 +11,15 @@ from walks import lora_walk
 from zopro import cli
 from zopro.analysis import write
 from zopro.analysis.numbers import projection
+from zopro.analysis.page import static
 from zopro.analysis.page.figures import table
 
+FIGURES = {
+    "angle-between-updates-degrees",
+    "angle-between-updates-degrees-by-layer-product",
+    "trajectory-pca-2d-product",
+    "trajectory-pca-3d-factors",
+}
 METRICS = {
     "update_angle_degrees",
     "velocity_angle_degrees",
@@ -31,6 +38,22 @@ def plainly(monkeypatch, tmp_path):
 @pytest.fixture
 def no_figures(monkeypatch):
     monkeypatch.setattr(write, "_figures", lambda *args: None)
+
+
+@pytest.fixture
+def few_figures(monkeypatch):
+    """One figure of each kind is drawn; the names of all."""
+    names: list[str] = []
+    figures = static.figures
+
+    def few(run, numbers):
+        for name, size, draw in figures(run, numbers):
+            names.append(name)
+            if name in FIGURES:
+                yield name, size, draw
+
+    monkeypatch.setattr(static, "figures", few)
+    return names
 
 
 @pytest.fixture
@@ -64,7 +87,7 @@ def refused(capsys, *argv: str) -> str:
     return err.removeprefix("zopro: error: ").strip()
 
 
-def test_two_folders(folders, capsys):
+def test_two_folders(folders, few_figures, capsys):
     assert cli.main(["analyse", *folders, "--out", "here", "--projections", "pca", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     written = json.loads(Path("here/analysis.json").read_text())
@@ -75,9 +98,9 @@ def test_two_folders(folders, capsys):
     assert written["metrics"]["velocity_angle_degrees"]["product"][0] is None
     assert isinstance(written["metrics"]["procrustes_disparity"]["factors"], float)
     assert Path(printed["report"]).is_file()
-    pictures = sorted(path.name for path in Path("here/figures").iterdir())
-    for name in ("trajectory-pca-2d-product", "trajectory-pca-3d-factors", "angle-between-updates-degrees"):
-        assert f"{name}.png" in pictures and f"{name}.svg" in pictures
+    pictures = {path.name for path in Path("here/figures").iterdir()}
+    assert pictures == {f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg")}
+    assert len(few_figures) == len(set(few_figures)) == 26, "each has a name of its own"
 
 
 def test_a_run_gets_its_analysis_beside_it(run, no_figures, capsys, monkeypatch):

@@ -13,8 +13,8 @@ from zopro.train.callbacks import MetricsCallback
 
 def test_the_bar_names_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     beside: list[dict[str, float]] = []
-    bar = SimpleNamespace(n=0, set_postfix=lambda numbers, refresh: beside.append(numbers))
-    monkeypatch.setattr(callbacks, "tqdm", lambda **options: bar)
+    bar = SimpleNamespace(step=lambda done, numbers: beside.append(numbers))
+    monkeypatch.setattr(callbacks, "Progress", lambda *named: bar)
     callback = MetricsCallback(lambda line: None, "policy", 0)
     state: Any = SimpleNamespace(global_step=1, max_steps=2, is_world_process_zero=True)
     callback.on_train_begin(None, state, None)

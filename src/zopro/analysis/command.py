@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.errors import InputError, nearest
+from zopro.system.terminal import Page, Table
 
 PROJECTIONS = ("pca", "tsne", "umap")
 DESCRIPTION = """How policy and reward model moved: angles, correlations and distances between their updates, exact in
@@ -86,7 +87,7 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         seed=args.seed,
     )
     written = write.everything(out, numbers, source=None if args.run is None else Path(args.run))
-    return {**numbers, **written}, "\n".join(_text(numbers, written))
+    return {**numbers, **written}, Page(*_text(numbers, written))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -118,7 +119,7 @@ def _projections(words: str) -> list[str]:
     return [word for word in PROJECTIONS if word in (chosen or installed)]
 
 
-def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
+def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Table]:
     """A table for each view, each value with the band of random directions; numbers as in the report."""
     from zopro.analysis.page.figures import short
 
@@ -132,14 +133,15 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
     ]
     for view in numbers["views"]:
         yield f"{view} ({numbers['dimension'][view]:,} coordinates in {numbers['tensors']} weights)"
-        heads = [f"{i}" for i in numbers["iterations"]]
-        yield f"  {'iteration':<30}" + "".join(f"{head:>11}" for head in heads) + "   by chance (95 %)"
+        iterations = numbers["iterations"]
+        rows = [("iteration", *map(str, iterations), "by chance (95 %)")]
         for name in names:
             values, band = numbers["metrics"][name][view], numbers["chance"][name][view]
-            row = "".join(f"{short(value):>11}" for value in values)
-            yield f"  {name:<30}{row}   {_band(band)}"
+            rows.append((name, *map(short, values), _band(band)))
         value, band = (numbers[table]["procrustes_disparity"][view] for table in ("metrics", "chance"))
-        yield f"  {'procrustes_disparity':<30}{short(value):>11}{'':{11 * (len(heads) - 1)}}   {_band(band)}"
+        rows.append(("procrustes_disparity", short(value), *[""] * (len(iterations) - 1), _band(band)))
+        yield Table(rows, right=True)
+        yield ""
     for kind, lacking in numbers["left_out"].items():
         more = " ..." if len(lacking) > 3 else ""
         yield f"not compared, only in the {kind}: {len(lacking)} tensors ({', '.join(lacking[:3])}{more})"

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from zopro.errors import InputError
+from zopro.system.terminal import Page, Table
 
 if TYPE_CHECKING:
     from zopro.bench.work import Work
@@ -132,7 +133,7 @@ def _machine() -> str:
         return platform.processor() or platform.machine()
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> Page:
     """The measurements for people."""
     work, phases, floors = result["work"], result["phases"], result["floor_phases"]
     adapter = f"LoRA r = {work['lora_r']}" if work["lora_r"] else "all parameters"
@@ -149,9 +150,7 @@ def table(result: dict[str, Any]) -> str:
     rows = [("", "step", "floor")]
     rows += [(name, f"{s:.3f} s", f"{floors[name]:.3f} s" if name in floors else "") for name, s in phases.items()]
     rows.append(("all", f"{result['step_s']:.3f} s", f"{result['floor_s']:.3f} s"))
-    lines = [f"{name:<12}{step:>12}{floor:>12}" for name, step, floor in rows]
-    lines.append(f"step / floor {result['floor_ratio']:.3f}")
-    lines.append("")
+    lines = [f"step / floor {result['floor_ratio']:.3f}", ""]
     lines.append(
         f"peak memory {result['peak_mb']:.0f} MB, of generating the same batch {result['inference_peak_mb']:.0f} MB: "
         f"ratio {result['memory_ratio']:.3f}"
@@ -162,4 +161,4 @@ def table(result: dict[str, Any]) -> str:
                 f"TRL RLOO, {what}: {result[f'{name}_step_s']:.3f} s ({result[f'{prefix}speed_ratio']:.2f}x ours), "
                 f"{result[f'{name}_peak_mb']:.0f} MB ({result[f'{prefix}peer_memory_ratio']:.2f}x ours)"
             )
-    return "\n".join([*head, "", *lines])
+    return Page(*head, "", Table(rows, right=True), *lines)

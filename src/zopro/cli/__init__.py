@@ -27,6 +27,7 @@ from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
 from zopro.system.heap import return_freed_memory
 from zopro.system.imports import importing
+from zopro.system.terminal import show
 
 Result = tuple[dict[str, Any], str]
 """What a handler returns: the object for `--json`, and the text for people. Empty: another process has it."""
@@ -65,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if not result:
         return 0
-    print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False) if args.json else text)
+    if args.json:
+        print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
+    else:
+        show(text)
     return 0
 
 

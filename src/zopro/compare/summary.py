@@ -11,6 +11,7 @@ from zopro.loop.divergence import kl_per_answer
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
 from zopro.system.statistics import crossed_interval, paired_interval
+from zopro.system.terminal import Page, Table
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -190,7 +191,7 @@ def _searched(method: Mapping[str, Any]) -> str:
     return f"{tried}; chosen {method['learning_rate']:g}"
 
 
-def text(result: Mapping[str, Any]) -> str:
+def text(result: Mapping[str, Any]) -> Page:
     """For a terminal: the table's numbers in columns, and where everything is."""
     names = ("method", "reward", "95 %", "KL per answer", "s/step", "peak MB", "learning rate")
     rows = [names]
@@ -207,11 +208,12 @@ def text(result: Mapping[str, Any]) -> str:
                 f"{method['learning_rate']:g}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
-    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    failed = "".join(f"\n{name} failed: {reason}" for name, reason in result["failed"].items())
-    return (
+    return Page(
         f"start   reward {shown.reward(result['start']['reward'])}, "
-        f"inference {shown.megabytes(result['inference_peak_mb'])} MB\n\n"
-        f"{table}{failed}\n\nwritten to {result['out']}: compare.json, compare.md and plots"
+        f"inference {shown.megabytes(result['inference_peak_mb'])} MB",
+        "",
+        Table(rows),
+        *(f"{name} failed: {reason}" for name, reason in result["failed"].items()),
+        "",
+        f"written to {result['out']}: compare.json, compare.md and plots",
     )

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zopro.system.terminal import Progress
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -101,8 +102,8 @@ def pretrain(
     )
     loss = torch.tensor(math.nan)
     model.train()
-    progress = tqdm(range(steps), desc="pretraining", unit="step", disable=quiet, dynamic_ncols=True)
-    for _, batch in zip(progress, _batches(rows, batch_size, generator), strict=False):
+    progress = None if quiet else Progress("pretraining", steps)
+    for step, batch in zip(range(1, steps + 1), _batches(rows, batch_size, generator), strict=False):
         mask = batch != tokenizer.pad_token_id
         batch = batch[:, : int(mask.sum(1).max())]
         mask = mask[:, : batch.shape[1]]
@@ -112,6 +113,10 @@ def pretrain(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        if progress is not None:
+            progress.step(step)
+    if progress is not None:
+        progress.close()
     model.eval()
     return loss.item()
 

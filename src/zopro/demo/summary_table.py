@@ -1,4 +1,4 @@
-"""A run's summary as plain text for a terminal."""
+"""A run's summary for a terminal."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from itertools import zip_longest
 from typing import Any
 
 from zopro.store import shown
+from zopro.system.terminal import Page, Table
 
 COLUMN = 52  # characters of each answer, side by side
 
 
-def table(summary: Mapping[str, Any]) -> str:
+def table(summary: Mapping[str, Any]) -> Page:
     """Format a summary of `zopro.loop.pipeline.run` (or of the demo, which has `truth` in its evaluations).
 
     Held-out reward and win rate against SFT by iteration with 95 % intervals, seconds per stage, peak memory, the
     samples with both answers side by side, and the paths of run and report.
     """
-    blocks = [
-        "\n".join(_aligned(list(_evaluations(summary["evaluations"])))),
-        "\n".join(_costs(summary)),
-        *("\n".join(_sample(sample)) for sample in summary["samples"]),
+    return Page(
+        Table(list(_evaluations(summary["evaluations"]))),
+        "",
+        *_costs(summary),
+        "",
+        *(line for sample in summary["samples"] for line in (*_sample(sample), "")),
         f"run     {summary['run']}\nreport  {summary['report']}",
-    ]
-    return "\n\n".join(blocks)
+    )
 
 
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
@@ -69,9 +71,3 @@ def _sample(sample: Mapping[str, str]) -> Iterator[str]:
     ]
     for left, right in zip_longest(*answers, fillvalue=""):
         yield f"  {left:<{COLUMN}}{right}".rstrip()
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

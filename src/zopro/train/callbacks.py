@@ -7,18 +7,17 @@ be_quiet(trainer)       # the trainer's own printing off: the callback shows wha
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from zopro.errors import InputError, nearest
 from zopro.store.shown import PER_TOKEN, named
+from zopro.system.terminal import Progress
 
 # Bookkeeping of transformers.Trainer: the run directory has its own seconds and sizes.
 _LEFT_OUT = ("total_flos", "epoch", "train_loss")
@@ -67,7 +66,7 @@ class SnapshotCallback(TrainerCallback):
 
 
 class MetricsCallback(TrainerCallback):
-    """Forwards what a trainer logs, one dictionary a line, and draws one bar with the stage's name and time left.
+    """Forwards what a trainer logs, one dictionary a line, and shows progress with the stage's name and time left.
 
     Args:
         log: receives `{"time": unix seconds, "stage", "iteration", "step", ...numbers}` for every line of training
@@ -75,31 +74,24 @@ class MetricsCallback(TrainerCallback):
             TRL calls `kl`, the mean over the tokens of a batch, is `kl_per_token` here.
         stage: the stage's name as in metrics.jsonl: sft, reward, policy or refine.
         iteration: the loop's iteration, None outside of it.
-        quiet: draw no bar. The bar goes to stderr; where that is no terminal it is redrawn every ten seconds only.
+        quiet: show no progress. It goes to stderr (`zopro.system.terminal`).
     """
 
     def __init__(
         self, log: Callable[[dict[str, Any]], None], stage: str, iteration: int | None = None, quiet: bool = False
     ) -> None:
         self.log, self.stage, self.iteration, self.quiet = log, stage, iteration, quiet
-        self._bar: tqdm | None = None
+        self._bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.quiet or not state.is_world_process_zero:
             return
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.stage if self.iteration is None else f"{self.stage} {self.iteration}",
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-        )
+        title = self.stage if self.iteration is None else f"{self.stage} {self.iteration}"
+        self._bar = Progress(title, state.max_steps, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
+            self._bar.step(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or not state.is_world_process_zero or "train_runtime" in logs:
@@ -113,7 +105,7 @@ class MetricsCallback(TrainerCallback):
         line = named(line | numbers)
         if self._bar is not None:
             shown = {title: line[name] for name, title in _SHOWN.items() if line.get(name) is not None}
-            self._bar.set_postfix(shown, refresh=False)
+            self._bar.step(state.global_step, shown)
         self.log(line)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -17,7 +17,8 @@ import yaml
 
 from walks import lora_walk
 from zopro.analysis.analyse import analyse
-from zopro.analysis.page.charts import Chart, Series, nice_ticks, running_mean
+from zopro.analysis.page.charts import Chart, Series, running_mean
+from zopro.analysis.page.drawing import inline
 from zopro.analysis.page.report import latest_evaluations, samples, stage_seconds, training_charts, write_report
 from zopro.analysis.reading.checkpoints import of_folder
 from zopro.config import RunConfig
@@ -131,7 +132,8 @@ def test_the_page_stands_alone(run):
     page = page_of(run)
     for tag, attributes in page.elements:
         assert tag not in {"script", "link", "img", "iframe"}
-        assert not {"src", "href", "xlink:href", "onclick"} & set(attributes)
+        assert not {"src", "href", "onclick"} & set(attributes)
+        assert str(attributes.get("xlink:href", "#")).startswith("#"), "a chart's own mark, in the page"
     html = (run / "report.html").read_text("utf-8")
     assert "@import" not in html and "url(" not in html
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
@@ -173,7 +175,7 @@ def test_only_our_own_scripts_can_run(analysed):
     assert html.count("<script") == 3
     data = json.loads(scripts[' type="application/json" id="trajectory-data"'])
     assert data["product"]["pca"]["policy"]["labels"][0] == f"</script>{EVIL}&"
-    assert not re.search(r"(src|href)=", html.replace(scripts[""], ""))
+    assert not re.search(r'(src|href)=(?!"#)', html.replace(scripts[""], ""))
 
 
 def test_charts_say_in_words_what_they_show(run):
@@ -230,18 +232,31 @@ def test_samples_are_matched_by_prompt(tmp_path):
 @pytest.mark.parametrize("log", [False, True])
 def test_every_series_draws_inside_the_frame(values, log):
     chart = Chart("t", [Series("s", list(enumerate(values)), dots=True)], "x", log=log)
-    svg = str(chart.svg())
+    svg = str(inline(chart))
     positive = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
-    assert svg.count("<circle") == len(positive)
-    for y in map(float, re.findall(r'c?y\d?="([^"]+)"', svg)):
-        assert 0 <= y <= 200
+    assert svg.count("<title>s ") == len(positive)
+    for x, y in re.findall(r' x="([^"]+)" y="([^"]+)"', svg):
+        assert 0 <= float(x) <= 360 and 0 <= float(y) <= 200
 
 
 def test_long_series_are_thinned():
     points = [(float(i), float(i % 2)) for i in range(10_000)]
-    assert len(str(Chart("t", [Series("s", points)], "x").svg())) < 20_000
+    assert len(inline(Chart("t", [Series("s", points)], "x"))) < 20_000
 
 
-def test_ticks_and_means():
-    assert nice_ticks(-0.31, 1.1, 5) == [0.0, 0.5, 1.0]
+def test_a_chart_takes_its_colours_from_the_page(analysed):
+    html = write_report(analysed).read_text("utf-8")
+    drawn = "".join(re.findall(r"<svg .*?</svg>", html, re.S))
+    assert not re.findall(r"(?:fill|stroke): (?!none|var\()", drawn), "every colour has a light and a dark form"
+    names = set(re.findall(r"var\((--\w+)\)", drawn))
+    assert {"--c1", "--c2", "--muted", "--edge"} == names
+    for name in names:
+        assert len(re.findall(rf"{name}: #\w{{6}};", html)) == 2, "light and dark"
+    marks = re.findall(r'id="(\w+)"', drawn)
+    assert len(marks) == len(set(marks)) and set(marks) == set(re.findall(r'href="#(\w+)"', drawn))
+    assert "<style" not in drawn
+    assert write_report(analysed).read_text("utf-8") == html, "drawn again it is the same"
+
+
+def test_means_over_a_window():
     assert running_mean([(0, 1.0), (1, 3.0), (2, math.nan), (3, 5.0)], 2) == [(0, 1.0), (1, 2.0), (3, 4.0)]

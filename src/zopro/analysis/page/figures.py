@@ -1,5 +1,4 @@
-"""What the figures of an analysis show, as plain data: the page draws them as SVG, `zopro.analysis.page.static` with
-matplotlib."""
+"""What the figures of an analysis show, as plain data."""
 
 from __future__ import annotations
 

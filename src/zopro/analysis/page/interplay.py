@@ -10,12 +10,14 @@ import base64
 import gzip
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from zopro.analysis.page.charts import Chart
 from zopro.analysis.page.figures import heat_maps, metric_charts, table
 
 SCRIPT = "interplay.js"
@@ -29,7 +31,7 @@ def page_parts(numbers: dict[str, Any]) -> dict[str, Any]:
     script = (Path(__file__).parent / SCRIPT).read_text("utf-8")
     return {
         "analysis": numbers,
-        "metric_charts": [(chart, svg) for chart in metric_charts(numbers) if (svg := chart.svg())],
+        "metric_charts": drawn(metric_charts(numbers)),
         "heat_maps": heat_maps(numbers),
         "tables": [
             ("Update i of the reward model against update i of the policy", table(numbers, numbers)),
@@ -40,6 +42,13 @@ def page_parts(numbers: dict[str, Any]) -> dict[str, Any]:
         "script": Markup(script),
         "script_policy": f" script-src {bundle_hash} {source_hash(script)}; img-src data: blob:;",
     }
+
+
+def drawn(charts: Iterable[Chart]) -> list[tuple[Chart, Markup]]:
+    """Charts beside their `<svg>` elements; those without a point are left out."""
+    from zopro.analysis.page.drawing import inline
+
+    return [(chart, svg) for chart in charts if (svg := inline(chart))]
 
 
 def embedded(value: Any) -> Markup:

@@ -20,7 +20,7 @@ import jinja2
 import yaml
 
 from zopro.analysis.page.charts import Chart, Series, boundaries, running_mean
-from zopro.analysis.page.interplay import page_parts
+from zopro.analysis.page.interplay import drawn, page_parts
 from zopro.config import GROUPS
 from zopro.errors import InputError
 from zopro.store import shown
@@ -67,7 +67,7 @@ def render(run: Path, analysis: Record | None = None, summary: Record | None = N
         environment=_flat(_read(layout.environment(), json.loads)),
         summary=summary,
         evaluations=latest_evaluations(metrics),
-        charts=_drawn(run_charts(run)),
+        charts=drawn(run_charts(run)),
         stages=stage_seconds(metrics, summary),
         samples=samples(run),
         **page_parts(found),
@@ -78,10 +78,6 @@ def run_charts(run: Path) -> list[Chart]:
     """All curves of a run directory; those without a point draw nothing."""
     metrics = read_metrics(run)
     return [*evaluation_charts(latest_evaluations(metrics)), *training_charts(metrics), memory_chart(metrics)]
-
-
-def _drawn(charts: Iterable[Chart]) -> list[tuple[Chart, str]]:
-    return [(chart, svg) for chart in charts if (svg := chart.svg())]
 
 
 def read_metrics(run: Path) -> list[Record]:

@@ -10,25 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from zopro.analysis.numbers.projection import TITLES
-from zopro.analysis.page.charts import CHANCE, Chart, Series
+from zopro.analysis.page.charts import Chart
+from zopro.analysis.page.drawing import COLOURS, clean, draw, style
 from zopro.analysis.page.figures import HeatMap, heat_maps, metric_charts
 from zopro.analysis.page.report import run_charts
 
-COLOURS = {"c1": "#0a62a8", "c2": "#a94b00", "faint": "#9dc1de"}
 SIDES = {"policy": COLOURS["c1"], "reward": COLOURS["c2"]}
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "zopro",  # the same figure is the same file
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "savefig.dpi": 150,
-}
 Draw = Callable[[Figure], None]
 
 
@@ -36,11 +27,11 @@ def write_figures(run: Path, folder: Path, numbers: dict[str, Any] | None) -> li
     """Draw the curves of `run` (whatever it holds) and the analysis `numbers` into `folder`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with rc_context(STYLE):
-        for name, size, draw in figures(run, numbers):
+    with style():
+        for name, size, fill in figures(run, numbers):
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
-            draw(figure)
+            fill(figure)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # arranged once, for both files
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
@@ -53,12 +44,12 @@ def write_figures(run: Path, folder: Path, numbers: dict[str, Any] | None) -> li
 def figures(run: Path, numbers: dict[str, Any] | None) -> Iterator[tuple[str, tuple[float, float], Draw]]:
     """Name, size in inches and drawing of each figure."""
     for chart in run_charts(run):
-        if chart.svg():
+        if chart.shown:
             yield slug(chart.title), (4.5, 2.9), partial(_chart, chart=chart)
     if numbers is None:
         return
     for chart in metric_charts(numbers):
-        if chart.series:
+        if chart.shown:
             yield slug(chart.title), (4.5, 2.9), partial(_chart, chart=chart)
     for heat in heat_maps(numbers):
         size = (1.8 + 0.55 * len(heat.columns), 1.1 + 0.24 * len(heat.rows))
@@ -83,40 +74,10 @@ def slug(title: str) -> str:
 
 
 def _chart(figure: Figure, chart: Chart) -> None:
-    axes = figure.add_subplot(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
-    for series in chart.series:
-        _series(axes, series)
-    if chart.x_names:
-        step = max(1, math.ceil(len(chart.x_names) / 12))
-        axes.set_xticks(range(0, len(chart.x_names), step), chart.x_names[::step])
-    if chart.rule:
-        axes.axhline(chart.rule[0], color=COLOURS["c2"], linestyle="--", linewidth=0.8, label=chart.rule[1])
-    for x, _ in chart.dividers:
-        axes.axvline(x, color="#999999", linestyle=":", linewidth=0.8)
-    if chart.log:
-        axes.set_yscale("log")
-    if len(chart.series) > 1:
+    axes = draw(figure, chart)
+    axes.set_title(clean(chart.title), fontsize=9)
+    if len(chart.shown) > 1:
         axes.legend(frameon=False, fontsize=7)
-
-
-def _series(axes: Any, series: Series) -> None:
-    points = [(x, y) for x, y in series.points if math.isfinite(x) and math.isfinite(y)]
-    if not points:
-        return
-    x, y = np.array(points).T
-    words = series.style.split()
-    colour = COLOURS[words[-1]]
-    level = words[0] == CHANCE
-    if series.band and len(series.band) == len(x):
-        low, high = np.array(series.band).T
-        if level:
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        else:
-            axes.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], fmt="none", ecolor=colour, capsize=2)
-    style = "--" if level else "-"
-    axes.plot(
-        x, y, style, color=colour, marker="o" if series.dots else None, markersize=3.5, linewidth=1.2, label=series.name
-    )
 
 
 def _heat(figure: Figure, heat: HeatMap) -> None:
@@ -124,8 +85,8 @@ def _heat(figure: Figure, heat: HeatMap) -> None:
     values = np.array([[math.nan if value is None else value for value in row] for _, row in heat.rows])
     limits: Any = {"vmin": heat.middle - heat.reach, "vmax": heat.middle + heat.reach}
     image = axes.imshow(values, aspect="auto", cmap="RdBu_r", interpolation="nearest", **limits)
-    axes.set_xticks(range(len(heat.columns)), heat.columns)
-    axes.set_yticks(range(len(heat.rows)), [name for name, _ in heat.rows])
+    axes.set_xticks(range(len(heat.columns)), [clean(name) for name in heat.columns])
+    axes.set_yticks(range(len(heat.rows)), [clean(name) for name, _ in heat.rows])
     axes.title.set_fontsize(8)
     figure.colorbar(image)
 

@@ -1,0 +1,159 @@
+"""A chart drawn by matplotlib: inline SVG for the page, and the same drawing for files.
+
+Drawn small (360 units wide) so that the labels stay readable when a phone shows the chart at its own width. Inside the
+page the colours are those of its style sheet, light or dark, and the font is the reader's own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from zopro.analysis.page.charts import CHANCE, Chart, Series, number
+
+WIDTH, HEIGHT = 360, 200  # points
+MARGINS = {"left": 46 / WIDTH, "right": 350 / WIDTH, "bottom": 34 / HEIGHT, "top": 190 / HEIGHT}
+LETTERS = 48  # of all names below a chart; of a long one its end is shown, a quarter of them
+# The style sheet's colours where the page is light, by their names there.
+COLOURS = {"c1": "#0a62a8", "c2": "#a94b00", "muted": "#59636e", "edge": "#d5dae0"}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "zopro",  # the same figure is the same file
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 150,
+}
+
+
+@contextmanager
+def style(**more: Any) -> Iterator[None]:
+    """matplotlib's settings for all our figures. Letters that its font lacks are the reader's font's to draw."""
+    settings: Any = {**STYLE, **more}
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        yield
+
+
+def inline(chart: Chart) -> Markup:
+    """The chart as an `<svg>` element, which needs nothing beside the page; empty if it has no finite point."""
+    shown = chart.shown
+    if not shown:
+        return Markup("")
+    text = io.StringIO()
+    # Marks that a chart refers to by name have names of its own: the page holds many charts.
+    with style(**{"svg.hashsalt": ascii(chart.title), "font.size": 11}):
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        figure.subplots_adjust(**MARGINS)
+        draw(figure, chart)
+        figure.savefig(text, format="svg")
+    drawn = text.getvalue()
+    body = drawn[drawn.index("<g ") : drawn.rindex("</svg>")]  # without the head, whose style would be all the page's
+    body = re.sub(
+        r'<g id="dots_(\d+)">.*?</g>', lambda found: _with_titles(found[0], shown[int(found[1])]), body, flags=re.S
+    )
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r'(?<= d=")[^"]*', lambda found: re.sub(r"(\.\d)\d+|\n", r"\1", found[0]), body)
+    for name, colour in COLOURS.items():
+        body = re.sub(f"((?:fill|stroke): ){colour}", rf"\1var(--{name})", body)
+    opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, str(chart))
+    return opening + Markup(body) + Markup("</svg>")
+
+
+def clean(words: str) -> str:
+    """Without lone surrogates, which data may hold and no font does."""
+    return words.encode("utf-8", "replace").decode("utf-8")
+
+
+def _with_titles(group: str, series: Series) -> str:
+    """What a pointer over each dot shows."""
+    values = (number(value) for _, value in series.points)
+    return re.sub(
+        r"<use ([^>]*)/>", lambda use: f"<use {use[1]}><title>{escape(series.name)} {next(values)}</title></use>", group
+    )
+
+
+def draw(figure: Figure, chart: Chart) -> Axes:
+    """Draw everything but the title."""
+    axes = figure.add_subplot(facecolor="none")
+    shown = chart.shown
+    for index, series in enumerate(shown):
+        _series(axes, series, index)
+    _x_axis(axes, chart, [x for series in shown for x, _ in series.points])
+    if chart.rule:
+        level, name = chart.rule
+        axes.axhline(level, color=COLOURS["c2"], linestyle=(0, (5, 3)), linewidth=1, clip_on=False)
+        beside: Any = ("axes fraction", "data")
+        axes.annotate(clean(name), (1, level), (0, 3), beside, "offset points", ha="right", color=COLOURS["muted"])
+    _y_axis(axes, chart, [y for series in shown for _, y in series.points])
+    return axes
+
+
+def _x_axis(axes: Axes, chart: Chart, xs: list[float]) -> None:
+    pad = 0.3 if min(xs) == max(xs) else 0.0
+    axes.set_xlim(min(xs) - pad, max(xs) + pad)
+    if chart.x_names:
+        axes.set_xlim(-0.4, len(chart.x_names) - 0.6)
+        room = LETTERS // 4
+        names = [name if len(name) <= room else f"…{name[1 - room :]}" for name in map(clean, chart.x_names)]
+        step = max(1, math.ceil(len(names) / 8), math.ceil(len(names) * max(map(len, names)) / LETTERS))
+        axes.set_xticks(range(0, len(names), step), names[::step])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.set_xlabel(clean(chart.x_label), color=COLOURS["muted"])
+    for x, name in chart.dividers:
+        axes.axvline(x, color=COLOURS["muted"], linestyle=(0, (2, 4)), linewidth=1, clip_on=False)
+        above: Any = ("data", "axes fraction")
+        axes.annotate(clean(name), (x, 1), (3, -8), above, "offset points", color=COLOURS["muted"])
+
+
+def _y_axis(axes: Axes, chart: Chart, ys: list[float]) -> None:
+    if chart.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
+    decades = math.log10(max(ys) / min(ys)) if chart.log else 0
+    axes.yaxis.set_major_locator(LogLocator(numticks=6) if decades >= 2 else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.margins(y=0.06)
+    axes.grid(axis="y", color=COLOURS["edge"], linewidth=1, clip_on=False)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", length=0, colors=COLOURS["muted"], pad=5)
+    axes.set_ylabel(clean(chart.y_label), color=COLOURS["muted"])
+
+
+def _series(axes: Axes, series: Series, index: int) -> None:
+    words = series.style.split()
+    faint, level = words[-1] == "faint", words[0] == CHANCE
+    colour = COLOURS["c1" if faint else words[-1]]
+    x, y = zip(*series.points, strict=True)
+    if series.band:
+        low, high = zip(*series.band, strict=True)
+        if series.area:
+            axes.fill_between(x, low, high, color=colour, alpha=0.17, linewidth=0, clip_on=False)
+        if not level:
+            axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1, clip_on=False)
+    width, alpha = (1.2, 0.75) if level else (1.0, 0.4) if faint else (2.0, 1.0)
+    dashes: Any = (0, (4, 3)) if level else "-"
+    axes.plot(
+        x, y, color=colour, linestyle=dashes, linewidth=width, alpha=alpha, clip_on=False, label=clean(series.name),
+        solid_joinstyle="round",
+    )  # fmt: skip
+    if series.dots or len(x) == 1:
+        axes.plot(x, y, "o", color=colour, markersize=6, clip_on=False, gid=f"dots_{index}")
