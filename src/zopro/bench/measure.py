@@ -18,6 +18,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Setting, adapter_options
+from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.targets import new_adapter
 from zopro.rewards import RewardModel
 from zopro.system.launch import launched
@@ -79,7 +80,6 @@ class TimedTrainer(ZOPrOTrainer):
     """ZOPrOTrainer that says where its seconds go."""
 
     clock: Clock
-    _in_loss = False
 
     def spsa_arguments(self) -> dict[str, Any]:
         return {**super().spsa_arguments(), "measure_noise": False}  # once a run, not once a step
@@ -93,19 +93,25 @@ class TimedTrainer(ZOPrOTrainer):
             return super()._calculate_rewards(*args, **kwargs)
 
     def _logprobs(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self.clock.span("log-probs" if self._in_loss else "reference"):
+        with self.clock.span("reference"):
             return super()._logprobs(*args, **kwargs)
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        outermost, self._in_loss = not self._in_loss, True
+    def _estimate(self, *args: Any, **kwargs: Any) -> Any:
         start, inside = self.clock.now(), self.clock.seconds["log-probs"]
         try:
-            return super().compute_loss(*args, **kwargs)
+            return super()._estimate(*args, **kwargs)
         finally:
-            if outermost:
-                self._in_loss = False
-                inside = self.clock.seconds["log-probs"] - inside
-                self.clock.seconds["perturb"] += self.clock.now() - start - inside
+            self.clock.seconds["perturb"] += self.clock.now() - start - (self.clock.seconds["log-probs"] - inside)
+
+
+class TimedEngine(LocalEngine):
+    """The trainer's engine, whose displaced passes are timed."""
+
+    clock: Clock
+
+    def score(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.clock.span("log-probs"):
+            return super().score(*args, **kwargs)
 
 
 def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
@@ -132,7 +138,9 @@ def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
             for which in ("previous_update", "reward_update")
         }
     trainer: TimedTrainer = _trainer(TimedTrainer, arguments, setting, **updates)
-    trainer.clock = Clock(trainer.accelerator.device)
+    engine = TimedEngine(trainer.engine.model, autocast=trainer.engine.autocast)
+    trainer.engine, trainer.clock = engine, Clock(trainer.accelerator.device)
+    engine.clock = trainer.clock
     return trainer
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopro.engine import Batch
 from zopro.train.objectives import online_dpo_loss
 from zopro.train.rloo import EngineRLOOTrainer
 
@@ -42,8 +43,8 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
         self._scores = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         return rewards
 
-    def _logprobs(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
-        logprobs = super()._logprobs(model, input_ids, attention_mask, length)
+    def _logprobs(self, model: Any, batch: Batch) -> Tensor:
+        logprobs = super()._logprobs(model, batch)
         if not torch.is_grad_enabled():  # the reference's is the last such pass before the batch is complete
             self._reference_logprobs = logprobs
         return logprobs
@@ -59,13 +60,13 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
         return batch
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-        length = inputs["completion_ids"].size(1)
-        tokens = self._get_per_token_logps_and_entropies(model, ids, mask, length)[0]
+        batch = Batch.of_inputs(inputs)
+        given = batch.input_ids, batch.attention_mask, batch.completion_length
+        tokens = self._get_per_token_logps_and_entropies(model, *given)[0]
         order = torch.argsort(inputs["place"])
         generations = self.num_generations if self.model.training else self.num_generations_eval
         loss = online_dpo_loss(
-            (tokens * inputs["completion_mask"]).sum(1)[order],
+            batch.sums(tokens)[order],
             inputs["reference_logps"][order],
             inputs["scores"][order],
             generations,
