@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOConfig, RLOOTrainer
 
-from zopro.engine import Batch, Rollouts, Sampling
+from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.engine import LocalEngine, by_prompt
@@ -55,6 +55,8 @@ class EngineRLOOTrainer(RLOOTrainer):
             default the weights that training starts from, as in TRL.
         advantage: "rloo", a reward less the mean of its siblings', or "grpo", the reward normalised over its group; the
             rest of the objective is RLOO's either way.
+        engine: samples, and gives log-probs of displaced policies to a zeroth-order trainer; by default the local one
+            over `model`. Another one must hold the same policy.
         reward_timeout: seconds that one call of a reward function may take; 0: no limit (see `zopro.system.guard.call`).
 
     Departures from TRL: in float32 old log-probs come with the rollout instead of another forward pass (on-policy they
@@ -80,6 +82,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         reference: Mapping[str, Tensor] | None = None,
         advantage: str = "rloo",
         reward_timeout: float = 0.0,
+        engine: Engine | None = None,
         **kwargs: Any,
     ) -> None:
         if advantage not in ADVANTAGES:
@@ -89,13 +92,12 @@ class EngineRLOOTrainer(RLOOTrainer):
         check_model(model, args.beta, given.get("processing_class"), given.get("peft_config"))
         super().__init__(model, reward_funcs, args, *more, **kwargs)
         trainable(self.model)
-        trainer: Any = self
-        trainer.reward_funcs = [
+        self.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
-            for function in trainer.reward_funcs
+            for function in self.reward_funcs
         ]
         self.advantage = advantage
-        check_embedded(trainer._tokenizer, trainer.model, "the pad token", [trainer._tokenizer.pad_token_id])
+        check_embedded(self._tokenizer, self.model, "the pad token", [self._tokenizer.pad_token_id])
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Drawn | None = None
@@ -104,7 +106,9 @@ class EngineRLOOTrainer(RLOOTrainer):
                 parameter.requires_grad_(False)
         if reference is not None:
             self._set_reference(reference)
-        self.engine = LocalEngine(self.accelerator.unwrap_model(self.model), autocast=self.accelerator.autocast)
+        # TRL's reference policy and old log-probs are passes of the model here, whichever engine samples.
+        policy, autocast = self.accelerator.unwrap_model(self.model), self.accelerator.autocast
+        self.engine: Any = engine or LocalEngine(policy, autocast=autocast)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, with a warning where Adam's steps, as long as the learning rate, are lost in 16 bits."""

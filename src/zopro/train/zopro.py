@@ -7,6 +7,7 @@ ZOPrOTrainer(model, reward_funcs, args=ZOPrOConfig(...), train_dataset=..., peft
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,13 @@ from trl import RLOOConfig
 
 from zopro.config.fields import option
 from zopro.engine import Batch
+from zopro.engine.local.engine import LocalEngine
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
 from zopro.weights.adapters import tensor_name
-from zopro.zo import Directions, Displacement, Estimate, Ranks, Targeted
+from zopro.zo import Directions, Displacement, Estimate, Ranks, StepRecord, Targeted
 from zopro.zo.directions import NOISE_KINDS, noise_source
 from zopro.zo.ranks import PARALLEL
 from zopro.zo.spsa import EVALUATIONS
@@ -112,10 +114,17 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """SPSA, whose records the engine applies."""
+        """SPSA, whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
         optimizer = super().create_optimizer(model)
-        self.engine.weights, self.spsa.move = self.spsa.weights, self.engine.apply
+        if isinstance(self.engine, LocalEngine):
+            self.engine.weights, self.spsa.move = self.spsa.weights, self.engine.apply
+        else:
+            self.spsa.move = self._move_both
         return optimizer
+
+    def _move_both(self, record: StepRecord) -> None:
+        self.spsa.weights.apply(record)
+        self.engine.apply(record)
 
     def directions(self) -> Directions:
         noise = noise_source(self.args.noise, self.previous_update)
@@ -157,7 +166,8 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         own = getattr(self._compute_loss, "__func__", None) is ZOPrOTrainer._compute_loss
         if not own or self.aux_loss_enabled or not inputs.keys() <= TEXT_INPUTS:
             return super()._estimate(model, inputs, *args, **kwargs)
-        batch, evaluator = Batch.of_inputs(inputs), self.spsa.evaluator()
+        batch, local = Batch.of_inputs(inputs), isinstance(self.engine, LocalEngine)
+        evaluator = self.spsa.evaluator() if local else None
         found: list[Tensor] = []
 
         def loss() -> Tensor:
@@ -173,7 +183,7 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
             found.extend(self.engine.logprobs(batch, at, self.temperature))
             return [float(evaluate()) for _ in at]
 
-        with self.engine.during(evaluator):
+        with self.engine.during(evaluator) if local else nullcontext():
             return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:
