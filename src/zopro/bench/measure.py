@@ -138,7 +138,8 @@ def step_trainer(setting: Setting, steps: int, folder: str) -> TimedTrainer:
             for which in ("previous_update", "reward_update")
         }
     trainer: TimedTrainer = _trainer(TimedTrainer, arguments, setting, **updates)
-    engine = TimedEngine(trainer.engine.model, autocast=trainer.engine.autocast)
+    policy, autocast = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator.autocast
+    engine = TimedEngine(policy, autocast=autocast)
     trainer.engine, trainer.clock = engine, Clock(trainer.accelerator.device)
     engine.clock = trainer.clock
     return trainer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +25,11 @@ class Rollouts:
     logprobs: Tensor  # (N * K, C) fp32, nats
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of prompts, padded on the left, each followed by a completion, padded on the right."""
+class Batch(NamedTuple):
+    """Rows of prompts, padded on the left, each followed by a completion, padded on the right.
+
+    `completion_logprobs(model, *batch)` and TRL's own functions take its parts in this order.
+    """
 
     input_ids: Tensor  # (B, P + C) int64
     attention_mask: Tensor  # (B, P + C), 1 on real tokens
@@ -58,12 +61,12 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """Those of the given rows, in their order."""
-        return replace(self, input_ids=self.input_ids[index], attention_mask=self.attention_mask[index])
+        return self._replace(input_ids=self.input_ids[index], attention_mask=self.attention_mask[index])
 
     def twice(self) -> Batch:
         """The rows, and all of them once more."""
         ids, mask = (torch.cat([tensor, tensor]) for tensor in (self.input_ids, self.attention_mask))
-        return replace(self, input_ids=ids, attention_mask=mask)
+        return self._replace(input_ids=ids, attention_mask=mask)
 
     def sums(self, tokens: Tensor) -> Tensor:
         """(B,) of (B, C): over each completion's real tokens."""

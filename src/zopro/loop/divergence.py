@@ -53,6 +53,4 @@ def kl_per_answer(answers: Sequence[float]) -> float:
 
 def _pass(model: Any, rollout: Rollouts, temperature: float) -> Tensor:
     with torch.no_grad():
-        batch = Batch.of(rollout)
-        given = batch.input_ids, batch.attention_mask, batch.completion_length
-        return completion_logprobs(model, *given, temperature=temperature)
+        return completion_logprobs(model, *Batch.of(rollout), temperature=temperature)

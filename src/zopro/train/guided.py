@@ -27,6 +27,7 @@ from zopro.config.fields import option
 from zopro.config.guided import GUIDED_LEARNING_RATE
 from zopro.engine import Batch
 from zopro.engine.feedback import Feedback
+from zopro.engine.local.engine import LocalEngine
 from zopro.train.construction import adapter_kind
 from zopro.train.objectives import clipped_surrogate
 from zopro.train.rloo import EngineRLOOTrainer
@@ -84,8 +85,8 @@ class FeedbackScores(Mixin):
     carry PEFT's wrapping. What is trained but not reached by the guide stays as it is, and is counted in a warning. A
     mixture of experts' balancing loss, which TRL adds by default, is left out.
 
-    Raises ValueError: more than one process; adapters other than plain LoRA with another `local` than "block";
-    `args.router_aux_loss_coef` asks for the balancing loss.
+    Raises ValueError: more than one process; another engine than the local one; adapters other than plain LoRA with
+    another `local` than "block"; `args.router_aux_loss_coef` asks for the balancing loss.
     """
 
     config_cls: ClassVar[type] = GuidedConfig
@@ -98,6 +99,11 @@ class FeedbackScores(Mixin):
         self.avoid = plain_names(avoid)
         if self.accelerator.num_processes > 1:
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
+        if not isinstance(self.engine, LocalEngine):
+            raise ValueError(
+                "engine: must be the local one for guided trainers, whose directions come from the model's activations, "
+                f"got {type(self.engine).__name__}"
+            )
         kind = adapter_kind(self.model)
         if kind not in ("", "LORA") and self.args.local != "block":
             raise ValueError(f"local: must be 'block' for adapters of the kind {kind}, got {self.args.local!r}")
@@ -129,8 +135,7 @@ class FeedbackScores(Mixin):
     def _score(self, model: Any, batch: Batch, copies: int) -> Tensor:
         if not torch.is_grad_enabled():
             return super()._score(model, batch, copies)
-        given = batch.input_ids, batch.attention_mask, batch.completion_length
-        return self.feedback.logprobs(*given, temperature=self.temperature, num_generations=copies)
+        return self.feedback.logprobs(*batch, temperature=self.temperature, num_generations=copies)
 
     def _surrogate(self, model: Any, inputs: Any) -> Tensor:
         """RLOO's loss alone, without what TRL logs beside it."""

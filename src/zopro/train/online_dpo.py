@@ -5,14 +5,20 @@ The rest of TRL's loop is RLOO's, so that a comparison with it differs in the lo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from trl import RLOOConfig
 
 from zopro.engine import Batch
 from zopro.train.objectives import online_dpo_loss
 from zopro.train.rloo import EngineRLOOTrainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zopro.train.typed import RLOOArguments
 
 
 class OnlineDPOTrainer(EngineRLOOTrainer):
@@ -26,8 +32,17 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
         ValueError: `beta` is 0, the steps are accumulated, or there is more than one process.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: RLOOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Unpack[RLOOArguments],
+    ) -> None:
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         if not self.args.beta > 0:
             raise ValueError(f"beta: must be greater than 0 for online DPO's reference policy, got {self.args.beta}")
         if self.args.steps_per_generation != 1 or self.accelerator.num_processes > 1:
@@ -61,8 +76,7 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         batch = Batch.of_inputs(inputs)
-        given = batch.input_ids, batch.attention_mask, batch.completion_length
-        tokens = self._get_per_token_logps_and_entropies(model, *given)[0]
+        tokens = self._get_per_token_logps_and_entropies(model, *batch)[0]
         order = torch.argsort(inputs["place"])
         generations = self.num_generations if self.model.training else self.num_generations_eval
         loss = online_dpo_loss(

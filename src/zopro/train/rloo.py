@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import gather
@@ -34,6 +34,11 @@ from zopro.weights.adapters import tensor_name
 from zopro.zo.directions import tensor_generator
 from zopro.zo.monitor import ResolutionMonitor
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zopro.train.typed import TRLArguments
+
 ADAPTER = "default"
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
 ADVANTAGES = ("rloo", "grpo")
@@ -55,8 +60,6 @@ class EngineRLOOTrainer(RLOOTrainer):
             default the weights that training starts from, as in TRL.
         advantage: "rloo", a reward less the mean of its siblings', or "grpo", the reward normalised over its group; the
             rest of the objective is RLOO's either way.
-        engine: samples, and gives log-probs of displaced policies to a zeroth-order trainer; by default the local one
-            over `model`. Another one must hold the same policy.
         reward_timeout: seconds that one call of a reward function may take; 0: no limit (see `zopro.system.guard.call`).
 
     Departures from TRL: in float32 old log-probs come with the rollout instead of another forward pass (on-policy they
@@ -72,25 +75,27 @@ class EngineRLOOTrainer(RLOOTrainer):
     """
 
     config_cls: ClassVar[type] = RLOOConfig
+    reward_funcs: list[Any]
 
     def __init__(
         self,
         model: Any,
         reward_funcs: Any,
-        args: Any = None,
-        *more: Any,
+        args: RLOOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
         reference: Mapping[str, Tensor] | None = None,
         advantage: str = "rloo",
         reward_timeout: float = 0.0,
-        engine: Engine | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TRLArguments],
     ) -> None:
         if advantage not in ADVANTAGES:
             raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
         args = arguments(args, self.config_cls)
-        given = dict(zip(("train_dataset", "eval_dataset", "processing_class"), more, strict=False)) | kwargs
-        check_model(model, args.beta, given.get("processing_class"), given.get("peft_config"))
-        super().__init__(model, reward_funcs, args, *more, **kwargs)
+        check_model(model, args.beta, processing_class, kwargs.get("peft_config"))
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         trainable(self.model)
         self.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
@@ -106,9 +111,8 @@ class EngineRLOOTrainer(RLOOTrainer):
                 parameter.requires_grad_(False)
         if reference is not None:
             self._set_reference(reference)
-        # TRL's reference policy and old log-probs are passes of the model here, whichever engine samples.
-        policy, autocast = self.accelerator.unwrap_model(self.model), self.accelerator.autocast
-        self.engine: Any = engine or LocalEngine(policy, autocast=autocast)
+        policy = self.accelerator.unwrap_model(self.model)
+        self.engine: Engine = LocalEngine(policy, autocast=self.accelerator.autocast)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, with a warning where Adam's steps, as long as the learning rate, are lost in 16 bits."""

@@ -60,8 +60,8 @@ def compare(spsa: SPSA, closure: Closure) -> Slopes | None:
     frozen = recorded(closure, parameters)
     _reserve(spsa, frozen.saved_bytes, parameters)
     used = partial(frozen.replay, closure) if frozen.matters else closure
-    named = [(name, tensor) for name, tensor, _ in groups.named(spsa.param_groups) if tensor.requires_grad]
-    weights = Weights.of(named, spsa.directions, spsa.weights.perturbation)
+    names = [name for name, tensor, _ in groups.named(spsa.param_groups) if tensor.requires_grad]
+    weights = Weights([{"params": parameters, "param_names": names}], spsa.directions, spsa.weights.perturbation)
     unit = Displacement(spsa.seed, 0, spsa.step_count, 1.0)
 
     def offset(t: float, index: int) -> Tensor:

@@ -6,7 +6,8 @@ from transformers' `Trainer`; when it runs, from nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -24,3 +25,21 @@ if TYPE_CHECKING:
 
 else:
     Mixin = object
+
+
+class TRLArguments(TypedDict, total=False):
+    """Arguments of `trl.RLOOTrainer` that our trainers hand on, beyond those they name."""
+
+    reward_processing_classes: Any  # tokenizers of reward models
+    callbacks: list[Any] | None
+    optimizers: tuple[Any, Any]
+    quantization_config: Any
+    peft_config: Any
+
+
+class RLOOArguments(TRLArguments, total=False):
+    """Those of `EngineRLOOTrainer` that trainers on top of it hand on; its docstring says what they are."""
+
+    reference: Mapping[str, torch.Tensor] | None
+    advantage: str
+    reward_timeout: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import RLOOConfig
 
 from zopro.config.fields import option
-from zopro.engine import Batch
+from zopro.engine import Batch, Engine
 from zopro.engine.local.engine import LocalEngine
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
@@ -28,6 +28,11 @@ from zopro.zo import Directions, Displacement, Estimate, Ranks, StepRecord, Targ
 from zopro.zo.directions import NOISE_KINDS, noise_source
 from zopro.zo.ranks import PARALLEL
 from zopro.zo.spsa import EVALUATIONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zopro.train.typed import RLOOArguments
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -89,9 +94,11 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         previous_update: name -> mu, the policy's update over the previous iteration. Without it the directions are
             noise alone (Gaussian: SPSA as in MeZO).
         reward_update: name -> v, the reward model's update over the same iteration.
-        reference: name -> tensor, adapter weights of the reference policy; by default those the training starts from.
+        engine: what samples and gives log-probs of displaced policies, by default the local one over `model`. Another one
+            holds the same policy and makes the same directions: it is displaced and moved by numbers alone.
 
-    All other arguments are those of `trl.RLOOTrainer`; `args` is a `ZOPrOConfig`. Names may carry PEFT's wrapping.
+    All other arguments are those of `EngineRLOOTrainer` and `trl.RLOOTrainer`; `args` is a `ZOPrOConfig`. Names may carry
+    PEFT's wrapping.
 
     The default preset's loss is -mean(advantage * log-ratio), which has RLOO's gradient where the ratios are 1, but stays
     a line where RLOO's ratio is exponential and clipped at 0.8 and 1.2. So eps can be large enough for a difference to
@@ -104,14 +111,27 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: Any,
+        reward_funcs: Any,
+        args: ZOPrOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
         previous_update: Mapping[str, Tensor] | None = None,
         reward_update: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
+        engine: Engine | None = None,
+        **kwargs: Unpack[RLOOArguments],
     ) -> None:
         self.previous_update = plain_names(previous_update)
         self.reward_update = plain_names(reward_update)
-        super().__init__(*args, **kwargs)
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        if engine is not None:
+            if not engine.abilities.logprobs:
+                raise ValueError(
+                    f"engine: must give log-probs of given answers, got {type(engine).__name__}, which cannot"
+                )
+            self.engine = engine
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """SPSA, whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
@@ -166,8 +186,8 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         own = getattr(self._compute_loss, "__func__", None) is ZOPrOTrainer._compute_loss
         if not own or self.aux_loss_enabled or not inputs.keys() <= TEXT_INPUTS:
             return super()._estimate(model, inputs, *args, **kwargs)
-        batch, local = Batch.of_inputs(inputs), isinstance(self.engine, LocalEngine)
-        evaluator = self.spsa.evaluator() if local else None
+        batch, engine = Batch.of_inputs(inputs), self.engine
+        evaluator = self.spsa.evaluator() if isinstance(engine, LocalEngine) else None
         found: list[Tensor] = []
 
         def loss() -> Tensor:
@@ -180,10 +200,10 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         evaluate = repeatable(self, loss)
 
         def values(at: Sequence[Displacement]) -> list[float]:
-            found.extend(self.engine.logprobs(batch, at, self.temperature))
+            found.extend(engine.logprobs(batch, at, self.temperature))
             return [float(evaluate()) for _ in at]
 
-        with self.engine.during(evaluator) if local else nullcontext():
+        with engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext():
             return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:
@@ -194,8 +214,7 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         if not (self._measuring and self._takes_log_ratios(inputs)):
             return super()._compute_loss(model, inputs)
         batch = Batch.of_inputs(inputs)
-        given = batch.input_ids, batch.attention_mask, batch.completion_length
-        tokens, _, _ = self._get_per_token_logps_and_entropies(model, *given)
+        tokens, _, _ = self._get_per_token_logps_and_entropies(model, *batch)
         return log_ratio_surrogate(batch.sums(tokens), inputs["old_logps"], inputs["advantages"])
 
     def spsa_arguments(self) -> dict[str, Any]:

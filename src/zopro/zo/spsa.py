@@ -23,7 +23,6 @@ from zopro.zo import groups
 from zopro.zo.directions import Directions, Gaussian
 from zopro.zo.displacement import Displacement, Values, query_seed
 from zopro.zo.evaluation import Closure, Evaluator
-from zopro.zo.monitor import SecondMoment, SignalMonitor
 from zopro.zo.perturbation import PERTURBATIONS
 from zopro.zo.ranks import Ranks, losses_of_all
 from zopro.zo.records import Estimate, StepRecord
@@ -33,6 +32,22 @@ from zopro.zo.unread import Unread
 from zopro.zo.weights import Weights
 
 EVALUATIONS = ("sequential", "together")
+
+
+class _Of:
+    """An attribute of one of the optimiser's parts, read and set as if it were its own."""
+
+    def __init__(self, part: str) -> None:
+        self.part, self.name = part, ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        return self if optimizer is None else getattr(getattr(optimizer, self.part), self.name)
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        setattr(getattr(optimizer, self.part), self.name, value)
 
 
 class SPSA(torch.optim.Optimizer):
@@ -62,6 +77,10 @@ class SPSA(torch.optim.Optimizer):
     A copy (`copy.deepcopy`, pickle) goes on as the original would, without its hooks and its `before_apply`.
     Raises ValueError: an argument out of range; no tensor to train.
     """
+
+    queries, sides, seed, measure_noise = (_Of("strategy") for _ in range(4))
+    signal, second_moment, skipped_steps, trusts_known_loss = (_Of("strategy") for _ in range(4))
+    directions, perturbation, resolution = (_Of("weights") for _ in range(3))
 
     def __init__(
         self,
@@ -253,27 +272,3 @@ class SPSA(torch.optim.Optimizer):
         """For copies; torch's own keeps parameters and options alone. Schedulers put a `step` of theirs on the object."""
         own = {name: value for name, value in self.__dict__.items() if name != "step" and not name.endswith("_hooks")}
         return {**own, "before_apply": None}
-
-    @property
-    def directions(self) -> Directions:
-        return self.weights.directions
-
-    @property
-    def seed(self) -> int:
-        return self.strategy.seed
-
-    @property
-    def signal(self) -> SignalMonitor:
-        return self.strategy.signal
-
-    @property
-    def second_moment(self) -> SecondMoment:
-        return self.strategy.second_moment
-
-    @property
-    def skipped_steps(self) -> int:
-        return self.strategy.skipped_steps
-
-    @property
-    def trusts_known_loss(self) -> bool | None:
-        return self.strategy.trusts_known_loss

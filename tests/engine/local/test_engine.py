@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_trainers import llama, same, weights, with_adapter, zopro
+from tiny_trainers import llama, online, same, weights, with_adapter, zopro
 from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import generate
 from zopro.system.random_state import preserve_random_state
+from zopro.train.guided import GuidedSPSAConfig, GuidedSPSATrainer
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Displacement, Gaussian, StepRecord, Weights
 from zopro.zo.evaluation import Evaluator
@@ -134,9 +135,7 @@ class Server:
         self.weights: Weights = Weights.of([(n, p.detach().clone()) for n, p in named(model)], Gaussian())
         self.calls: list[int] = []
 
-    @property
-    def abilities(self) -> Abilities:
-        return Abilities()
+        self.abilities = Abilities()
 
     def _published(self, at: Displacement | None) -> Any:
         tensors = {name: tensor for name, tensor, _ in self.weights.entries} if at is None else self.weights.at(at)
@@ -170,3 +169,12 @@ def test_a_trainer_takes_the_same_steps_by_an_engine_elsewhere(options: dict[str
     assert same({n: t for n, t, _ in server.weights.entries}, {n: p.detach() for n, p in named(local.model)})
     asked = [count for count in server.calls if count > 1]
     assert asked == ([4, 4, 4] if options.get("queries") == 2 else [2]), server.calls
+
+
+def test_engines_that_cannot_are_refused(tmp_path: Any) -> None:
+    server = Server(with_adapter())
+    with pytest.raises(ValueError, match=r"engine: must be the local one for guided trainers, .* got Server"):
+        online(GuidedSPSATrainer, GuidedSPSAConfig, tmp_path, {"model": with_adapter(), "engine": server})
+    server.abilities = Abilities(logprobs=False)
+    with pytest.raises(ValueError, match=r"engine: must give log-probs of given answers, got Server, which cannot"):
+        zopro(tmp_path, model=with_adapter(), engine=server)

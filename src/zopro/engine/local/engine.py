@@ -51,7 +51,7 @@ class LocalEngine:
         return Abilities(at_once=2 if both else 1)
 
     @contextmanager
-    def during(self, evaluator: Evaluator) -> Iterator[None]:
+    def during(self, evaluator: Evaluator | None) -> Iterator[None]:
         """A context whose calls can be compared: `evaluator` displaces, and each begins with its random state."""
         self._evaluator = evaluator
         try:
@@ -91,8 +91,7 @@ class LocalEngine:
 
     def score(self, batch: Batch, copies: int, temperature: float) -> Tensor:
         """One pass: log-probs (B, C) of rows of which each `copies` share a prompt."""
-        given = batch.input_ids, batch.attention_mask, batch.completion_length
-        return completion_logprobs(self.model, *given, temperature=temperature, num_generations=copies)
+        return completion_logprobs(self.model, *batch, temperature=temperature, num_generations=copies)
 
     def apply(self, record: StepRecord) -> None:
         self._held().apply(record)
