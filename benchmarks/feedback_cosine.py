@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
+from zopro.engine import Batch
 from zopro.engine.feedback import LOCAL, Feedback
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.models import load_base
@@ -68,9 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_token_id,
         generator=torch.Generator().manual_seed(options.seed),
     )
-    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], dim=1)
-    mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], dim=1)
-    length = rollout.completion_ids.shape[1]
+    ids, mask, length = Batch.of(rollout)
     draws = torch.randn(len(ids), generator=torch.Generator().manual_seed(options.seed))
     advantages = draws - draws.view(-1, 2).flip(1).flatten()
 

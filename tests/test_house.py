@@ -9,7 +9,6 @@ room that its first folder names. Modules that still lie flat have theirs in HOM
 from __future__ import annotations
 
 import ast
-import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -85,14 +84,7 @@ ONLY = {
     ),
 }  # fmt: skip
 
-# Not on every system: modules, which only a function may import, and names, which have no place in the package.
-NOT_EVERYWHERE = {"fcntl", "grp", "msvcrt", "posix", "pty", "pwd", "resource", "termios", "winreg"}
-ONLY_LINUX = {"fork", "forkpty", "memfd_create", "prctl", "sched_getaffinity", "sched_setaffinity", "SIGRTMIN", "epoll"}
-
-# Library -> what pip calls it, where that is another name.
-DISTRIBUTIONS = {"yaml": "pyyaml", "umap": "umap-learn"}
-
-# Modules that lie flat -> where they are going. Moving one deletes its line.
+# Modules that lie flat, and the rooms they belong to.
 HOME = {
     "__main__": "cli",
     "launch": "front",  # an old name, which stays
@@ -173,20 +165,6 @@ def names_used(source: str) -> set[str]:
     return {n.attr for n in nodes if isinstance(n, ast.Attribute)} | {n.id for n in nodes if isinstance(n, ast.Name)}
 
 
-def imported_at_once(source: str) -> set[str]:
-    """What a module imports when it is imported, rather than when a function is called."""
-    found, left = set(), list(ast.parse(source).body)
-    while left:
-        node = left.pop()
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            left += ast.iter_child_nodes(node)
-    return found
-
-
 def trainers_derived_from(source: str) -> set[str]:
     """Trainers that classes of a module derive from: they override hooks that are private to TRL or transformers."""
     classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
@@ -245,33 +223,6 @@ def test_no_file_is_longer_than_300_lines() -> None:
     texts = {path: path.read_text("utf-8") for path in [*MODULES.values(), *Path(__file__).parent.rglob("*.py")]}
     long = {path.name: lines for path, text in texts.items() if (lines := len(text.splitlines())) > 300}
     assert not long, f"one idea a file; split them: {long}"
-
-
-def test_what_the_code_imports_is_what_pip_installs() -> None:
-    """Every library is declared with a lower bound, and nothing is declared that the code does not import."""
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
-    declared = [re.fullmatch(r"([\w-]+)>=[\d.]+", line) for line in lines]
-    assert all(declared), "NAME>=VERSION, one a line"
-    libraries = (
-        {name.split(".")[0] for imported in ALL.values() for name in imported} - sys.stdlib_module_names - {"zopro"}
-    )
-    assert {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in libraries} == {
-        found[1] for found in declared if found
-    }
-
-
-def test_every_module_can_be_imported_on_a_mac() -> None:
-    """What only some systems have is imported where it is called, behind what does without it."""
-    found = {
-        f"{module}: {name}"
-        for module, source in SOURCES.items()
-        for name in imported_at_once(source) & NOT_EVERYWHERE | names_used(source) & ONLY_LINUX
-    }
-    assert not found, f"import it inside the function, and have another way: {sorted(found)}"
-    assert imported_at_once("try:\n import fcntl\nexcept OSError: pass\ndef f():\n import pwd") == {"fcntl"}
 
 
 def test_the_parser_sees_every_kind_of_import() -> None:

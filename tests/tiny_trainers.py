@@ -143,7 +143,7 @@ def tea(completions: list[str], **kwargs: Any) -> list[float]:
 
 def online(trainer_cls: type, config_cls: type, folder: Path, options: dict[str, Any]) -> Any:
     model = options.pop("model", None) or head_only()
-    names = ("previous_update", "reward_update", "reference", "advantage", "avoid", "reward_timeout")
+    names = ("previous_update", "reward_update", "reference", "advantage", "avoid", "reward_timeout", "engine")
     own_arguments = {name: options.pop(name) for name in names if name in options}
     own = {"num_generations": 8, "max_completion_length": 6, "beta": 0.0, "learning_rate": 0.1}
     sizes = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 240}

@@ -24,7 +24,7 @@ from zopro.store.durable import append_line, disk_full, keep_lines, whole_folder
 from zopro.store.lock import RunLock
 from zopro.train.callbacks import MetricsCallback
 from zopro.train.checkpoints import newest, save_arguments
-from zopro.zo import SPSA
+from zopro.zo import Weights
 
 STEPS = {"sft_steps": 5, "reward_steps": 5, "policy_steps": 5, "refine_steps": 5, "checkpoint_steps": 2}
 KINDS: dict[str, dict[str, Any]] = {
@@ -126,7 +126,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_resumes(
     settings = config(folder, tmp_path / "run", **{**STEPS, "warm_start": "spsa", "iterations": 1})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.to_dict()))
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
-    original = SPSA.replay
+    original = Weights.apply
 
     def full(self: Any, record: Any) -> None:
         original(self, record)
@@ -134,7 +134,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_resumes(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(SPSA, "replay", full)
+        patch.setattr(Weights, "apply", full)
         capsys.readouterr()
         assert cli.main(["run", str(tmp_path / "config.yaml")]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]

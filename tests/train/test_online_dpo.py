@@ -12,6 +12,7 @@ from trl import RLOOConfig
 
 from tiny_trainers import PROMPTS, TOKENIZER, adapted, mean_reward, online, tea
 from zopro import zeroth_order
+from zopro.engine import Batch
 from zopro.system.random_state import preserve_random_state
 from zopro.train.objectives import online_dpo_loss
 from zopro.train.online_dpo import OnlineDPOTrainer
@@ -66,8 +67,7 @@ def test_the_loss_is_the_objective_s_in_whatever_order_the_rows_come(tmp_path: P
         order = torch.randperm(32)
         shuffled = {key: value[order] for key, value in inputs.items()}
         loss = float(trainer.compute_loss(trainer.model, shuffled))
-        ids, mask = (torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask"))
-        tokens = trainer._logprobs(trainer.model, ids, mask, inputs["completion_ids"].shape[1])
+        tokens = trainer._logprobs(trainer.model, Batch.of_inputs(inputs))
     rewards = torch.tensor(tea(TOKENIZER.batch_decode(inputs["completion_ids"], skip_special_tokens=True)))
     logprobs = (tokens * inputs["completion_mask"]).sum(1)
     expected = online_dpo_loss(logprobs, inputs["old_logps"], rewards, 8, 0.1)  # the start is its own reference

@@ -15,6 +15,7 @@ from trl import RLOOConfig, RLOOTrainer
 from zopro.bench.clock import Watch
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Setting, adapter_options
+from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.targets import new_adapter
 from zopro.rewards import RewardModel
 from zopro.system.random_state import preserve_random_state
@@ -83,6 +84,8 @@ def step_trainer(setting: Setting, steps: int, folder: str, watch: Watch | None 
         }
     trainer: ZOPrOTrainer = _trainer(ZOPrOTrainer, arguments, setting, **updates)
     trainer.clock = watch
+    if isinstance(trainer.engine, LocalEngine):
+        trainer.engine.clock = watch
     trainer.add_callback(_NoNoise)
     return trainer
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopro.engine import Batch
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.rollouts import Rollouts
 from zopro.loop.models import Models
@@ -54,7 +55,5 @@ def kl_per_answer(answers: Sequence[float]) -> float:
 
 
 def _pass(model: Any, rollout: Rollouts, temperature: float) -> Tensor:
-    input_ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], dim=1)
-    mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], dim=1)
     with torch.no_grad():
-        return completion_logprobs(model, input_ids, mask, rollout.completion_ids.shape[1], temperature=temperature)
+        return completion_logprobs(model, *Batch.of(rollout), temperature=temperature)

@@ -29,7 +29,7 @@ from zopro.weights.adapters import tensor_files, tensor_name
 from zopro.weights.saving import save_tensors
 from zopro.weights.tensors import read_tensor, read_whole
 from zopro.weights.updates import policy_update, reward_update
-from zopro.zo import SPSA, Directions, Targeted
+from zopro.zo import Directions, Targeted, Weights
 from zopro.zo.directions import NOISE_KINDS, LowRank, noise_source
 
 
@@ -100,11 +100,11 @@ def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[
         (tensor_name(name), tensor) for name, tensor in tensors.items() if tensor_name(name) not in header.untrained
     ]
     try:
-        spsa = SPSA(trained, directions=directions)
+        weights = Weights.of(trained, directions)
     except ValueError as error:
         raise InputError(f"journal: does not fit the policy in '{run / header.start}': {error}.") from None
     for step in journal.steps[:steps]:
-        spsa.replay(step.record)
+        weights.apply(step.record)
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 

@@ -26,6 +26,7 @@ from transformers.trainer_utils import TrainOutput
 
 from zopro.errors import Diverged, InputError, out_of_memory
 from zopro.store.durable import read_json, whole_folder
+from zopro.train.typed import Mixin
 from zopro.weights.saving import save_tensors
 from zopro.weights.tensors import read_whole
 
@@ -84,52 +85,49 @@ def _damage(file: Path, error: Exception) -> str:
     return f"{file.parent}: {file.name} is damaged ({error}). Delete the folder to begin anew."
 
 
-class CheckpointMixin:
+class CheckpointMixin(Mixin):
     """What `checkpointed` puts in front of a trainer class; use that function rather than this class."""
 
     rebuilt = False  # whoever sets this puts the parameters back when a resumed training begins
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        trainer: Any = self
         # After the last step transformers would resume with one more; the stage's own output is a moment away.
-        if trainer.state.global_step >= trainer.state.max_steps or not trainer.args.should_save:
+        if self.state.global_step >= self.state.max_steps or not self.args.should_save:
             return
-        if trainer.args.world_size == 1:  # with many it gathers from ranks that are not here
-            trainer.store_flos()
-        folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        if self.args.world_size == 1:  # with many it gathers from ranks that are not here
+            self.store_flos()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with whole_folder(folder) as partial:
             if not self.rebuilt:
                 save_tensors(self._trained(), partial / PARAMETERS)
-            trainer._save_optimizer_and_scheduler(str(partial))
-            trainer._save_rng_state(str(partial))
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_rng_state(str(partial))
             for own in partial.glob("rng_state_*.pth"):
                 own.rename(partial / RANDOM)
-            trainer.state.save_to_json(str(partial / "trainer_state.json"))
+            self.state.save_to_json(str(partial / "trainer_state.json"))
             counters = {name: getattr(self, name) for name in _COUNTERS if hasattr(self, name)}
             (partial / "counters.json").write_text(json.dumps(counters), encoding="utf-8")
         clear(folder.parent, keep=folder)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The first rank's random states on every rank, which all have the same: so their number may change."""
-        trainer: Any = self
-        if checkpoint is None or trainer.args.world_size == 1:
+        if checkpoint is None or self.args.world_size == 1:
             with _readable(checkpoint):
-                super()._load_rng_state(checkpoint)  # type: ignore[misc]
+                super()._load_rng_state(checkpoint)
             return
         with _readable(checkpoint), tempfile.TemporaryDirectory() as folder:
-            shutil.copy(Path(checkpoint) / RANDOM, Path(folder) / f"rng_state_{trainer.args.process_index}.pth")
-            super()._load_rng_state(folder)  # type: ignore[misc]
+            shutil.copy(Path(checkpoint) / RANDOM, Path(folder) / f"rng_state_{self.args.process_index}.pth")
+            super()._load_rng_state(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's own. Raises `Diverged` where the loss is not finite, unless SPSA leaves such a step out."""
-        trainer: Any = self
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not hasattr(type(self), "spsa") and not bool(loss.isfinite().all()):
-            raise Diverged(f"the loss of step {trainer.state.global_step + 1} is {float(loss.sum())}")
+            raise Diverged(f"the loss of step {self.state.global_step + 1} is {float(loss.sum())}")
         return loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -147,8 +145,7 @@ class CheckpointMixin:
                 parameter.copy_(saved[name])
 
     def _trained(self) -> dict[str, torch.Tensor]:
-        model: torch.nn.Module = self.model  # type: ignore[attr-defined]
-        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 def checkpointed(trainer_cls: type) -> type:

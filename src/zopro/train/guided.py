@@ -25,10 +25,13 @@ from trl import RLOOConfig
 
 from zopro.config.fields import option
 from zopro.config.guided import GUIDED_LEARNING_RATE
+from zopro.engine import Batch
 from zopro.engine.feedback import Feedback
+from zopro.engine.local.engine import LocalEngine
 from zopro.train.construction import adapter_kind
 from zopro.train.objectives import clipped_surrogate
 from zopro.train.rloo import EngineRLOOTrainer
+from zopro.train.typed import Mixin
 from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer, plain_names
 from zopro.zo.directions import Directions
 from zopro.zo.guided import ResidualFeedback
@@ -75,19 +78,18 @@ class GuidedSPSAConfig(ZOPrOConfig):
             raise ValueError(f"guide: must lie in (0, 1], got {self.guide}")
 
 
-class FeedbackScores:
+class FeedbackScores(Mixin):
     """In front of a trainer on the engine: log-probs asked for with autograd on come from `Feedback`.
 
     `args` has `local`, `tail` and `top_blocks`, as `GuidedConfig` does; `avoid` is that of `Feedback`, by names that may
     carry PEFT's wrapping. What is trained but not reached by the guide stays as it is, and is counted in a warning. A
     mixture of experts' balancing loss, which TRL adds by default, is left out.
 
-    Raises ValueError: more than one process; adapters other than plain LoRA with another `local` than "block";
-    `args.router_aux_loss_coef` asks for the balancing loss.
+    Raises ValueError: more than one process; another engine than the local one; adapters other than plain LoRA with
+    another `local` than "block"; `args.router_aux_loss_coef` asks for the balancing loss.
     """
 
     config_cls: ClassVar[type] = GuidedConfig
-    args: Any
     aux_loss_enabled: bool
     _feedback: Feedback | None = None
     _reachable: Sequence[int] = ()  # ids of what was trained when it was made
@@ -95,9 +97,14 @@ class FeedbackScores:
     def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.avoid = plain_names(avoid)
-        if self.accelerator.num_processes > 1:  # type: ignore[attr-defined]
+        if self.accelerator.num_processes > 1:
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
-        kind = adapter_kind(self.model)  # type: ignore[attr-defined]
+        if not isinstance(self.engine, LocalEngine):
+            raise ValueError(
+                "engine: must be the local one for guided trainers, whose directions come from the model's activations, "
+                f"got {type(self.engine).__name__}"
+            )
+        kind = adapter_kind(self.model)
         if kind not in ("", "LORA") and self.args.local != "block":
             raise ValueError(f"local: must be 'block' for adapters of the kind {kind}, got {self.args.local!r}")
         if self.aux_loss_enabled:
@@ -112,8 +119,7 @@ class FeedbackScores:
     @property
     def feedback(self) -> Feedback:
         """Of the policy under training; made at first use, and anew where something else is trained."""
-        trainer: Any = self
-        policy = trainer.accelerator.unwrap_model(trainer.model)
+        policy = self.accelerator.unwrap_model(self.model)
         trained = [id(parameter) for parameter in policy.parameters() if parameter.requires_grad]
         if self._feedback is None or trained != self._reachable:
             options = {name: getattr(self.args, name) for name in ("top_blocks", "local", "tail")}
@@ -126,23 +132,16 @@ class FeedbackScores:
                 )
         return self._feedback
 
-    def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
-        trainer: Any = self
+    def _score(self, model: Any, batch: Batch, copies: int) -> Tensor:
         if not torch.is_grad_enabled():
-            return super()._score(model, input_ids, attention_mask, length, copies)  # type: ignore[misc]
-        return self.feedback.logprobs(
-            input_ids, attention_mask, length, temperature=trainer.temperature, num_generations=copies
-        )
+            return super()._score(model, batch, copies)
+        return self.feedback.logprobs(*batch, temperature=self.temperature, num_generations=copies)
 
     def _surrogate(self, model: Any, inputs: Any) -> Tensor:
         """RLOO's loss alone, without what TRL logs beside it."""
-        trainer: Any = self
-        ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-        tokens = trainer._logprobs(model, ids, mask, inputs["completion_ids"].size(1))
-        logprobs = (tokens * inputs["completion_mask"]).sum(1)
-        return clipped_surrogate(
-            logprobs, inputs["old_logps"], inputs["advantages"], trainer.epsilon_low, trainer.epsilon_high
-        )
+        batch = Batch.of_inputs(inputs)
+        logprobs = batch.sums(self._logprobs(model, batch))
+        return clipped_surrogate(logprobs, inputs["old_logps"], inputs["advantages"], self.epsilon_low, self.epsilon_high)
 
 
 class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):

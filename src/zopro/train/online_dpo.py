@@ -5,13 +5,20 @@ The rest of TRL's loop is RLOO's, so that a comparison with it differs in the lo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from trl import RLOOConfig
 
+from zopro.engine import Batch
 from zopro.train.objectives import online_dpo_loss
 from zopro.train.rloo import EngineRLOOTrainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zopro.train.typed import RLOOArguments
 
 
 class OnlineDPOTrainer(EngineRLOOTrainer):
@@ -25,8 +32,17 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
         ValueError: `beta` is 0, the steps are accumulated, or there is more than one process.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: RLOOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Unpack[RLOOArguments],
+    ) -> None:
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         if not self.args.beta > 0:
             raise ValueError(f"beta: must be greater than 0 for online DPO's reference policy, got {self.args.beta}")
         if self.args.steps_per_generation != 1 or self.accelerator.num_processes > 1:
@@ -42,8 +58,8 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
         self._scores = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         return rewards
 
-    def _logprobs(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
-        logprobs = super()._logprobs(model, input_ids, attention_mask, length)
+    def _logprobs(self, model: Any, batch: Batch) -> Tensor:
+        logprobs = super()._logprobs(model, batch)
         if not torch.is_grad_enabled():  # the reference's is the last such pass before the batch is complete
             self._reference_logprobs = logprobs
         return logprobs
@@ -59,13 +75,12 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
         return batch
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
-        length = inputs["completion_ids"].size(1)
-        tokens = self._get_per_token_logps_and_entropies(model, ids, mask, length)[0]
+        batch = Batch.of_inputs(inputs)
+        tokens = self._get_per_token_logps_and_entropies(model, *batch)[0]
         order = torch.argsort(inputs["place"])
         generations = self.num_generations if self.model.training else self.num_generations_eval
         loss = online_dpo_loss(
-            (tokens * inputs["completion_mask"]).sum(1)[order],
+            batch.sums(tokens)[order],
             inputs["reference_logps"][order],
             inputs["scores"][order],
             generations,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import gather
@@ -17,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOConfig, RLOOTrainer
 
+from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
-from zopro.engine.local.logprobs import completion_logprobs
-from zopro.engine.local.rollouts import Rollouts, generate
+from zopro.engine.local.engine import LocalEngine, by_prompt
 from zopro.errors import InputError
 from zopro.system.clock import Clock, timed
 from zopro.system.guard import checked_reward
@@ -34,13 +35,18 @@ from zopro.weights.adapters import tensor_name
 from zopro.zo.directions import tensor_generator
 from zopro.zo.monitor import ResolutionMonitor
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zopro.train.typed import TRLArguments
+
 ADAPTER = "default"
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
 ADVANTAGES = ("rloo", "grpo")
 
 
 @dataclass(frozen=True)
-class Batch:
+class Drawn:
     """What was drawn last: the mean reward, and the rows of the data (their "row" column) that were answered."""
 
     reward: float
@@ -71,40 +77,44 @@ class EngineRLOOTrainer(RLOOTrainer):
 
     config_cls: ClassVar[type] = RLOOConfig
     clock: Clock | None = None  # is told how long rollout, scoring, log-probs and loss take
+    reward_funcs: list[Any]
 
     def __init__(
         self,
         model: Any,
         reward_funcs: Any,
-        args: Any = None,
-        *more: Any,
+        args: RLOOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
         reference: Mapping[str, Tensor] | None = None,
         advantage: str = "rloo",
         reward_timeout: float = 0.0,
-        **kwargs: Any,
+        **kwargs: Unpack[TRLArguments],
     ) -> None:
         if advantage not in ADVANTAGES:
             raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
         args = arguments(args, self.config_cls)
-        given = dict(zip(("train_dataset", "eval_dataset", "processing_class"), more, strict=False)) | kwargs
-        check_model(model, args.beta, given.get("processing_class"), given.get("peft_config"))
-        super().__init__(model, reward_funcs, args, *more, **kwargs)
+        check_model(model, args.beta, processing_class, kwargs.get("peft_config"))
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         trainable(self.model)
-        trainer: Any = self
-        trainer.reward_funcs = [
+        self.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
-            for function in trainer.reward_funcs
+            for function in self.reward_funcs
         ]
         self.advantage = advantage
-        check_embedded(trainer._tokenizer, trainer.model, "the pad token", [trainer._tokenizer.pad_token_id])
+        check_embedded(self._tokenizer, self.model, "the pad token", [self._tokenizer.pad_token_id])
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
-        self.last_batch: Batch | None = None
+        self.last_batch: Drawn | None = None
         for name, parameter in self.model.named_parameters():
             if f".{REFERENCE}." in f"{name}.":  # TRL overlooks adapters of embeddings, whose names end so
                 parameter.requires_grad_(False)
         if reference is not None:
             self._set_reference(reference)
+        policy = self.accelerator.unwrap_model(self.model)
+        self.engine: Engine = LocalEngine(policy, autocast=self.accelerator.autocast)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, with a warning where Adam's steps, as long as the learning rate, are lost in 16 bits."""
@@ -153,7 +163,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         mode = "train" if self.model.training else "eval"
         own = [example["row"] for example in inputs if "row" in example]
         rows = self.accelerator.gather(torch.tensor(own, dtype=torch.int64, device=self.accelerator.device)).tolist()
-        self.last_batch = Batch(self._metrics[mode]["reward"][-1], list(dict.fromkeys(rows)))
+        self.last_batch = Drawn(self._metrics[mode]["reward"][-1], list(dict.fromkeys(rows)))
         return output
 
     @timed("scoring")
@@ -188,11 +198,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         copies = groups[0][1]
         if any(count != copies for _, count in groups):  # a rank's slice may cut a group
             groups, copies = [(prompt, 1) for prompt in prompt_ids], 1
-        expect_graph(False)
-        rollout = generate(
-            self.accelerator.unwrap_model(self.model),
-            [prompt for prompt, _ in groups],
-            num_generations=copies,
+        options = Sampling(
             max_new_tokens=self.max_completion_length,
             eos_token_ids=self.eos_token_ids,
             pad_token_id=self._tokenizer.pad_token_id,
@@ -202,6 +208,7 @@ class EngineRLOOTrainer(RLOOTrainer):
             min_p=self.min_p,
             generator=self._rollout_generators(prompt_ids),
         )
+        rollout = self.engine.sample([prompt for prompt, _ in groups], copies, options)[0]
         self._rollout = rollout
         lengths = rollout.completion_mask.sum(1).tolist()
         return [row[:n] for row, n in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
@@ -253,33 +260,20 @@ class EngineRLOOTrainer(RLOOTrainer):
         if rollout is not None and self._drawn_from(model, rollout, input_ids[:, -logits_to_keep:]):
             logprobs = rollout.logprobs
         else:
-            logprobs = self._logprobs(model, input_ids, attention_mask, logits_to_keep)
+            logprobs = self._logprobs(model, Batch(input_ids, attention_mask, logits_to_keep))
         entropy = torch.full_like(logprobs, torch.nan).detach() if compute_entropy else None
         return logprobs, entropy, None
 
     @timed("log-probs")
-    def _logprobs(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
-        """Log-probs [B, C]; rows of the same prompt, which TRL has shuffled, are brought together to share its pass."""
-        prompts = input_ids[:, :-length].tolist()
-        order = sorted(range(len(prompts)), key=prompts.__getitem__)
-        counts = {len(list(group)) for _, group in groupby(prompts[row] for row in order)}
-        rows = torch.tensor(order, device=input_ids.device)
-        copies = counts.pop() if len(counts) == 1 else 1
+    def _logprobs(self, model: Any, batch: Batch) -> Tensor:
+        """Log-probs [B, C] of any of TRL's policies; rows of the same prompt, which TRL has shuffled, share its pass."""
         with self.accelerator.autocast():
-            logprobs = self._score(model, input_ids[rows], attention_mask[rows], length, copies)
-        return logprobs[torch.argsort(rows)]
+            return by_prompt(batch, partial(self._score, model))
 
-    def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
+    def _score(self, model: Any, batch: Batch, copies: int) -> Tensor:
         """Log-probs [B, C] of rows of which each `copies` share a prompt. What a guided trainer overrides."""
         expect_graph(torch.is_grad_enabled() and self.args.gradient_checkpointing)  # for memory, at the price of time
-        return completion_logprobs(
-            self.accelerator.unwrap_model(model),
-            input_ids,
-            attention_mask,
-            length,
-            temperature=self.temperature,
-            num_generations=copies,
-        )
+        return LocalEngine(self.accelerator.unwrap_model(model)).score(batch, copies, self.temperature)
 
     def _takes_rollout_logprobs(self, model: Any) -> bool:
         """Whether the rollout's log-probs are near enough to a forward pass's to be the denominator of a ratio.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from zopro.system.random_state import preserve_random_state
-from zopro.zo import SPSA, groups
+from zopro.zo import SPSA, Displacement, Gaussian, Weights, groups
 from zopro.zo.evaluation import Closure, Evaluator
 from zopro.zo.frozen import Frozen, record
-from zopro.zo.perturbation import choose, displaced
+from zopro.zo.perturbation import displaced
+from zopro.zo.ranks import losses_of_all
 from zopro.zo.schedules import auto_eps
 
 AGREEMENT = 0.1  # of the larger slope; what is wrong by less is no worse than the choice of eps
@@ -59,25 +60,31 @@ def compare(spsa: SPSA, closure: Closure) -> Slopes | None:
     frozen = recorded(closure, parameters)
     _reserve(spsa, frozen.saved_bytes, parameters)
     used = partial(frozen.replay, closure) if frozen.matters else closure
-    offset = first_direction(spsa)
+    names = [name for name, tensor, _ in groups.named(spsa.param_groups) if tensor.requires_grad]
+    weights = Weights([{"params": parameters, "param_names": names}], spsa.directions, spsa.weights.perturbation)
+    unit = Displacement(spsa.seed, 0, spsa.step_count, 1.0)
+
+    def offset(t: float, index: int) -> Tensor:
+        return weights.offset(dataclasses.replace(unit, t=t))(index)
+
     with preserve_random_state():
-        perturbation = choose(spsa.perturbation, parameters)
         derivative = _Derivative(closure, parameters, offset)
-        evaluate, differentiate = Evaluator(used, perturbation, spsa.ranks), Evaluator(derivative, perturbation)
+        evaluator = Evaluator(weights)
+
+        @torch.no_grad()
+        def losses(at: Sequence[Displacement]) -> list[float]:
+            return evaluator.results(used, at, float)
 
         def loss_at(t: float) -> float:
-            with torch.no_grad():
-                return evaluate.losses([partial(offset, t)])[0]
+            return losses_of_all(spsa.ranks, losses, [dataclasses.replace(unit, t=t)])[0]
 
-        square = sum(float(offset(1.0, index).square().sum()) for index in range(len(parameters)))
-        scale = math.sqrt(square / sum(parameter.numel() for parameter in parameters)) or 1.0
-        eps, noise = auto_eps(loss_at, scale)
+        eps, noise = auto_eps(loss_at, weights.scale(unit))
         if math.isnan(eps):
             return None
         wide, narrow = ((loss_at(t) - loss_at(-t)) / (2 * t) for t in (eps, eps / 3))
         error = 0.0 if math.isnan(noise) else abs(wide - narrow) + 6 * noise / eps
         derivative.eps = eps
-        differentiate.at(None)
+        evaluator.results(derivative, [None], float)
     return Slopes(wide, of_all(spsa, derivative.slope), error)
 
 
@@ -121,35 +128,14 @@ class _Derivative:
 
 def recorded(closure: Closure, parameters: list[Tensor]) -> Frozen:
     """A recording under the random state of the evaluations to come, which is left as it is."""
-    losses: list[Any] = []
-
-    def keep() -> float:
-        losses.append(closure())
-        return 0.0  # the tensor is wanted: read as a number it would be one of the numbers that may matter
-
     with preserve_random_state():
-        evaluate = Evaluator(keep, choose("in_place", parameters))
-
-        def at_theta() -> Any:
-            evaluate.at(None)
-            return losses.pop()
-
-        return record(at_theta, parameters)
+        evaluator = Evaluator(Weights([{"params": parameters}], Gaussian(), "in_place"))
+        # The tensor is wanted: read as a number it would be one of the numbers that may matter.
+        return record(lambda: evaluator.results(closure, [None], lambda loss: loss)[0], parameters)
 
 
 def trained(spsa: SPSA) -> list[Tensor]:
     return [tensor for _, tensor, _ in groups.named(spsa.param_groups) if tensor.requires_grad]
-
-
-def first_direction(spsa: SPSA) -> Callable[[float, int], Tensor]:
-    """(t, index of a trained tensor) -> t z, along the first direction of the coming step."""
-    names = [name for name, tensor, _ in groups.named(spsa.param_groups) if tensor.requires_grad]
-    parameters = trained(spsa)
-
-    def offset(t: float, index: int) -> Tensor:
-        return spsa.directions.tensor(names[index], parameters[index], spsa.seed, spsa.step_count).mul_(t)
-
-    return offset
 
 
 def of_all(spsa: SPSA, value: float) -> float:

@@ -30,6 +30,7 @@ from zopro.system.launch import counted
 from zopro.train.construction import trainable
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
+from zopro.train.typed import Mixin
 from zopro.zo import SPSA, Directions, Gaussian, Ranks
 from zopro.zo.records import Estimate
 
@@ -59,7 +60,7 @@ def _without_checkpointing(args: Any) -> None:
             setattr(args, name, False)
 
 
-class ZerothOrderMixin:
+class ZerothOrderMixin(Mixin):
     """What `zeroth_order` puts in front of a trainer class; use that function rather than this class."""
 
     spsa_options: ClassVar[dict[str, Any]] = {}
@@ -82,20 +83,20 @@ class ZerothOrderMixin:
                 "args: must be given on a machine without a GPU, since the default asks for bfloat16 on one. Pass the "
                 "trainer's configuration with bf16=False."
             ) from None
-        _without_checkpointing(self.args)  # type: ignore[attr-defined]
+        _without_checkpointing(self.args)
         self.exchanged_bytes = 0  # by this rank in the current step
         self._counted_step = -1
         self._slope = GradientSlope(self, self.check_slope)
-        if self.args.world_size > 1:  # type: ignore[attr-defined]
-            set_seed(self.args.seed)  # type: ignore[attr-defined]  # TRL has just given each rank a seed of its own
+        if self.args.world_size > 1:
+            set_seed(self.args.seed)  # TRL has just given each rank a seed of its own
 
     def create_accelerator_and_postprocess(self) -> None:
         """Without the wrapping in which gradients would be exchanged: there are none.
 
         Raises ValueError where accelerate is set up to split a model over ranks.
         """
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+        super().create_accelerator_and_postprocess()
+        accelerator = self.accelerator
         if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
             raise ValueError(
                 f"accelerator: must keep the whole model on every rank, got {accelerator.distributed_type.value}. Launch "
@@ -110,7 +111,7 @@ class ZerothOrderMixin:
 
     def ranks(self) -> Ranks | None:
         """Between whom losses are exchanged: the launcher's processes, each with accelerate's share of the data."""
-        accelerator = self.accelerator  # type: ignore[attr-defined]
+        accelerator = self.accelerator
         return Ranks(device=accelerator.device) if accelerator.num_processes > 1 else None
 
     def spsa_arguments(self) -> dict[str, Any]:
@@ -119,30 +120,29 @@ class ZerothOrderMixin:
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """SPSA over the trainable parameters, by their names without PEFT's wrapping."""
-        trainer: Any = self
-        if trainer.optimizer is None:
-            named = trainable(model or trainer.model)
+        if self.optimizer is None:
+            named = trainable(model or self.model)
             options = self.spsa_arguments()
             options.setdefault("directions", self.directions())
-            options.setdefault("weight_decay", trainer.args.weight_decay)
-            options.setdefault("seed", trainer.args.seed)
+            options.setdefault("weight_decay", self.args.weight_decay)
+            options.setdefault("seed", self.args.seed)
             ranks = options.setdefault("ranks", self.ranks())
             if ranks is not None:
-                model = model or trainer.model
+                model = model or self.model
                 shared = ranks.share(itertools.chain(model.named_parameters(), model.named_buffers()))
                 if shared:
                     logger.info("%d tensors differed between ranks and are rank 0's now: %s, ...", len(shared), shared[0])
-            trainer.optimizer = SPSA(named, lr=trainer.args.learning_rate, **options)
+            self.optimizer = SPSA(named, lr=self.args.learning_rate, **options)
         if not isinstance(self.spsa, SPSA):
             raise ValueError(f"optimizers: must hold a zopro.SPSA or nothing, got {type(self.spsa).__name__}")
         self.spsa.accumulation = "sum"  # the base class's weights already normalise over micro-batches
-        return trainer.optimizer
+        return self.optimizer
 
     @property
     def spsa(self) -> SPSA:
         """The optimiser, without accelerate's wrapping."""
-        optimizer = self.optimizer  # type: ignore[attr-defined]
-        return getattr(optimizer, "optimizer", optimizer)
+        spsa: SPSA = getattr(self.optimizer, "optimizer", self.optimizer)
+        return spsa
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The base class's training.
@@ -151,27 +151,27 @@ class ZerothOrderMixin:
             InputError: the loss was not finite at the end, nor in half of the steps: a learning rate far too high.
             RuntimeError: ranks end with different parameters.
         """
-        result = super().train(*args, **kwargs)  # type: ignore[misc]
-        spsa, rate = self.spsa, self.args.learning_rate  # type: ignore[attr-defined]
+        result = super().train(*args, **kwargs)
+        spsa, rate = self.spsa, self.args.learning_rate
         if spsa.last is not None and spsa.last.skipped and 2 * spsa.skipped_steps >= spsa.step_count:
             raise InputError(
                 f"learning_rate: must leave a loss that is finite, got {rate:g}, with which it was not in "
                 f"{spsa.skipped_steps} of {spsa.step_count} steps. Lower it, or mend the loss."
             )
         ranks = spsa.ranks
-        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[attr-defined]
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         if ranks is not None and (names := ranks.differing(trained)):
             raise RuntimeError(f"ranks: must end with the same parameters, {len(names)} differ, such as {names[0]}")
         return result
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        step: int = self.state.global_step  # type: ignore[attr-defined]
+        step: int = self.state.global_step
         if step != self._counted_step:
             self.exchanged_bytes, self._counted_step = 0, step
         self._measuring, self._measured = True, False
         try:
             with counted(self._count):
-                loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+                loss: Tensor = super().training_step(*args, **kwargs)
         finally:
             self._measuring = False
         if not self._measured:
@@ -186,18 +186,22 @@ class ZerothOrderMixin:
         if not self._measuring:
             return self._base_loss(model, inputs, *args, **kwargs)
         self._measured = True
+        estimate = self._estimate(model, inputs, *args, **kwargs)
+        loss = torch.tensor(estimate.loss, device=self.args.device, requires_grad=True)
+        with torch.enable_grad():
+            return _BaseClassBackward.apply(loss, lambda weight: self.spsa.accumulate(estimate, weight))
+
+    def _estimate(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Estimate:
+        """Losses of one micro-batch around theta: of the base class's own loss, evaluated as a closure."""
 
         def loss_of(trainer: Any, batch: Any) -> Any:
             return trainer._base_loss(model, dict(batch) if isinstance(batch, Mapping) else batch, *args, **kwargs)
 
         closure = self._slope.closure(loss_of, inputs, search=not self.known_loss)
-        estimate: Estimate = self.spsa.measure(closure, self.loss_at_theta(inputs))
-        loss = torch.tensor(estimate.loss, device=self.args.device, requires_grad=True)  # type: ignore[attr-defined]
-        with torch.enable_grad():
-            return _BaseClassBackward.apply(loss, lambda weight: self.spsa.accumulate(estimate, weight))
+        return self.spsa.measure(closure, self.loss_at_theta(inputs))
 
     def _base_loss(self, *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        return super().compute_loss(*args, **kwargs)
 
     def loss_at_theta(self, inputs: Any) -> float | None:
         """L(theta) averaged over ranks, where it is known without a forward pass; one-sided estimates then use it."""
@@ -205,18 +209,17 @@ class ZerothOrderMixin:
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         """TRL's rewards. After them TRL gathers all texts for its table; where that is off, empty ones are gathered."""
-        rewards: Tensor = super()._calculate_rewards(*args)  # type: ignore[misc]
-        trainer: Any = self
-        if trainer.accelerator.num_processes > 1 and not getattr(trainer, "log_completions", True):
+        rewards: Tensor = super()._calculate_rewards(*args)
+        if self.accelerator.num_processes > 1 and not getattr(self, "log_completions", True):
             _, prompts, completions, *_ = args
             prompts[:], completions[:] = [""] * len(prompts), [""] * len(completions)
         return rewards
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.optimizer is not None and self.spsa.last is not None:  # type: ignore[attr-defined]
+        if "loss" in logs and self.optimizer is not None and self.spsa.last is not None:
             logs.pop("grad_norm", None)  # of gradients that do not exist
             logs.update(self.zeroth_order_logs())
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        super().log(logs, *args, **kwargs)
 
     def zeroth_order_logs(self) -> dict[str, float]:
         """What the last step measured, for the training log."""

@@ -6,9 +6,10 @@ ZOPrOTrainer(model, reward_funcs, args=ZOPrOConfig(...), train_dataset=..., peft
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -16,16 +17,22 @@ from torch import Tensor
 from trl import RLOOConfig
 
 from zopro.config.fields import option
-from zopro.engine.local.abilities import abilities
-from zopro.engine.local.causal import causal_parts
+from zopro.engine import Batch, Engine
+from zopro.engine.local.engine import LocalEngine
 from zopro.train.objectives import log_ratio_surrogate
+from zopro.train.rehearsal import repeatable
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
 from zopro.weights.adapters import tensor_name
-from zopro.zo import Directions, Ranks, Targeted
+from zopro.zo import Directions, Displacement, Estimate, Ranks, StepRecord, Targeted
 from zopro.zo.directions import NOISE_KINDS, noise_source
 from zopro.zo.ranks import PARALLEL
 from zopro.zo.spsa import EVALUATIONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zopro.train.typed import RLOOArguments
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -87,9 +94,11 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         previous_update: name -> mu, the policy's update over the previous iteration. Without it the directions are
             noise alone (Gaussian: SPSA as in MeZO).
         reward_update: name -> v, the reward model's update over the same iteration.
-        reference: name -> tensor, adapter weights of the reference policy; by default those the training starts from.
+        engine: what samples and gives log-probs of displaced policies, by default the local one over `model`. Another one
+            holds the same policy and makes the same directions: it is displaced and moved by numbers alone.
 
-    All other arguments are those of `trl.RLOOTrainer`; `args` is a `ZOPrOConfig`. Names may carry PEFT's wrapping.
+    All other arguments are those of `EngineRLOOTrainer` and `trl.RLOOTrainer`; `args` is a `ZOPrOConfig`. Names may carry
+    PEFT's wrapping.
 
     The default preset's loss is -mean(advantage * log-ratio), which has RLOO's gradient where the ratios are 1, but stays
     a line where RLOO's ratio is exponential and clipped at 0.8 and 1.2. So eps can be large enough for a difference to
@@ -97,26 +106,52 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     """
 
     config_cls = ZOPrOConfig
+    _given: Tensor | None = None  # log-probs from the engine, for the next loss
     known_loss = True  # tests compare both surrogates with autograd
 
     def __init__(
         self,
-        *args: Any,
+        model: Any,
+        reward_funcs: Any,
+        args: ZOPrOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
         previous_update: Mapping[str, Tensor] | None = None,
         reward_update: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
+        engine: Engine | None = None,
+        **kwargs: Unpack[RLOOArguments],
     ) -> None:
         self.previous_update = plain_names(previous_update)
         self.reward_update = plain_names(reward_update)
-        super().__init__(*args, **kwargs)
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        if engine is not None:
+            if not engine.abilities.logprobs:
+                raise ValueError(
+                    f"engine: must give log-probs of given answers, got {type(engine).__name__}, which cannot"
+                )
+            self.engine = engine
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """SPSA, whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
+        optimizer = super().create_optimizer(model)
+        if isinstance(self.engine, LocalEngine):
+            self.engine.weights, self.spsa.move = self.spsa.weights, self.engine.apply
+        else:
+            self.spsa.move = self._move_both
+        return optimizer
+
+    def _move_both(self, record: StepRecord) -> None:
+        self.spsa.weights.apply(record)
+        self.engine.apply(record)
 
     def directions(self) -> Directions:
-        options: Any = self.args
-        noise = noise_source(options.noise, self.previous_update)
+        noise = noise_source(self.args.noise, self.previous_update)
         if not self.previous_update:
             return noise
-        steps = max(1, self.state.max_steps)
-        return Targeted(self.previous_update, self.reward_update, steps, options.decay, options.normalize, noise)
+        steps, args = max(1, self.state.max_steps), self.args
+        return Targeted(self.previous_update, self.reward_update, steps, args.decay, args.normalize, noise)
 
     def ranks(self) -> Ranks | None:
         if self.args.parallel == "data" or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -128,13 +163,11 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     @property
     def on_policy(self) -> bool:
         """Whether every step's completions are drawn from the parameters that the step starts from."""
-        options: Any = self.args
-        return options.steps_per_generation * self.num_iterations <= options.gradient_accumulation_steps
+        return self.args.steps_per_generation * self.num_iterations <= self.args.gradient_accumulation_steps
 
     def loss_at_theta(self, inputs: Any) -> float | None:
         """L(theta) on-policy, where every ratio is 1: -mean(advantage), or 0 for log-ratios."""
-        options: Any = self.args
-        if options.sides == 2 or self.aux_loss_enabled or not self.on_policy:
+        if self.args.sides == 2 or self.aux_loss_enabled or not self.on_policy:
             return None
         if self._takes_log_ratios(inputs):
             return 0.0
@@ -142,41 +175,55 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         return loss if self.spsa.ranks is None else self.spsa.ranks.mean([loss])[0]
 
     def _takes_log_ratios(self, inputs: Any) -> bool:
-        options: Any = self.args
-        return options.surrogate == "log_ratio" and self.on_policy and inputs.keys() <= TEXT_INPUTS
+        return self.args.surrogate == "log_ratio" and self.on_policy and inputs.keys() <= TEXT_INPUTS
 
     def _takes_rollout_logprobs(self, model: Any) -> bool:
         # Of log-ratios the old log-probs are a constant offset, equal at theta + eps z and theta - eps z.
-        options: Any = self.args
-        return (options.surrogate == "log_ratio" and self.on_policy) or super()._takes_rollout_logprobs(model)
+        return (self.args.surrogate == "log_ratio" and self.on_policy) or super()._takes_rollout_logprobs(model)
 
-    def _score(self, model: Any, input_ids: Tensor, attention_mask: Tensor, length: int, copies: int) -> Tensor:
-        score = super()._score
-        spsa = self.spsa if self._measuring else None  # there is none before the first step
-        if spsa is None or not spsa.together.active:
-            return score(model, input_ids, attention_mask, length, copies)
-        abilities(causal_parts(model))  # whose first look at a model is at rows of its own
-        twice = torch.cat([input_ids, input_ids]), torch.cat([attention_mask, attention_mask])
-        return spsa.together.rows(lambda: score(model, *twice, length, copies))
+    def _estimate(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Estimate:
+        """By the engine, which gets all of the step's displacements at once, where the loss is one of log-probs."""
+        own = getattr(self._compute_loss, "__func__", None) is ZOPrOTrainer._compute_loss
+        if not own or self.aux_loss_enabled or not inputs.keys() <= TEXT_INPUTS:
+            return super()._estimate(model, inputs, *args, **kwargs)
+        batch, engine = Batch.of_inputs(inputs), self.engine
+        evaluator = self.spsa.evaluator() if isinstance(engine, LocalEngine) else None
+        found: list[Tensor] = []
+
+        def loss() -> Tensor:
+            self._given = found.pop(0)
+            try:
+                return self._base_loss(model, dict(inputs), *args, **kwargs)
+            finally:
+                self._given = None
+
+        evaluate = repeatable(self, loss)
+
+        def values(at: Sequence[Displacement]) -> list[float]:
+            found.extend(engine.logprobs(batch, at, self.temperature))
+            return [float(evaluate()) for _ in at]
+
+        with engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext():
+            return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
+
+    def _logprobs(self, model: Any, batch: Batch) -> Tensor:
+        given, self._given = self._given, None
+        return super()._logprobs(model, batch) if given is None else given
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
         if not (self._measuring and self._takes_log_ratios(inputs)):
             return super()._compute_loss(model, inputs)
-        input_ids, attention_mask = (
-            torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask")
-        )
-        mask = inputs["completion_mask"]
-        logprobs, _, _ = self._get_per_token_logps_and_entropies(model, input_ids, attention_mask, mask.size(1))
-        return log_ratio_surrogate((logprobs * mask).sum(1), inputs["old_logps"], inputs["advantages"])
+        batch = Batch.of_inputs(inputs)
+        tokens, _, _ = self._get_per_token_logps_and_entropies(model, *batch)
+        return log_ratio_surrogate(batch.sums(tokens), inputs["old_logps"], inputs["advantages"])
 
     def spsa_arguments(self) -> dict[str, Any]:
-        options: Any = self.args
         return {
-            "eps": options.eps,
-            "queries": options.queries,
-            "sides": options.sides,
-            "evaluation": options.evaluation,
-            "second_moment_beta": options.second_moment_beta or None,
+            "eps": self.args.eps,
+            "queries": self.args.queries,
+            "sides": self.args.sides,
+            "evaluation": self.args.evaluation,
+            "second_moment_beta": self.args.second_moment_beta or None,
             "measure_noise": True,
         }
 

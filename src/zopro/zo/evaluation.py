@@ -1,60 +1,79 @@
-"""Evaluations of one closure around theta that can be compared: the same random state, no stale casts of parameters."""
+"""Evaluations at displacements that can be compared: the same random state, no stale casts of parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from zopro.zo.perturbation import Offset, Perturbation
-from zopro.zo.ranks import Ranks
+from zopro.zo.displacement import Displacement
+from zopro.zo.perturbation import Perturbation
+from zopro.zo.together import Together
+from zopro.zo.weights import Weights
 
 Closure = Callable[[], Any]  # () -> scalar loss, a tensor or a float
+T = TypeVar("T")
 
 
 class Evaluator:
-    """Losses of `closure` at displaced parameters, all under the random state that the caller had at construction.
+    """What functions of the displaced tensors return, all under the random state that the caller had at construction.
 
-    Dropout so draws the same mask at theta + t z and theta - t z. The state is only ever put back to what the caller
-    had, never reseeded: after an evaluation it is where one call of the closure leaves it.
+    Dropout so draws the same mask at theta + t eps z and theta - t eps z. The state is only ever put back to what the
+    caller had, never reseeded: after an evaluation it is where one call of the function leaves it.
+
+    Args:
+        weights: what is displaced.
+        together: reads both sides of a direction in one pass; None: everything one after another.
 
     Attributes:
-        watch: in place of a plain call of the closure, if it is given (`zopro.zo.reads`).
+        watch: in place of a plain call of the function, if it is given (`zopro.zo.reads`).
     """
 
-    def __init__(self, closure: Closure, perturbation: Perturbation, ranks: Ranks | None = None) -> None:
-        self.closure = closure
-        self.perturbation = perturbation
-        self.ranks = ranks
+    def __init__(self, weights: Weights, together: Together | None = None) -> None:
+        self.weights, self.together = weights, together
+        self.reading = weights.reading()
+        if together is not None:
+            together.parameters = self.reading.parameters
         self.watch: Callable[[Closure], Any] | None = None
         self._cpu = torch.get_rng_state()
-        devices = {tensor.device for tensor in perturbation.parameters if tensor.device.type == "cuda"}
+        devices = {tensor.device for tensor in self.reading.parameters if tensor.device.type == "cuda"}
         self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
 
-    def at(self, offset: Offset | None) -> float:
-        """The loss of this rank at theta + offset, at theta for None."""
+    def results(
+        self, function: Callable[[], Any], at: Sequence[Displacement | None], read: Callable[[Any], T]
+    ) -> list[T]:
+        """`read(function())` at each displacement (None: theta); `read` may not put off reading a parameter."""
+        found, ways = list[T](), self._ways(at)
+        for displacement, way in zip(at, ways, strict=True):
+            self._begin()
+            try:
+                if displacement is None or displacement.t == 0:
+                    found.append(read(self._call(function)))
+                else:
+                    with way.at(self.weights.offset(displacement)):
+                        found.append(read(self._call(function)))
+            finally:
+                torch.clear_autocast_cache()
+        return found
+
+    def _ways(self, at: Sequence[Displacement | None]) -> list[Perturbation]:
+        """Of reading: together where a displacement is followed by its mirror image."""
+        ways: list[Perturbation] = [self.reading] * len(at)
+        index = 0
+        while self.together is not None and index + 1 < len(at):
+            first = at[index]
+            pair = first is not None and first.t != 0 and at[index + 1] == first.mirrored
+            if pair:
+                ways[index] = ways[index + 1] = self.together
+            index += 2 if pair else 1
+        return ways
+
+    def _begin(self) -> None:
         torch.set_rng_state(self._cpu)
         for device, state in self._cuda.items():
             torch.cuda.set_rng_state(state, device)
-        torch.clear_autocast_cache()  # an autocast around the step would hand out casts made before the perturbation
-        try:
-            if offset is None:
-                return self._loss()
-            with self.perturbation.at(offset):
-                return self._loss()
-        finally:
-            torch.clear_autocast_cache()
+        torch.clear_autocast_cache()  # an autocast around the step would hand out casts made before the displacement
 
-    def _loss(self) -> float:
-        return float(self.closure() if self.watch is None else self.watch(self.closure))
-
-    def losses(self, offsets: Sequence[Offset | None]) -> list[float]:
-        """The losses at theta + each offset: of all ranks, in one exchange."""
-        if self.ranks is None:
-            return [self.at(offset) for offset in offsets]
-        return self.ranks.losses(lambda index: self.at(offsets[index]), len(offsets))
-
-    def any_rank(self, bits: int, count: int) -> int:
-        """The `count` bits that are set on any rank."""
-        return bits if self.ranks is None else self.ranks.any(bits, count)
+    def _call(self, function: Callable[[], Any]) -> Any:
+        return function() if self.watch is None else self.watch(function)

@@ -12,11 +12,13 @@ same float64 numbers in the same order, so all have the same bits whichever algo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 PARALLEL = ("data", "queries")
 
 
@@ -45,13 +47,18 @@ class Ranks:
     def __deepcopy__(self, memo: dict[int, object]) -> Ranks:
         return self  # a process group is not to be copied
 
-    def losses(self, evaluate: Callable[[int], float], count: int) -> list[float]:
-        """The losses of `count` displacements, in one exchange; `evaluate` gives this rank's loss at one of them."""
+    def losses(self, evaluate: Callable[[Sequence[int]], list[float]], count: int) -> list[float]:
+        """The losses of `count` displacements, in one exchange.
+
+        Args:
+            evaluate: this rank's losses at those of the given indices, all that it is to evaluate in one call.
+        """
         if self.parallel == "data":
-            return self.mean([evaluate(index) for index in range(count)])
-        values = [evaluate(index) for index in range(self.rank, count, self.size)]
+            return self.mean(evaluate(range(count)))
+        mine = range(self.rank, count, self.size)
+        values = evaluate(mine)
         if not values:
-            evaluate(0)  # leaves the random state where the other ranks' evaluations leave theirs
+            evaluate([0])  # leaves the random state where the other ranks' evaluations leave theirs
         share = -(-count // self.size)
         rows = self.gather(values + [0.0] * (share - len(values)))
         return [rows[index % self.size][index // self.size] for index in range(count)]
@@ -100,6 +107,13 @@ class Ranks:
         rows = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(rows, own, group=self.group)
         return torch.stack(rows).cpu()
+
+
+def losses_of_all(ranks: Ranks | None, values: Callable[[Sequence[T]], list[float]], at: Sequence[T]) -> list[float]:
+    """The losses at displacements: of all ranks, of which each asks `values` once; without ranks, what `values` says."""
+    if ranks is None or not at:
+        return values(at) if at else []
+    return ranks.losses(lambda indices: values([at[index] for index in indices]) if indices else [], len(at))
 
 
 def checksum(tensor: Tensor) -> Tensor:

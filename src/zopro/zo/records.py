@@ -26,6 +26,11 @@ class Estimate:
         )
 
     @property
+    def differs(self) -> bool:
+        """Whether the displacements show in any loss."""
+        return any(plus != other for plus, other in self.losses)
+
+    @property
     def finite(self) -> bool:
         return all(math.isfinite(value) for pair in self.losses for value in pair)
 
@@ -60,7 +65,7 @@ class Accumulated:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did: with the starting point, enough to replay it (`SPSA.replay`)."""
+    """What one step did: with the starting point, enough to replay it (`Weights.apply`)."""
 
     step: int
     seed: int

@@ -14,30 +14,40 @@ say whether a projected gradient is more than rounding.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zopro.zo import groups
-from zopro.zo.calibration import calibrate
-from zopro.zo.differences import central, forward
-from zopro.zo.directions import Directions, Gaussian, tensor_generator
-from zopro.zo.displacements import Displacements
+from zopro.zo.directions import Directions, Gaussian
+from zopro.zo.displacement import Displacement, Values, query_seed
 from zopro.zo.evaluation import Closure, Evaluator
-from zopro.zo.monitor import ResolutionMonitor, SecondMoment, SignalMonitor
-from zopro.zo.perturbation import PERTURBATIONS, choose
-from zopro.zo.ranks import Ranks
-from zopro.zo.records import Accumulated, Estimate, StepRecord
+from zopro.zo.perturbation import PERTURBATIONS
+from zopro.zo.ranks import Ranks, losses_of_all
+from zopro.zo.records import Estimate, StepRecord
+from zopro.zo.strategy import SPSAStrategy
 from zopro.zo.together import Together
 from zopro.zo.unread import Unread
-from zopro.zo.update import check_size, take
+from zopro.zo.weights import Weights
 
-logger = logging.getLogger(__name__)
 EVALUATIONS = ("sequential", "together")
+
+
+class _Of:
+    """An attribute of one of the optimiser's parts, read and set as if it were its own."""
+
+    def __init__(self, part: str) -> None:
+        self.part, self.name = part, ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        return self if optimizer is None else getattr(getattr(optimizer, self.part), self.name)
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        setattr(getattr(optimizer, self.part), self.name, value)
 
 
 class SPSA(torch.optim.Optimizer):
@@ -74,6 +84,10 @@ class SPSA(torch.optim.Optimizer):
     True
     """
 
+    queries, sides, seed, measure_noise = (_Of("strategy") for _ in range(4))
+    signal, second_moment, skipped_steps, trusts_known_loss = (_Of("strategy") for _ in range(4))
+    directions, perturbation, resolution = (_Of("weights") for _ in range(3))
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -92,39 +106,31 @@ class SPSA(torch.optim.Optimizer):
         ranks: Ranks | None = None,
         before_apply: Callable[[StepRecord], None] | None = None,
     ) -> None:
-        if queries < 1:
-            raise ValueError(f"queries: must be at least 1, got {queries}")
-        if sides not in (1, 2):
-            raise ValueError(f"sides: must be 1 or 2, got {sides}")
-        if second_moment_beta is not None and not 0 <= second_moment_beta < 1:
-            raise ValueError(f"second_moment_beta: must lie in [0, 1), got {second_moment_beta}")
         if perturbation not in PERTURBATIONS:
             raise ValueError(f"perturbation: must be one of {', '.join(PERTURBATIONS)}, got {perturbation!r}")
         sequential_only = sides != 2 or getattr(ranks, "parallel", "data") != "data"
         if evaluation not in EVALUATIONS or (evaluation == "together" and sequential_only):
             raise ValueError(f"evaluation: must be sequential, or together with sides=2, got {evaluation!r}, {sides=}")
-        self.directions = directions or Gaussian()
-        self.queries = queries
-        self.sides = sides
-        self.seed = seed
-        self.measure_noise = measure_noise
-        self.perturbation = perturbation
-        self.evaluation = evaluation
+        self.strategy = SPSAStrategy(
+            queries=queries,
+            sides=sides,
+            seed=seed,
+            second_moment_beta=second_moment_beta,
+            measure_noise=measure_noise,
+            groups=[],
+        )
+        self.weights = Weights([], directions or Gaussian(), perturbation)
+        self.move = self.weights.apply  # an engine that holds the weights too puts its own `apply` here
         self.together = Together([])
+        self.evaluation = evaluation
         self.ranks = ranks
         self.before_apply = before_apply
         self.accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
         self.step_count = 0
-        self.skipped_steps = 0
-        self.signal, self.resolution = SignalMonitor(), ResolutionMonitor()
         self.unread = Unread()
-        self.second_moment = SecondMoment(second_moment_beta)
-        self.trusts_known_loss: bool | None = None  # of L(theta) given to `measure`; None: not compared yet
         self.last: StepRecord | None = None
-        self._accumulated = Accumulated()
-        self._free: list[Tensor] = []  # plain tensors, whose requires_grad says nothing
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
-        self.directions.check([(name, tensor) for name, tensor, _ in groups.trained(self.param_groups, self._free)])
+        self.directions.check([(name, tensor) for name, tensor, _ in self._trained()])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with their own options. Raises ValueError: an option out of range, a name that is taken."""
@@ -136,12 +142,9 @@ class SPSA(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        self._free += [p for p in group["params"] if not (p.requires_grad or isinstance(p, torch.nn.Parameter))]
+        self.weights.add_free(group)
 
-    @staticmethod
-    def query_seed(query: int, seed: int) -> int:
-        """Seed of the directions of a step's `query`-th query: `seed` itself for the first."""
-        return seed if query == 0 else tensor_generator("query", seed, query, torch.device("cpu")).initial_seed()
+    query_seed = staticmethod(query_seed)
 
     @torch.no_grad()
     def measure(self, closure: Closure, loss_at_theta: float | None = None) -> Estimate:
@@ -153,36 +156,57 @@ class SPSA(torch.optim.Optimizer):
                 Used one-sided only, and only if it agrees with an evaluation at the first estimate, whose slopes
                 it must not move by more than a tenth (in bfloat16 a model's losses depend on how they are computed).
         """
-        movable = groups.trained(self.param_groups, self._free)
-        around = Displacements([e for e in movable if e[0] not in self.unread.left_out], self.directions, self.step_count)
-        self.together.parameters = around.tensors
-        evaluate = Evaluator(closure, choose(self.perturbation, around.tensors), self.ranks)
-        reads = self.unread.watch(movable)
-        evaluate.watch = None if reads is None else reads.watch
-        wanted = self.measure_noise or any(group["auto_eps"] for group in self.param_groups)
-        if wanted and math.isnan(self.signal.noise_floor):
-            self.signal.noise_floor = calibrate(self.param_groups, evaluate, around, self.seed, self.sides)
-        if any(group["eps"] == "auto" for group in self.param_groups):  # no finite loss to choose it from
-            return Estimate([(math.nan, math.nan)] * self.queries, [math.nan] * self.queries)
-        seeds = [self.query_seed(query, self.seed) for query in range(self.queries)]
-        if self.sides == 1:
-            trusted = self.trusts_known_loss
-            estimate, self.trusts_known_loss = forward(evaluate, around, seeds, loss_at_theta, trusted)
-        elif self.evaluation == "sequential":
-            estimate = central(evaluate, around, seeds)
-        else:
-            both = Evaluator(closure, self.together, self.ranks)
-            both.watch = evaluate.watch
-            estimate = central(both, around, seeds)
-        if reads is not None and estimate.finite and any(plus != other for plus, other in estimate.losses):
-            self.unread.look(reads, evaluate, around.at(self.seed, 1.0), movable)
-        moved = {name for name, _, _ in around.entries if name not in self.unread.left_out}
+        evaluator = self.evaluator()
+        return self.measure_by(lambda at: evaluator.results(closure, at, float), evaluator, loss_at_theta)
+
+    def evaluator(self) -> Evaluator:
+        """A way to be at displacements of the coming step in this process; it keeps the random state of now."""
+        self._trained()
+        return Evaluator(self.weights, self.together if self.evaluation == "together" else None)
+
+    @torch.no_grad()
+    def measure_by(
+        self, values: Values, evaluator: Evaluator | None = None, loss_at_theta: float | None = None
+    ) -> Estimate:
+        """As `measure`, by losses that something else evaluates, such as an engine.
+
+        Args:
+            values: this rank's losses at displacements; it gets all of a step's in one call.
+            evaluator: what `values` displaces tensors with. None: they are not displaced here, and it cannot be seen
+                whether the loss reads all of them.
+        """
+        movable = self._trained()
+        displaced = {name for name, _, _ in self.weights.entries}
+        reads = self.unread.watch(movable) if evaluator is not None else None
+
+        def losses(at: Sequence[Displacement]) -> list[float]:
+            return losses_of_all(self.ranks, values, at)
+
+        if evaluator is not None:
+            evaluator.watch = None if reads is None else reads.watch
+        self.strategy.calibrate(self.step_count, losses, self.weights.scale)
+        estimate = self.strategy.estimate(losses(self.strategy.ask(self.step_count, loss_at_theta)))
+        if evaluator is not None and reads is not None and estimate.finite and estimate.differs:
+            evaluator.watch = None
+            first = self.strategy.first(self.step_count)
+            self.unread.look(reads, lambda: losses([first]), self.ranks, movable)
+        moved = displaced - self.unread.left_out.keys()
         left_out = {name for name, _, _ in groups.named(self.param_groups)} - moved
         return dataclasses.replace(estimate, left_out=frozenset(left_out))
 
+    def _current(self) -> None:
+        """Tell the parts the groups and what is left out: both may be others since the last step."""
+        self.strategy.groups = self.weights.groups = self.param_groups
+        self.weights.left_out = self.unread.left_out
+
+    def _trained(self) -> list[groups.Entry]:
+        """What may move. Raises ValueError where nothing may."""
+        self._current()
+        return groups.trained(self.param_groups, self.weights.free)
+
     def accumulate(self, estimate: Estimate, weight: float = 1.0) -> None:
         """Add one micro-batch's estimate to the coming step. All micro-batches of a step share its directions."""
-        self._accumulated.add(estimate, weight)
+        self.strategy.accumulate(estimate, weight)
 
     def estimate(self, closure: Closure, loss_at_theta: float | None = None) -> float:
         """Measure and accumulate one micro-batch; `apply` then steps along the mean. Returns the loss."""
@@ -198,59 +222,28 @@ class SPSA(torch.optim.Optimizer):
             RuntimeError: nothing was accumulated.
             InputError: the learning rate would leave weights that are of no use; none has moved then.
         """
-        total, self._accumulated = self._accumulated, Accumulated()
-        if not total.count:
-            raise RuntimeError("apply: nothing to apply, call estimate(closure) first or pass a closure to step")
-        normaliser = total.weight if self.accumulation == "mean" else 1.0
-        movable = groups.movable(self.param_groups, self._free)
-        moving = {name for name, _, _ in movable} - total.left_out
-        eps = [math.nan if group["eps"] == "auto" else float(group["eps"]) for group in self.param_groups]
-        gradients = [difference / normaliser / eps[0] for difference in total.differences]
-        finite = total.finite and all(math.isfinite(g) for g in gradients)
-        if finite:
-            scale = self.second_moment.root(gradients)
-            coefficients = [g / scale / self.queries for g in gradients]
-        else:
-            coefficients = [0.0] * self.queries
-            self.skipped_steps += 1
-            logger.warning("step %d skipped: the loss was not finite (%d so far)", self.step_count, self.skipped_steps)
-        self.last = StepRecord(
-            step=self.step_count,
-            seed=self.seed,
-            projected_gradients=gradients,
-            coefficients=coefficients,
-            learning_rates=[float(group["lr"]) for group in self.param_groups],
-            eps=eps,
-            weight_decay=[float(group["weight_decay"]) for group in self.param_groups],
-            loss=total.loss / normaliser,
-            signal_to_noise=self.signal.ratio(total.signal),
-            skipped=not finite,
-            left_out=[name for name, _, _ in groups.named(self.param_groups) if name not in moving],
-        )
-        chosen = any(group["auto_eps"] for group in self.param_groups)
-        self.signal.watch(self.step_count, self.last.signal_to_noise, chosen)
-        if finite:
-            check_size(self.last, movable, self.param_groups)
+        self._current()
+        record = self.strategy.conclude(self.step_count, self.accumulation == "mean")
+        moving = {name for name, _, _ in self.weights.movable} - set(record.left_out)
+        still = [name for name, _, _ in groups.named(self.param_groups) if name not in moving]
+        self.last = dataclasses.replace(record, left_out=still)
+        if not self.last.skipped:
+            self.weights.check(self.last)
         if self.before_apply is not None:
             self.before_apply(self.last)
-        self.resolution.begin(self.step_count)
-        self.replay(self.last)
-        self.resolution.end(self.step_count, max(self.last.learning_rates))
+        self.weights.resolution.begin(self.step_count)
+        self.move(self.last)
+        self.weights.resolution.end(self.step_count, max(self.last.learning_rates))
         self.step_count += 1
         return self.last
 
-    @torch.no_grad()
     def replay(self, record: StepRecord) -> None:
         """Apply a recorded step to the parameters without any evaluation: bit-equal to when it was taken.
 
         What is frozen stays, as does what stayed then.
         """
-        if record.skipped:
-            return
-        still = set(record.left_out)
-        entries = [entry for entry in groups.movable(self.param_groups, self._free) if entry[0] not in still]
-        seeds = [self.query_seed(query, record.seed) for query in range(len(record.coefficients))]
-        take(record, entries, self.param_groups, self.directions, seeds, self.resolution)
+        self._current()
+        self.weights.apply(record)
 
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One step: estimate with `closure` and apply, or apply what was accumulated. Returns the loss, if measured."""
@@ -260,19 +253,13 @@ class SPSA(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop what was accumulated and not applied. There are no gradients to clear."""
-        self._accumulated = Accumulated()
+        self.strategy.forget()
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         state["zeroth_order"] = {
             "step_count": self.step_count,
-            "skipped_steps": self.skipped_steps,
-            "low_signal_steps": self.signal.low_steps,
-            "seed": self.seed,
-            "mean_square": self.second_moment.mean_square,
-            "moment_weight": self.second_moment.weight,
-            "noise_floor": self.signal.noise_floor,
-            "trusts_known_loss": self.trusts_known_loss,
+            **self.strategy.state(),
             "unread": self.unread.state(),
         }
         return state
@@ -283,11 +270,9 @@ class SPSA(torch.optim.Optimizer):
         if own is None:
             raise ValueError(f"state_dict: must come from SPSA, got one with the keys {sorted(state_dict)}")
         super().load_state_dict(state_dict)
-        self.step_count, self.skipped_steps, self.seed = own["step_count"], own["skipped_steps"], own["seed"]
-        self.signal.low_steps, self.signal.noise_floor = own["low_signal_steps"], own["noise_floor"]
-        self.trusts_known_loss = own["trusts_known_loss"]
+        self.step_count = own["step_count"]
+        self.strategy.load(own)
         self.unread.load(own.get("unread", Unread().state()))  # earlier versions did not look
-        self.second_moment.mean_square, self.second_moment.weight = own["mean_square"], own["moment_weight"]
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies; torch's own keeps parameters and options alone. Schedulers put a `step` of theirs on the object."""

@@ -7,22 +7,21 @@ counts as read. One that a later batch reads takes part from then on; what is re
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from zopro.zo.directions import Gaussian
-from zopro.zo.evaluation import Evaluator
 from zopro.zo.groups import Entry
-from zopro.zo.perturbation import IN_PLACE_LIMIT, InPlace, Offset, Perturbation
+from zopro.zo.perturbation import IN_PLACE_LIMIT, InPlace
+from zopro.zo.ranks import Ranks
 from zopro.zo.reads import Reads
 
 logger = logging.getLogger(__name__)
 
+Losses = Callable[[], list[float]]
 FAR = 0.01  # a tensor is moved by this more than its root mean square where that is to show in the loss
 
 
@@ -43,22 +42,23 @@ class Unread:
         watched = [tensor for name, tensor, _ in named if name not in self.read]
         return Reads(watched) if watched else None
 
-    def look(self, reads: Reads, evaluate: Evaluator, offset: Offset, named: Sequence[Entry]) -> None:
+    def look(self, reads: Reads, losses: Losses, ranks: Ranks | None, named: Sequence[Entry]) -> None:
         """Find out about those that were watched.
 
         Args:
-            evaluate: of the loss; used two or three times (more where what seems unread is too large to be copied at
-                once), and not at all where everything is seen to be read.
-            offset: a displacement that shows in the loss. Near it, unlike at theta, nothing is hidden by a factor that
-                happens to be 0, such as LoRA's B before the first step.
+            losses: at a displacement that shows in them. Near it, unlike at theta, nothing is hidden by a factor that
+                happens to be 0, such as LoRA's B before the first step. Asked two or three times (more where what seems
+                unread is too large to be copied at once), and not at all where everything is seen to be read.
+            ranks: whose evaluations count too.
             named: all tensors that may move.
         """
         watched = [name for name, _, _ in named if name not in self.read]
         count = len(watched)
-        bits = evaluate.any_rank(reads.used | reads.touched << count, 2 * count)
+        bits = reads.used | reads.touched << count
+        bits = bits if ranks is None else ranks.any(bits, 2 * count)
         used, touched = bits & (1 << count) - 1, bits >> count
         new = [index for index, name in enumerate(watched) if name not in self.left_out]
-        unread = set(_confirmed(reads.tensors, new, used, touched, evaluate, offset))
+        unread = set(_confirmed(reads.tensors, new, used, touched, losses))
         begun = 0
         for index, name in enumerate(watched):
             if index in unread:
@@ -85,29 +85,19 @@ class Unread:
         self.read, self.left_out = set(state["read"]), dict(state["left_out"])
 
 
-def _confirmed(
-    tensors: Sequence[Tensor], new: list[int], used: int, touched: int, evaluate: Evaluator, offset: Offset
-) -> list[int]:
+def _confirmed(tensors: Sequence[Tensor], new: list[int], used: int, touched: int, losses: Losses) -> list[int]:
     """Those of the `new` indices that the loss does not read."""
-    quiet = copy.copy(evaluate)
-    quiet.watch = None
     expected, asked = list[float](), list[int]()
     # A kernel that is not seen hides what leads to it. What no function was given is then still worth the question.
     for read in (used, used | touched):
         left = [index for index in new if not read >> index & 1]
         if not left or left == asked:
             break
-        expected = expected or _loss(quiet, evaluate.perturbation, offset)
-        further = (_Further(evaluate.perturbation, part) for part in _parts([tensors[index] for index in left]))
-        if all(_loss(quiet, perturbation, offset) == expected for perturbation in further):
+        expected = expected or losses()
+        if all(_further(part, losses) == expected for part in _parts([tensors[index] for index in left])):
             return left
         asked = left
     return []
-
-
-def _loss(evaluate: Evaluator, perturbation: Perturbation, offset: Offset) -> list[float]:
-    evaluate.perturbation = perturbation
-    return evaluate.losses([offset])
 
 
 def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -122,19 +112,13 @@ def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     yield part
 
 
-class _Further(Perturbation):
-    """As another perturbation, with some of its tensors moved far before."""
+def _further(tensors: Sequence[Tensor], losses: Losses) -> list[float]:
+    """The losses with some of the tensors moved far before they are displaced."""
 
-    def __init__(self, inner: Perturbation, tensors: Sequence[Tensor]) -> None:
-        super().__init__(inner.parameters)
-        self.inner, self.far = inner, InPlace(tensors)
-
-    def _offset(self, index: int) -> Tensor:
-        tensor = self.far.parameters[index].detach()
+    def far(index: int) -> Tensor:
+        tensor = tensors[index].detach()
         size = float(tensor.float().square().mean().sqrt()) if tensor.numel() else 0.0
         return Gaussian().tensor(str(index), tensor, seed=0, step=-1).mul_(size + FAR)
 
-    @contextmanager
-    def at(self, offset: Offset) -> Iterator[None]:
-        with self.far.at(self._offset), self.inner.at(offset):
-            yield
+    with InPlace(tensors).at(far):
+        return losses()

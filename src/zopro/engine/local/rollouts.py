@@ -8,12 +8,12 @@ the cache grows in place, and tokens are drawn as `zopro.engine.local.sampling` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zopro.engine.batch import Rollouts
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import CausalParts, causal_parts, evaluating
 from zopro.engine.local.head import MAX_LOGIT_ELEMENTS
@@ -21,23 +21,10 @@ from zopro.engine.local.reading import Cached, Recomputed
 from zopro.engine.local.sampling import Sampler
 from zopro.errors import InputError
 
+__all__ = ["Rollouts", "generate"]
+
 MAX_BATCH_TOKENS = 2**16  # tokens in the cache at once
 COMPACT_AT = 7 / 8  # share of live rows; dropping the others copies the cache
-
-
-@dataclass
-class Rollouts:
-    """Completions of N prompts, K consecutive rows each. C is the longest completion, P the longest prompt.
-
-    `logprobs` are those of the sampled tokens under softmax(logits / T), before top-k, top-p and min-p: the numbers
-    that `logprobs.completion_logprobs(temperature=T)` gives, so that an on-policy ratio is 1. They are 0 on padding.
-    """
-
-    prompt_ids: Tensor  # (N * K, P) int64, padded on the left
-    prompt_mask: Tensor  # (N * K, P) int64
-    completion_ids: Tensor  # (N * K, C) int64, padded on the right
-    completion_mask: Tensor  # (N * K, C) int64, 1 up to and including the EOS token
-    logprobs: Tensor  # (N * K, C) fp32, nats
 
 
 def generate(

@@ -1,0 +1,89 @@
+"""What engines are given and give: prompts with their completions, sampled ones, and how to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Rollouts:
+    """Completions of N prompts, K consecutive rows each. C is the longest completion, P the longest prompt.
+
+    `logprobs` are those of the sampled tokens under softmax(logits / T), before top-k, top-p and min-p: the numbers
+    that `Engine.logprobs(temperature=T)` gives, so that an on-policy ratio is 1. They are 0 on padding.
+    """
+
+    prompt_ids: Tensor  # (N * K, P) int64, padded on the left
+    prompt_mask: Tensor  # (N * K, P) int64
+    completion_ids: Tensor  # (N * K, C) int64, padded on the right
+    completion_mask: Tensor  # (N * K, C) int64, 1 up to and including the EOS token
+    logprobs: Tensor  # (N * K, C) fp32, nats
+
+
+class Batch(NamedTuple):
+    """Rows of prompts, padded on the left, each followed by a completion, padded on the right.
+
+    `completion_logprobs(model, *batch)` and TRL's own functions take its parts in this order.
+    """
+
+    input_ids: Tensor  # (B, P + C) int64
+    attention_mask: Tensor  # (B, P + C), 1 on real tokens
+    completion_length: int  # C
+
+    @classmethod
+    def of(cls, rollouts: Rollouts) -> Batch:
+        return cls.of_inputs(vars(rollouts))
+
+    @classmethod
+    def of_inputs(cls, inputs: Mapping[str, Tensor]) -> Batch:
+        """Of what TRL's trainers call prompt_ids, prompt_mask, completion_ids and completion_mask."""
+        ids, mask = (
+            torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask")
+        )
+        return cls(ids, mask, inputs["completion_ids"].shape[1])
+
+    @property
+    def prompt_ids(self) -> Tensor:
+        return self.input_ids[:, : -self.completion_length]
+
+    @property
+    def completion_ids(self) -> Tensor:
+        return self.input_ids[:, -self.completion_length :]
+
+    @property
+    def completion_mask(self) -> Tensor:
+        return self.attention_mask[:, -self.completion_length :]
+
+    def rows(self, index: Tensor) -> Batch:
+        """Those of the given rows, in their order."""
+        return self._replace(input_ids=self.input_ids[index], attention_mask=self.attention_mask[index])
+
+    def twice(self) -> Batch:
+        """The rows, and all of them once more."""
+        ids, mask = (torch.cat([tensor, tensor]) for tensor in (self.input_ids, self.attention_mask))
+        return self._replace(input_ids=ids, attention_mask=mask)
+
+    def sums(self, tokens: Tensor) -> Tensor:
+        """(B,) of (B, C): over each completion's real tokens."""
+        return (tokens * self.completion_mask).sum(1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Truncations follow one another: top-k, top-p, min-p."""
+
+    max_new_tokens: int
+    eos_token_ids: Sequence[int]  # any ends a row, and is part of it
+    pad_token_id: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float | None = None
+    do_sample: bool = True
+    # One for each row, or one for all; a server takes their `initial_seed()`. None: the global random state.
+    generator: torch.Generator | Sequence[torch.Generator] | None = None

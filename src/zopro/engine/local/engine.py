@@ -1,0 +1,134 @@
+"""The engine over a transformers model in this process, on any device.
+
+It displaces the model's own tensors: in place, virtually, or both sides of a direction in one pass (`zopro.zo`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from zopro.engine import Abilities, Batch, Rollouts, Sampling
+from zopro.engine.local.abilities import abilities
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.local.rollouts import generate
+from zopro.system.clock import Clock, timed
+from zopro.system.heap import expect_graph
+from zopro.zo.displacement import Displacement
+from zopro.zo.evaluation import Evaluator
+from zopro.zo.records import StepRecord
+from zopro.zo.weights import Weights
+
+T = TypeVar("T")
+
+
+class LocalEngine:
+    """An `Engine` over a causal model, or a PEFT model over one.
+
+    Args:
+        model: in the mode (train, eval) that log-probs are to be taken in; sampling is in eval mode.
+        weights: what of the model is displaced and moved; without it the engine is at theta only.
+        autocast: makes a context around each pass that gives log-probs.
+
+    Attributes:
+        clock: is told how long passes that give log-probs take.
+    """
+
+    clock: Clock | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        weights: Weights | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.model, self.weights, self.autocast = model, weights, autocast
+        self._evaluator: Evaluator | None = None
+
+    @property
+    def abilities(self) -> Abilities:
+        both = self._evaluator is not None and self._evaluator.together is not None
+        return Abilities(at_once=2 if both else 1)
+
+    @contextmanager
+    def during(self, evaluator: Evaluator | None) -> Iterator[None]:
+        """A context whose calls can be compared: `evaluator` displaces, and each begins with its random state."""
+        self._evaluator = evaluator
+        try:
+            yield
+        finally:
+            self._evaluator = None
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, at: Sequence[Displacement | None] = (None,)
+    ) -> list[Rollouts]:
+        """As `Engine.sample`. Raises what `generate` raises; ValueError for a displacement without weights."""
+        expect_graph(False)
+        return self._at(at, lambda: generate(self.model, prompts, num_generations=k, **self._drawing(options, len(at))))
+
+    def logprobs(
+        self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0
+    ) -> list[Tensor]:
+        """As `Engine.logprobs`, differentiable if autograd is on; rows of the same prompt share its pass.
+
+        Raises what `completion_logprobs` raises; ValueError for a displacement without weights.
+        """
+        expect_graph(False)
+        together = None if self._evaluator is None else self._evaluator.together
+        if together is not None:
+            abilities(causal_parts(self.model))  # whose first look at a model is at rows of its own
+
+        def score(rows: Batch, copies: int) -> Tensor:
+            if together is None or not together.active:
+                return self.score(rows, copies, temperature)
+            return together.rows(lambda: self.score(rows.twice(), copies, temperature))
+
+        def tokens() -> Tensor:
+            with self.autocast():
+                return by_prompt(batch, score)
+
+        return self._at(at, tokens)
+
+    @timed("log-probs")
+    def score(self, batch: Batch, copies: int, temperature: float) -> Tensor:
+        """One pass: log-probs (B, C) of rows of which each `copies` share a prompt."""
+        return completion_logprobs(self.model, *batch, temperature=temperature, num_generations=copies)
+
+    def apply(self, record: StepRecord) -> None:
+        self._held().apply(record)
+
+    def _at(self, at: Sequence[Displacement | None], function: Callable[[], T]) -> list[T]:
+        if self._evaluator is None and all(displacement is None for displacement in at):
+            return [function() for _ in at]
+        evaluator = self._evaluator or Evaluator(self._held())
+        return evaluator.results(function, at, lambda result: result)
+
+    def _held(self) -> Weights:
+        if self.weights is None:
+            raise ValueError("weights: must be given to an engine that is to be displaced or moved, got None")
+        return self.weights
+
+    def _drawing(self, options: Sampling, times: int) -> dict[str, Any]:
+        """Arguments of `generate`; of several displacements each has generators at the same place."""
+        given, generator = vars(options).copy(), options.generator
+        if times > 1:
+            if isinstance(generator, torch.Generator):
+                given["generator"] = generator.clone_state()
+            elif generator is not None:
+                given["generator"] = [row.clone_state() for row in generator]
+        return given
+
+
+def by_prompt(batch: Batch, score: Callable[[Batch, int], Tensor]) -> Tensor:
+    """`score(rows, copies)` of rows that are in such an order that each `copies` share a prompt, back in the batch's."""
+    prompts = batch.prompt_ids.tolist()
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    counts = {len(list(group)) for _, group in groupby(prompts[row] for row in order)}
+    rows = torch.tensor(order, device=batch.input_ids.device)
+    return score(batch.rows(rows), counts.pop() if len(counts) == 1 else 1)[torch.argsort(rows)]

@@ -1,0 +1,227 @@
+"""What a step asks and what it makes of the answers: displacements out, numbers in, a record to be applied.
+
+A strategy holds no tensor and no model. It names displaced policies, is told one number for each (a loss, a reward), and
+says in a `StepRecord` where theta goes. So the same strategy drives a model in this process, a GPU engine or a server.
+SPSA is the first: the projected gradient along z is g = (L(theta + eps z) - L(theta - eps z)) / (2 eps) two-sided and
+(L(theta + eps z) - L(theta)) / eps one-sided (Spall 1992; Malladi et al. 2023; Galatolo et al. 2025).
+
+    strategy = SPSAStrategy(lr=1e-2, eps=1e-3)
+    for step in range(100):
+        at = strategy.ask(step)
+        record = strategy.tell([loss(weights.at(displacement)) for displacement in at])
+        weights.apply(record)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from zopro.zo.displacement import Displacement, Values
+from zopro.zo.groups import Group
+from zopro.zo.monitor import SecondMoment, SignalMonitor
+from zopro.zo.records import Accumulated, Estimate, StepRecord
+from zopro.zo.schedules import auto_eps, loss_noise
+
+logger = logging.getLogger(__name__)
+
+KNOWN_LOSS_TOLERANCE = 0.1  # of the difference L(theta + eps z) - L(theta)
+
+
+class Strategy(Protocol):
+    """One way to find out where theta should go."""
+
+    def ask(self, step: int) -> list[Displacement]:
+        """The displacements of a step, which an engine gets in one call."""
+
+    def tell(self, values: Sequence[float]) -> StepRecord:
+        """What the step does, of one value for each displacement that was asked for, in their order."""
+
+
+class SPSAStrategy:
+    """Differences of losses along random directions, two-sided or one-sided.
+
+    Args:
+        lr, eps, weight_decay: of the one parameter group, as `zopro.SPSA` has them.
+        queries, sides, seed, second_moment_beta, measure_noise: as `zopro.SPSA` has them.
+        groups: in place of the one group: dicts with lr, eps, weight_decay and auto_eps, read at each step. Theirs is the
+            eps that `calibrate` chooses.
+
+    Raises ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        eps: float | str = 1e-3,
+        weight_decay: float = 0.0,
+        *,
+        queries: int = 1,
+        sides: int = 2,
+        seed: int = 0,
+        second_moment_beta: float | None = None,
+        measure_noise: bool = False,
+        groups: list[Group] | None = None,
+    ) -> None:
+        if queries < 1:
+            raise ValueError(f"queries: must be at least 1, got {queries}")
+        if sides not in (1, 2):
+            raise ValueError(f"sides: must be 1 or 2, got {sides}")
+        if second_moment_beta is not None and not 0 <= second_moment_beta < 1:
+            raise ValueError(f"second_moment_beta: must lie in [0, 1), got {second_moment_beta}")
+        one = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "auto_eps": eps == "auto"}
+        self.groups: list[Group] = [one] if groups is None else groups
+        self.queries, self.sides, self.seed, self.measure_noise = queries, sides, seed, measure_noise
+        self.signal = SignalMonitor()
+        self.second_moment = SecondMoment(second_moment_beta)
+        self.skipped_steps = 0
+        self.trusts_known_loss: bool | None = None  # of L(theta) given to `ask`; None: not compared yet
+        self._accumulated = Accumulated()
+        self._step = -1
+        self._known: float | None = None
+
+    def calibrate(self, step: int, values: Values, scale: Callable[[Displacement], float]) -> None:
+        """Choose the eps that is "auto", and measure the noise floor, where either is wanted and not known yet.
+
+        Where the loss is constant or not finite nothing can be measured, and the next step tries again.
+
+        Args:
+            values: losses, asked for one at a time along the step's first direction.
+            scale: root mean square of a displacement's entries (`Weights.scale`).
+        """
+        automatic = [group for group in self.groups if group["auto_eps"]]
+        if not (self.measure_noise or automatic) or not math.isnan(self.signal.noise_floor):
+            return
+        unit = Displacement(self.seed, 0, step, 1.0, (1.0,) * len(self.groups))
+
+        def loss_at(t: float) -> float:
+            return values([dataclasses.replace(unit, t=t)])[0]
+
+        if not automatic:
+            self.signal.noise_floor = loss_noise(loss_at, self.groups[0]["eps"], scale(unit))
+            return
+        eps, noise = auto_eps(loss_at, scale(unit), self.sides)
+        for group in automatic:
+            group["eps"] = "auto" if math.isnan(eps) else eps
+        self.signal.noise_floor = noise
+        logger.info("noise floor of the loss %.3g, eps %.3g", noise, eps)
+
+    def ask(self, step: int, loss_at_theta: float | None = None) -> list[Displacement]:
+        """+eps and -eps of each query; one-sided theta and +eps of each. Empty where eps is "auto" and not chosen.
+
+        Args:
+            loss_at_theta: L(theta), where it is known without an evaluation. Used one-sided only, in place of asking,
+                and only if it agrees with what was told at first, whose slopes it must not move by more than a tenth.
+        """
+        self._step, self._known = step, loss_at_theta if self.sides == 1 else None
+        if not self.calibrated:
+            return []
+        plus = [self._at(step, query, 1.0) for query in range(self.queries)]
+        if self.sides == 2:
+            return [side for displacement in plus for side in (displacement, displacement.mirrored)]
+        return plus if self._trusted else [self._at(step, 0, 0.0), *plus]
+
+    def tell(self, values: Sequence[float]) -> StepRecord:
+        self.accumulate(self.estimate(values))
+        return self.conclude(self._step)
+
+    def first(self, step: int) -> Displacement:
+        """theta + eps z of the step's first query."""
+        return self._at(step, 0, 1.0)
+
+    def estimate(self, values: Sequence[float]) -> Estimate:
+        """Differences of losses, which times 1 / eps are slopes, of the values at what was asked for last."""
+        if not values:
+            return Estimate([(math.nan, math.nan)] * self.queries, [math.nan] * self.queries)
+        if self.sides == 2:
+            pairs = list(zip(values[0::2], values[1::2], strict=True))
+            return Estimate(pairs, [(plus - minus) / 2 for plus, minus in pairs])
+        if self._trusted:
+            assert self._known is not None
+            at_theta, others = self._known, list(values)
+        else:
+            at_theta, *others = values
+            if self._known is not None and self.trusts_known_loss is None:
+                slopes = sum(abs(plus - at_theta) for plus in others) / len(others)
+                self.trusts_known_loss = abs(self._known - at_theta) <= KNOWN_LOSS_TOLERANCE * slopes
+        return Estimate([(plus, at_theta) for plus in others], [plus - at_theta for plus in others])
+
+    def accumulate(self, estimate: Estimate, weight: float = 1.0) -> None:
+        """Add one micro-batch's estimate to the coming step. All micro-batches of a step share its directions."""
+        self._accumulated.add(estimate, weight)
+
+    def forget(self) -> None:
+        """Drop what was accumulated."""
+        self._accumulated = Accumulated()
+
+    def conclude(self, step: int, mean: bool = True) -> StepRecord:
+        """The step, of what was accumulated.
+
+        Args:
+            mean: over micro-batches; False: their sum, where their weights already normalise them.
+
+        Raises:
+            RuntimeError: nothing was accumulated.
+        """
+        total, self._accumulated = self._accumulated, Accumulated()
+        if not total.count:
+            raise RuntimeError("apply: nothing to apply, call estimate(closure) first or pass a closure to step")
+        normaliser = total.weight if mean else 1.0
+        eps = [math.nan if group["eps"] == "auto" else float(group["eps"]) for group in self.groups]
+        gradients = [difference / normaliser / eps[0] for difference in total.differences]
+        finite = total.finite and all(math.isfinite(g) for g in gradients)
+        if finite:
+            scale = self.second_moment.root(gradients)
+            coefficients = [g / scale / self.queries for g in gradients]
+        else:
+            coefficients = [0.0] * self.queries
+            self.skipped_steps += 1
+            logger.warning("step %d skipped: the loss was not finite (%d so far)", step, self.skipped_steps)
+        record = StepRecord(
+            step=step,
+            seed=self.seed,
+            projected_gradients=gradients,
+            coefficients=coefficients,
+            learning_rates=[float(group["lr"]) for group in self.groups],
+            eps=eps,
+            weight_decay=[float(group["weight_decay"]) for group in self.groups],
+            loss=total.loss / normaliser,
+            signal_to_noise=self.signal.ratio(total.signal),
+            skipped=not finite,
+            left_out=sorted(total.left_out),
+        )
+        self.signal.watch(step, record.signal_to_noise, any(group["auto_eps"] for group in self.groups))
+        return record
+
+    def state(self) -> dict[str, Any]:
+        """What goes on with a run, beside its options."""
+        return {
+            "skipped_steps": self.skipped_steps,
+            "low_signal_steps": self.signal.low_steps,
+            "seed": self.seed,
+            "mean_square": self.second_moment.mean_square,
+            "moment_weight": self.second_moment.weight,
+            "noise_floor": self.signal.noise_floor,
+            "trusts_known_loss": self.trusts_known_loss,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.skipped_steps, self.seed = state["skipped_steps"], state["seed"]
+        self.signal.low_steps, self.signal.noise_floor = state["low_signal_steps"], state["noise_floor"]
+        self.trusts_known_loss = state["trusts_known_loss"]
+        self.second_moment.mean_square, self.second_moment.weight = state["mean_square"], state["moment_weight"]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every group's eps is a number."""
+        return all(group["eps"] != "auto" for group in self.groups)
+
+    @property
+    def _trusted(self) -> bool:
+        return self._known is not None and bool(self.trusts_known_loss)
+
+    def _at(self, step: int, query: int, t: float) -> Displacement:
+        return Displacement(self.seed, query, step, t, tuple(float(group["eps"]) for group in self.groups))

@@ -1,0 +1,136 @@
+"""Named tensors and the directions they may go: whoever holds them forms displaced ones, and takes recorded steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from zopro.errors import InputError
+from zopro.zo import groups as grouped
+from zopro.zo.directions import Directions
+from zopro.zo.displacement import Displacement, query_seed
+from zopro.zo.groups import Entry, Group
+from zopro.zo.monitor import ResolutionMonitor
+from zopro.zo.perturbation import Offset, Perturbation, choose, displaced
+from zopro.zo.records import StepRecord
+
+LARGEST = 1e9  # change of a weight in one step, in units of z, beyond which there is a mistake
+
+
+class Weights:
+    """What a `Displacement` displaces and a `StepRecord` moves.
+
+    An optimiser over a model holds the model's own parameters; an engine that serves adapters holds a copy of them, and
+    both make the same bits of the same numbers.
+
+    Args:
+        groups: parameter groups as torch keeps them; a record and a displacement have numbers for each.
+        directions: where z comes from.
+        perturbation: how a model reads displaced tensors, a name in `zopro.zo.perturbation`.
+
+    Attributes:
+        left_out: names of tensors that stay as they are.
+    """
+
+    def __init__(self, groups: list[Group], directions: Directions, perturbation: str = "auto") -> None:
+        self.groups, self.directions, self.perturbation = groups, directions, perturbation
+        self.free: list[Tensor] = []  # plain tensors that never required grad: nobody has frozen them
+        self.left_out: Collection[str] = ()
+        self.resolution = ResolutionMonitor()
+
+    @classmethod
+    def of(cls, named: Iterable[tuple[str, Tensor]], directions: Directions, perturbation: str = "auto") -> Weights:
+        """Of (name, tensor) pairs in one group. Raises ValueError where the directions do not fit them."""
+        pairs = list(named)
+        group = {"params": [tensor for _, tensor in pairs], "param_names": [name for name, _ in pairs]}
+        weights = cls([group], directions, perturbation)
+        weights.add_free(group)
+        directions.check([(name, tensor) for name, tensor, _ in weights.movable])
+        return weights
+
+    def add_free(self, group: Group) -> None:
+        """Look for plain tensors in a new group, whose requires_grad says nothing from now on."""
+        self.free += [p for p in group["params"] if not (p.requires_grad or isinstance(p, nn.Parameter))]
+
+    @property
+    def movable(self) -> list[Entry]:
+        """Those that are not frozen."""
+        return grouped.movable(self.groups, self.free)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Those that are displaced: neither frozen nor left out."""
+        return [entry for entry in self.movable if entry[0] not in self.left_out]
+
+    def offset(self, displacement: Displacement) -> Offset:
+        """t eps z by the index of a tensor in `entries`: fp32, a new tensor at each call."""
+        entries, place, seed = self.entries, self._places(), displacement.direction_seed
+
+        def offset(index: int) -> Tensor:
+            name, tensor, group = entries[index]
+            z = self.directions.tensor(name, tensor, seed, displacement.step)
+            return z.mul_(displacement.t * displacement.eps[place[id(group)]])
+
+        return offset
+
+    def scale(self, displacement: Displacement) -> float:
+        """Root mean square of the entries of t eps z; 1 for a direction of 0."""
+        tensors, offset = [tensor for _, tensor, _ in self.entries], self.offset(displacement)
+        square = sum(float(offset(index).square().sum()) for index in range(len(tensors)))
+        return math.sqrt(square / max(1, sum(tensor.numel() for tensor in tensors))) or 1.0
+
+    def at(self, displacement: Displacement) -> dict[str, Tensor]:
+        """The displaced tensors as new ones, for an engine that has its policies by their files."""
+        offset, entries = self.offset(displacement), self.entries
+        made = {name: displaced(tensor, offset(index)) for index, (name, tensor, _) in enumerate(entries)}
+        return {name: made.get(name, tensor.detach()) for name, tensor, _ in grouped.named(self.groups)}
+
+    def reading(self) -> Perturbation:
+        """A way for a model that has these tensors to read displaced ones."""
+        return choose(self.perturbation, [tensor for _, tensor, _ in self.entries])
+
+    @torch.no_grad()
+    def apply(self, record: StepRecord) -> None:
+        """theta <- theta - lr (g z + weight_decay theta), in place; of the same record always to the same bits.
+
+        What is frozen stays, as does what stayed when the step was taken.
+        """
+        if record.skipped:
+            return
+        still, place = set(record.left_out), self._places()
+        seeds = [query_seed(query, record.seed) for query in range(len(record.coefficients))]
+        for name, tensor, group in self.movable:
+            if name in still:
+                continue
+            g = place[id(group)]
+            lr = record.learning_rates[g]
+            wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))  # itself if it is wide
+            if record.weight_decay[g] and tensor.dim() >= 2:
+                wide.mul_(1 - lr * record.weight_decay[g])
+            for seed, coefficient in zip(seeds, record.coefficients, strict=True):
+                z = self.directions.tensor(name, tensor, seed, record.step)
+                wide.sub_(z, alpha=lr * coefficient * record.eps[0] / record.eps[g])
+            if wide.dtype != tensor.dtype:
+                self.resolution.see(tensor.detach(), wide)
+                tensor.detach().copy_(wide)
+        torch.clear_autocast_cache()  # an autocast around the step may hold casts of the old values
+
+    def check(self, record: StepRecord) -> None:
+        """Raise InputError for a step that would leave tensors useless, or infinite in a narrow dtype."""
+        place = self._places()
+        for _, tensor, group in self.movable:
+            g = place[id(group)]
+            lr = record.learning_rates[g]
+            along = sum(abs(coefficient) for coefficient in record.coefficients) * record.eps[0] / record.eps[g]
+            size = lr * max(along, record.weight_decay[g])
+            if not size < min(LARGEST, torch.finfo(tensor.dtype).max / 10):
+                raise InputError(
+                    f"lr: must leave weights that a network can work with, got {lr:g}, with which this step would change "
+                    f"them by about {size:.2g}. Lower the learning rate."
+                )
+
+    def _places(self) -> dict[int, int]:
+        return {id(group): index for index, group in enumerate(self.groups)}
