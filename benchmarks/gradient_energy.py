@@ -14,7 +14,6 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +95,11 @@ def main() -> None:
         parser.error(f"--batches: must be at least 3 (the jackknife leaves one out), got {options.batches}")
     described = json.loads(next(options.comparison.glob("jobs/*/job.json")).read_text(encoding="utf-8"))
     shared = {"output_dir": str(options.comparison / "shared"), "method": "zopro"}
-    begun = RunConfig.from_dict({**described["config"], **shared})
-    run, models, data = open_all(begun, resume=True, quiet=True)
-    config = replace(begun, method="rloo", first_order_learning_rate=STILL, checkpoint_steps=0)
-    job = Job("train", "iteration", "rloo", options.seed, steps=options.batches)
+    config = RunConfig.from_dict({**described["config"], **shared})
+    run, models, data = open_all(config, resume=True, quiet=True)
+    job = Job("train", "iteration", "rloo", options.seed, STILL, options.batches)
     gradients = Gradients()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        job_trainer(run, models, data, job, config, Path(folder)) as (trainer, _),
-    ):
+    with tempfile.TemporaryDirectory() as folder, job_trainer(run, models, data, job, Path(folder)) as (trainer, _):
         trainer.args.max_grad_norm = 0.0  # as they are, not clipped
         trainer.add_callback(gradients)
         trainer.train()

@@ -56,7 +56,7 @@ def _inference(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]
     config = run.config
     items = training_items(run, data)
     untrained = replace(job, method="mezo", steps=1)
-    with job_trainer(run, models, data, untrained, config, run.store.trainer("inference")) as (_, model):
+    with job_trainer(run, models, data, untrained, run.store.trainer("inference")) as (_, model):
         memory = PeakMemory(models.base.device)
         for number in range(INFERENCE_BATCHES):
             first = number * config.prompts_per_step
@@ -77,27 +77,21 @@ def training_items(run: Run, data: Data) -> list[Item]:
 
 
 @contextmanager
-def job_trainer(
-    run: Run, models: Models, data: Data, job: Job, config: RunConfig, folder: Path
-) -> Iterator[tuple[Any, Any]]:
-    """The method's trainer and its model, ready to train from the policy that all start from.
-
-    config: in place of the run's.
-    """
-    origin = origin_of(replace(config, method=job.method), run.store, _iteration(job), start="sft")
+def job_trainer(run: Run, models: Models, data: Data, job: Job, folder: Path) -> Iterator[tuple[Any, Any]]:
+    """The trainer of the job's method and its model, ready to train from the policy that all start from."""
     items = training_items(run, data)
-    chosen = [items[i % len(items)] for i in range(job.steps * config.prompts_per_step)]
-    training: dict[str, Any] = {"steps": job.steps, "seed": job.seed, "folder": folder}
-    with policy_trainer(run, models, origin, chosen, config, **training) as (trainer, model):
+    chosen = [items[i % len(items)] for i in range(job.steps * run.config.prompts_per_step)]
+    options: dict[str, Any] = {"method": job.method, RATE_KEYS.get(job.method, "learning_rate"): job.learning_rate}
+    run = replace(run, config=replace(run.config, checkpoint_steps=0, **options))
+    origin = origin_of(run.config, run.store, _iteration(job), start="sft")
+    with policy_trainer(run, models, origin, chosen, job.steps, job.seed, folder) as (trainer, model):
         trainer.args.lr_scheduler_type = SchedulerType.CONSTANT  # a budget may end any training early
         yield trainer, model
 
 
 def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict[str, Any]:
-    rate: dict[str, Any] = {RATE_KEYS.get(job.method, "learning_rate"): job.learning_rate}
-    config = replace(run.config, method=job.method, checkpoint_steps=0, **rate)
     pace = Pace(job)
-    with job_trainer(run, models, data, job, config, folder / "trainer") as (trainer, model):
+    with job_trainer(run, models, data, job, folder / "trainer") as (trainer, model):
         trainer.add_callback(pace)
         pace.save = lambda step: models.policies.save(model, folder / "points" / f"{step:06d}")
         memory = PeakMemory(models.base.device)

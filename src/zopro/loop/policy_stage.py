@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zopro.config import RATE_KEYS, RunConfig
+from zopro.config import RATE_KEYS
 from zopro.errors import diverging
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
@@ -38,21 +38,15 @@ def iteration_items(run: Run, data: Data, iteration: int, count: int) -> list[It
 
 @contextmanager
 def policy_trainer(
-    run: Run,
-    models: Models,
-    origin: Origin,
-    items: Sequence[Item],
-    config: RunConfig | None = None,
-    **given: Any,
+    run: Run, models: Models, origin: Origin, items: Sequence[Item], steps: int, seed: int, folder: Path
 ) -> Iterator[tuple[Any, Any]]:
     """The trainer of a method and its model, ready to train from `origin` on.
 
     Args:
         items: what is answered, in order; `prompts_per_step` of them in each step.
-        config: in place of the run's.
-        given: further fields of `PolicyInputs` (steps, seed, folder).
+        folder: where the trainer may write.
     """
-    config, policies, store = config or run.config, models.policies, run.store
+    config, policies, store = run.config, models.policies, run.store
     mu = policies.update(*origin.previous_update) if origin.previous_update else {}
     v = policies.reward_update(*origin.reward_update) if origin.reward_update else {}
     with policies.open(origin.start, trainable=True) as model, preserve_random_state():
@@ -69,7 +63,9 @@ def policy_trainer(
             reward_update=v,
             reference=policies.reference(store.sft()),
             writes=store.writes,
-            **given,
+            steps=steps,
+            seed=seed,
+            folder=folder,
         )
         trainer = METHODS[origin.method](inputs)
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
@@ -94,13 +90,12 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
     """
     config, store, policies = run.config, run.store, models.policies
     origin = _origin(run, iteration)
-    steps, seed = policy_steps(run, data), run.seed("policy", iteration)
+    steps, seed, at = policy_steps(run, data), run.seed("policy", iteration), store.trainer("policy", iteration)
     items = iteration_items(run, data, iteration, steps * config.prompts_per_step)
-    training: dict[str, Any] = {"steps": steps, "seed": seed, "folder": store.trainer("policy", iteration)}
     key = RATE_KEYS.get(origin.method, "learning_rate")
     with (
         diverging(key, getattr(config, key) or LEARNING_RATES[config.preset]),
-        policy_trainer(run, models, origin, items, **training) as (trainer, model),
+        policy_trainer(run, models, origin, items, steps, seed, at) as (trainer, model),
         store.new_folder(store.policy(iteration)) as folder,
     ):
 
