@@ -118,6 +118,15 @@ def test_a_known_loss_is_not_asked_for_once_it_was_right() -> None:
     assert len(strategy.ask(2)) == 3, "where it is not known"
 
 
+def test_values_must_be_one_for_each_displacement() -> None:
+    strategy = SPSAStrategy(queries=2)
+    with pytest.raises(ValueError, match="values: must be one for each of 0 displacements, got 1"):
+        strategy.tell([1.0])
+    strategy.ask(0)
+    with pytest.raises(ValueError, match=r"values: must be one for each of 4 displacements, got 3"):
+        strategy.tell([1.0, 2.0, 3.0])
+
+
 def test_a_loss_that_is_not_finite_skips_the_step() -> None:
     engine, before = ToyEngine(Gaussian()), start()
     strategy = SPSAStrategy(weight_decay=0.1)

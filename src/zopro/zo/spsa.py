@@ -74,7 +74,7 @@ class SPSA(torch.optim.Optimizer):
         before_apply: called with each step's record before a parameter changes (a journal); if it raises, none does.
 
     All evaluations of a step see the same global random state (dropout draws the same mask; not in a copied batch).
-    A copy (`copy.deepcopy`, pickle) goes on as the original would, without its hooks and its `before_apply`.
+    A copy (`copy.deepcopy`, pickle) goes on as the original would, without its hooks, its `before_apply` and its engine.
     Raises ValueError: an argument out of range; no tensor to train.
 
     >>> theta = torch.tensor([3.0])
@@ -120,7 +120,7 @@ class SPSA(torch.optim.Optimizer):
             groups=[],
         )
         self.weights = Weights([], directions or Gaussian(), perturbation)
-        self.move = self.weights.apply  # an engine that holds the weights too puts its own `apply` here
+        self.move: Callable[[StepRecord], None] | None = None  # in place of `weights.apply`: an engine's
         self.together = Together([])
         self.evaluation = evaluation
         self.ranks = ranks
@@ -232,7 +232,7 @@ class SPSA(torch.optim.Optimizer):
         if self.before_apply is not None:
             self.before_apply(self.last)
         self.weights.resolution.begin(self.step_count)
-        self.move(self.last)
+        (self.move or self.weights.apply)(self.last)
         self.weights.resolution.end(self.step_count, max(self.last.learning_rates))
         self.step_count += 1
         return self.last
@@ -277,4 +277,4 @@ class SPSA(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """For copies; torch's own keeps parameters and options alone. Schedulers put a `step` of theirs on the object."""
         own = {name: value for name, value in self.__dict__.items() if name != "step" and not name.endswith("_hooks")}
-        return {**own, "before_apply": None}
+        return {**own, "before_apply": None, "move": None}

@@ -80,7 +80,7 @@ class SPSAStrategy:
         self.skipped_steps = 0
         self.trusts_known_loss: bool | None = None  # of L(theta) given to `ask`; None: not compared yet
         self._accumulated = Accumulated()
-        self._step = -1
+        self._step, self._asked = -1, 0
         self._known: float | None = None
 
     def calibrate(self, step: int, values: Values, scale: Callable[[Displacement], float]) -> None:
@@ -117,14 +117,16 @@ class SPSAStrategy:
                 and only if it agrees with what was told at first, whose slopes it must not move by more than a tenth.
         """
         self._step, self._known = step, loss_at_theta if self.sides == 1 else None
-        if not self.calibrated:
-            return []
-        plus = [self._at(step, query, 1.0) for query in range(self.queries)]
+        plus = [self._at(step, query, 1.0) for query in range(self.queries)] if self.calibrated else []
         if self.sides == 2:
-            return [side for displacement in plus for side in (displacement, displacement.mirrored)]
-        return plus if self._trusted else [self._at(step, 0, 0.0), *plus]
+            at = [side for displacement in plus for side in (displacement, displacement.mirrored)]
+        else:
+            at = plus if self._trusted or not plus else [self._at(step, 0, 0.0), *plus]
+        self._asked = len(at)
+        return at
 
     def tell(self, values: Sequence[float]) -> StepRecord:
+        """The step of the loss at each displacement that was asked for. Raises ValueError for more or fewer."""
         self.accumulate(self.estimate(values))
         return self.conclude(self._step)
 
@@ -133,7 +135,12 @@ class SPSAStrategy:
         return self._at(step, 0, 1.0)
 
     def estimate(self, values: Sequence[float]) -> Estimate:
-        """Differences of losses, which times 1 / eps are slopes, of the values at what was asked for last."""
+        """Differences of losses, which times 1 / eps are slopes, of the values at what was asked for last.
+
+        Raises ValueError: not one value for each displacement.
+        """
+        if len(values) != self._asked:
+            raise ValueError(f"values: must be one for each of {self._asked} displacements, got {len(values)}")
         if not values:
             return Estimate([(math.nan, math.nan)] * self.queries, [math.nan] * self.queries)
         if self.sides == 2:
