@@ -40,14 +40,14 @@ OPTIONS = {
 def run(folder: Path, out: Path, resume: bool = False, die_at: int = -1, **options: Any) -> Any:
     """The whole run on this rank; of many, the last one is killed before step `die_at`."""
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    measure = SPSA.measure
+    measure = SPSA.measure_by
 
     def dying(self: SPSA, *args: Any) -> Any:
         if rank == size - 1 > 0 and self.step_count == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(self, *args)
 
-    SPSA.measure = dying  # type: ignore[method-assign]
+    SPSA.measure_by = dying  # type: ignore[method-assign]
     pipeline.write.finish = pipeline.write.refresh = lambda folder: None  # the report, slow and the same for any number
     return pipeline.run(config(folder, out, **{**OPTIONS, **options}), resume=resume, quiet=True)
 

@@ -51,6 +51,12 @@ class SPSAStrategy:
             eps that `calibrate` chooses.
 
     Raises ValueError: an argument out of range.
+
+    >>> strategy = SPSAStrategy(lr=0.1, eps=0.5)
+    >>> [displacement.t for displacement in strategy.ask(0)]
+    [1.0, -1.0]
+    >>> strategy.tell([3.0, 1.0]).projected_gradients  # (3 - 1) / (2 eps)
+    [2.0]
     """
 
     def __init__(
