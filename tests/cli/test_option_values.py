@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from commands import refused_at_once
-from zopro.config import METHODS, RATE_KEYS
+from zopro.config import METHODS
+from zopro.config.rates import rate_key
 from zopro.config.reading import FIELDS
 
 pytestmark = pytest.mark.usefixtures("quietly")
@@ -62,4 +63,4 @@ def test_a_run_that_can_be_written_nowhere(inputs, tmp_path, capsys, monkeypatch
 
 
 def test_every_method_has_a_learning_rate():
-    assert {RATE_KEYS.get(method, "learning_rate") for method in METHODS} <= set(FIELDS)
+    assert {rate_key(method) for method in METHODS} <= set(FIELDS)

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import SchedulerType, TrainerCallback
 
 from zopro.compare.plan import Job
-from zopro.config import RATE_KEYS, RunConfig
+from zopro.config import RunConfig
+from zopro.config.rates import rate_key
 from zopro.loop import answers
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
@@ -21,6 +22,7 @@ from zopro.loop.policy_stage import policy_trainer
 from zopro.loop.recording import origin_of
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, walk
+from zopro.store.layout import Layout
 from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
 
@@ -29,7 +31,7 @@ INFERENCE_BATCHES = 3
 
 def do_job(job: Job, config: RunConfig, folder: Path) -> dict[str, Any]:
     """Do the job and return what result.json says."""
-    opened = open_all(config, resume=(Path(config.output_dir) / "config.yaml").exists(), quiet=True)
+    opened = open_all(config, resume=Layout(config.output_dir).config().exists(), quiet=True)
     if job.kind == "prepare":
         return _prepare(*opened, job)
     if job.kind == "inference":
@@ -81,7 +83,7 @@ def job_trainer(run: Run, models: Models, data: Data, job: Job, folder: Path) ->
     """The trainer of the job's method and its model, ready to train from the policy that all start from."""
     items = training_items(run, data)
     chosen = [items[i % len(items)] for i in range(job.steps * run.config.prompts_per_step)]
-    options: dict[str, Any] = {"method": job.method, RATE_KEYS.get(job.method, "learning_rate"): job.learning_rate}
+    options: dict[str, Any] = {"method": job.method, rate_key(job.method): job.learning_rate}
     run = replace(run, config=replace(run.config, checkpoint_steps=0, **options))
     origin = origin_of(run.config, run.store, _iteration(job), start="sft")
     with policy_trainer(run, models, origin, chosen, job.steps, job.seed, folder) as (trainer, model):

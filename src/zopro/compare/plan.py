@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from zopro.config import METHODS, RATE_KEYS, RunConfig
+from zopro.config import METHODS, RunConfig
+from zopro.config.rates import PRESETS, rate_key
 from zopro.errors import InputError, nearest
 
 STARTS = ("sft", "iteration")
-PRESET_RATES = {"default": 1e-4, "paper": 1.0}  # of zopro.train.methods, where `learning_rate` is 0
 RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
 PROBE_STEPS = 3  # that tell how many steps fit a budget
 
@@ -74,9 +74,9 @@ class Plan:
         0.0006
         """
         if method == "zopro-paper" and config.preset != "paper":  # `learning_rate` is the other preset's
-            middle = PRESET_RATES["paper"]
+            middle = PRESETS["paper"]
         else:
-            middle = float(getattr(config, RATE_KEYS.get(method, "learning_rate"))) or PRESET_RATES[config.preset]
+            middle = float(getattr(config, rate_key(method))) or PRESETS[config.preset]
         return float(f"{middle * RATE_STEP**power:.6g}")
 
     def next_power(self, objectives: Mapping[int, float]) -> int | None:

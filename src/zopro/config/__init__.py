@@ -17,16 +17,12 @@ from typing import Any
 from zopro.config.fields import at_most, check, not_negative, one_of, option, positive, representable
 from zopro.config.guided import GuidedOptions
 from zopro.config.judging import PairOptions
+from zopro.config.rates import PRESETS
 from zopro.errors import InputError, nearest
 
 WARM_STARTS = ("first_order", "sft", "spsa")
 METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
-RATE_KEYS = {
-    **dict.fromkeys(("rloo", "rloo-checkpointed", "grpo", "online-dpo"), "first_order_learning_rate"),
-    "guided": "guided_learning_rate",
-}  # which key holds a method's learning rate; `learning_rate` for the others
 ADVANTAGES = ("rloo", "grpo")
-PRESETS = ("default", "paper")
 PARALLEL = ("data", "queries")
 NOISES = ("gaussian", "rademacher", "low_rank")  # of zopro.zo.directions, which imports torch
 
@@ -209,7 +205,7 @@ class PolicyOptions:
         one_of(self, "advantage", ADVANTAGES)
         check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
         check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
-        one_of(self, "preset", PRESETS)
+        one_of(self, "preset", tuple(PRESETS))
         check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
         check(self.noise in ("", "signs", *NOISES), "noise", f"must be signs, {', '.join(NOISES)} or empty", self.noise)
         if self.eps not in ("", "auto"):

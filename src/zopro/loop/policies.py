@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zopro.config import RATE_KEYS, RunConfig
+from zopro.config import RunConfig
+from zopro.config.rates import RATE_KEYS
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.starts import load_start
 from zopro.engine.local.targets import new_adapter

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zopro.config import RATE_KEYS
+from zopro.config.rates import PRESETS, rate_key
 from zopro.errors import diverging
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
@@ -21,7 +21,7 @@ from zopro.store.rundir import whole_folder
 from zopro.system.random_state import preserve_random_state
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import fit
-from zopro.train.methods import LEARNING_RATES, METHODS, SELF_STARTING, ZEROTH_ORDER, PolicyInputs
+from zopro.train.methods import METHODS, SELF_STARTING, ZEROTH_ORDER, PolicyInputs
 
 
 def policy_steps(run: Run, data: Data) -> int:
@@ -92,9 +92,9 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
     origin = _origin(run, iteration)
     steps, seed, at = policy_steps(run, data), run.seed("policy", iteration), store.trainer("policy", iteration)
     items = iteration_items(run, data, iteration, steps * config.prompts_per_step)
-    key = RATE_KEYS.get(origin.method, "learning_rate")
+    key = rate_key(origin.method)
     with (
-        diverging(key, getattr(config, key) or LEARNING_RATES[config.preset]),
+        diverging(key, getattr(config, key) or PRESETS[config.preset]),
         policy_trainer(run, models, origin, items, steps, seed, at) as (trainer, model),
         store.new_folder(store.policy(iteration)) as folder,
     ):

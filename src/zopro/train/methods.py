@@ -17,14 +17,13 @@ from transformers import Trainer
 from trl import RLOOConfig
 
 from zopro.config import RunConfig
+from zopro.config.rates import PRESETS
 from zopro.train.arguments import policy_arguments
 from zopro.train.checkpoints import checkpointed
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
-
-LEARNING_RATES = {"default": 1e-4, "paper": 1.0}  # of the presets; the paper's is relative to |mu|
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
     config = replace(inputs.config, preset=preset) if preset else inputs.config
     arguments = ZOPrOConfig(
         **_arguments(inputs),
-        learning_rate=config.learning_rate or LEARNING_RATES[config.preset],
+        learning_rate=config.learning_rate or PRESETS[config.preset],
         lr_scheduler_type="constant",
         preset=config.preset,
         eps=float(config.eps) if config.eps not in ("", "auto") else (config.eps or None),

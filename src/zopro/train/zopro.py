@@ -17,6 +17,7 @@ from torch import Tensor
 from trl import RLOOConfig
 
 from zopro.config.fields import option
+from zopro.config.rates import PRESETS
 from zopro.engine import Batch, Engine
 from zopro.engine.local.engine import LocalEngine
 from zopro.train.objectives import log_ratio_surrogate
@@ -41,7 +42,9 @@ TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask",
 class ZOPrOConfig(RLOOConfig):
     """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options take the preset's."""
 
-    learning_rate: float = option(1e-4, "Step size; in the default preset the change of a weight in a typical step.")
+    learning_rate: float = option(
+        PRESETS["default"], "Step size; in the default preset the change of a weight in a typical step."
+    )
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
     preset: str = option("default", "default (normalised, eps auto, adaptive step) or paper (their scale, eps 1e-5).")
