@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from zopro.zo.frozen import Diverged, record
+from zopro.zo.frozen import OtherPath, record
 from zopro.zo.perturbation import InPlace, Perturbation, Virtual
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -99,7 +99,7 @@ def test_another_path_is_refused(w: Tensor) -> None:
         return (w * (w.detach() if next(turns) == 0 else X)).sum()
 
     frozen = record(fewer, [w])
-    with pytest.raises(Diverged, match=r"it calls|fewer functions"):
+    with pytest.raises(OtherPath, match=r"it calls|fewer functions"):
         frozen.replay(fewer)
 
 

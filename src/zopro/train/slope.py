@@ -22,7 +22,7 @@ from zopro.train.rehearsal import repeatable, stand_in
 from zopro.train.slope_check import WHOLE, Slopes, compare, of_all, parts, recorded, trained
 from zopro.zo import SPSA
 from zopro.zo.evaluation import Closure
-from zopro.zo.frozen import Diverged, Frozen
+from zopro.zo.frozen import Frozen, OtherPath
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class GradientSlope:
     def _replay(self, frozen: Frozen, closure: Closure) -> float:
         try:
             return frozen.replay(closure)
-        except Diverged as error:
+        except OtherPath as error:
             name, options = self._names()
             raise ValueError(
                 f"zeroth_order({name}): the loss must take the same path through its code near theta, but {error} "

@@ -35,7 +35,7 @@ _READS = frozenset((*_NUMBERS, "__bool__", "is_nonzero", "equal", "allclose"))  
 _NUDGE = 1.1  # of the numbers read
 
 
-class Diverged(RuntimeError):
+class OtherPath(RuntimeError):
     """The closure takes another path through its code elsewhere than at theta."""
 
 
@@ -72,12 +72,12 @@ class Frozen:
             nudge: multiplies the numbers read into Python.
 
         Raises:
-            Diverged: the closure calls other functions than it did at theta.
+            OtherPath: the closure calls other functions than it did at theta.
         """
         replay = _Replay(self, nudge)
         loss = _run(replay, closure)
         if self.events and replay.place < max(self.events):
-            raise Diverged("it calls fewer functions than at theta")
+            raise OtherPath("it calls fewer functions than at theta")
         return loss
 
 
@@ -154,11 +154,11 @@ class _Replay(Trace):
         if event is None:
             return func(*args, **kwargs)
         if event.name != name:
-            raise Diverged(f"it calls {name} where it called {event.name} at theta")
+            raise OtherPath(f"it calls {name} where it called {event.name} at theta")
         leaves, spec = tree_flatten((args, kwargs))
         for place, value in event.arguments.items():
             if not isinstance(leaves[place], Tensor) or leaves[place].shape != value.shape:
-                raise Diverged(f"{name} gets values of another shape than at theta")
+                raise OtherPath(f"{name} gets values of another shape than at theta")
             if place == 0 and _writes(name):
                 leaves[0].detach().copy_(value)
             else:
