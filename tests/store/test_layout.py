@@ -34,10 +34,6 @@ OTHERS = {  # file -> names that it may spell, and why
     "benchmarks/same_bits.py": {"iterations", "evaluations", "policy", "metrics.jsonl"}  # of two source trees: either may
     | {"journal.jsonl", "samples.jsonl", "preferences.jsonl"},  # have a layout of its own
 }
-TODAY = {  # not moved over yet: a list that only shrinks
-    "src/zopro/loop/pipeline.py",
-    "src/zopro/compare/jobs.py",
-}
 MAKE_PATHS = tuple(f".{name}" for name in ("glob", "rglob", "joinpath", "with_name", "Path", "path.join"))
 
 
@@ -75,9 +71,7 @@ def test_no_other_module_spells_a_name() -> None:
         name = path.relative_to(ROOT).as_posix()
         if name != "src/zopro/store/layout.py" and (names := spelled(path.read_text("utf-8")) - OTHERS.get(name, set())):
             found[name] = names
-    new = {name: names for name, names in found.items() if name not in TODAY}
-    assert not new, f"take these paths from zopro.store.layout: {new}"
-    assert found.keys() >= TODAY, f"moved over: delete their lines in TODAY: {sorted(TODAY - found.keys())}"
+    assert not found, f"take these paths from zopro.store.layout: {found}"
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,12 @@ from zopro.loop.run import Run
 from zopro.loop.summary import Measure, headline, summary
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.store.durable import read_json, stopped_by_full_disk
+from zopro.store.layout import Layout
 from zopro.store.rundir import RunDirectory, default_folder, write_text
 from zopro.system.launch import Processes, alone
 from zopro.system.threads import torch_threads
 from zopro.train.checkpoints import clear
 from zopro.train.methods import ZEROTH_ORDER
-
-SUMMARY = "summary.json"
 
 
 def run(
@@ -71,11 +70,11 @@ def run(
         )
     path = Path(processes.settle(config.output_dir or default_folder(config)))
     config = dataclasses.replace(config, output_dir=str(path))
-    resuming = f"zopro run {path / 'config.yaml'} --resume"
+    resuming = f"zopro run {Layout(path).config()} --resume"
     with processes.lost_ranks(f"Continue, with as many processes as you like: {resuming}"):
         run, models, data = open_all(config, resume=resume, quiet=quiet, processes=processes, began=began)
         try:
-            threads = read_json(path / "environment.json").get("threads", 0)  # as it began with
+            threads = read_json(run.store.layout.environment()).get("threads", 0)  # as it began with
             with stopped_by_full_disk(path, f"Then continue with: {resuming}"), torch_threads(threads):
                 found = _loop(run, models, data, before or {}, measure)
         finally:
@@ -114,20 +113,19 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
     write.finish(store.path)
     found = summary(store, config, processes.size, store.usage.close(), measure)
     write.page(store.path, found)
-    write_text(store.path / SUMMARY, json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there
+    write_text(store.layout.summary(), json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there
     return found
 
 
 def _finished(store: RunDirectory, config: RunConfig) -> bool:
     stages = (stage.done(store, iteration) for stage, iteration in walk(config.iterations))
-    return (store.path / SUMMARY).exists() and all(stages)
+    return store.layout.summary().exists() and all(stages)
 
 
 def _kept(store: RunDirectory) -> dict[str, Any]:
     """The summary of a finished run, whose folder may have moved since."""
-    path = store.path
-    found = read_json(path / SUMMARY)
-    return {**found, "run": str(path), "report": str(path / "report.html")}
+    found = read_json(store.layout.summary())
+    return {**found, "run": str(store.path), "report": str(store.layout.report())}
 
 
 @contextmanager
