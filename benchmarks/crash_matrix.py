@@ -1,11 +1,11 @@
 """Kills the demo's run at random moments, fills its disk at others, resumes, and compares with a run left alone.
 
-Every trial is a death: a run starts, dies, is resumed with `zopro run ... --resume`, and must end with the same adapters
-(sha256), the same samples, pairs, evaluations and journals line by line, and every step logged once. Moments are drawn by
---seed, one in each of equal slices of the undisturbed run's time, and a run dies when it is as far as that one was at the
-moment, so that all stages are met; with --at it is killed as soon as it has made a file. With --deaths-per-run a run dies
-more than once before it ends; a difference then fails all its trials. Runs are forked from this process, which saves
-importing the libraries for each.
+Every trial is a crash: a run starts, crashes, is resumed with `zopro run ... --resume`, and must end with the same
+adapters (sha256), the same samples, pairs, evaluations and journals line by line, and every step logged once. Moments are
+drawn by --seed, one in each of equal slices of the undisturbed run's time, and a run crashes when it is as far as that
+one was at the moment, so that all stages are met; with --at it is killed as soon as it has made a file. With
+--crashes-per-run a run crashes more than once before it ends; a difference then fails all its trials. Runs are forked
+from this process, which saves importing the libraries for each.
 
 A full disk is a small tmpfs that is filled up while the run goes on (root only). Elsewhere, and with `--disk limit`, the
 kernel's limit on the size of files is set to nothing for the running process, which fails the same writes.
@@ -65,11 +65,11 @@ class Trial:
 
     kind: str  # killed or disk full
     moment: float  # seconds of the undisturbed run's time; of a path's, after the start
-    died_in: str
+    crashed_in: str
     code: int  # exit code of the disturbed run
     line: str  # what it said last
     resumed: int  # exit code of the run in the end
-    seconds: float  # from resuming it to the next death or the end
+    seconds: float  # from resuming it to the next crash or the end
     adapters: bool  # same sha256
     lines: bool  # same samples, pairs, evaluations and journals; every step logged once
 
@@ -110,7 +110,7 @@ def in_a_child(work: Callable[[], object]) -> None:
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """What must not depend on a death: `adapters` (name -> sha256) and `lines` (name -> lines)."""
+    """What must not depend on a crash: `adapters` (name -> sha256) and `lines` (name -> lines)."""
     patterns = ("iterations/*/*.jsonl", "evaluations/*.jsonl")
     adapters = {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in run.rglob("*.safetensors")}
     lines = {str(p.relative_to(run)): p.read_bytes().splitlines() for name in patterns for p in run.glob(name)}
@@ -136,7 +136,7 @@ def timeline(run: Path, began: float) -> list[tuple[float, str]]:
 
 
 def where(run: Path) -> str:
-    """The stage and step that a run died in, as far as its directory tells."""
+    """The stage and step that a run crashed in, as far as its directory shows."""
     lines = logged(run)
     if not lines:
         return "start or sft" if Layout(run).config().exists() else "start"
@@ -190,21 +190,21 @@ def disturb(
             was (the first earlier if the run has ended by then), or patterns of paths under `out`, each its end.
 
     Returns:
-        One trial a death: at least one, and fewer than `moments` if the resumed run ended before the next was due.
+        One trial a crash: at least one, and fewer than `moments` if the resumed run ended before the next was due.
     """
-    deaths: list[tuple[float, str, int, str]] = []
+    crashes: list[tuple[float, str, int, str]] = []
     lives: list[float] = []
     for moment in moments:
         while True:
-            if not deaths:
+            if not crashes:
                 shutil.rmtree(out, ignore_errors=True)
-            dies_at = moment if isinstance(moment, str) else None
-            run = Run(config, out, *(["--resume"] if deaths else []), dies_at=dies_at)
+            crashes_at = moment if isinstance(moment, str) else None
+            run = Run(config, out, *(["--resume"] if crashes else []), crashes_at=crashes_at)
             if isinstance(moment, str) or run.running(_due(run, out, moment, whole["timeline"])):
                 break
             code, line, seconds = run.end()
-            if deaths:
-                return _compared(kind, deaths, [*lives, seconds], (code, line), out, whole)
+            if crashes:
+                return _compared(kind, crashes, [*lives, seconds], (code, line), out, whole)
             moment *= 0.8
         if isinstance(moment, str):
             pass  # it kills itself
@@ -217,9 +217,9 @@ def disturb(
             raise SystemExit(f"crash_matrix: the run ended without making '{moment}'")
         disk.free()
         lives.append(seconds)
-        deaths.append((round(seconds if isinstance(moment, str) else moment, 2), where(out), code, line))
+        crashes.append((round(seconds if isinstance(moment, str) else moment, 2), where(out), code, line))
     code, line, seconds = Run(config, out, "--resume").end()
-    return _compared(kind, deaths, [*lives, seconds], (code, line), out, whole)
+    return _compared(kind, crashes, [*lives, seconds], (code, line), out, whole)
 
 
 def _due(run: Run, out: Path, moment: float, timeline: list[tuple[float, Any]]) -> Callable[[], bool]:
@@ -239,7 +239,7 @@ def _due(run: Run, out: Path, moment: float, timeline: list[tuple[float, Any]]) 
 
 def _compared(
     kind: str,
-    deaths: list[tuple[float, str, int, str]],
+    crashes: list[tuple[float, str, int, str]],
     lives: list[float],
     end: tuple[int, str],
     out: Path,
@@ -252,8 +252,8 @@ def _compared(
         "lines": found["lines"] == whole["lines"] and found["steps"] == whole["steps"],
     }
     trials = [
-        Trial(kind, moment, died_in, code, line if end[0] == 0 else end[1], end[0], round(after, 1), **same)
-        for (moment, died_in, code, line), after in zip(deaths, lives[1:], strict=True)
+        Trial(kind, moment, crashed_in, code, line if end[0] == 0 else end[1], end[0], round(after, 1), **same)
+        for (moment, crashed_in, code, line), after in zip(crashes, lives[1:], strict=True)
     ]
     if all(trial.passed for trial in trials):
         shutil.rmtree(out)
@@ -261,12 +261,12 @@ def _compared(
 
 
 def table(trials: list[Trial]) -> Iterator[str]:
-    yield "| # | what | second | died in | resumed in (s) | adapters | lines | |"
+    yield "| # | what | second | crashed in | resumed in (s) | adapters | lines | |"
     yield "|---|---|---|---|---|---|---|---|"
     for number, t in enumerate(trials, 1):
         same = ["same" if value else "DIFFER" for value in (t.adapters, t.lines)]
         verdict = "pass" if t.passed else f"FAIL {t.code} {t.resumed} {t.line}"
-        yield f"| {number} | {t.kind} | {t.moment} | {t.died_in} | {t.seconds} | {same[0]} | {same[1]} | {verdict} |"
+        yield f"| {number} | {t.kind} | {t.moment} | {t.crashed_in} | {t.seconds} | {same[0]} | {same[1]} | {verdict} |"
 
 
 def main() -> int:
@@ -275,7 +275,7 @@ def main() -> int:
     parser.add_argument(
         "--at", nargs="*", default=[], metavar="PATTERN", help="kill when the run has made such a path, once for each"
     )
-    parser.add_argument("--deaths-per-run", type=int, default=1, help="deaths of one run (default: 1)")
+    parser.add_argument("--crashes-per-run", type=int, default=1, help="crashes of one run (default: 1)")
     parser.add_argument("--full-disks", type=int, default=10, help="full disks (default: 10)")
     parser.add_argument("--disk", choices=["tmpfs", "limit"], default="tmpfs", help="how a disk is filled (see above)")
     parser.add_argument("--size", choices=SIZES, default="demo", help="of the run (default: demo)")
@@ -309,7 +309,7 @@ def main() -> int:
     try:
         for kind, count in (("killed", args.kills), ("disk full", args.full_disks)):
             moments: list[float | str] = [seconds * (number + draw.random()) / count for number in range(count)]
-            runs, size, at = -(-count // args.deaths_per_run), args.deaths_per_run, args.at if kind == "killed" else []
+            runs, size, at = -(-count // args.crashes_per_run), args.crashes_per_run, args.at if kind == "killed" else []
             plans: list[list[float | str]] = [at[first : first + size] for first in range(0, len(at), size)]
             for plan in [*plans, *(moments[number::runs] for number in range(runs))]:
                 while plan:

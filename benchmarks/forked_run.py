@@ -15,10 +15,10 @@ class Run:
     """`zopro run` in a forked process.
 
     Args:
-        dies_at: a pattern of paths under `out`; the process kills itself as soon as it has made one of them.
+        crashes_at: a pattern of paths under `out`; the process kills itself as soon as it has made one of them.
     """
 
-    def __init__(self, config: Path, out: Path, *options: str, dies_at: str | None = None) -> None:
+    def __init__(self, config: Path, out: Path, *options: str, crashes_at: str | None = None) -> None:
         self.began = time.perf_counter()
         reading, writing = os.pipe()
         self.pid = os.fork()
@@ -26,8 +26,8 @@ class Run:
             os.close(reading)
             for descriptor in (1, 2):
                 os.dup2(writing, descriptor)
-            if dies_at is not None:
-                _die_at(out, dies_at)
+            if crashes_at is not None:
+                _crash_at(out, crashes_at)
             os._exit(_main(["run", str(config), "--output_dir", str(out), *options]))
         os.close(writing)
         self._text: list[str] = []
@@ -52,7 +52,7 @@ class Run:
         return False
 
     def end(self) -> tuple[int, str, float]:
-        """Exit code (negative: the signal it died of), last line of output, seconds since the start."""
+        """Exit code (negative: the signal that ended it), last line of output, seconds since the start."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         seconds = self.seconds
         self._reader.join()
@@ -60,7 +60,7 @@ class Run:
         return code, lines[-1] if lines else "", seconds
 
 
-def _die_at(out: Path, pattern: str) -> None:
+def _crash_at(out: Path, pattern: str) -> None:
     """SIGKILL as soon as a path of the pattern gets its name: zopro gives names by `os.replace` alone."""
     rename = os.replace
 

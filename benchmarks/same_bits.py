@@ -124,7 +124,7 @@ def run(ranks: int, command: list[str], log: Path) -> str:
             os._exit(_main(command))
         children[pid] = said
     failed = [said for pid, said in children.items() if os.waitpid(pid, 0)[1]]
-    return (failed[0].read_text(errors="replace").strip().splitlines() or ["died"])[-1] if failed else ""
+    return (failed[0].read_text(errors="replace").strip().splitlines() or ["it crashed"])[-1] if failed else ""
 
 
 def _main(command: list[str]) -> int:

@@ -29,14 +29,14 @@ def prefers_short(prompts: list[str], completions: list[list[str]], references: 
 
 
 CALLS: list[int] = []
-MENDED = threading.Event()
+FIXED = threading.Event()
 
 
 def gets_stuck(prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[int]:
-    """`prefers_short`, which does not come back from its third call until it is mended."""
+    """`prefers_short`, which does not come back from its third call until it is fixed."""
     CALLS.append(len(prompts))
     if len(CALLS) == 3:
-        MENDED.wait(60)
+        FIXED.wait(60)
     return prefers_short(prompts, completions, references)
 
 

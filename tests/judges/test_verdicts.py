@@ -77,14 +77,14 @@ def test_a_judge_that_hangs_stops_the_run_and_loses_no_verdict(tmp_path):
 
     path = tmp_path / "new" / "verdicts.jsonl"
     arguments = (PROMPTS, PAIRS, NONE)
-    with pytest.raises(InputError, match=r"gave no answer within 0.1 seconds. Mend it or raise its timeout"):
+    with pytest.raises(InputError, match=r"gave no answer within 0.1 seconds. Fix it or raise its timeout"):
         judge_pairs(CallableJudge(hangs, timeout=0.1), *arguments, Verdicts(path), batch_size=1)
     release.set()
     assert judge_pairs(CallableJudge(works, timeout=5), *arguments, Verdicts(path), batch_size=1).winners == [0, 0, 1]
     assert asked == PROMPTS[2:]
 
 
-def test_only_usable_verdicts_are_kept_and_torn_lines_are_not_read(tmp_path):
+def test_only_usable_verdicts_are_kept_and_truncated_lines_are_not_read(tmp_path):
     path = tmp_path / "verdicts.jsonl"
     judge_pairs(CallableJudge(lambda p, c, r: [1, "x", -1]), PROMPTS, PAIRS, NONE, Verdicts(path))
     assert len(path.read_text().splitlines()) == 2 and not any(word in path.read_text() for word in PROMPTS)

@@ -22,8 +22,8 @@ from zopro.loop import pipeline
 from zopro.train.callbacks import MetricsCallback
 
 
-class Died(BaseException):
-    """No handler but those for death itself may see it."""
+class Crashed(BaseException):
+    """As a crash: no handler for errors may see it."""
 
 
 def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, dict[str, An
 
 
 def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first process dies in a stage, and had more memory than the second ever needs."""
+    """The first process crashes in a stage, and had more memory than the second ever needs."""
     no_figures(monkeypatch)
     settings, run = config(folder, tmp_path / "run", iterations=1, policy_steps=4, checkpoint_steps=2), tmp_path / "run"
     original = MetricsCallback.on_log
@@ -52,29 +52,29 @@ def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     def mortal(self: Any, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
         original(self, args, state, *rest, **kwargs)
         if self.stage == "policy" and state.global_step == 3:
-            raise Died
+            raise Crashed
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricsCallback, "on_log", mortal)
-        with pytest.raises(Died):
+        with pytest.raises(Crashed):
             pipeline.run(settings, quiet=True)
-    (died,) = json.loads((run / "usage.json").read_text())
-    assert (died["unfinished"]["stage"], died["unfinished"]["iteration"]) == ("policy", 0)
+    (crashed,) = json.loads((run / "usage.json").read_text())
+    assert (crashed["unfinished"]["stage"], crashed["unfinished"]["iteration"]) == ("policy", 0)
     ended = {line["stage"]: line["seconds"] for line in metrics(run) if line.get("event") == "end"}
-    assert died["seconds"] > died["unfinished"]["seconds"] + sum(ended.values())
+    assert crashed["seconds"] > crashed["unfinished"]["seconds"] + sum(ended.values())
 
-    died = {**died, "seconds": died["seconds"] + 1000, "peak_rss_mb": 99_999.0}
-    died["unfinished"]["seconds"] += 500
-    (run / "usage.json").write_text(json.dumps([died]))
+    crashed = {**crashed, "seconds": crashed["seconds"] + 1000, "peak_rss_mb": 99_999.0}
+    crashed["unfinished"]["seconds"] += 500
+    (run / "usage.json").write_text(json.dumps([crashed]))
     began = time.perf_counter()
     summary = pipeline.run(settings, resume=True, quiet=True)
     took = time.perf_counter() - began
     first, second = summary["attempts"]
-    assert first == {name: died[name] for name in ("seconds", "peak_rss_mb", "processes")}
+    assert first == {name: crashed[name] for name in ("seconds", "peak_rss_mb", "processes")}
     assert 0 < second["seconds"] <= took + 0.01 and second["peak_rss_mb"] < 99_999
     assert summary["seconds"] == pytest.approx(first["seconds"] + second["seconds"], abs=0.01)
     assert summary["peak_rss_mb"] == 99_999.0
-    assert 500 + ended["sft"] < summary["stages"]["policy"] < 500 + died["unfinished"]["seconds"] + took
+    assert 500 + ended["sft"] < summary["stages"]["policy"] < 500 + crashed["unfinished"]["seconds"] + took
     assert summary["stages"]["sft"] == ended["sft"], "what the first process had finished counts once"
     lines = metrics(run)
     assert {line["peak_rss_mb"] for line in lines if line.get("event") == "end" and line["iteration"] == 0} == {99_999.0}

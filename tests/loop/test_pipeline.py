@@ -248,7 +248,7 @@ def test_a_judge_that_hangs_stops_a_run_that_then_continues_to_the_same_bits(
     run = Path(settings.output_dir)
     with pytest.raises(InputError, match=r"python:tiny_runs:gets_stuck gave no answer within 1 seconds.*--resume"):
         pipeline.run(settings, quiet=True)
-    tiny_runs.MENDED.set()
+    tiny_runs.FIXED.set()
     pipeline.run(replace(settings, judge_timeout=60.0), resume=True, quiet=True)
     assert fingerprint(run) == fingerprint(Path(finished[0].output_dir))
     assert not list(run.rglob("verdicts.jsonl"))

@@ -1,4 +1,4 @@
-"""`zopro run` on many processes: one writes, all step; a rank that dies ends the job, and any number continues it."""
+"""`zopro run` on many processes: one writes, all step; a rank that crashes ends the job, and any number continues it."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ OPTIONS = {
 }
 
 
-def run(folder: Path, out: Path, resume: bool = False, die_at: int = -1, **options: Any) -> Any:
-    """The whole run on this rank; of many, the last one is killed before step `die_at`."""
+def run(folder: Path, out: Path, resume: bool = False, crash_at: int = -1, **options: Any) -> Any:
+    """The whole run on this rank; of many, the last one is killed before step `crash_at`."""
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     measure = SPSA.measure_by
 
-    def dying(self: SPSA, *args: Any) -> Any:
-        if rank == size - 1 > 0 and self.step_count == die_at:
+    def crashing(self: SPSA, *args: Any) -> Any:
+        if rank == size - 1 > 0 and self.step_count == crash_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(self, *args)
 
-    SPSA.measure_by = dying  # type: ignore[method-assign]
+    SPSA.measure_by = crashing  # type: ignore[method-assign]
     pipeline.write.finish = pipeline.write.refresh = lambda folder: None  # the report, slow and the same for any number
     return pipeline.run(config(folder, out, **{**OPTIONS, **options}), resume=resume, quiet=True)
 
@@ -93,9 +93,9 @@ def test_journal_and_summary_count_what_ranks_exchange(runs: Path) -> None:
     assert alone["processes"] == 1 and alone["exchanged_bytes_per_step"] == 0
 
 
-def test_a_rank_that_dies_ends_the_job_and_any_number_continues(runs: Path) -> None:
+def test_a_rank_that_crashes_ends_the_job_and_any_number_continues(runs: Path) -> None:
     killed = runs / "killed"
-    ranks, answers = launch(run_with, 2, runs, killed, {"die_at": 3})
+    ranks, answers = launch(run_with, 2, runs, killed, {"crash_at": 3})
     try:
         number, answer = answers.get(timeout=60)
         ranks[1].join(60)

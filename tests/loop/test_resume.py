@@ -1,4 +1,4 @@
-"""Runs that die in the middle of every stage and go on to the bits of the run that was never stopped."""
+"""Runs that crash in the middle of every stage and go on to the bits of the run that was never stopped."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ KINDS: dict[str, dict[str, Any]] = {
 VOLATILE = {"time", "seconds", "peak_rss_mb", "step_time"}
 
 
-class Died(BaseException):
-    """No handler but those for death itself may see it."""
+class Crashed(BaseException):
+    """As a crash: no handler for errors may see it."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def numbers(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_death_in_every_stage_changes_no_bit(
+def test_a_crash_in_every_stage_changes_no_bit(
     kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config(folder, tmp_path / "whole", **STEPS, **KINDS[kind])
@@ -75,11 +75,11 @@ def test_a_death_in_every_stage_changes_no_bit(
         begun.append((self.stage, self.iteration, state.global_step))
         original(self, args, state, control, logs, **kwargs)
         if (self.stage, self.iteration) == doomed and state.global_step == 4:
-            raise Died
+            raise Crashed
 
     monkeypatch.setattr(MetricsCallback, "on_log", mortal)
     for number, doomed in enumerate(stages(settings)):
-        with pytest.raises(Died):
+        with pytest.raises(Crashed):
             pipeline.run(again, resume=number > 0, quiet=True)
         begun.clear()
         assert newest(tmp_path / "again/trainer" / _folder(*doomed))[0] == 2
@@ -101,10 +101,10 @@ def test_whole_models_are_rebuilt_and_not_kept(folder: Path, tmp_path: Path, mon
 
     def mortal(self: Any, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
         if self.stage == "policy" and state.global_step == 3:
-            raise Died
+            raise Crashed
 
     monkeypatch.setattr(MetricsCallback, "on_log", mortal)
-    with pytest.raises(Died):
+    with pytest.raises(Crashed):
         pipeline.run(config(folder, tmp_path / "run", **{**STEPS, "sft_steps": 1}, **KINDS["full"]), quiet=True)
     (checkpoint,) = (tmp_path / "run/trainer/policy-000").iterdir()
     assert checkpoint.name == "checkpoint-2"
@@ -225,7 +225,7 @@ def test_a_run_keeps_its_number_of_threads(folder: Path, tmp_path: Path, monkeyp
     assert seen == [3] and torch.get_num_threads() == before
 
 
-def test_a_growing_file_is_mended(tmp_path: Path) -> None:
+def test_a_growing_file_is_fixed(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     for line in ("one", "two", "three"):
         append_line(path, line)

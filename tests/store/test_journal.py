@@ -1,4 +1,4 @@
-"""The journal's lines: what is written is read, a torn end is no line, any earlier damage is named."""
+"""The journal's lines: what is written is read, a truncated end is no line, any earlier damage is named."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "iterations/001/journal.jsonl"
     steps = written(path)
     journal = read(path)
-    assert repr(journal) == repr(Journal(HEADER, steps, torn=False))
+    assert repr(journal) == repr(Journal(HEADER, steps, truncated=False))
     for line in path.read_text().splitlines():
         assert list(json.loads(line))[-1] == "crc32", "plain JSON for everyone else"
 
@@ -66,21 +66,21 @@ def test_any_changed_byte_is_noticed(value: dict[str, object], data: st.DataObje
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
-def test_a_torn_last_line_is_no_line(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_last_line_is_no_line(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "journal.jsonl"
     steps = written(path)
     path.write_bytes(path.read_bytes()[:-cut])
-    assert repr(read(path)) == repr(Journal(HEADER, steps[:3], torn=True))
+    assert repr(read(path)) == repr(Journal(HEADER, steps[:3], truncated=True))
     writer = JournalWriter(path, HEADER, keep=3)
     writer.write(steps[3])
-    assert repr(read(path)) == repr(Journal(HEADER, steps, torn=False))
+    assert repr(read(path)) == repr(Journal(HEADER, steps, truncated=False))
 
 
-def test_a_last_line_of_rubbish_is_torn_too(tmp_path: Path) -> None:
+def test_a_last_line_of_rubbish_is_truncated_too(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     steps = written(path)
     path.write_bytes(path.read_bytes()[:-20] + b"\0" * 19 + b"\n")
-    assert repr(read(path)) == repr(Journal(HEADER, steps[:3], torn=True))
+    assert repr(read(path)) == repr(Journal(HEADER, steps[:3], truncated=True))
 
 
 @pytest.mark.parametrize("line", [1, 2, 4])
@@ -162,10 +162,10 @@ def journal_of(steps: list[Step]) -> Iterator[Path]:
 
 @few
 @given(taken_steps, st.data())
-def test_a_tail_torn_at_any_byte_leaves_a_prefix(steps: list[Step], data: st.DataObject) -> None:
+def test_a_tail_truncated_at_any_byte_leaves_a_prefix(steps: list[Step], data: st.DataObject) -> None:
     with journal_of(steps) as path:
         whole = path.read_bytes()
-        assert repr(read(path)) == repr(Journal(HEADER, steps, torn=False))
+        assert repr(read(path)) == repr(Journal(HEADER, steps, truncated=False))
         header = whole.index(b"\n") + 1
         cut = data.draw(st.integers(header, len(whole)))
         path.write_bytes(whole[:cut])
@@ -192,7 +192,7 @@ def test_a_changed_byte_anywhere_is_refused_or_costs_the_last_line_alone(steps: 
                 read(path)
         else:
             journal = read(path)
-            assert journal.torn and repr(journal.steps) == repr(steps[:-1])
+            assert journal.truncated and repr(journal.steps) == repr(steps[:-1])
 
 
 def test_what_a_step_left_out_is_named_where_it_changes(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_what_a_step_left_out_is_named_where_it_changes(tmp_path: Path) -> None:
     writer = JournalWriter(path, HEADER)
     for step in steps[:4]:
         writer.write(step)
-    writer = JournalWriter(path, HEADER, keep=3)  # as after a death
+    writer = JournalWriter(path, HEADER, keep=3)  # as after a crash
     for step in steps[3:]:
         writer.write(step)
     assert [step.record.left_out for step in read(path).steps] == left

@@ -36,7 +36,7 @@ def test_none_is_trls_word_for_no_reward():
 
 
 BAD = {
-    "raises": (lambda **_: 1 / 0, "must return 2 numbers, but raised ZeroDivisionError: division by zero. Mend it."),
+    "raises": (lambda **_: 1 / 0, "must return 2 numbers, but raised ZeroDivisionError: division by zero. Fix it."),
     "nothing": (lambda **_: None, "must return a list of 2 numbers, got NoneType."),
     "one number": (lambda **_: 1.0, "must return a list of 2 numbers, got float."),
     "too few": (lambda **_: [1.0], "must return one number for each of 2 completions, got 1."),
@@ -68,7 +68,7 @@ def test_a_call_that_hangs_is_left_behind():
         return [0.0, 0.0]
 
     began = time.perf_counter()
-    with pytest.raises(InputError, match=r"'hangs': .* no answer within 0.1 seconds. Mend it, or raise reward_timeout"):
+    with pytest.raises(InputError, match=r"'hangs': .* no answer within 0.1 seconds. Fix it, or raise reward_timeout"):
         guard.checked_reward(hangs, timeout=0.1)(**CALL)
     assert time.perf_counter() - began < 5
     release.set()

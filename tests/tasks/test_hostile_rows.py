@@ -158,7 +158,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_must_be_mended_names_file_and_row(tmp_path, case):
+def test_what_must_be_fixed_names_file_and_row(tmp_path, case):
     row, message = REFUSED[case]
     with pytest.raises(InputError) as error:
         loaded(tmp_path, GOOD, row, OTHER)

@@ -96,7 +96,7 @@ class LoopOptions:
         0, "Also keep the adapters every this many steps inside an iteration, for finer trajectories; 0: never."
     )
     checkpoint_steps: int = option(
-        10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: begin it anew."
+        10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: start it over."
     )
     report_to: list[str] = field(
         default_factory=list,

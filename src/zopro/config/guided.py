@@ -24,7 +24,7 @@ class GuidedOptions:
     guide_local: str = option(
         "block",
         "Local products: none, mlp (inside each block's MLP), chain (from MLP to MLP) or block (from block to block; "
-        "best and dearest).",
+        "best and most expensive).",
     )
     guide_tail: int = option(
         4,

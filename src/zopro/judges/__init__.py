@@ -122,7 +122,7 @@ def judge_pairs(
 def _broken(judge: Judge, what: str) -> InputError:
     name = getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__)
     return InputError(
-        f"judge: must say which answer of a pair is better, but {name} {what}. Mend it or raise its timeout, then "
+        f"judge: must say which answer of a pair is better, but {name} {what}. Fix it or raise its timeout, then "
         "continue with --resume: verdicts it gave are not asked for again."
     )
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from zopro.store.durable import append_line, mend, whole_lines
+from zopro.store.durable import append_line, fix_end, whole_lines
 
 Row = tuple[str, Sequence[str], str | None]
 """Prompt, answers, reference."""
@@ -22,7 +22,7 @@ class Verdicts:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._winners: dict[str, int] = {}
-        mend(path)
+        fix_end(path)
         for line in whole_lines(path) if path.exists() else []:
             try:
                 value = json.loads(line)
@@ -36,7 +36,7 @@ class Verdicts:
         return self._winners.get(_digest(row))
 
     def keep(self, row: Row, winner: int) -> None:
-        """Add a verdict; the death of this process does not lose it."""
+        """Add a verdict; a crash of this process does not lose it."""
         digest = _digest(row)
         self._winners[digest] = winner
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def run(
     Raises:
         InputError: something in the configuration, the data or the run directory does not fit, or another process is
             at work on it; nothing was written.
-        Stopped: the disk is full, or another rank has died. The run can be resumed.
+        Stopped: the disk is full, or another rank has crashed. The run can be resumed.
     """
     began = time.perf_counter() if began is None else began
     processes = Processes.join(config.device, config.rank_timeout)

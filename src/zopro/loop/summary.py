@@ -14,7 +14,7 @@ from zopro.store.rundir import RunDirectory, read_rows
 
 Measure = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float]]
 SAMPLES_SHOWN = 5
-OTHER = "other"  # seconds beside the stages: loading, analysis and figures, and what died with a process
+OTHER = "other"  # seconds beside the stages: loading, analysis and figures, and what a crashed process did not record
 
 
 def headline(directory: RunDirectory, iteration: int) -> str:

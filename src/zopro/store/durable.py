@@ -1,9 +1,9 @@
-"""Files and folders that survive a death at any moment: whole or not at all, and on the disk before they count.
+"""Files and folders that survive a crash at any moment: whole or not at all, and on the disk before they count.
 
 A file or folder is written beside its place, flushed to the disk, then renamed; the rename is flushed too. A file that
-only grows (metrics, journal) may end in a torn line after a death: `whole_lines` leaves it out, `mend` cuts it off. Lines
-that need not be on the disk at once are there before the next file or folder appears. What a full disk raises is told
-apart by `disk_full`, whichever library was writing.
+only grows (metrics, journal) may end in a truncated line after a crash: `whole_lines` leaves it out, `fix_end` cuts it
+off. Lines that need not be on the disk at once are there before the next file or folder appears. What a full disk raises
+is told apart by `disk_full`, whichever library was writing.
 
     python -c "from pathlib import Path; from zopro.store.durable import write_text; write_text(Path('a.txt'), 'whole')"
 """
@@ -132,7 +132,7 @@ def append_line(path: Path, line: str, flush: bool = True) -> None:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a growing file without their ends. A last line without an end was torn by a death: left out."""
+    """The lines of a growing file without their ends. A last line without an end was truncated by a crash: left out."""
     return path.read_bytes().split(b"\n")[:-1]
 
 
@@ -166,8 +166,8 @@ def keep_lines(path: Path, count: int) -> None:
             os.fsync(stream.fileno())
 
 
-def mend(path: Path) -> None:
-    """Cut off a last line that a death has torn, so that the next one does not run into it."""
+def fix_end(path: Path) -> None:
+    """Cut off a last line that a crash has truncated, so that the next one does not run into it."""
     if path.exists():
         keep_lines(path, len(whole_lines(path)))
 

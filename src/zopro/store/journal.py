@@ -3,8 +3,8 @@
 `RUN/iterations/NNN/journal.jsonl` has one JSON object a line. The first says where the steps start and what their
 directions are made of; each further one is a step: its `StepRecord`, the mean reward and the rows of the data it used.
 The tensors that a step leaves out are named where they differ from those of the line before. Every line ends with a
-CRC-32 of what stands before it and is on the disk before its step changes a parameter. A last line that a death has torn
-counts for nothing; any earlier damage is refused with its line number.
+CRC-32 of what stands before it and is on the disk before its step changes a parameter. A last line that a crash has
+truncated counts for nothing; any earlier damage is refused with its line number.
 
     python -c "from zopro.store.journal import read; print(read('RUN/iterations/001/journal.jsonl').header.start)"
 """
@@ -27,7 +27,7 @@ from zopro.zo.records import StepRecord
 
 FORMAT = 1
 _LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
-_JOINED = re.compile(rb'"crc32": "[0-9a-f]{8}"\}.\{', re.DOTALL)  # two lines, the end of the first damaged: no death
+_JOINED = re.compile(rb'"crc32": "[0-9a-f]{8}"\}.\{', re.DOTALL)  # two lines, the end of the first damaged: no crash
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no such numbers
 
 
@@ -60,11 +60,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Journal:
-    """What a journal says; `torn`: its last line was cut short by a death and is left out."""
+    """What a journal says; `truncated`: its last line was truncated by a crash and is left out."""
 
     header: Header
     steps: list[Step]
-    torn: bool
+    truncated: bool
 
 
 def encode(value: dict[str, Any]) -> str:
@@ -97,7 +97,7 @@ def read(path: str | Path) -> Journal:
     """
     path = Path(path)
     try:
-        lines, torn = whole_lines(path), not path.read_bytes().endswith(b"\n")
+        lines, truncated = whole_lines(path), not path.read_bytes().endswith(b"\n")
     except OSError as error:
         raise InputError(f"journal: must be a readable file, got '{path}' ({error.strerror}).") from None
     if not lines:
@@ -108,14 +108,14 @@ def read(path: str | Path) -> Journal:
             before = values[-1].record.left_out if number > 2 else []
             values.append(_header(decode(line)) if number == 1 else _step(decode(line), number - 2, before))
         except (ValueError, TypeError, KeyError) as error:
-            if not torn and number == len(lines) > 1 and not _JOINED.search(line):
+            if not truncated and number == len(lines) > 1 and not _JOINED.search(line):
                 return Journal(values[0], values[1:], True)
             reason = error if isinstance(error, ValueError) else "lacks something a step has"
             raise InputError(
                 f"journal: {path} is damaged: line {number} {reason}. Restore the file, or delete iteration "
                 f"{path.parent.name} (its policy and what follows) and run again with --resume."
             ) from None
-    return Journal(values[0], values[1:], torn)
+    return Journal(values[0], values[1:], truncated)
 
 
 class JournalWriter:

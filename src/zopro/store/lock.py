@@ -1,4 +1,4 @@
-"""One process on one run directory: a second one is refused, and a dead one's lock holds nobody up.
+"""One process on one run directory: a second one is refused, and the lock of a crashed one does not block.
 
 The lock is the system's (`filelock`, on RUN/.lock), so it ends with its process however that ends; RUN/.lock.owner only
 says who it is. Within one process a directory can be locked again: the lock goes when the last holder lets go.

@@ -22,7 +22,7 @@ import yaml
 
 from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.store.durable import append_line, mend, read_json_lines, whole_folder, write_text
+from zopro.store.durable import append_line, fix_end, read_json_lines, whole_folder, write_text
 from zopro.store.layout import Layout, Outputs
 from zopro.store.lock import RunLock
 from zopro.store.shown import named
@@ -81,7 +81,7 @@ class RunDirectory(Outputs):
         self.lock = RunLock(self.path)
         if self.resumed:
             self.lock.acquire()
-            mend(self.metrics_path)
+            fix_end(self.metrics_path)
             self.usage.go_on(self.metrics())
 
     def create(self) -> None:

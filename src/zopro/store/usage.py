@@ -6,7 +6,7 @@ seconds while a stage logs, so a process that is killed leaves its numbers up to
     usage = Usage(Path("RUN/usage.json"))
     with usage.stage("sft", None) as spent:
         ...
-    spent()             # seconds of this stage, those of a process that died in it included
+    spent()             # seconds of this stage, those of a process that crashed in it included
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Usage:
     def stage(self, name: str, iteration: int | None) -> Iterator[Callable[[], float]]:
         """Time a stage; gives its seconds so far, with those of processes that ended in the middle of it."""
         start = time.perf_counter()
-        died = [entry.get("unfinished") or {} for entry in self.earlier]
-        before = sum(d["seconds"] for d in died if (d.get("stage"), d.get("iteration")) == (name, iteration))
+        crashed = [entry.get("unfinished") or {} for entry in self.earlier]
+        before = sum(d["seconds"] for d in crashed if (d.get("stage"), d.get("iteration")) == (name, iteration))
         self._stage = name, iteration, start
         yield lambda: round(before + time.perf_counter() - start, 3)
         self._stage = None  # not where an error ends the process: `close` writes that it was in this stage

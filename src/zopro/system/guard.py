@@ -111,7 +111,7 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0) -> Callab
 
     def failed(error: Exception, count: int) -> InputError:
         late = isinstance(error, (TimeoutError, asyncio.TimeoutError))  # one class from Python 3.11 on
-        remedy = "Mend it, or raise reward_timeout." if late else "Mend it."
+        remedy = "Fix it, or raise reward_timeout." if late else "Fix it."
         return InputError(f"{who}: must return {count} numbers, but raised {reason(error)}. {remedy}")
 
     async def checked_async(**kwargs: Any) -> list[float]:

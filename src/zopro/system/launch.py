@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 # What a launcher tells its processes; without it accelerate sees one process.
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-_PATIENCE = timedelta(days=30)  # with the first rank's own stages; that it has died is noticed at once
+_PATIENCE = timedelta(days=30)  # with the first rank's own stages; that it has crashed is noticed at once
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
 # Of each collective the argument that this rank hands over: its place and its name.
 _GIVEN = {
@@ -106,7 +106,7 @@ class Processes:
 
     @contextmanager
     def lost_ranks(self, remedy: str) -> Iterator[None]:
-        """Raise `Stopped` in place of what the backend raises when another rank has died or does not answer."""
+        """Raise `Stopped` in place of what the backend raises when another rank has crashed or does not answer."""
         try:
             yield
         except RuntimeError as error:

@@ -124,7 +124,7 @@ def _plain(value: Any) -> str:
 
 
 def convert(task: Task, row: Row, split: Split = "train") -> Example:
-    """The example of one row. Raises `DropRow` for one to leave out and `InputError` for one that must be mended."""
+    """The example of one row. Raises `DropRow` for one to leave out and `InputError` for one that must be fixed."""
     form = _format_of(task, row, split)
     try:
         return with_tools(replace(form.convert(row), row=row.number), row)

@@ -28,7 +28,7 @@ def message_list(value: Any, column: str) -> list[Message] | None:
     """`value` as messages, or None if it is no list of messages in any form.
 
     Raises `DropRow` for a message that is null, of an unknown role or not text, and `InputError` for one that must be
-    mended.
+    fixed.
     """
     if isinstance(value, str) and spells_messages(value):
         value = parsed(value, column)

@@ -2,7 +2,7 @@
 
 Two things make it so. What the gradient takes as constant is kept at theta (zopro.zo.frozen); a loss that has nothing of
 the kind is evaluated as it always was. And at the first step one slope by autograd, on a row or two, is compared with the
-difference along the same direction: what a frozen factor cannot mend (a backward pass of its own kind, a straight-through
+difference along the same direction: what a frozen factor cannot fix (a backward pass of its own kind, a straight-through
 estimate) is met there.
 """
 

@@ -156,7 +156,7 @@ class ZerothOrderMixin(Mixin):
         if spsa.last is not None and spsa.last.skipped and 2 * spsa.skipped_steps >= spsa.step_count:
             raise InputError(
                 f"learning_rate: must leave a loss that is finite, got {rate:g}, with which it was not in "
-                f"{spsa.skipped_steps} of {spsa.step_count} steps. Lower it, or mend the loss."
+                f"{spsa.skipped_steps} of {spsa.step_count} steps. Lower it, or fix the loss."
             )
         ranks = spsa.ranks
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
