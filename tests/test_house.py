@@ -51,7 +51,7 @@ LIBRARIES = {
     "objectives": "torch",
     "zo": "torch",
     "system": "torch numpy accelerate rich",
-    "config": "yaml",
+    "config": "yaml pydantic",
     "tasks": "datasets pyarrow rouge_score sacrebleu",
     "text": "transformers tokenizers torch",
     "weights": "torch safetensors peft",
