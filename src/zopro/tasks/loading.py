@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from zopro.errors import InputError, nearest
-from zopro.tasks import chat, preference, summarization, translation
+from zopro.tasks import chat, preference, summarization, translation, verifiable
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
 from zopro.tasks.beside import unread, with_tools
 from zopro.tasks.literals import blank
@@ -21,6 +21,7 @@ TASKS: dict[str, Callable[[TaskOptions], Task]] = {
     "summarization": summarization.task,
     "translation": translation.task,
     "preference": preference.task,
+    "verifiable": verifiable.task,
 }
 """Every task: a new one is a module with `task(options) -> Task` and a row here."""
 
@@ -69,6 +70,7 @@ def load(
     seed: int,
     refuse: Callable[[Example], str | None] | None = None,
     fit: Callable[[Example], Example] | None = None,
+    columns: bool = False,
 ) -> TaskData:
     """Load the data of `options.task`.
 
@@ -77,7 +79,8 @@ def load(
     are dropped and counted; prompts are compared as text, white space aside. Rows are shuffled with
     `random.Random(seed)`, then `options.max_train_rows` are kept. `refuse(example)` may return a reason to drop a row
     (a prompt that is too long); it is asked before rows are counted off, so that sizes hold. Before that, `fit(example)`
-    may return another example in its place, or raise `DropRow` (see `zopro.tasks.Fit`).
+    may return another example in its place, or raise `DropRow` (see `zopro.tasks.Fit`). With `columns` examples keep the
+    columns of their rows.
 
     Raises `InputError` for an unknown task, data that cannot be read, a row without the expected columns, values of
     the wrong type, and when nothing is left to train or to evaluate on.
@@ -86,10 +89,10 @@ def load(
         raise InputError(f"task: must be one of {', '.join(TASKS)}, got {options.task!r}.{nearest(options.task, TASKS)}")
     task = TASKS[options.task](options)
     counts = _Counts()
-    train = _examples(task, options.train_data, "train", refuse, fit, counts)
+    train = _examples(task, options.train_data, "train", refuse, fit, counts, columns)
     random.Random(seed).shuffle(train)
     if options.eval_data:
-        held_out = _examples(task, options.eval_data, "eval", refuse, fit, counts)
+        held_out = _examples(task, options.eval_data, "eval", refuse, fit, counts, columns)
         random.Random(seed).shuffle(held_out)
         evaluation = _distinct(held_out, eval_prompts)
     else:
@@ -171,6 +174,7 @@ def _examples(
     refuse: Callable[[Example], str | None] | None,
     fit: Callable[[Example], Example] | None,
     counts: _Counts,
+    columns: bool,
 ) -> list[Example]:
     examples: list[Example] = []
     reasons: Counter[str] = Counter()
@@ -180,7 +184,7 @@ def _examples(
         except DropRow as drop:
             reasons[str(drop)] += 1
         else:
-            examples.append(example)
+            examples.append(replace(example, columns=dict(row)) if columns else example)
             counts.unread.update(unread(row))
             counts.notes.update(example.notes)
     if not examples:
