@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from zopro.tasks import TASKS, Row, convert
+from zopro.choices import TASKS
+from zopro.tasks import Row, convert
 
 OPTIONS = SimpleNamespace(source_language="English", target_language="German")
 
 
 def example(task, row):
-    return convert(TASKS[task](OPTIONS), Row(row, "f.jsonl", 7))
+    return convert(TASKS[task].load()(OPTIONS), Row(row, "f.jsonl", 7))
 
 
 def user(text):

@@ -52,7 +52,7 @@ LIBRARIES = {
     "objectives": "torch",
     "zo": "torch",
     "system": "torch numpy accelerate rich",
-    "config": "yaml",
+    "config": "yaml pydantic",
     "tasks": "datasets pyarrow rouge_score sacrebleu",
     "functions": "math_verify",
     "text": "transformers tokenizers torch",

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from commands import refused_at_once
-from zopro.config import METHODS
-from zopro.config.rates import rate_key
+from zopro.choices import METHODS
 from zopro.config.reading import FIELDS
 
 pytestmark = pytest.mark.usefixtures("quietly")
@@ -29,7 +28,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no module": ({"lora_target_modules": ","}, "must be all-linear, names"),
     "a report to nobody": ({"report_to": "wadnb"}, "report_to: must be of .*Did you mean 'wandb'"),
     "an accelerator that is not here": ({"device": "meta"}, "device: must be auto, cpu, cuda or cuda:N, got 'meta'"),
-    "half precision": ({"dtype": "float16"}, "dtype: must be auto, float32 or bfloat16, got 'float16'"),
+    "half precision": ({"dtype": "float16"}, "dtype: must be one of auto, float32, bfloat16, got 'float16'"),
     "a judge that is no model": ({"judge": "model:no/such/folder"}, "model: no folder and no Hub id"),
 }
 
@@ -63,4 +62,4 @@ def test_a_run_that_can_be_written_nowhere(inputs, tmp_path, capsys, monkeypatch
 
 
 def test_every_method_has_a_learning_rate():
-    assert {rate_key(method) for method in METHODS} <= set(FIELDS)
+    assert {method.rate for method in METHODS.values()} <= set(FIELDS)

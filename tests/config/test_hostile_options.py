@@ -13,9 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zopro.config import METHODS, PRESETS, WARM_STARTS, RunConfig
+from zopro.choices import METHODS
+from zopro.config import WARM_STARTS, RunConfig
 from zopro.config.guided import GUIDE_LOCAL, GUIDES
-from zopro.config.reading import FIELDS, load_config
+from zopro.config.reading import _READERS, FIELDS, load_config
+from zopro.config.step import PRESETS
 from zopro.errors import InputError
 
 few = settings(max_examples=120)
@@ -62,7 +64,7 @@ def test_any_value_of_any_key(key: str, value: Any) -> None:
         return
     assert round_trip(config) == config
     field = FIELDS[key]
-    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str, "list[str]": list}
+    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str, "list[str]": list, "float | str": (float, str)}
     assert isinstance(getattr(config, key), kinds[str(field.type)])
 
 
@@ -105,4 +107,4 @@ def test_words_that_mean_nothing_mean_it_after_a_round_trip_too() -> None:
 
 
 def test_every_key_has_a_reader() -> None:
-    assert {str(field.type) for field in dataclasses.fields(RunConfig)} <= {"bool", "int", "float", "str", "list[str]"}
+    assert {str(field.type) for field in dataclasses.fields(RunConfig)} <= set(_READERS)

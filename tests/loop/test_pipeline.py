@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import tiny_runs
 from tiny_runs import config, fingerprint, rows, write_inputs
 from zopro.analysis.reading.checkpoints import of_run
-from zopro.config import METHODS as METHOD_NAMES
+from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
@@ -25,7 +25,6 @@ from zopro.loop.policies import Policies
 from zopro.loop.stages import sample_pairs
 from zopro.rewards import RewardModel
 from zopro.store.rundir import RunDirectory, read_rows
-from zopro.train.methods import METHODS, SELF_STARTING
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +214,7 @@ def test_methods_and_warm_starts_run_the_same_loop(folder: Path, tmp_path: Path,
     ]
     if settings.method == "rloo" or (settings.method, settings.guide) == ("guided", "adam"):
         assert set(first_order) == {0, 1}
-    elif settings.warm_start == "first_order" and settings.method not in SELF_STARTING:
+    elif settings.warm_start == "first_order" and not METHODS[settings.method].self_starting:
         assert set(first_order) == {0}
     else:
         assert not first_order, "no step of this run may back-propagate through the policy"
@@ -276,10 +275,6 @@ def test_bad_input_is_one_line_and_writes_nothing(
         pipeline.run(config(folder, tmp_path / "run", **options), quiet=True)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_every_method_name_has_its_row() -> None:
-    assert tuple(METHODS) == METHOD_NAMES
 
 
 def test_base_comes_back_pristine(folder: Path, finished: tuple[RunConfig, dict[str, Any]]) -> None:

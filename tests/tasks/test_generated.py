@@ -7,7 +7,7 @@ import re
 import pytest
 
 from zopro.errors import InputError
-from zopro.rewards.functions import builtin
+from zopro.rewards.functions import reward_function
 from zopro.tasks.generated import KINDS, arithmetic, countdown
 
 
@@ -16,7 +16,7 @@ def test_every_countdown_is_solved_by_its_solution(numbers: int) -> None:
     rows = countdown(100, numbers=numbers)
     solutions = [row["solution"] for row in rows]
     columns = {name: [row[name] for row in rows] for name in ("nums", "target")}
-    assert builtin("countdown")(prompts=solutions, completions=solutions, **columns) == [1.0] * 100
+    assert reward_function("countdown")(prompts=solutions, completions=solutions, **columns) == [1.0] * 100
     for row in rows:
         text, _, end = row["solution"].partition(" = ")
         assert sorted(map(int, re.findall(r"\d+", text))) == sorted(row["nums"]) and len(row["nums"]) == numbers

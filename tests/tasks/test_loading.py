@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from zopro.choices import TASKS
 from zopro.errors import InputError
-from zopro.tasks import TASKS, load, prompt_key
+from zopro.tasks import load, prompt_key
 
 
 def options(train, held_out="", task="preference", most=0):
@@ -121,7 +122,7 @@ def test_unknown_task_names_the_nearest():
 def test_every_task_names_a_metric_and_judge_that_exist():
     from zopro.judges import make_judge
 
-    for name, build in TASKS.items():
+    for name, build in ((task.name, task.load()) for task in TASKS.values()):
         task = build(options("x"))
         assert task.name == name and task.reward in ("pairwise", "regression")
         if task.default_judge != "model":

@@ -13,15 +13,16 @@ import pyarrow.parquet
 import pytest
 from trl.data_utils import maybe_convert_to_chatml, maybe_extract_prompt
 
+from zopro.choices import TASKS
 from zopro.errors import InputError
-from zopro.tasks import TASKS, DropRow, Example, Row, convert, load_rows
+from zopro.tasks import DropRow, Example, Row, convert, load_rows
 from zopro.tasks.beside import unread
 
 OPTIONS = SimpleNamespace(source_language="English", target_language="German")
 
 
 def example(row: dict[str, Any], task: str = "preference") -> Example:
-    return convert(TASKS[task](OPTIONS), Row(row, "f.jsonl", 7))
+    return convert(TASKS[task].load()(OPTIONS), Row(row, "f.jsonl", 7))
 
 
 def turn(role: str, content: Any, **keys: Any) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def test_a_table_of_two_formats_is_read_row_by_row() -> None:
 
 def test_columns_that_were_not_read_are_known() -> None:
     row = Row({"prompt": "q", **PAIR, "id": 0, "source": "x", "note": " ", "extra": [], "images": []}, "f", 1)
-    convert(TASKS["preference"](OPTIONS), row)
+    convert(TASKS["preference"].load()(OPTIONS), row)
     assert unread(row) == ["id", "source"]
     assert example({"prompt": [USER], "chosen": [{**GOOD, "weight": 1}], "rejected": [BAD]}).notes == (
         "keys of the answer's message not read: weight",

@@ -1,12 +1,15 @@
-"""One table for what every kind of direction must hold: a new kind is a new row of `KINDS`."""
+"""One table for what every kind of direction must hold: a new kind is held to it by being registered."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 
 from tiny_updates import PARAMS, SHAPES, random_update, same
-from zopro.zo import Directions, Gaussian, LowRank, Rademacher, Signs, Targeted
+from zopro.choices import DIRECTIONS
+from zopro.zo import Directions, LowRank, Signs, Targeted
 
 
 def targeted(**options: object) -> Targeted:
@@ -16,9 +19,7 @@ def targeted(**options: object) -> Targeted:
 
 
 KINDS = {
-    "gaussian": Gaussian,
-    "rademacher": Rademacher,
-    "low rank": LowRank,
+    **{choice.name: choice.load() for choice in DIRECTIONS.values() if not choice.of_update},
     "targeted": targeted,
     "targeted, low-rank noise": lambda: targeted(noise=LowRank(1)),
     "targeted, exponential": lambda: targeted(decay="exponential"),
@@ -29,7 +30,7 @@ KINDS = {
 
 
 COINS = {
-    "signs": lambda: Signs(random_update(1)),
+    **{c.name: partial(c.load(), random_update(1)) for c in DIRECTIONS.values() if c.of_update},
     "targeted, signs": lambda: targeted(noise=Signs(random_update(1, 0.01))),
 }  # one coin a sub-layer, which may well fall alike twice
 

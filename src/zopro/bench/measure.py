@@ -67,7 +67,7 @@ def step_trainer(setting: Setting, steps: int, folder: str, watch: Watch | None 
         sides=work.sides,
         queries=work.queries,
         evaluation=work.evaluation,
-        noise=None if work.directions == "targeted" else work.directions,
+        noise="" if work.directions == "targeted" else work.directions,
         eps=1e-3,
         learning_rate=1e-6,
     )

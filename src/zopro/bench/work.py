@@ -11,8 +11,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from zopro.config import NOISES, ModelOptions
+from zopro.choices import DIRECTIONS
+from zopro.config import DTYPES, ModelOptions
 from zopro.config.fields import not_negative, one_of
+from zopro.config.step import StepOptions
 from zopro.engine.local import models
 from zopro.engine.local.starts import load_start, tokenizer_home
 from zopro.engine.local.targets import new_adapter
@@ -20,7 +22,6 @@ from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.text.frame import check_embedded
 from zopro.text.tokenizer import load_tokenizer
-from zopro.zo.spsa import EVALUATIONS
 
 # hidden, intermediate, layers, heads, key-value heads: as Llama 3 models of these sizes, 0.1b as SmolLM, tiny for tests.
 SIZES = {
@@ -49,30 +50,29 @@ class Work:
     device: str = "auto"
     threads: int = 0  # 0: torch's own choice
     beta: float = 0.05  # of full-parameter training: 0, as its reference would be a second model
-    sides: int = 2
-    evaluation: str = "sequential"
-    queries: int = 1
+    sides: int = StepOptions.sides
+    evaluation: str = StepOptions.evaluation
+    queries: int = StepOptions.queries
     directions: str = "targeted"
     steps: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"prompts": 1, "num_generations": 2, "prompt_length": 4, "completion_length": 1, "queries": 1, "steps": 1}
+        least = {"prompts": 1, "num_generations": 2, "prompt_length": 4, "completion_length": 1, "steps": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name}: must be at least {low}, got {getattr(self, name)}.")
         not_negative(self, "lora_r", "threads", "beta")
         allowed = {
             "size": tuple(SIZES),
-            "sides": (1, 2),
-            "evaluation": EVALUATIONS,
-            "dtype": ("auto", "float32", "bfloat16"),
-            "directions": ("targeted", *NOISES),
+            "dtype": DTYPES,
+            "directions": ("targeted", *(choice.name for choice in DIRECTIONS.values() if not choice.of_update)),
         }
         for name, values in allowed.items():
             one_of(self, name, values)
-        if self.evaluation == "together" and (self.sides == 1 or self.lora_r == 0):
-            raise InputError("evaluation: must be sequential with sides=1 or lora_r=0, got 'together'.")
+        StepOptions(sides=self.sides, evaluation=self.evaluation, queries=self.queries)  # checks them
+        if self.evaluation == "together" and self.lora_r == 0:
+            raise InputError("evaluation: must be sequential with lora_r=0, got 'together'.")
         if self.lora_r == 0 and self.beta:
             raise InputError("beta: must be 0 with lora_r=0 (a second model would be the reference), got a positive one.")
 

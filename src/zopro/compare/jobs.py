@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import SchedulerType, TrainerCallback
 
+from zopro.choices import METHODS
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
-from zopro.config.rates import rate_key
 from zopro.loop import answers
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
@@ -83,7 +83,7 @@ def job_trainer(run: Run, models: Models, data: Data, job: Job, folder: Path) ->
     """The trainer of the job's method and its model, ready to train from the policy that all start from."""
     items = training_items(run, data)
     chosen = [items[i % len(items)] for i in range(job.steps * run.config.prompts_per_step)]
-    options: dict[str, Any] = {"method": job.method, rate_key(job.method): job.learning_rate}
+    options: dict[str, Any] = {"method": job.method, METHODS[job.method].rate: job.learning_rate}
     run = replace(run, config=replace(run.config, checkpoint_steps=0, **options))
     origin = origin_of(run.config, run.store, _iteration(job), start="sft")
     with policy_trainer(run, models, origin, chosen, job.steps, job.seed, folder) as (trainer, model):

@@ -8,9 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from zopro.config import METHODS, RunConfig
-from zopro.config.rates import PRESETS, rate_key
-from zopro.errors import InputError, nearest
+from zopro.choices import METHODS
+from zopro.config import RunConfig
+from zopro.config.step import PRESETS
+from zopro.errors import InputError
 
 STARTS = ("sft", "iteration")
 RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
@@ -22,7 +23,7 @@ class Plan:
     """One comparison.
 
     Args:
-        methods: names of `zopro.config.METHODS`, compared in this order.
+        methods: names of `zopro.choices.METHODS`, compared in this order.
         seeds: trainings of each method, with seeds 0, 1, ...
         steps: policy steps of each training; 0 if a budget is given.
         budget_minutes: minutes of training, evaluation left out; each method takes the steps that fit; 0: by `steps`.
@@ -49,10 +50,7 @@ class Plan:
     def __post_init__(self) -> None:
         _check(len(self.methods) > 0, "methods", "must name at least one method", list(self.methods))
         for method in self.methods:
-            if method not in METHODS:
-                raise InputError(
-                    f"methods: must be among {', '.join(METHODS)}, got {method!r}.{nearest(method, METHODS)}"
-                )
+            METHODS.check(method, "methods")
         _check(len(set(self.methods)) == len(self.methods), "methods", "must differ", ",".join(self.methods))
         _check(self.seeds >= 1, "seeds", "must be at least 1", self.seeds)
         timed = self.budget_minutes > 0
@@ -73,10 +71,10 @@ class Plan:
         >>> Plan(("rloo",), steps=1).rate("rloo", RunConfig(model="m", task="chat", train_data="x", seed=0), 1)
         0.0006
         """
-        if method == "zopro-paper" and config.preset != "paper":  # `learning_rate` is the other preset's
-            middle = PRESETS["paper"]
-        else:
-            middle = float(getattr(config, rate_key(method))) or PRESETS[config.preset]
+        chosen = METHODS[method]
+        preset = chosen.preset or config.preset
+        configured = getattr(config, chosen.rate) if preset == config.preset else 0.0  # else it is the other preset's
+        middle = float(configured) or PRESETS[preset]
         return float(f"{middle * RATE_STEP**power:.6g}")
 
     def next_power(self, objectives: Mapping[int, float]) -> int | None:
@@ -129,7 +127,7 @@ class Job:
         words: Sequence[object] = (self.kind, self.start) if self.kind != "train" else (
             self.method, "trial" if self.prompts == "search" else f"seed{self.seed}", f"lr{self.learning_rate:g}",
         )  # fmt: skip
-        return "-".join(map(str, (*words, digest)))
+        return "-".join(map(str, (*words, digest))).replace(":", "-")
 
     def marks(self) -> list[int]:
         """Steps after which the policy is kept to be measured; the last step is one.

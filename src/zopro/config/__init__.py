@@ -10,21 +10,19 @@ that has them. Names follow TRL and PEFT where they have one.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from zopro.config.fields import at_most, check, not_negative, one_of, option, positive, representable
+from zopro.choices import METHODS, TASKS
+from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
 from zopro.config.judging import PairOptions
-from zopro.config.rates import PRESETS
+from zopro.config.step import StepOptions
 from zopro.errors import InputError, nearest
 
 WARM_STARTS = ("first_order", "sft", "spsa")
-METHODS = ("zopro", "zopro-paper", "mezo", "guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
 ADVANTAGES = ("rloo", "grpo")
-PARALLEL = ("data", "queries")
-NOISES = ("gaussian", "rademacher", "low_rank")  # of zopro.zo.directions, which imports torch
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass
@@ -33,7 +31,7 @@ class ModelOptions:
 
     model: str = option("", "Base model: a Hub id or a local folder.")
     dtype: str = option(
-        "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32."
+        "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32.", DTYPES
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
@@ -45,7 +43,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
-        check(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "must be auto, float32 or bfloat16", self.dtype)
+        check_choices(self, ModelOptions)
         not_negative(self, "lora_r")
         at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
@@ -58,7 +56,7 @@ class ModelOptions:
 class DataOptions:
     """The task and its rows."""
 
-    task: str = option("", "chat, summarization, translation or preference (TRL's prompt/chosen/rejected format).")
+    task: str = option("", f"What rows are: {TASKS.about()}.", TASKS)
     train_data: str = option("", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.")
     eval_data: str = option("", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.")
     max_train_rows: int = option(0, "Use at most this many training rows (after shuffling by seed); 0 uses all.")
@@ -68,7 +66,8 @@ class DataOptions:
     target_language: str = option("German", "Translation: language of the target, as named in the prompt.")
 
     def __post_init__(self) -> None:
-        check(bool(self.task), "task", "must be set", self.task, "chat, summarization, translation or preference.")
+        check(bool(self.task), "task", "must be set", self.task, f"Give one of {', '.join(TASKS)}.")
+        check_choices(self, DataOptions)
         check(bool(self.train_data), "train_data", "must be set", self.train_data, "Give a file, folder or Hub id.")
         not_negative(self, "max_train_rows")
         positive(self, "max_prompt_length", "max_completion_length")
@@ -82,12 +81,14 @@ class LoopOptions:
     seed: int = option(0, "Seed of everything random: data order, sampling, directions, initialisation.")
     method: str = option(
         "zopro",
-        "How the policy is optimised: zopro, zopro-paper (with preset paper), mezo (Gaussian directions), guided "
-        "(residual feedback), or with back-propagation: rloo, rloo-checkpointed, grpo, online-dpo.",
+        f"How the policy is optimised: {METHODS.about()}. What each uses: zopro methods.",
+        METHODS,
     )
     iterations: int = option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = option(
-        "first_order", "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa."
+        "first_order",
+        "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa.",
+        WARM_STARTS,
     )
     iteration_share: float = option(
         0.05, "Share of the training rows used by one iteration (the paper's 5 %); 1.0 is a whole epoch, 2.0 two."
@@ -104,8 +105,7 @@ class LoopOptions:
     )
 
     def __post_init__(self) -> None:
-        one_of(self, "method", METHODS, nearest(self.method, METHODS).strip())
-        one_of(self, "warm_start", WARM_STARTS, nearest(self.warm_start, WARM_STARTS).strip())
+        check_choices(self, LoopOptions)
         positive(self, "iterations", "iteration_share")
         not_negative(self, "seed", "snapshot_every", "checkpoint_steps")
         check(self.seed < 2**63, "seed", "must be less than 2^63", self.seed)
@@ -161,37 +161,16 @@ class PolicyOptions:
         "rloo",
         "rloo (a reward less the mean of the prompt's others) or grpo (normalised over the prompt's group), for every "
         "method but online-dpo.",
-    )
-    preset: str = option(
-        "default", "default (normalised directions, eps auto, adaptive step) or paper (their scaling, eps 1e-5)."
+        ADVANTAGES,
     )
     learning_rate: float = option(
         0.0, "Zeroth-order learning rate; 0 takes the preset's. default: change of a weight in a typical step."
-    )
-    eps: str = option("", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's.")
-    queries: int = option(1, "Directions averaged in a step.")
-    sides: int = option(2, "2: central difference. 1: forward difference, one evaluation less per direction.")
-    evaluation: str = option(
-        "sequential",
-        "The two sides of a central difference one after another (sequential), or together: in one pass of the base "
-        "weights over twice the rows (LoRA only; faster where a pass is bound by reading weights).",
-    )
-    surrogate: str = option(
-        "",
-        "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
-    )
-    decay: str = option("linear", "How the share of the previous update, d, decays: linear or exponential.")
-    noise: str = option(
-        "",
-        "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank (cheap where all "
-        "parameters are trained) or signs (the previous update, with a random sign for each sub-layer); empty takes the "
-        "preset's.",
     )
     weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
 
     def __post_init__(self) -> None:
         not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
-        positive(self, "prompts_per_step", "first_order_learning_rate", "queries")
+        positive(self, "prompts_per_step", "first_order_learning_rate")
         at_most(self, 1_000_000, "prompts_per_step", "num_generations")
         check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
         check(
@@ -200,21 +179,7 @@ class PolicyOptions:
             "must be at least 2 (the leave-one-out baseline needs another completion)",
             self.num_generations,
         )
-        rule = "must be sequential or together"
-        check(self.evaluation in ("sequential", "together"), "evaluation", rule, self.evaluation)
-        one_of(self, "advantage", ADVANTAGES)
-        check(self.sides in (1, 2), "sides", "must be 1 or 2", self.sides)
-        check(self.surrogate in ("", "log_ratio", "clipped"), "surrogate", "must be log_ratio or clipped", self.surrogate)
-        one_of(self, "preset", tuple(PRESETS))
-        check(self.decay in ("linear", "exponential"), "decay", "must be linear or exponential", self.decay)
-        check(self.noise in ("", "signs", *NOISES), "noise", f"must be signs, {', '.join(NOISES)} or empty", self.noise)
-        if self.eps not in ("", "auto"):
-            try:
-                number = float(self.eps)
-            except ValueError:
-                number = math.nan
-            check(0 < number < math.inf, "eps", "must be a number greater than 0, or auto", self.eps)
-            self.eps = str(number)  # however it was written, so that a run's configuration is found to be the same
+        check_choices(self, PolicyOptions)
 
 
 @dataclass
@@ -232,18 +197,10 @@ class EvaluationOptions:
 class RankOptions:
     """Many processes, started by torchrun or accelerate launch."""
 
-    parallel: str = option(
-        "data",
-        "What processes share in a zeroth-order step: data (each has its prompts) or queries (each has all prompts and "
-        "evaluates its part of the directions).",
-    )
     rank_timeout: int = option(30, "Minutes after which a process that waits for another one in a step gives up.")
 
     def __post_init__(self) -> None:
-        one_of(self, "parallel", PARALLEL)
         positive(self, "rank_timeout")
-        ok = self.parallel == "data" or getattr(self, "evaluation", "") != "together"
-        check(ok, "parallel", "must be data with evaluation: together", self.parallel)
 
 
 GROUPS = (
@@ -253,6 +210,7 @@ GROUPS = (
     SFTOptions,
     RewardOptions,
     PolicyOptions,
+    StepOptions,
     GuidedOptions,
     PairOptions,
     EvaluationOptions,
@@ -266,6 +224,7 @@ class RunConfig(
     EvaluationOptions,
     PairOptions,
     GuidedOptions,
+    StepOptions,
     PolicyOptions,
     RewardOptions,
     SFTOptions,
@@ -279,8 +238,8 @@ class RunConfig(
         for group in GROUPS:
             group.__post_init__(self)
         representable(self, "seed")
-        fits = self.evaluation == "sequential" or (self.sides == 2 and self.lora_r > 0)
-        check(fits, "evaluation", "must be sequential with sides: 1 or lora_r: 0", self.evaluation)
+        fits = self.evaluation == "sequential" or self.lora_r > 0
+        check(fits, "evaluation", "must be sequential with lora_r: 0", self.evaluation)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

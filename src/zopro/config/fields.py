@@ -6,12 +6,31 @@ from collections.abc import Sequence
 from dataclasses import field, fields
 from typing import Any
 
-from zopro.errors import InputError
+from zopro.choices import Registry
+from zopro.errors import InputError, nearest
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, choices: Registry[Any] | Sequence[Any] = ()) -> Any:
+    """A dataclass field with its help text, and what its value must be among."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def check_choices(config: Any, group: type) -> None:
+    """Hold every field of `group` that has choices against them. Raises `InputError`."""
+    for key in fields(group):
+        choices, value = key.metadata.get("choices", ()), getattr(config, key.name)
+        if isinstance(choices, Registry):
+            if value or not _may_be_empty(key.default):
+                choices.check(value)
+        elif choices:
+            known = [choice for choice in choices if choice != ""]
+            rule = f"must be one of {', '.join(map(str, known))}"
+            check(value in choices, key.name, rule, value, nearest(str(value), map(str, known)).strip())
+
+
+def _may_be_empty(default: Any) -> bool:
+    """Whether an empty value means: what something else says."""
+    return bool(default == "")
 
 
 def check(ok: bool, name: str, rule: str, value: Any, remedy: str = "") -> None:
@@ -19,9 +38,9 @@ def check(ok: bool, name: str, rule: str, value: Any, remedy: str = "") -> None:
         raise InputError(f"{name}: {rule}, got {value!r}.{' ' + remedy if remedy else ''}")
 
 
-def one_of(config: Any, name: str, choices: Sequence[Any], remedy: str = "") -> None:
+def one_of(config: Any, name: str, choices: Sequence[Any]) -> None:
     value = getattr(config, name)
-    check(value in choices, name, f"must be one of {', '.join(map(str, choices))}", value, remedy)
+    check(value in choices, name, f"must be one of {', '.join(map(str, choices))}", value)
 
 
 def positive(config: Any, *names: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zopro.config.fields import not_negative, one_of, option, positive
+from zopro.config.fields import check_choices, not_negative, option, positive
 
 GUIDED_LEARNING_RATE = 2e-4
 GUIDES = ("adam", "spsa", "mixed")
@@ -20,11 +20,13 @@ class GuidedOptions:
         "adam",
         "What is made of the guess: adam (AdamW's gradient), spsa (a direction whose slope is measured) or mixed "
         "(as spsa, half of it ZOPrO's direction).",
+        GUIDES,
     )
     guide_local: str = option(
         "block",
         "Local products: none, mlp (inside each block's MLP), chain (from MLP to MLP) or block (from block to block; "
         "best and most expensive).",
+        GUIDE_LOCAL,
     )
     guide_tail: int = option(
         4,
@@ -43,5 +45,4 @@ class GuidedOptions:
     def __post_init__(self) -> None:
         positive(self, "guided_learning_rate")
         not_negative(self, "guide_tail", "guide_blocks", "guard_every")
-        one_of(self, "guide", GUIDES)
-        one_of(self, "guide_local", GUIDE_LOCAL)
+        check_choices(self, GuidedOptions)

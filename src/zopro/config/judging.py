@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from zopro.config.fields import at_most, check, not_negative, option, positive
+from zopro.choices import JUDGES
+from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
 
 OPENAI_URL, OPENAI_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 
@@ -25,8 +26,8 @@ class PairOptions:
     uncertain_share: float = option(0.6, "Share of the samples kept: those whose reward is nearest to zero.")
     judge: str = option(
         "auto",
-        "Who wins a pair: auto (by task), rouge, chrf, model (the base model), model:PATH, openai:MODEL (an endpoint) "
-        "or python:module:function.",
+        f"Who wins a pair: {JUDGES.about()}.",
+        JUDGES,
     )
     judge_timeout: float = option(
         600.0, "Seconds for one call of a python: judge (eval_batch_size pairs), after which the run stops; 0: no limit."
@@ -42,6 +43,7 @@ class PairOptions:
     judge_concurrency: int = option(4, "Pairs that the endpoint is asked about at once.")
 
     def __post_init__(self) -> None:
+        check_choices(self, PairOptions)
         positive(self, "pair_prompts", "judge_request_timeout", "judge_concurrency")
         not_negative(self, "judge_timeout", "judge_max_retries")
         at_most(self, 1e9, "judge_timeout", "judge_request_timeout")  # threads cannot wait for longer

@@ -114,5 +114,6 @@ _READERS: dict[str, tuple[str, Any]] = {
     "int": ("a whole number", _int),
     "float": ("a finite number", _float),
     "str": ("a text", _str),
+    "float | str": ("a number or a word", _str),
     "list[str]": ("a list of words, comma separated", _words),
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.analysis import write
+from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.data import Data
@@ -32,7 +33,6 @@ from zopro.store.rundir import RunDirectory, default_folder, write_text
 from zopro.system.launch import Processes, alone
 from zopro.system.threads import torch_threads
 from zopro.train.checkpoints import clear
-from zopro.train.methods import ZEROTH_ORDER
 
 
 def run(
@@ -63,7 +63,7 @@ def run(
     """
     began = time.perf_counter() if began is None else began
     processes = Processes.join(config.device, config.rank_timeout)
-    if config.parallel == "data" and config.method in ZEROTH_ORDER and config.prompts_per_step % processes.size:
+    if config.parallel == "data" and METHODS[config.method].zeroth_order and config.prompts_per_step % processes.size:
         raise InputError(
             f"prompts_per_step: must be a multiple of the number of processes, {processes.size}, got "
             f"{config.prompts_per_step}. Change either, or set parallel: queries."

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from zopro.choices import METHODS
 from zopro.config import RunConfig
-from zopro.config.rates import RATE_KEYS
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.starts import load_start
 from zopro.engine.local.targets import new_adapter
@@ -40,7 +40,7 @@ class Policies:
     def __init__(self, base: PreTrainedModel, config: RunConfig) -> None:
         self.base, self.config = base, config
         self.full = config.lora_r == 0
-        if self.full and config.warm_start == "sft" and config.method not in RATE_KEYS:
+        if self.full and config.warm_start == "sft" and METHODS[config.method].zeroth_order:
             _check_files(config.model)
 
     @contextmanager

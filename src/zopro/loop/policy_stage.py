@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zopro.config.rates import PRESETS, rate_key
+from zopro.choices import METHODS
+from zopro.config.step import PRESETS
 from zopro.errors import diverging
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
@@ -21,7 +22,7 @@ from zopro.store.rundir import whole_folder
 from zopro.system.random_state import preserve_random_state
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import fit
-from zopro.train.methods import METHODS, SELF_STARTING, ZEROTH_ORDER, PolicyInputs
+from zopro.train.methods import PolicyInputs
 
 
 def policy_steps(run: Run, data: Data) -> int:
@@ -67,7 +68,7 @@ def policy_trainer(
             seed=seed,
             folder=folder,
         )
-        trainer = METHODS[origin.method](inputs)
+        trainer = METHODS[origin.method].load()(inputs)
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
         be_quiet(trainer)
         yield trainer, model
@@ -75,12 +76,12 @@ def policy_trainer(
 
 def ranks_share(run: Run, iteration: int) -> bool:
     """Whether ranks can share the policy stage of an iteration: its steps are zeroth-order."""
-    return _origin(run, iteration).method in ZEROTH_ORDER
+    return METHODS[_origin(run, iteration).method].zeroth_order
 
 
 def _origin(run: Run, iteration: int) -> Origin:
     config = run.config
-    return origin_of(config, run.store, iteration, None if config.method in SELF_STARTING else config.warm_start)
+    return origin_of(config, run.store, iteration, None if METHODS[config.method].self_starting else config.warm_start)
 
 
 def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
@@ -92,9 +93,10 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
     origin = _origin(run, iteration)
     steps, seed, at = policy_steps(run, data), run.seed("policy", iteration), store.trainer("policy", iteration)
     items = iteration_items(run, data, iteration, steps * config.prompts_per_step)
-    key = rate_key(origin.method)
+    method = METHODS[origin.method]
+    rate = getattr(config, method.rate) or PRESETS[method.preset or config.preset]
     with (
-        diverging(key, getattr(config, key) or PRESETS[config.preset]),
+        diverging(method.rate, rate),
         policy_trainer(run, models, origin, items, steps, seed, at) as (trainer, model),
         store.new_folder(store.policy(iteration)) as folder,
     ):

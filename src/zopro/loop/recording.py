@@ -14,21 +14,17 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from zopro.choices import DIRECTIONS
 from zopro.config import RunConfig
 from zopro.store.journal import Header, JournalWriter, Step, read
 from zopro.store.rundir import RunDirectory
 from zopro.weights.adapters import tensor_files, tensor_name
 from zopro.zo import SPSA, Targeted, groups
-from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Signs
+from zopro.zo.directions import Directions
 from zopro.zo.records import StepRecord
 
-KINDS: dict[type, str] = {
-    Gaussian: "gaussian",
-    Rademacher: "rademacher",
-    LowRank: "low_rank",
-    Signs: "signs",
-    Targeted: "targeted",
-}  # those that a journal can rebuild
+TARGETED = "targeted"
+"""The kind of directions made of updates and noise, as a journal names it; others are named in `DIRECTIONS`."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +108,8 @@ class Recorder(TrainerCallback):
 
 def _rebuilds(directions: Directions) -> bool:
     """Whether a journal's header says all that the directions are made of."""
-    noise = directions.noise if isinstance(directions, Targeted) else directions
-    return type(directions) in KINDS and type(noise) in KINDS
+    noise = directions.noise if type(directions) is Targeted else directions
+    return DIRECTIONS.name_of(type(noise)) is not None
 
 
 def header_of(origin: Origin, spsa: SPSA) -> Header:
@@ -147,8 +143,9 @@ def header_of(origin: Origin, spsa: SPSA) -> Header:
 
 
 def _described(directions: Directions) -> dict[str, Any]:
-    kind = {"kind": KINDS.get(type(directions), type(directions).__name__)}
-    return {**kind, "rank": directions.rank} if isinstance(directions, LowRank) else kind
+    name = TARGETED if type(directions) is Targeted else DIRECTIONS.name_of(type(directions))
+    keeps = DIRECTIONS[name].keeps if name is not None and name in DIRECTIONS else ()
+    return {"kind": name or type(directions).__name__} | {key: getattr(directions, key) for key in keeps}
 
 
 def digest(path: Path) -> str:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopro.choices import DIRECTIONS
 from zopro.config import RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
-from zopro.loop.recording import digest
+from zopro.loop.recording import TARGETED, digest
 from zopro.store.durable import whole_folder
 from zopro.store.journal import Header, Journal, read
 from zopro.store.layout import Layout, numbered
@@ -30,7 +31,7 @@ from zopro.weights.saving import save_tensors
 from zopro.weights.tensors import read_tensor, read_whole
 from zopro.weights.updates import policy_update, reward_update
 from zopro.zo import Directions, Targeted, Weights
-from zopro.zo.directions import NOISE_KINDS, LowRank, noise_source
+from zopro.zo.directions import noise_source
 
 
 def replay(
@@ -129,13 +130,13 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
             f"--iteration: {header.iteration} trained {header.unsaved[0]!r}, which '{run / header.start}' does not hold: "
             "it cannot be replayed. Use zopro export."
         )
-    noise = made.get("noise", {"kind": "gaussian"}) if made["kind"] == "targeted" else made
-    if noise["kind"] not in NOISE_KINDS:
+    noise = made.get("noise", {"kind": "gaussian"}) if made["kind"] == TARGETED else made
+    if noise["kind"] not in DIRECTIONS:
         raise InputError(
             f"--iteration: {header.iteration} was trained along {noise['kind']} directions, which come from the data and "
             "not from a seed, so a journal cannot rebuild them. Use zopro export."
         )
-    if made["kind"] != "targeted":
+    if made["kind"] != TARGETED:
         return _noise(noise, {})
     after, before = made["previous_update"]
     base = not (run / before).exists()  # the base model, by its own name
@@ -147,7 +148,7 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
 
 
 def _noise(made: dict[str, Any], mu: Mapping[str, Tensor]) -> Directions:
-    return LowRank(made["rank"]) if made["kind"] == "low_rank" else noise_source(made["kind"], mu)
+    return noise_source(made["kind"], mu, **{key: value for key, value in made.items() if key != "kind"})
 
 
 def _check_files(run: Path, config: RunConfig, header: Header) -> None:

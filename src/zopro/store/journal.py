@@ -38,7 +38,7 @@ class Header:
     iteration: int
     method: str
     start: str  # the folder of the policy before the first step
-    directions: dict[str, Any]  # kind, as `zopro.loop.recording.KINDS` names it, or another class's name; its arguments
+    directions: dict[str, Any]  # kind, of `zopro.choices.DIRECTIONS`, targeted, or a class; arguments
     files: dict[str, str]  # sha256 of each tensor file that the steps depend on
     untrained: list[str] = field(default_factory=list)  # tensors of the start's files that no step changes
     unsaved: list[str] = field(default_factory=list)  # trained tensors that the start's files do not hold

@@ -49,7 +49,8 @@ PACKAGES = ("zopro", "torch", "transformers", "trl", "peft", "accelerate", "data
 
 def default_folder(config: RunConfig) -> str:
     """Where a run goes that is not told where to go."""
-    return f"runs/{config.task}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{config.task}-{config.method}".replace(":", "-")
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,14 +4,13 @@ python -c "from zopro.tasks import load_rows; print(load_rows('train.jsonl.gz')[
 """
 
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
-from zopro.tasks.loading import TASKS, TaskData, TaskOptions, convert, load, prompt_key
+from zopro.tasks.loading import TaskData, TaskOptions, convert, load, prompt_key
 from zopro.tasks.metrics import METRICS, Metric, metric
 from zopro.tasks.rows import Row, load_rows
 from zopro.tasks.shown import Fit
 
 __all__ = [
     "METRICS",
-    "TASKS",
     "DropRow",
     "Example",
     "Fit",

@@ -9,21 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from zopro.errors import InputError, nearest
-from zopro.tasks import chat, preference, summarization, translation, verifiable
+from zopro.choices import TASKS
+from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
 from zopro.tasks.beside import unread, with_tools
 from zopro.tasks.literals import blank
 from zopro.tasks.rows import Row, Split, load_rows
-
-TASKS: dict[str, Callable[[TaskOptions], Task]] = {
-    "chat": chat.task,
-    "summarization": summarization.task,
-    "translation": translation.task,
-    "preference": preference.task,
-    "verifiable": verifiable.task,
-}
-"""Every task: a new one is a module with `task(options) -> Task` and a row here."""
 
 
 class TaskOptions(Protocol):
@@ -85,9 +76,7 @@ def load(
     Raises `InputError` for an unknown task, data that cannot be read, a row without the expected columns, values of
     the wrong type, and when nothing is left to train or to evaluate on.
     """
-    if options.task not in TASKS:
-        raise InputError(f"task: must be one of {', '.join(TASKS)}, got {options.task!r}.{nearest(options.task, TASKS)}")
-    task = TASKS[options.task](options)
+    task: Task = TASKS[options.task].load()(options)
     counts = _Counts()
     train = _examples(task, options.train_data, "train", refuse, fit, counts, columns)
     random.Random(seed).shuffle(train)

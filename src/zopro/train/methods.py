@@ -1,12 +1,12 @@
-"""How one policy iteration is optimised: a registry of methods, each a function from its inputs to a trainer.
+"""How one policy iteration is optimised: methods, each a function from its inputs to a trainer.
 
-A further method is one more row here; the loop does not change.
+Their names, and what is to be known of each before it is imported, are in `zopro.choices.METHODS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import Trainer
 from trl import RLOOConfig
 
 from zopro.config import RunConfig
-from zopro.config.rates import PRESETS
+from zopro.config.step import PRESETS, StepOptions
 from zopro.train.arguments import policy_arguments
 from zopro.train.checkpoints import checkpointed
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
@@ -43,9 +43,6 @@ class PolicyInputs:
     rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
     writes: bool = True  # False on the ranks of a job that only take part
     reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model folder named in its config
-
-
-Method = Callable[[PolicyInputs], Trainer]
 
 
 def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
@@ -93,16 +90,8 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
         **_arguments(inputs),
         learning_rate=config.learning_rate or PRESETS[config.preset],
         lr_scheduler_type="constant",
-        preset=config.preset,
-        eps=float(config.eps) if config.eps not in ("", "auto") else (config.eps or None),
-        queries=config.queries,
-        sides=config.sides,
-        evaluation=config.evaluation,
-        surrogate=config.surrogate or None,
-        decay=config.decay,
-        noise=config.noise or None,
         weight_decay=config.weight_decay,
-        parallel=config.parallel,
+        **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
     )
     updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update} if targeted else {}
     return _trainer(ZOPrOTrainer, arguments, inputs, **updates)
@@ -128,7 +117,7 @@ def guided(inputs: PolicyInputs) -> Trainer:
         sides=config.sides,
         evaluation=config.evaluation,
         decay=config.decay,
-        noise=config.noise or None,
+        noise=config.noise,
         weight_decay=config.weight_decay,
         guide=1.0 if config.guide == "spsa" else 0.5,
     )
@@ -136,19 +125,9 @@ def guided(inputs: PolicyInputs) -> Trainer:
     return _trainer(GuidedSPSATrainer, along, inputs, avoid=avoid, **updates)
 
 
-METHODS: dict[str, Method] = {
-    "zopro": partial(_zeroth_order, targeted=True),
-    "zopro-paper": partial(_zeroth_order, targeted=True, preset="paper"),
-    "mezo": partial(_zeroth_order, targeted=False),
-    "guided": guided,
-    "rloo": first_order,
-    "rloo-checkpointed": partial(first_order, checkpointing=True),
-    "grpo": partial(first_order, advantage="grpo"),
-    "online-dpo": partial(first_order, trainer_cls=OnlineDPOTrainer),
-}
-
-ZEROTH_ORDER = ("zopro", "zopro-paper", "mezo")
-"""Methods whose steps are a few scalars: ranks share their work, and a journal rebuilds them."""
-
-SELF_STARTING = ("guided", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
-"""Methods that need no previous update, so that iteration 0 is theirs and no warm start's."""
+targeted = partial(_zeroth_order, targeted=True)
+paper = partial(_zeroth_order, targeted=True, preset="paper")
+mezo = partial(_zeroth_order, targeted=False)
+checkpointing = partial(first_order, checkpointing=True)
+grpo = partial(first_order, advantage="grpo")
+online_dpo = partial(first_order, trainer_cls=OnlineDPOTrainer)

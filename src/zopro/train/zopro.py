@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import RLOOConfig
 
 from zopro.config.fields import option
-from zopro.config.rates import PRESETS
+from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch, Engine
 from zopro.engine.local.engine import LocalEngine
 from zopro.train.objectives import log_ratio_surrogate
@@ -26,9 +26,7 @@ from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Directions, Displacement, Estimate, Ranks, StepRecord, Targeted
-from zopro.zo.directions import NOISE_KINDS, noise_source
-from zopro.zo.ranks import PARALLEL
-from zopro.zo.spsa import EVALUATIONS
+from zopro.zo.directions import noise_source
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,52 +37,28 @@ TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask",
 
 
 @dataclass
-class ZOPrOConfig(RLOOConfig):
-    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options take the preset's."""
+class ZOPrOConfig(StepOptions, RLOOConfig):
+    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's."""
 
     learning_rate: float = option(
         PRESETS["default"], "Step size; in the default preset the change of a weight in a typical step."
     )
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
-    preset: str = option("default", "default (normalised, eps auto, adaptive step) or paper (their scale, eps 1e-5).")
-    eps: float | str | None = option(None, "Perturbation scale, or auto.")
-    queries: int = option(1, "Directions averaged in a step.")
-    sides: int = option(2, "2: central differences, 1: forward differences.")
-    evaluation: str = option("sequential", "Both sides one after another, or together in one pass (LoRA, two sides).")
-    surrogate: str | None = option(
-        None, "clipped (RLOO's clipped ratio) or log_ratio (same gradient, on-policy; bends and clips nowhere)."
-    )
-    decay: str = option("linear", "Decay of the previous update's share d: linear or exponential.")
-    noise: str | None = option(
-        None,
-        "What directions, or the noise in them, are drawn from: gaussian, rademacher, low_rank, or signs (the previous "
-        "update with a random sign for each sub-layer; gaussian where there is none).",
-    )
     normalize: bool | None = option(None, "Scale targeted directions to root mean square 1.")
-    parallel: str = option("data", "What processes share: data, or queries (then each has all the data).")
     second_moment_beta: float | None = option(
         None, "Decay of the mean square that scales the projected gradient; 0: none."
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.preset not in ("default", "paper"):
-            raise ValueError(f"preset: must be 'default' or 'paper', got {self.preset!r}")
-        if self.evaluation not in EVALUATIONS or (self.evaluation == "together" and self.sides != 2):
-            raise ValueError(
-                f"evaluation: must be sequential, or together with sides=2, got {self.evaluation!r}, sides={self.sides}"
-            )
-        if self.parallel not in PARALLEL:
-            raise ValueError(f"parallel: must be 'data' or 'queries', got {self.parallel!r}")
+        RLOOConfig.__post_init__(self)
+        for name in ("eps", "noise", "surrogate"):
+            setattr(self, name, "" if getattr(self, name) is None else getattr(self, name))
+        StepOptions.__post_init__(self)
         default = self.preset == "default"
         self.noise = self.noise or ("signs" if default else "gaussian")
-        if self.noise not in NOISE_KINDS:
-            raise ValueError(f"noise: must be one of {', '.join(NOISE_KINDS)}, got {self.noise!r}")
         self.surrogate = self.surrogate or ("log_ratio" if default else "clipped")
-        if self.surrogate not in ("clipped", "log_ratio"):
-            raise ValueError(f"surrogate: must be 'clipped' or 'log_ratio', got {self.surrogate!r}")
-        self.eps = self.eps if self.eps is not None else ("auto" if default else 1e-5)
+        self.eps = self.eps or ("auto" if default else 1e-5)
         self.normalize = self.normalize if self.normalize is not None else default
         if self.second_moment_beta is None:
             self.second_moment_beta = 0.9 if default else 0.0

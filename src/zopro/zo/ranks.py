@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from zopro.choices import PARALLEL
+
 T = TypeVar("T")
-PARALLEL = ("data", "queries")
 
 
 class Ranks:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from zopro.choices import EVALUATIONS
 from zopro.zo import groups
 from zopro.zo.directions import Directions, Gaussian
 from zopro.zo.displacement import Displacement, Values, query_seed
@@ -30,8 +31,6 @@ from zopro.zo.strategy import SPSAStrategy
 from zopro.zo.together import Together
 from zopro.zo.unread import Unread
 from zopro.zo.weights import Weights
-
-EVALUATIONS = ("sequential", "together")
 
 
 class _Of:

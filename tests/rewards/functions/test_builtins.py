@@ -10,18 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zopro.choices import REWARDS
 from zopro.errors import InputError
-from zopro.rewards.functions import BUILTINS, builtin
+from zopro.rewards.functions import reward_function
 
-PARAMETERS = {"regex": ":[0-9]{1,2}", "length": ":2-4", "json": ":name,age"}
-SPECS = [name + PARAMETERS.get(name, "") for name in BUILTINS]
+PARAMETERS = {"regex": "[0-9]{1,2}", "length": "2-4", "json": "name,age"}
+BUILTINS = [choice for choice in REWARDS.values() if not (choice.trained or choice.network or choice.prefix == "python")]
+SPECS = [f"{choice.prefix}:{PARAMETERS[choice.prefix]}" if choice.prefix else choice.name for choice in BUILTINS]
 COLUMNS = {"answer": "7", "nums": [3, 4], "target": 7}
 
 
 def scores(spec: str, *texts: Any, **columns: Any) -> list[float | None]:
     """As TRL calls it: every column once for each completion, and more that a reward need not know."""
     repeated = {name: [value] * len(texts) for name, value in (COLUMNS | columns).items()}
-    return builtin(spec)(
+    return reward_function(spec)(
         prompts=["?"] * len(texts),
         completions=list(texts),
         completion_ids=[[1]] * len(texts),
@@ -61,27 +63,31 @@ def test_right_answers_get_1_in_any_form_and_wrong_ones_less(spec: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_a_model_may_say_breaks_nothing(spec: str) -> None:
     nasty = ["", "9" * 6000, "(" * 3000, "[" * 100_000, "1/0", "2 ** 9 ** 9 ** 9", "1e999999999", "\x00", "\ud800", "NaN"]
-    assert all((score is not None and 0 <= score < 1) or spec.startswith("regex") for score in scores(spec, *nasty))
+    assert all(
+        (score is not None and 0 <= score < 1) or spec.startswith(("regex", "json")) for score in scores(spec, *nasty)
+    )
     assert scores(spec, []) == scores(spec, "")
 
 
 @pytest.mark.parametrize(
     ("spec", "line"),
     [
-        ("exct", f"reward: must be one of {', '.join(BUILTINS)}, got 'exct'. Did you mean 'exact'?"),
-        ("exact:7", "reward: exact takes nothing after its name, got 'exact:7'."),
-        ("regex", "reward: regex must be written regex:PATTERN, got 'regex'."),
+        ("exct", f"reward: must be one of {', '.join(REWARDS)}, got 'exct'. Did you mean 'exact'?"),
+        ("exact:7", f"reward: must be one of {', '.join(REWARDS)}, got 'exact:7'. Did you mean 'exact'?"),
+        ("regex", f"reward: must be one of {', '.join(REWARDS)}, got 'regex'."),
         ("regex:*", "reward: regex must be a regular expression of Python, got '*' (nothing to repeat at position 0)."),
         ("length:60", "reward: length must be MIN-MAX in words, such as length:20-60, got '60'."),
         ("length:9-3", "reward: length must be MIN-MAX in words, such as length:20-60, got '9-3'."),
         ("length:0-0", "reward: length must be MIN-MAX in words, such as length:20-60, got '0-0'."),
         ("json:a,,b", "reward: json must be followed by keys with commas between them, got 'a,,b'."),
-        ("json:", "reward: json must be written json:KEY,KEY, got 'json:'."),
+        ("model", "reward: must be a function, got 'model', a model."),
+        ("python:math:tauu", "reward: 'math' has no 'tauu'. Did you mean 'tau'?"),
+        ("python:math:tau", "reward: must be callable, got 'math:tau', which is float."),
     ],
 )  # fmt: skip
 def test_a_wrong_name_gets_one_line(spec: str, line: str) -> None:
     with pytest.raises(InputError) as error:
-        builtin(spec)
+        reward_function(spec)
     assert str(error.value) == line
 
 
@@ -89,7 +95,7 @@ def test_a_wrong_name_gets_one_line(spec: str, line: str) -> None:
 def test_rows_without_an_answer_have_no_reward_and_those_without_the_column_are_refused(spec: str) -> None:
     assert scores(spec, "7", answer=None, nums=None) == [None]
     with pytest.raises(InputError, match=f"^reward: {spec} needs the column"):
-        builtin(spec)(prompts=["?"], completions=["7"])
+        reward_function(spec)(prompts=["?"], completions=["7"])
 
 
 def test_an_answer_may_be_one_of_several() -> None:

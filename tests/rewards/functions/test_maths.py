@@ -7,11 +7,11 @@ import logging
 import pytest
 
 from zopro.errors import InputError
-from zopro.rewards.functions import builtin, maths
+from zopro.rewards.functions import maths, reward_function
 
 
 def right(text: str, answer: object) -> float | None:
-    return builtin("maths")(prompts=["?"], completions=[text], answer=[answer])[0]
+    return reward_function("maths")(prompts=["?"], completions=[text], answer=[answer])[0]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Rewards that a program can compute: no model, no torch; functions as TRL calls them.
 
-    from zopro.rewards.functions import builtin
-    builtin("maths")(prompts=["What is 3 + 4?"], completions=["It is 7."], answer=["7"])     # [1.0]
-    RLOOTrainer(model, [builtin("countdown"), builtin("length:5-60")], ...)
+    from zopro.rewards.functions import reward_function
+    reward_function("maths")(prompts=["What is 3 + 4?"], completions=["It is 7."], answer=["7"])     # [1.0]
+    RLOOTrainer(model, [reward_function("countdown"), reward_function("length:5-60")], ...)
 
-A further one is a module here and a row of `BUILTINS`.
+Every built-in one lies in [0, 1]. A further one is a module here, and one call in `zopro.choices`.
 """
 
 from __future__ import annotations
@@ -12,49 +12,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zopro.errors import InputError, nearest
-from zopro.rewards.functions.answer import CONTAINS, EXACT
-from zopro.rewards.functions.base import Builtin, Completion, Reward, text_of
-from zopro.rewards.functions.countdown import COUNTDOWN
-from zopro.rewards.functions.length import LENGTH
-from zopro.rewards.functions.maths import MATHS
-from zopro.rewards.functions.pattern import REGEX
-from zopro.rewards.functions.structured import JSON
+from zopro.choices import REWARDS
+from zopro.errors import InputError
+from zopro.rewards.functions.base import Completion, Reward, text_of
 
-__all__ = ["BUILTINS", "Builtin", "Reward", "builtin", "text_of"]
-
-BUILTINS: dict[str, Builtin] = {
-    "exact": EXACT,
-    "contains": CONTAINS,
-    "regex": REGEX,
-    "length": LENGTH,
-    "json": JSON,
-    "maths": MATHS,
-    "countdown": COUNTDOWN,
-}
+__all__ = ["Reward", "reward_function", "text_of"]
 
 
-def builtin(spec: str) -> Reward:
-    """The reward that `spec` names: "maths", or with a parameter "length:20-60".
+def reward_function(name: str) -> Any:
+    """The function that `name` stands for, one of `zopro.choices.REWARDS` that is no network: "maths", "length:20-60".
 
-    Its `__name__` is `spec`. Raises `InputError` for an unknown name, and for a parameter that is missing, wrong or one
-    too many; when called, for rows without a column that it needs.
+    The `__name__` of a built-in one is `name`. Raises `InputError` for an unknown name and for a parameter that cannot be
+    read; when called, for rows without a column that it needs.
     """
-    name, _, parameter = spec.partition(":")
-    if name not in BUILTINS:
-        raise InputError(f"reward: must be one of {', '.join(BUILTINS)}, got {spec!r}.{nearest(name, BUILTINS)}")
-    made = BUILTINS[name]
-    if not made.parameter and spec != name:
-        raise InputError(f"reward: {name} takes nothing after its name, got {spec!r}.")
-    if made.parameter and not parameter and not (made.optional and spec == name):
-        raise InputError(f"reward: {name} must be written {name}:{made.parameter}, got {spec!r}.")
-    score = made.make(parameter)
+    choice = REWARDS[name]
+    if choice.trained or choice.network:
+        raise InputError(f"reward: must be a function, got {name!r}, a model.")
+    made = choice.load()(name.partition(":")[2])
+    if choice.prefix == "python":
+        return made
 
     def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
-        for column in made.needs:
+        for column in choice.needs:
             if column not in columns:
                 raise InputError(f"reward: {name} needs the column {column} in each row, which there is not.")
-        return score(prompts, completions, **columns)
+        found: list[float | None] = made(prompts, completions, **columns)
+        return found
 
-    reward.__name__ = spec
+    reward.__name__ = name
     return reward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from zopro.rewards.functions.base import Builtin, for_each_answer, plain
+from zopro.rewards.functions.base import Reward, for_each_answer
 
 
 def is_exactly(text: str, answer: str) -> bool:
@@ -28,7 +28,11 @@ def has(text: str, answer: str) -> bool:
     return re.search(f"{before}{words}{after}", text, re.IGNORECASE) is not None
 
 
-EXACT = Builtin(plain(for_each_answer(is_exactly)), "1 if the completion is the row's answer, else 0", needs=("answer",))
-CONTAINS = Builtin(
-    plain(for_each_answer(has)), "1 if the row's answer stands in the completion, else 0", needs=("answer",)
-)
+def exact(parameter: str = "") -> Reward:
+    """1 for a completion that is the row's answer, else 0; None for a row without one."""
+    return for_each_answer(is_exactly)
+
+
+def contains(parameter: str = "") -> Reward:
+    """1 for a completion in which the row's answer stands, else 0; None for a row without one."""
+    return for_each_answer(has)

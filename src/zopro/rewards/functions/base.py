@@ -1,4 +1,4 @@
-"""What every built-in reward is made of: the text of a completion, the answers of a row, and a line in the table.
+"""What built-in rewards are made of: the text of a completion, and the answers of a row.
 
 A reward has TRL's signature: f(prompts, completions, **columns) -> one number for each completion, or None where it does
 not apply. A completion is a text or, for rows of messages, a list of messages.
@@ -7,31 +7,12 @@ not apply. A completion is a text or, for rows of messages, a list of messages.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from zopro.tasks.solutions import final_answer
 
 Reward = Callable[..., list[float | None]]
 Completion = str | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Builtin:
-    """A built-in reward.
-
-    make: the reward, from the text after the colon of its name ("" without one). Raises `InputError` for a text that it
-    cannot read. parameter: what stands after the colon; empty where nothing may. optional: it may be left out. needs:
-    columns that each row must have. checks: whether 1 means that the answer is right, so that accuracy can be measured.
-    Every built-in reward lies in [0, 1].
-    """
-
-    make: Callable[[str], Reward]
-    help: str
-    parameter: str = ""
-    optional: bool = False
-    needs: tuple[str, ...] = ()
-    checks: bool = True
 
 
 def text_of(completion: Completion) -> str:
@@ -76,8 +57,3 @@ def for_each_text(score: Callable[[str], float]) -> Reward:
         return [score(text_of(completion)) for completion in completions]
 
     return reward
-
-
-def plain(score: Reward) -> Callable[[str], Reward]:
-    """A reward without a parameter, as `Builtin.make`."""
-    return lambda parameter: score

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from zopro.rewards.functions.base import Builtin, Completion, plain, text_of
+from zopro.rewards.functions.base import Completion, Reward, text_of
 from zopro.tasks.solutions import boxed, numbers_of
 
 RIGHT_NUMBERS = 0.1
@@ -76,17 +76,14 @@ def _computed(expression: str) -> tuple[Fraction, list[int]]:
     return value(ast.parse(expression.strip(), mode="eval").body), used
 
 
-def countdown(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+def countdown(parameter: str = "") -> Reward:
     """`score` of each completion, by the columns `nums` and `target`; None where a row has none."""
-    rows = zip(completions, columns["nums"], columns["target"], strict=True)
-    return [
-        None if nums is None or target is None else score(text_of(completion), *numbers_of(nums, target))
-        for completion, nums, target in rows
-    ]
 
+    def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+        rows = zip(completions, columns["nums"], columns["target"], strict=True)
+        return [
+            None if nums is None or target is None else score(text_of(completion), *numbers_of(nums, target))
+            for completion, nums, target in rows
+        ]
 
-COUNTDOWN = Builtin(
-    plain(countdown),
-    f"1 if an equation uses each number once and reaches the target, {RIGHT_NUMBERS:g} if it uses them, else 0",
-    needs=("nums", "target"),
-)
+    return reward

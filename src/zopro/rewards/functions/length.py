@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 from zopro.errors import InputError
-from zopro.rewards.functions.base import Builtin, Reward, for_each_text
+from zopro.rewards.functions.base import Reward, for_each_text
 
 
-def make(bounds: str) -> Reward:
+def length(bounds: str) -> Reward:
     """The reward of a range of words. Raises `InputError` for what is no range.
 
-    >>> make("2-4")(["?"] * 4, ["a", "a b", "a b c d e f g h", ""])
+    >>> length("2-4")(["?"] * 4, ["a", "a b", "a b c d e f g h", ""])
     [0.5, 1.0, 0.5, 0.0]
     """
     numbers = re.fullmatch(r"(\d{1,9})-(\d{1,9})", bounds.strip())
@@ -24,6 +24,3 @@ def make(bounds: str) -> Reward:
         return count / low if count < low else high / count if count > high else 1.0
 
     return for_each_text(score)
-
-
-LENGTH = Builtin(make, "1 for MIN to MAX words; with fewer n / MIN, with more MAX / n", "MIN-MAX", checks=False)

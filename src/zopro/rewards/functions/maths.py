@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from zopro.errors import InputError
-from zopro.rewards.functions.base import Builtin, for_each_answer, plain
+from zopro.rewards.functions.base import Reward, for_each_answer
 from zopro.tasks.solutions import BOX, MARK, boxed
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,6 @@ def _in_dollars(text: str) -> str:
     return text if "$" in text or BOX in text else f"${text}$"
 
 
-MATHS = Builtin(
-    plain(for_each_answer(equals)),
-    "1 if the last boxed expression or number equals the row's answer, else 0",
-    needs=("answer",),
-)
+def maths(parameter: str = "") -> Reward:
+    """1 for a completion whose last boxed expression or number equals the row's answer, else 0; None without one."""
+    return for_each_answer(equals)

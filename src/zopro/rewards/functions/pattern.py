@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 
 from zopro.errors import InputError
-from zopro.rewards.functions.base import Builtin, Reward, for_each_text
+from zopro.rewards.functions.base import Reward, for_each_text
 
 
-def make(pattern: str) -> Reward:
+def regex(pattern: str) -> Reward:
     """The reward of a pattern. Raises `InputError` for one that is no regular expression."""
     try:
         found = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"reward: regex must be a regular expression of Python, got {pattern!r} ({error}).") from None
     return for_each_text(lambda text: float(found.search(text) is not None))
-
-
-REGEX = Builtin(make, "1 if Python's re.search finds PATTERN in the completion, else 0", "PATTERN")

@@ -7,18 +7,18 @@ import re
 from typing import Any
 
 from zopro.errors import InputError
-from zopro.rewards.functions.base import Builtin, Reward, for_each_text
+from zopro.rewards.functions.base import Reward, for_each_text
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
 
 
-def make(keys: str) -> Reward:
+def structured(keys: str = "") -> Reward:
     """The reward of an object with these keys, separated by commas; of any JSON without keys.
 
     It is 0 for what is no JSON, else the share of 1 + (number of keys) that is there. A fence of three backquotes around
     the whole is no part of it. Raises `InputError` for an empty key.
 
-    >>> make("name,age")(["?"] * 3, ['{"name": "Bo", "age": 3}', '{"name": "Bo"}', "Bo"])
+    >>> structured("name,age")(["?"] * 3, ['{"name": "Bo", "age": 3}', '{"name": "Bo"}', "Bo"])
     [1.0, 0.6666666666666666, 0.0]
     """
     wanted = [key.strip() for key in keys.split(",")] if keys else []
@@ -43,11 +43,3 @@ def _parsed(text: str) -> Any:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
-
-
-JSON = Builtin(
-    make,
-    "0 if the completion is no JSON, else the share of 1 + keys that is there: 1 with every key",
-    "KEY,KEY",
-    optional=True,
-)

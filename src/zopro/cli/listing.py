@@ -1,0 +1,45 @@
+"""`zopro methods` and `zopro config-schema`: what can be chosen, for people and for editors. Neither imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from zopro.choices import DIRECTIONS, JUDGES, METHODS, REWARDS, TASKS, Registry
+from zopro.system.terminal import Page, Table
+
+
+def add_methods(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "methods", help="what a policy can be optimised by, and all other names that a configuration may hold"
+    )
+    command.set_defaults(handler=_methods)
+    return command
+
+
+def add_schema(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "config-schema", help="the configuration as a JSON schema, for editors"
+    )
+    command.set_defaults(handler=_schema)
+    return command
+
+
+def _methods(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    others: dict[str, Registry[Any]] = {"noise": DIRECTIONS, "judge": JUDGES, "task": TASKS, "reward": REWARDS}
+    tables: list[str | Table] = []
+    for key, registry in others.items():
+        tables += ["", Table([(key, ""), *((choice.name, choice.help) for choice in registry.values())])]
+    rows = [(method.name, method.uses, method.help, method.rate) for method in METHODS.values()]
+    shown = Table([("method", "uses", "", "learning rate"), *rows])
+    methods = [dict(zip(("name", "uses", "help", "learning_rate"), row, strict=True)) for row in rows]
+    found = {"methods": methods, **{key: {c.name: c.help for c in registry.values()} for key, registry in others.items()}}
+    return found, Page(shown, *tables, "", "In place of a name, python:MODULE:NAME takes yours: docs/extending.md.")
+
+
+def _schema(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from zopro.config.schema import schema
+
+    found = schema()
+    return found, json.dumps(found, indent=2, ensure_ascii=False)

@@ -1,0 +1,77 @@
+"""The options of a zeroth-order step, declared once: for configurations, trainers and measurements."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from zopro.choices import DIRECTIONS, EVALUATIONS, PARALLEL
+from zopro.config.fields import check, check_choices, option, positive
+
+PRESETS = {"default": 1e-4, "paper": 1.0}
+"""Presets with their zeroth-order learning rates; the paper's is relative to |mu|."""
+
+
+@dataclass
+class StepOptions:
+    """The zeroth-order step. Empty options take the preset's."""
+
+    preset: str = option(
+        "default",
+        "default (normalised directions, eps auto, adaptive step) or paper (their scaling, eps 1e-5).",
+        tuple(PRESETS),
+    )
+    eps: float | str = option(
+        "", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's."
+    )
+    queries: int = option(1, "Directions averaged in a step.")
+    sides: int = option(
+        2, "2: central difference. 1: forward difference, one evaluation less per direction.", choices=(1, 2)
+    )
+    evaluation: str = option(
+        "sequential",
+        "The two sides of a central difference one after another (sequential), or together: in one pass of the base "
+        "weights over twice the rows (LoRA only; faster where a pass is bound by reading weights).",
+        EVALUATIONS,
+    )
+    surrogate: str = option(
+        "",
+        "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
+        ("", "log_ratio", "clipped"),
+    )
+    decay: str = option(
+        "linear", "How the share of the previous update, d, decays: linear or exponential.", ("linear", "exponential")
+    )
+    noise: str = option(
+        "",
+        f"What directions, or the noise in them, are drawn from: {DIRECTIONS.about()}, or python:MODULE:NAME, a class of "
+        "yours; empty takes the preset's.",
+        DIRECTIONS,
+    )
+    parallel: str = option(
+        "data",
+        "What processes share in a zeroth-order step: data (each has its prompts) or queries (each has all prompts and "
+        "evaluates its part of the directions).",
+        PARALLEL,
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, StepOptions)
+        positive(self, "queries")
+        self.eps = _eps(self.eps)
+        fits = self.evaluation == "sequential" or self.sides == 2
+        check(fits, "evaluation", "must be sequential with sides: 1", self.evaluation)
+        fits = self.parallel == "data" or self.evaluation == "sequential"
+        check(fits, "parallel", "must be data with evaluation: together", self.parallel)
+
+
+def _eps(value: float | str) -> float | str:
+    """However it was written, so that a run's configuration is found to be the same."""
+    if value in ("", "auto"):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    check(0 < number < math.inf, "eps", "must be a number greater than 0, or auto", value)
+    return number

@@ -1,0 +1,124 @@
+"""ZOPrO's direction: the previous update and noise orthogonal to the reward model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from zopro.zo.directions.base import Directions, norm_of, norms
+from zopro.zo.directions.gaussian import Gaussian
+from zopro.zo.schedules import target_share
+
+ROUNDING = 1e-6  # root mean square of noise below which projections have left nothing of it
+
+
+class Targeted(Directions):
+    """ZOPrO's direction: z = d mu + sqrt(1 - d^2) n_perp, per parameter tensor (the paper).
+
+    mu is the policy's update over the previous iteration, v the reward model's update over the same one, and
+
+        n ~ N(0, I);   n_perp = n - <v^, n> v^;   n_perp <- n_perp |mu| / |n_perp|.
+
+    d is `target_share(step, total_steps, decay)`. Tensors without a reward update (v missing or 0) keep n as it is.
+    Tensors without a previous update (mu missing or 0) would never move: they take n_perp alone, at the mean of the
+    others' root mean squares, or unscaled if there are no others. (A one-element tensor has no noise orthogonal to its
+    reward update, and moves along mu only; so does one whose noise is parallel to it, which `Signs` can be.)
+
+    Args:
+        previous_update: name -> mu; shapes of the parameters. May be a lazy mapping.
+        reward_update: name -> v; may lack tensors (a policy's head has no counterpart), may be empty.
+        total_steps: steps of this iteration, N.
+        decay: "linear" (0 at step N - 1) or "exponential".
+        normalize: scale all of z by one factor so that mu has root mean square 1, which gives `lr` and `eps` the
+            meaning they have for Gaussian directions. False keeps the paper's scale.
+        noise: where n is drawn from, with entries of root mean square 1; by default `Gaussian()`, as in the paper.
+
+    Raises:
+        ValueError: total_steps < 1, an unknown decay, a non-finite update, or (from `check`) an update whose shape
+            differs from its parameter's, or one that is not empty but names none of the parameters.
+
+    >>> mu, v = {"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([0.0, 2.0])}
+    >>> z = Targeted(mu, v, total_steps=10, normalize=False)
+    >>> z.sample([("w", torch.zeros(2))], seed=0, step=9)["w"].abs()  # d is 0: orthogonal to v, as long as mu
+    tensor([5., 0.])
+    """
+
+    def __init__(
+        self,
+        previous_update: Mapping[str, Tensor],
+        reward_update: Mapping[str, Tensor],
+        total_steps: int,
+        decay: str = "linear",
+        normalize: bool = True,
+        noise: Directions | None = None,
+    ) -> None:
+        target_share(0, total_steps, decay)
+        self.previous_update = previous_update
+        self.reward_update = reward_update
+        self.total_steps = total_steps
+        self.decay = decay
+        self.normalize = normalize
+        self.noise = noise or Gaussian()
+        self._norms = norms("previous_update", previous_update)
+        self._reward_norms = norms("reward_update", reward_update)
+        elements = {name: previous_update[name].numel() for name in self._norms}
+        total = math.sqrt(sum(norm**2 for norm in self._norms.values()))
+        self._scale = math.sqrt(sum(elements.values())) / total if normalize and total > 0 else 1.0
+        sizes = [norm / math.sqrt(elements[name]) for name, norm in self._norms.items()]  # root mean squares
+        self._mean_size = sum(sizes) / len(sizes) if sizes else None
+
+    def check(self, named_params: Iterable[tuple[str, Tensor]]) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in named_params}
+        for label, update in (("previous_update", self.previous_update), ("reward_update", self.reward_update)):
+            shared = [name for name in update if name in shapes]
+            if len(update) and not shared:
+                raise ValueError(
+                    f"{label}: must name parameters of the policy such as {next(iter(shapes), None)!r}, "
+                    f"got names such as {next(iter(update))!r}"
+                )
+            for name in shared:
+                if tuple(update[name].shape) != shapes[name]:
+                    raise ValueError(
+                        f"{label}: {name!r} must have its parameter's shape {shapes[name]}, "
+                        f"got {tuple(update[name].shape)}"
+                    )
+
+    def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
+        noise = self._orthogonal_noise(name, like, seed, step)
+        mu_norm = self._norms.get(name)
+        if mu_norm is None:
+            wanted = None if self._mean_size is None else self._mean_size * math.sqrt(noise.numel()) * self._scale
+            return noise if wanted is None else _rescaled(noise, wanted)
+        d = target_share(step, self.total_steps, self.decay)
+        mu = self.previous_update[name].to(device=like.device, dtype=torch.float32)
+        noise = _rescaled(noise, mu_norm)
+        return noise.mul_(math.sqrt(1 - d * d)).add_(mu, alpha=d).mul_(self._scale)
+
+    def _orthogonal_noise(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
+        """n - <v^, n> v^."""
+        noise = self.noise.tensor(name, like, seed, step)
+        norm = self._reward_norms.get(name)
+        if norm is None:
+            return noise
+        unit = self.reward_update[name].to(device=like.device, dtype=torch.float32) / norm
+        return orthogonal_(noise, unit)
+
+
+def orthogonal_(tensor: Tensor, unit: Tensor) -> Tensor:
+    """Take the component along `unit`, of norm 1, off `tensor` in place.
+
+    Twice: once leaves rounding of the order of |tensor| where the two are nearly parallel. A one-element tensor has no
+    direction orthogonal to another; what is left there is rounding, and is set to 0.
+    """
+    for _ in range(2):
+        tensor.sub_(unit * (unit * tensor).sum())
+    return tensor.zero_() if tensor.numel() == 1 else tensor
+
+
+def _rescaled(noise: Tensor, norm: float) -> Tensor:
+    """`noise`, drawn with root mean square 1, scaled to the given norm in place; what is but rounding becomes 0."""
+    current = norm_of(noise)
+    return noise.mul_(norm / current) if current > ROUNDING * math.sqrt(noise.numel()) else noise.zero_()
