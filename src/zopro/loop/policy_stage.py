@@ -52,11 +52,11 @@ def policy_trainer(
     v = policies.reward_update(*origin.reward_update) if origin.reward_update else {}
     with policies.open(origin.start, trainable=True) as model, preserve_random_state():
         model.config._name_or_path = str(origin.start if policies.full else config.model)
-        reward = models.reward_from(store.reward(origin.iteration))
+        rewards = models.rewards_with(store.reward(origin.iteration))
         inputs = PolicyInputs(
             model=model,
             tokenizer=models.tokenizer,
-            reward_function=reward.as_reward_function(config.eval_batch_size),
+            reward_function=rewards.as_reward_function(items),
             prompts=[item.prompt for item in items],
             rows=[item.example.row for item in items],
             config=config,

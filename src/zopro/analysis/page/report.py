@@ -22,6 +22,7 @@ import yaml
 from zopro.analysis.page.charts import Chart, Series, boundaries, running_mean
 from zopro.analysis.page.interplay import drawn, page_parts
 from zopro.config import GROUPS
+from zopro.config.defaults import default_of
 from zopro.errors import InputError
 from zopro.store import shown
 from zopro.store.layout import Layout, numbered
@@ -223,7 +224,7 @@ def _config_groups(config: Record) -> list[tuple[str, list[Record]]]:
         rows = []
         for name, field in group.__dataclass_fields__.items():
             if name in config:
-                default = field.default_factory() if callable(field.default_factory) else field.default
+                default = default_of(field, str(config.get("task", "")))
                 rows.append(
                     {
                         "name": name,
