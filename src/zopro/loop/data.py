@@ -9,7 +9,9 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from zopro import tasks
+from zopro.choices import REWARDS
 from zopro.config import RunConfig
+from zopro.errors import InputError
 from zopro.tasks import Example, Task
 from zopro.tasks.columns import lacking
 from zopro.text import chat
@@ -57,8 +59,18 @@ def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     columns = config.reward != ["model"]  # which reads prompts and answers alone
     found = tasks.load(config, config.eval_prompts, config.seed, refuse=unfit, fit=fit, columns=columns)
     left_out = "".join(f"; left out {count}: {reason}" for reason, count in found.dropped.items())
+    _check_answers(config, found)
     rows = f"{len(found.train)} training rows, {len(found.eval)} held-out prompts{left_out}"
     return Data(found.task, [*map(item, found.train)], [*map(item, found.eval)], rows, found.remarks())
+
+
+def _check_answers(config: RunConfig, found: tasks.TaskData) -> None:
+    """Raise InputError where a stage has nothing to learn from."""
+    if config.sft_steps and all(example.chosen is None for example in found.train):
+        raise InputError("sft_steps: must be 0 for rows without an answer to learn from. Set it, or give such rows.")
+    if config.trains_reward and all(example.rejected is None and example.score is None for example in found.train):
+        others = ", ".join(name for name in REWARDS if name != "model")
+        raise InputError(f"reward: model must have rows with preferences or scores, got none. Take another: {others}.")
 
 
 def _item(tokenizer: PreTrainedTokenizerBase, example: Example) -> Item:

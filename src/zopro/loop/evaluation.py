@@ -19,6 +19,7 @@ from zopro.loop.data import Data, Item
 from zopro.loop.divergence import kl_per_answer
 from zopro.loop.models import Models
 from zopro.loop.run import Run
+from zopro.loop.unended import unended
 from zopro.store.rundir import read_rows, write_text
 from zopro.store.shown import PER_ANSWER
 from zopro.system.statistics import win_interval
@@ -61,23 +62,15 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         _add_prompts(models, rows, prompts, found)
         line |= _correctness(models, found, rows, prompts)
         line |= gains(before, rows) if iteration is not None else {}
-    share = ended(models, found.ids)
-    if share < 0.9:
-        run.say(unended(1 - share, len(found.ids), config.max_completion_length, "evaluation"))
+    of = "evaluation" if iteration is None else f"evaluation {iteration}"
+    if note := unended(of, 1 - ended(models, found.ids), len(found.ids), config.max_completion_length):
+        run.say(note)
     store.write_rows(store.evaluation(iteration), rows)
     if iteration is None:
         _answer_by_base(run, models, data.eval[:BASE_ANSWERS])
     store.log(line)
     write_text(store.evaluation(iteration, ".json"), json.dumps(line, indent=2))
     return line
-
-
-def unended(share: float, count: int, limit: int, where: str) -> str:
-    """The line about answers that do not end."""
-    return (
-        f"{where}: {round(share * count)} of {count} sampled answers ({share:.0%}) do not end within "
-        f"max_completion_length={limit}: they are scored as they are cut off. Raise it, or ask for shorter answers."
-    )
 
 
 def _rows(models: Models, items: Sequence[Item], ids: list[list[int]], rewards: Sequence[float]) -> Rows:

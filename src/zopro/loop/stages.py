@@ -49,11 +49,8 @@ def train_sft(run: Run, models: Models, data: Data) -> None:
 
 
 def _sft_rows(run: Run, models: Models, data: Data) -> list[Item]:
-    answered = [item for item in data.train if item.example.chosen is not None]
-    if not answered:
-        raise InputError("sft_steps: must be 0 for rows without an answer to learn from. Set it, or give such rows.")
     fits = _answers_fit(run, models)
-    rows = [item for item in answered if fits(item.example.chosen)]
+    rows = [item for item in data.train if item.example.chosen is not None and fits(item.example.chosen)]
     if not rows:
         limit = run.config.max_completion_length
         raise InputError(f"max_completion_length: no chosen answer ends within {limit} tokens. Raise it.")
