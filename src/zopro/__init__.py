@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from zopro.train.guided import GuidedConfig, GuidedTrainer
     from zopro.train.zeroth_order import zeroth_order
     from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
-    from zopro.zo import SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Signs, Targeted
+    from zopro.zo import ES, SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Signs, Targeted
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ES",
     "SPSA",
     "Gaussian",
     "GuidedConfig",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ES": "zopro.zo",
     "SPSA": "zopro.zo",
     "Gaussian": "zopro.zo",
     "LowRank": "zopro.zo",

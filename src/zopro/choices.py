@@ -29,6 +29,8 @@ EVALUATIONS = ("sequential", "together")
 """How the two sides of a central difference are evaluated."""
 PARALLEL = ("data", "queries")
 """What processes share in a step."""
+SHAPINGS = ("z_score", "centred_rank")
+"""What a population's rewards become before they weigh its directions."""
 
 
 @dataclass(frozen=True)
