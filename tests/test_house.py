@@ -34,12 +34,13 @@ MAY_IMPORT = {
     "judges": "errors choices system config text tasks store",
     "analysis": "errors system config weights store",
     "train": "errors choices system config text objectives zo weights store engine",
-    "rewards": "errors choices system config text objectives zo weights store engine train",
+    "functions": "errors choices tasks",  # rewards/functions
+    "rewards": "errors choices system config text objectives zo weights store engine tasks train functions",
     "loop": "errors choices system config text objectives zo weights store engine judges tasks analysis train rewards",
     "bench": "errors choices system config text objectives zo weights store engine train rewards",
     "compare": "errors choices system config weights store engine judges tasks train rewards loop",
     "demo": "errors choices system config weights store tasks loop",
-    "cli": "errors choices system config store analysis loop bench compare demo",
+    "cli": "errors choices system config store tasks analysis loop bench compare demo",
     "front": "errors system config zo train loop",  # zopro/__init__.py, which imports the public names on first use
 }
 
@@ -53,6 +54,7 @@ LIBRARIES = {
     "system": "torch numpy accelerate rich",
     "config": "yaml pydantic",
     "tasks": "datasets pyarrow rouge_score sacrebleu",
+    "functions": "math_verify",
     "text": "transformers tokenizers torch",
     "weights": "torch safetensors peft",
     "store": "torch yaml filelock",
@@ -150,9 +152,10 @@ def place(module: str) -> str:
 
 
 def room(module: str) -> str:
-    """The room of a module; `objectives` is one of its own, which lies in another."""
+    """The room of a module; `objectives` and the rewards' `functions` are rooms of their own, which lie in others."""
     where = place(module).split(".")
-    return "objectives" if where[-1] == "objectives" else where[0]
+    inner = next((name for name in ("objectives", "functions") if name in where[1:2]), None)
+    return inner or where[0]
 
 
 def ours(modules: set[str]) -> set[str]:

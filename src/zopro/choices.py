@@ -1,4 +1,4 @@
-"""Every list of names as a registry: methods, directions, judges, tasks. One call registers a variant.
+"""Every list of names as a registry: methods, directions, judges, tasks, rewards. One call registers a variant.
 
 Names, help texts, errors, `zopro methods`, `zopro config-schema`, comparisons, journals and replay read these tables, and
 the tests run over them. What a name stands for is imported when it is first used, so that names are known, and wrong ones
@@ -88,6 +88,20 @@ class Direction(Choice):
 
     keeps: tuple[str, ...] = ()
     of_update: bool = False
+
+
+@dataclass(frozen=True)
+class Reward(Choice):
+    """What the policy is optimised for. The target makes a function as TRL calls it from the text after the name's colon.
+
+    needs: columns that each row must have. checks: 1 means that an answer is right, so that accuracy can be measured.
+    trained: it is the run's own reward model. network: the target makes a network that scores.
+    """
+
+    needs: tuple[str, ...] = ()
+    checks: bool = False
+    trained: bool = False
+    network: bool = False
 
 
 C = TypeVar("C", bound=Choice)
@@ -252,5 +266,27 @@ for task in (
     Choice("summarization", "zopro.tasks.summarization:task", "a summary of a text"),
     Choice("translation", "zopro.tasks.translation:task", "a translation, scored or paired"),
     Choice("preference", "zopro.tasks.preference:task", "TRL's prompt, chosen and rejected"),
+    Choice("verifiable", "zopro.tasks.verifiable:task", "a prompt whose answer a program checks"),
 ):
     TASKS.add(task)
+
+REWARDS = Registry("reward", Reward)
+for reward in (
+    Reward("model", "zopro.rewards.model:RewardModel", "trained on the rows' preferences", trained=True),
+    Reward("model:PATH", "zopro.rewards.classifier:Classifier", "a sequence classifier with one output", network=True),
+    Reward("python:MODULE:FUNCTION", "zopro.rewards.functions.own:own", "your function, as TRL calls it"),
+    *(
+        Reward(name, f"zopro.rewards.functions.{target}", text, columns, checks)
+        for name, target, text, columns, checks in (
+            ("exact", "answer:exact", "the completion is the row's answer", ("answer",), True),
+            ("contains", "answer:contains", "the row's answer stands in it", ("answer",), True),
+            ("maths", "maths:maths", "it ends with a number or expression equal to the answer", ("answer",), True),
+            ("countdown", "countdown:countdown", "an equation reaches the row's target", ("nums", "target"), True),
+            ("regex:PATTERN", "pattern:regex", "Python's re.search finds the pattern", (), True),
+            ("json", "structured:structured", "it is JSON", (), True),
+            ("json:KEY,KEY", "structured:structured", "a JSON object with these keys", (), True),
+            ("length:MIN-MAX", "length:length", "so many words", (), False),
+        )
+    ),
+):
+    REWARDS.add(reward)

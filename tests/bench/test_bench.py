@@ -102,7 +102,7 @@ def test_the_command_reports_what_it_promises(lora_r: int, monkeypatch: pytest.M
         ({"size": "2b"}, "size: must be one of tiny, 0.1b, 1b, 3b, 8b, got '2b'"),
         ({"num_generations": 1}, "num_generations: must be at least 2, got 1"),
         ({"lora_r": 0}, "beta: must be 0 with lora_r=0"),
-        ({"evaluation": "together", "sides": 1}, "evaluation: must be sequential with sides=1 or lora_r=0"),
+        ({"evaluation": "together", "sides": 1}, "evaluation: must be sequential with sides: 1"),
         ({"model": "no/such/folder", "prompts": 1}, "model: no folder and no Hub id"),
     ],
 )

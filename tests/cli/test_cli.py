@@ -183,7 +183,7 @@ def test_a_bad_file_gets_one_line(capsys, text, line):
         (
             ["run", "config.yaml", "--method", "mezzo"],
             "method: must be one of zopro, zopro-paper, mezo, guided, rloo, rloo-checkpointed, grpo, online-dpo, "
-            "got 'mezzo'",
+            "python:MODULE:NAME, got 'mezzo'",
         ),
         (["run", "config.yaml", "--iter", "2"], "--iter: no such option of 'zopro run'."),
         (

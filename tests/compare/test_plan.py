@@ -21,7 +21,7 @@ CONFIG = RunConfig(model="m", task="chat", train_data="x")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ("zorpo",)}, "methods: must be among zopro, .*got 'zorpo'. Did you mean 'zopro'?"),
+        ({"methods": ("zorpo",)}, "methods: must be one of zopro, .*got 'zorpo'. Did you mean 'zopro'?"),
         ({"methods": ()}, "methods: must name at least one method"),
         ({"methods": ("rloo", "rloo")}, "methods: must differ, got rloo,rloo"),
         ({"seeds": 0}, "seeds: must be at least 1, got 0"),

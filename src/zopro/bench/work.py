@@ -72,7 +72,7 @@ class Work:
             one_of(self, name, values)
         StepOptions(sides=self.sides, evaluation=self.evaluation, queries=self.queries)  # checks them
         if self.evaluation == "together" and self.lora_r == 0:
-            raise InputError("evaluation: must be sequential with lora_r=0, got 'together'.")
+            raise InputError("evaluation: must be sequential with lora_r: 0, got 'together'.")
         if self.lora_r == 0 and self.beta:
             raise InputError("beta: must be 0 with lora_r=0 (a second model would be the reference), got a positive one.")
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from zopro.choices import DIRECTIONS, JUDGES, METHODS, TASKS, Registry
+from zopro.choices import DIRECTIONS, JUDGES, METHODS, REWARDS, TASKS, Registry
 from zopro.system.terminal import Page, Table
 
 
@@ -27,7 +27,7 @@ def add_schema(commands: Any) -> argparse.ArgumentParser:
 
 
 def _methods(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    others: dict[str, Registry[Any]] = {"noise": DIRECTIONS, "judge": JUDGES, "task": TASKS}
+    others: dict[str, Registry[Any]] = {"noise": DIRECTIONS, "judge": JUDGES, "task": TASKS, "reward": REWARDS}
     tables: list[str | Table] = []
     for key, registry in others.items():
         tables += ["", Table([(key, ""), *((choice.name, choice.help) for choice in registry.values())])]

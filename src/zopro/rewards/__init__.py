@@ -1,4 +1,5 @@
-"""Reward models: trained on pairs or scores, refined, interpolated with their predecessor, called on token ids.
+"""Reward models, trained on pairs or scores, refined, interpolated with their predecessor, called on token ids; and
+rewards that a program computes (`zopro.rewards.functions`).
 
 A reward model is a LoRA adapter and a linear head over the base model. It reads the prompt and the
 answer in its frame (`zopro.text.frame`), and the reward is the head's value at the token that ends the turn, in
@@ -11,8 +12,28 @@ away from them.
     model.score(prompt_ids, completion_ids)
 """
 
-from zopro.rewards.model import RewardModel
-from zopro.rewards.sequences import Pair, Scored
-from zopro.weights.interpolation import interpolate
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zopro.rewards.model import RewardModel
+    from zopro.rewards.sequences import Pair, Scored
+    from zopro.weights.interpolation import interpolate
 
 __all__ = ["Pair", "RewardModel", "Scored", "interpolate"]
+
+_HOME = {
+    "Pair": "zopro.rewards.sequences",
+    "RewardModel": "zopro.rewards.model",
+    "Scored": "zopro.rewards.sequences",
+    "interpolate": "zopro.weights.interpolation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """On first use, so that `zopro.rewards.functions` needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'zopro.rewards' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zopro.errors import InputError
@@ -26,21 +26,23 @@ class DropRow(Exception):
 class Example:
     """One row as every stage sees it.
 
-    prompt: chat messages that end with the user's turn (or a tool's). chosen: the (better) answer. rejected: the worse
-    answer, or None where rows are scored instead of paired. score: direct assessment of `chosen`, or None. reference:
-    what metrics compare answers with, or None. row: number of the row in its file, from 1. tools: what the chat
-    template is given as `tools`, or None. notes: what a reader would not expect of how the row was read; loading
-    counts them.
+    prompt: chat messages that end with the user's turn (or a tool's). chosen: the (better) answer, or None where there
+    is none to learn from. rejected: the worse answer, or None where rows are scored instead of paired. score: direct
+    assessment of `chosen`, or None. reference: what metrics and rewards compare answers with, or None. row: number of the
+    row in its file, from 1. tools: what the chat template is given as `tools`, or None. notes: what a reader would not
+    expect of how the row was read; loading counts them. columns: those of the row, for reward functions, where loading
+    was asked to keep them.
     """
 
     prompt: list[Message]
-    chosen: str
+    chosen: str | None
     rejected: str | None = None
     score: float | None = None
     reference: str | None = None
     row: int = 0
     tools: list[Any] | None = None
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def pick(answers: Sequence[str], winner: Any, column: str) -> tuple[str, str]:
 
 def make_example(
     prompt: list[Message],
-    chosen: str,
+    chosen: str | None,
     rejected: str | None = None,
     score: float | None = None,
     reference: str | None = None,
@@ -144,9 +146,9 @@ def make_example(
         raise DropRow("the prompt does not end with the user's turn or a tool's")
     if all(message["role"] != "user" for message in prompt):
         raise DropRow("the prompt has no turn of the user")
-    if not chosen.strip() or (rejected is not None and not rejected.strip()):
+    if any(answer is not None and not answer.strip() for answer in (chosen, rejected)):
         raise DropRow("empty answer")
-    if rejected is not None and chosen.strip() == rejected.strip():
+    if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
         raise DropRow("chosen and rejected are equal")
     return Example(prompt, chosen, rejected, score, reference or None)
 

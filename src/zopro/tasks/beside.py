@@ -15,7 +15,7 @@ from zopro.tasks.literals import blank, spelled
 from zopro.tasks.messages import MEDIA
 from zopro.tasks.rows import Row
 
-_UNUSED = {
+UNUSED = {
     **dict.fromkeys(MEDIA, "a text model cannot see or hear it"),
     **dict.fromkeys(("prompt", "question", "query", "instruction"), "rows of this form have their prompt elsewhere"),
     "tool_calls": "calls are read from messages only",
@@ -30,7 +30,7 @@ _UNUSED = {
 def with_tools(example: Example, row: Row) -> Example:
     """`example` with the row's tools. Raises `DropRow` for other content that no format reads, `InputError` for tools
     that are no list."""
-    for name, reason in _UNUSED.items():
+    for name, reason in UNUSED.items():
         if name in row and name not in row.read and not _empty(row[name]):
             raise DropRow(f"{name}: {reason}")
     tools = row.get("tools")

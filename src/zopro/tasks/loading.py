@@ -61,6 +61,7 @@ def load(
     seed: int,
     refuse: Callable[[Example], str | None] | None = None,
     fit: Callable[[Example], Example] | None = None,
+    columns: bool = False,
 ) -> TaskData:
     """Load the data of `options.task`.
 
@@ -69,17 +70,18 @@ def load(
     are dropped and counted; prompts are compared as text, white space aside. Rows are shuffled with
     `random.Random(seed)`, then `options.max_train_rows` are kept. `refuse(example)` may return a reason to drop a row
     (a prompt that is too long); it is asked before rows are counted off, so that sizes hold. Before that, `fit(example)`
-    may return another example in its place, or raise `DropRow` (see `zopro.tasks.Fit`).
+    may return another example in its place, or raise `DropRow` (see `zopro.tasks.Fit`). With `columns` examples keep the
+    columns of their rows.
 
     Raises `InputError` for an unknown task, data that cannot be read, a row without the expected columns, values of
     the wrong type, and when nothing is left to train or to evaluate on.
     """
     task: Task = TASKS[options.task].load()(options)
     counts = _Counts()
-    train = _examples(task, options.train_data, "train", refuse, fit, counts)
+    train = _examples(task, options.train_data, "train", refuse, fit, counts, columns)
     random.Random(seed).shuffle(train)
     if options.eval_data:
-        held_out = _examples(task, options.eval_data, "eval", refuse, fit, counts)
+        held_out = _examples(task, options.eval_data, "eval", refuse, fit, counts, columns)
         random.Random(seed).shuffle(held_out)
         evaluation = _distinct(held_out, eval_prompts)
     else:
@@ -161,6 +163,7 @@ def _examples(
     refuse: Callable[[Example], str | None] | None,
     fit: Callable[[Example], Example] | None,
     counts: _Counts,
+    columns: bool,
 ) -> list[Example]:
     examples: list[Example] = []
     reasons: Counter[str] = Counter()
@@ -170,7 +173,7 @@ def _examples(
         except DropRow as drop:
             reasons[str(drop)] += 1
         else:
-            examples.append(example)
+            examples.append(replace(example, columns=dict(row)) if columns else example)
             counts.unread.update(unread(row))
             counts.notes.update(example.notes)
     if not examples:

@@ -67,7 +67,7 @@ def from_messages(row: Row, chosen: list[Message], rejected: list[Message]) -> E
             raise DropRow("chosen and rejected answer different prompts")
         prompt = _agreed(row, chosen[:-1], answers)
     else:
-        prompt = _prompt(row, answers)
+        prompt = prompt_of(row, answers)
         if len(chosen) > 1 or len(rejected) > 1:
             raise DropRow("the answer has several turns")
     if prompt and prompt[0]["role"] == "assistant":
@@ -97,12 +97,15 @@ def _answer(message: Message) -> str:
     return str(message["content"])
 
 
-def _prompt(row: Row, answers: Sequence[Message]) -> list[Message]:
-    """The prompt of answers that stand alone."""
-    names = [name for name in PROMPTS if name in row]
+def prompt_of(row: Row, answers: Sequence[Message], known: Sequence[str] = PROMPTS) -> list[Message]:
+    """The prompt of answers that stand alone, from the columns that are `known` to hold one.
+
+    Raises `DropRow` where there is none, or two differ.
+    """
+    names = [name for name in known if name in row]
     given = {name: row[name] for name in names if not blank(row[name])}
     if not names:
-        raise DropRow(f"no prompt: the columns are {', '.join(row)}; known are {', '.join(PROMPTS)}")
+        raise DropRow(f"no prompt: the columns are {', '.join(row)}; known are {', '.join(known)}")
     if not given:
         raise DropRow(f"{names[0]} is null" if row[names[0]] is None else "empty prompt")
     if "prompt" not in given and {"instruction", "input"} <= given.keys():  # as in Alpaca

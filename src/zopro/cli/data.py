@@ -1,0 +1,63 @@
+"""`zopro data`: verifiable problems as rows, to a file or to stdout.
+
+zopro data countdown --numbers 3 --rows 1000 --out train.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from zopro.errors import InputError
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Register the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "data",
+        help="verifiable problems, made on the spot: arithmetic and countdown",
+        description="Write problems whose answers a program can check, one JSON object a line. The same seed gives the "
+        "same rows; rows of the split test never stand in train.",
+    )
+    command.add_argument("kind", metavar="KIND", choices=("arithmetic", "countdown"), help="arithmetic or countdown")
+    command.add_argument("--rows", type=int, required=True, metavar="N", help="problems, all different")
+    command.add_argument("--split", default="train", help="train or test (default: train)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the drawing (default: 0)")
+    command.add_argument("--out", metavar="FILE", help="new .jsonl file to write (default: stdout)")
+    command.add_argument("--numbers", type=int, metavar="K", help="countdown: numbers of a problem, 2 to 6 (default: 3)")
+    command.add_argument(
+        "--difficulty",
+        type=int,
+        nargs="+",
+        metavar="D",
+        help="arithmetic: 1 sums and differences of two-digit numbers, 2 products with a digit, 3 products, 4 products "
+        "with a sum or a difference (default: 1 2)",
+    )
+    command.set_defaults(handler=run)
+    return command
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Make the rows and write them; the object for `--json` holds them where no file does."""
+    from zopro.store.durable import write_text
+    from zopro.tasks.generated import KINDS
+
+    own = {"arithmetic": ("difficulty", "difficulties"), "countdown": ("numbers", "numbers")}
+    for kind, (option, _) in own.items():
+        if kind != args.kind and getattr(args, option) is not None:
+            raise InputError(f"--{option}: is an option of '{kind}', not of '{args.kind}'. Leave it out.")
+    out = Path(args.out) if args.out else None
+    if out is not None and (out.exists() or out.suffix != ".jsonl"):
+        rule = "is there already" if out.exists() else "has another ending"
+        raise InputError(f"--out: must be a new .jsonl file, got '{out}', which {rule}. Choose another.")
+    option, parameter = own[args.kind]
+    value = getattr(args, option)
+    rows = KINDS[args.kind](args.rows, args.split, args.seed, **({} if value is None else {parameter: value}))
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    result = {"kind": args.kind, "split": args.split, "seed": args.seed, "rows": len(rows), "out": args.out}
+    if out is None:
+        return {**result, "data": rows}, text
+    write_text(out, text + "\n")
+    return result, f"{len(rows)} rows written to {out}"

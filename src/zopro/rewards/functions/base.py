@@ -1,0 +1,59 @@
+"""What built-in rewards are made of: the text of a completion, and the answers of a row.
+
+A reward has TRL's signature: f(prompts, completions, **columns) -> one number for each completion, or None where it does
+not apply. A completion is a text or, for rows of messages, a list of messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from zopro.tasks.solutions import final_answer
+
+Reward = Callable[..., list[float | None]]
+Completion = str | Sequence[Mapping[str, Any]]
+
+
+def text_of(completion: Completion) -> str:
+    """The text of a completion; of several messages the last one's.
+
+    >>> text_of("42"), text_of([{"role": "assistant", "content": "42"}])
+    ('42', '42')
+    """
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1].get("content") or "") if completion else ""
+
+
+def answers_of(value: Any) -> list[str]:
+    """What a row's `answer` accepts: one text or number, or a list of them; of worked solutions what follows "####".
+
+    >>> answers_of("3 + 4 = 7 #### 7"), answers_of([1, "one"]), answers_of(None)
+    (['7'], ['1', 'one'], [])
+    """
+    values = value if isinstance(value, list | tuple) else [value]
+    return [text for one in values if one is not None and (text := final_answer(str(one)))]
+
+
+def for_each_answer(right: Callable[[str, str], bool]) -> Reward:
+    """The reward that is 1 where `right(text, answer)` says so of any answer of the row, else 0; None without one."""
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+        rows = zip(completions, columns["answer"], strict=True)
+        return [_best(text_of(completion), answers_of(answer), right) for completion, answer in rows]
+
+    return reward
+
+
+def _best(text: str, answers: Sequence[str], right: Callable[[str, str], bool]) -> float | None:
+    return float(any(right(text, answer) for answer in answers)) if answers else None
+
+
+def for_each_text(score: Callable[[str], float]) -> Reward:
+    """The reward that is `score(text)`, whatever the row."""
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+        return [score(text_of(completion)) for completion in completions]
+
+    return reward

@@ -1,0 +1,120 @@
+r"""`maths`: the number or expression that the completion ends with equals the row's answer.
+
+What counts is the last \boxed{...}, else what follows the last "####", else the last number. Numbers are compared here,
+exactly; expressions (LaTeX, fractions of symbols, sets) by the package math-verify, `pip install 'zopro[maths]'`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from zopro.errors import InputError
+from zopro.rewards.functions.base import Reward, for_each_answer
+from zopro.tasks.solutions import BOX, MARK, boxed
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 5
+"""For one comparison of expressions, after which they count as different."""
+
+_DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
+# A minus after a digit, a letter or a bracket subtracts. Exponents are short: 1e999999999 would fill the memory.
+_NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-+\u2212])?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\d))?(?:\s?/\s?\d+(?!\.?\d))?")
+_DRESS = re.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}|\\[$%!,;: ]|[$%°€£]|\\\(|\\\)")
+_LONGEST = 300  # characters of a number; Python refuses to read integers of thousands of digits
+
+
+def number(text: str) -> Fraction | None:
+    """The number that `text` is, units of money and text aside, or None.
+
+    >>> number("1,234.50"), number("-3/4"), number("$12"), number("x + 1")
+    (Fraction(2469, 2), Fraction(-3, 4), Fraction(12, 1), None)
+    """
+    bare = _DRESS.sub("", text).strip().rstrip(".").strip()
+    return _value(bare) if _NUMBER.fullmatch(bare) else None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in a text.
+
+    >>> last_number("3 + 4 is 7, so it is 7."), last_number("10-3"), last_number("none")
+    (Fraction(7, 1), Fraction(3, 1), None)
+    """
+    found = _NUMBER.findall(text[-10_000:])
+    return _value(found[-1]) if found else None
+
+
+def _value(digits: str) -> Fraction | None:
+    if len(digits) > _LONGEST:
+        return None
+    above, _, below = digits.replace(",", "").replace("\u2212", "-").partition("/")
+    try:
+        return Fraction(above.strip()) / Fraction(below.strip() or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def equals(text: str, answer: str) -> bool:
+    """Whether the completion ends with the answer. Raises `InputError`: the answer is an expression, and the package
+    that compares those is not installed."""
+    expected = number(answer)
+    said = boxed(text)
+    if said is None and MARK in text:
+        said = text.rpartition(MARK)[2]
+    given = last_number(text) if said is None else number(said)
+    if expected is not None and given is not None:
+        return given == expected
+    if expected is not None and said is None:
+        return False  # no number at all
+    if not _installed():
+        if expected is None:
+            raise InputError(
+                f"reward: maths compares numbers, and the answer {answer!r:.60} is an expression, for which the package "
+                "math-verify must be installed. Install zopro[maths]."
+            )
+        _say_that_it_is_missing()
+        return False
+    return _same_expression(text if said is None else said, answer)
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("math_verify") is not None
+
+
+@cache
+def _say_that_it_is_missing() -> None:
+    logger.warning(
+        "reward maths: a completion ends with an expression, which counts as wrong without the package math-verify: "
+        "install zopro[maths]"
+    )
+
+
+def _same_expression(said: str, answer: str) -> bool:
+    from math_verify import parse, verify
+    from math_verify.errors import TimeoutException
+
+    # Its time limit is a signal, which only the main thread can have; elsewhere the caller's own limit must do.
+    seconds = SECONDS if threading.current_thread() is threading.main_thread() else None
+    read: Callable[[str], Any] = lambda text: parse(_in_dollars(text), parsing_timeout=seconds)  # noqa: E731
+    try:
+        return bool(verify(read(answer), read(said), timeout_seconds=seconds))
+    except TimeoutException:
+        return False
+
+
+def _in_dollars(text: str) -> str:
+    """LaTeX as the package looks for it."""
+    return text if "$" in text or BOX in text else f"${text}$"
+
+
+def maths(parameter: str = "") -> Reward:
+    """1 for a completion whose last boxed expression or number equals the row's answer, else 0; None without one."""
+    return for_each_answer(equals)

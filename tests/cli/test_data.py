@@ -1,0 +1,52 @@
+"""`zopro data`: rows to a file or to stdout, and one line for what cannot be made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands import refused, typed
+from zopro import cli
+from zopro.tasks.generated import arithmetic, countdown
+
+
+def test_rows_go_to_a_file_or_to_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "train.jsonl"
+    asked = ("data", "countdown", "--numbers", 4, "--rows", 5, "--seed", 2, "--split", "test")
+    rows = countdown(5, "test", 2, 4)
+    assert typed(capsys, *asked, "--out", out) == (0, f"5 rows written to {out}")
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+    assert cli.main([*map(str, asked)]) == 0
+    assert capsys.readouterr().out == out.read_text()
+    found = json.loads(typed(capsys, "data", "arithmetic", "--rows", 3, "--difficulty", 3, 4, "--json")[1])
+    assert found["data"] == arithmetic(3, difficulties=[3, 4]) and found["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["countdown", "--rows", "0"], "--rows: must be at least 1, got 0."),
+        (["countdown", "--rows", "3", "--numbers", "7"], "--numbers: must be from 2 to 6, got 7."),
+        (
+            ["countdown", "--rows", "3", "--difficulty", "1"],
+            "--difficulty: is an option of 'arithmetic', not of 'countdown'.",
+        ),
+        (["arithmetic", "--rows", "3", "--difficulty", "5"], "--difficulty: must be among 1, 2, 3, 4, got 5."),
+        (["arithmetic", "--rows", "3", "--numbers", "3"], "--numbers: is an option of 'countdown', not of 'arithmetic'."),
+        (["arithmetic", "--rows", "3", "--split", "dev"], "--split: must be train or test, got 'dev'."),
+        (["arithmetic", "--rows", "3", "--out", "a.csv"], "--out: must be a new .jsonl file, got 'a.csv'"),
+        (["algebra", "--rows", "3"], "argument KIND: invalid choice: 'algebra'"),
+        (["arithmetic"], "the following arguments are required: --rows"),
+    ],
+)
+def test_bad_input_gets_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "data", *words).startswith(line)
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "train.jsonl"
+    out.write_text("mine")
+    assert "which is there already" in refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out)
+    assert out.read_text() == "mine"

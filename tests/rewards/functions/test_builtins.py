@@ -1,0 +1,108 @@
+"""Every built-in reward: its range, what it takes and refuses, and how TRL calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zopro.choices import REWARDS
+from zopro.errors import InputError
+from zopro.rewards.functions import reward_function
+
+PARAMETERS = {"regex": "[0-9]{1,2}", "length": "2-4", "json": "name,age"}
+BUILTINS = [choice for choice in REWARDS.values() if not (choice.trained or choice.network or choice.prefix == "python")]
+SPECS = [f"{choice.prefix}:{PARAMETERS[choice.prefix]}" if choice.prefix else choice.name for choice in BUILTINS]
+COLUMNS = {"answer": "7", "nums": [3, 4], "target": 7}
+
+
+def scores(spec: str, *texts: Any, **columns: Any) -> list[float | None]:
+    """As TRL calls it: every column once for each completion, and more that a reward need not know."""
+    repeated = {name: [value] * len(texts) for name, value in (COLUMNS | columns).items()}
+    return reward_function(spec)(
+        prompts=["?"] * len(texts),
+        completions=list(texts),
+        completion_ids=[[1]] * len(texts),
+        trainer_state=None,
+        **repeated,
+    )
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(
+    text=st.one_of(st.text(), st.text('0123456789+-*/()=.,{}[]" \\boxed#e'), st.from_regex(r"\A[-(\d][-+*/() \d=]*\Z"))
+)
+def test_rewards_lie_between_0_and_1(spec: str, text: str) -> None:
+    (score,) = scores(spec, text)
+    assert score is not None and 0 <= score <= 1
+
+
+RIGHT = {
+    "exact": ("7", "17"),
+    "contains": ("it is 7.", "17"),
+    "regex": ("a1", "a"),
+    "length": ("one two", "one"),
+    "json": ('{"name": 1, "age": 2}', "{'name': 1}"),
+    "maths": ("so 7", "so 7 or 8"),
+    "countdown": ("3 + 4", "7"),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_right_answers_get_1_in_any_form_and_wrong_ones_less(spec: str) -> None:
+    right, wrong = RIGHT[spec.partition(":")[0]]
+    messages = [[{"role": "assistant", "content": text}] for text in (right, wrong)]
+    assert scores(spec, right, wrong) == scores(spec, *messages)
+    assert scores(spec, right) == [1.0] and scores(spec, wrong)[0] < 1
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_a_model_may_say_breaks_nothing(spec: str) -> None:
+    nasty = ["", "9" * 6000, "(" * 3000, "[" * 100_000, "1/0", "2 ** 9 ** 9 ** 9", "1e999999999", "\x00", "\ud800", "NaN"]
+    assert all(
+        (score is not None and 0 <= score < 1) or spec.startswith(("regex", "json")) for score in scores(spec, *nasty)
+    )
+    assert scores(spec, []) == scores(spec, "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ("exct", f"reward: must be one of {', '.join(REWARDS)}, got 'exct'. Did you mean 'exact'?"),
+        ("exact:7", f"reward: must be one of {', '.join(REWARDS)}, got 'exact:7'. Did you mean 'exact'?"),
+        ("regex", f"reward: must be one of {', '.join(REWARDS)}, got 'regex'."),
+        ("regex:*", "reward: regex must be a regular expression of Python, got '*' (nothing to repeat at position 0)."),
+        ("length:60", "reward: length must be MIN-MAX in words, such as length:20-60, got '60'."),
+        ("length:9-3", "reward: length must be MIN-MAX in words, such as length:20-60, got '9-3'."),
+        ("length:0-0", "reward: length must be MIN-MAX in words, such as length:20-60, got '0-0'."),
+        ("json:a,,b", "reward: json must be followed by keys with commas between them, got 'a,,b'."),
+        ("model", "reward: must be a function, got 'model', a model."),
+        ("python:math:tauu", "reward: 'math' has no 'tauu'. Did you mean 'tau'?"),
+        ("python:math:tau", "reward: must be callable, got 'math:tau', which is float."),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_gets_one_line(spec: str, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        reward_function(spec)
+    assert str(error.value) == line
+
+
+@pytest.mark.parametrize("spec", ["exact", "contains", "maths", "countdown"])
+def test_rows_without_an_answer_have_no_reward_and_those_without_the_column_are_refused(spec: str) -> None:
+    assert scores(spec, "7", answer=None, nums=None) == [None]
+    with pytest.raises(InputError, match=f"^reward: {spec} needs the column"):
+        reward_function(spec)(prompts=["?"], completions=["7"])
+
+
+def test_an_answer_may_be_one_of_several() -> None:
+    assert scores("exact", "b", "c", answer=["a", "b"]) == [1, 0]
+    assert scores("maths", "8", "9", answer="3 + 5 = 8\n#### 8") == [1, 0]
+
+
+def test_they_need_no_torch() -> None:
+    code = "import sys, zopro.rewards.functions, zopro.tasks.generated; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

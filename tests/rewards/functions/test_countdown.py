@@ -1,0 +1,65 @@
+"""`countdown` against Python's own arithmetic, and what it must not take for an equation."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from zopro.rewards.functions.countdown import score
+
+
+def test_every_equation_of_three_numbers_is_computed_as_python_does() -> None:
+    nums = (7, 3, 8)
+    for a, b, c in itertools.permutations(nums):
+        for p, q in itertools.product("+-*/", repeat=2):
+            for text in (f"{a} {p} {b} {q} {c}", f"({a}{p}{b}){q}{c}", f"{a}{p}({b}{q}{c})"):
+                try:
+                    value = eval(text)
+                except ZeroDivisionError:
+                    continue
+                for target in (24, 31, value):
+                    expected = 1.0 if abs(value - target) < 1e-9 else 0.1
+                    if float(target).is_integer():
+                        assert score(text, nums, int(target)) == expected, text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>(3 + 4) * 5</answer>",
+        "<answer> (3 + 4) * 5 = 35 </answer> or 3 + 4 + 5",
+        "35 = (3 + 4) * 5",
+        "First 3 + 4 = 7.\nSo the equation is [3 + 4] \u00d7 5 = 35.",
+        "\\boxed{(3 + 4) \\times 5}",
+        "5*(4+3)",
+        "Answer: (3 + 4) * 5 = 35, which uses 3, 4 and 5 once.",
+    ],
+)
+def test_where_the_equation_is_found(text: str) -> None:
+    assert score(text, [3, 4, 5], 35) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "35",
+        "(3 + 4) * 5 * 1",
+        "(3 + 4) * 4",
+        "3 ** 4 - 46 + 5",
+        "7 * 5",
+        "34 + 5 - 4",
+        "__import__('os').getpid()",
+        "3 4 5",
+        "",
+    ],
+)
+def test_what_does_not_use_the_numbers_once_gets_nothing(text: str) -> None:
+    assert score(text, [3, 4, 5], 35) == 0
+
+
+def test_the_numbers_alone_get_a_tenth_and_a_division_is_exact() -> None:
+    assert score("3 + 4 + 5", [3, 4, 5], 35) == 0.1
+    assert score("1 / 3 * 3", [1, 3, 3], 1) == 1
+    assert score("3 / (4 - 4)", [3, 4, 4], 1) == 0
+    assert score("7", [7], 7) == 1

@@ -1,0 +1,87 @@
+"""Rows of `task: verifiable`: where prompt, answer and solution are found, and what reaches the reward."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rows import OPTIONS, example, user
+from zopro.errors import InputError
+from zopro.tasks import DropRow, load
+from zopro.tasks.verifiable import countdown_prompt
+
+GSM8K = {"question": "Tom has 3 eggs, buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}
+TOOLS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Is it raining?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "sky", "arguments": {}}}]},
+    {"role": "tool", "content": "wet", "name": "sky"},
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "reference", "chosen"),
+    [
+        (GSM8K, user(GSM8K["question"]), "7", GSM8K["answer"]),
+        ({"prompt": "2 + 2?", "answer": 4}, user("2 + 2?"), "4", "4"),
+        ({"prompt": "2 + 2?"}, user("2 + 2?"), None, None),
+        ({"prompt": TOOLS, "answer": "yes"}, TOOLS, "yes", "yes"),
+        ({"problem": "x?", "solution": "so $\\boxed{5}$.", "answer": "5"}, user("x?"), "5", "so $\\boxed{5}$."),
+        ({"problem": "x?", "solution": "so $\\boxed{5}$."}, user("x?"), "5", "so $\\boxed{5}$."),
+        ({"prompt": "x?", "answer": ["a", "b"]}, user("x?"), "a", "a"),
+        ({"messages": [*user("x?"), {"role": "assistant", "content": "so #### 5"}]}, user("x?"), "5", "so #### 5"),
+        ({"prompt": user("x?"), "completion": [{"role": "assistant", "content": "5"}]}, user("x?"), "5", "5"),
+        ({"prompt": "x?", "system": "Hm.", "answer": "5"}, [{"role": "system", "content": "Hm."}, *user("x?")], "5", "5"),
+        ({"nums": [3, 4], "target": 7}, user(countdown_prompt([3, 4], 7)), None, None),
+        ({"nums": "[3, 4]", "target": "7"}, user(countdown_prompt([3, 4], 7)), None, None),
+        ({"nums": [3, 4], "target": 7, "prompt": "go", "solution": "3 + 4"}, user("go"), "3 + 4", "3 + 4"),
+    ],
+)
+def test_formats(row: dict[str, Any], prompt: list[Any], reference: str | None, chosen: str | None) -> None:
+    found = example("verifiable", row)
+    assert (found.prompt, found.reference, found.chosen, found.rejected) == (prompt, reference, chosen, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "", "answer": "1"}, "empty prompt"),
+        ({"prompt": None, "answer": "1"}, "prompt is null"),
+        ({"prompt": "x?", "question": "y?", "answer": "1"}, "prompt and question differ"),
+        ({"prompt": "x?", "image": "a.png", "answer": "1"}, "image: a text model cannot see or hear it"),
+        ({"nums": [3], "target": None}, "target is null"),
+    ],
+)
+def test_rows_that_are_left_out(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DropRow, match=reason):
+        example("verifiable", row)
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"nums": [3.5], "target": 1}, r"nums: must be a list of whole numbers, got \[3.5\]"),
+        ({"nums": "three", "target": 1}, "nums: must be a list of whole numbers, got 'three'"),
+        ({"nums": [3], "target": "x"}, "target: must be a number, got 'x'"),
+        ({"text": "x"}, "task verifiable expects"),
+    ],
+)
+def test_rows_that_are_refused(row: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        example("verifiable", row)
+
+
+def test_columns_reach_the_reward_only_if_asked_for_and_are_not_called_unread(tmp_path: Any) -> None:
+    rows = [GSM8K | {"question": f"{n}?", "level": n} for n in range(4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = SimpleNamespace(
+        **vars(OPTIONS), task="verifiable", train_data=str(tmp_path / "train.jsonl"), eval_data="", max_train_rows=0
+    )
+    kept = load(options, 1, 0, columns=True)
+    assert kept.unread == {}
+    for found in (*kept.train, *kept.eval):
+        assert found.columns == rows[found.row - 1]
+    assert not any(found.columns for found in load(options, 1, 0).train)
