@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zopro.config import RunConfig
     from zopro.errors import InputError
+    from zopro.train.es import ESConfig, ESTrainer
     from zopro.train.guided import GuidedConfig, GuidedTrainer
     from zopro.train.zeroth_order import zeroth_order
     from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
@@ -21,6 +22,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ES",
     "SPSA",
+    "ESConfig",
+    "ESTrainer",
     "Gaussian",
     "GuidedConfig",
     "GuidedTrainer",
@@ -46,6 +49,8 @@ _HOME = {
     "Signs": "zopro.zo",
     "Targeted": "zopro.zo",
     "ResidualFeedback": "zopro.zo",
+    "ESConfig": "zopro.train.es",
+    "ESTrainer": "zopro.train.es",
     "GuidedConfig": "zopro.train.guided",
     "GuidedTrainer": "zopro.train.guided",
     "ZOPrOConfig": "zopro.train.zopro",

@@ -50,6 +50,7 @@ class Recorded(torch.optim.Optimizer):
     seed, skipped_steps = (Of("strategy") for _ in range(2))
     directions, perturbation, resolution = (Of("weights") for _ in range(3))
     query_seed = staticmethod(query_seed)
+    accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
 
     def __init__(
         self,

@@ -105,7 +105,6 @@ class SPSA(Recorded):
         )
         self.together = Together([])
         self.evaluation = evaluation
-        self.accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
         self.unread = Unread()
         weights = Weights([], directions or Gaussian(), perturbation)
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
