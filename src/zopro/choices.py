@@ -29,6 +29,8 @@ EVALUATIONS = ("sequential", "together")
 """How the two sides of a central difference are evaluated."""
 PARALLEL = ("data", "queries")
 """What processes share in a step."""
+SHAPINGS = ("z_score", "centred_rank")
+"""What a population's rewards become before they weigh its directions."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,14 @@ for method in (
     Method("zopro", "zopro.train.methods:targeted", "SPSA along the previous update and noise"),
     Method("zopro-paper", "zopro.train.methods:paper", "the same as published: preset paper", preset="paper"),
     Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone"),
+    Method("fzoo", "zopro.train.methods:fzoo", "one-sided SPSA, its step over the losses' deviation", self_starting=True),
+    *(
+        Method(name, f"zopro.train.methods:{function}", text, self_starting=True, rate="es_learning_rate")
+        for name, function, text in (
+            ("es", "evolution", "a population, scored by rewards of its own answers"),
+            ("es-paper", "evolution_paper", "the same as published: Gaussian, greedy, z-scores, plain step"),
+        )
+    ),
     Method(
         "guided",
         "zopro.train.methods:guided",

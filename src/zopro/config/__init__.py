@@ -15,6 +15,7 @@ from typing import Any
 
 from zopro.choices import METHODS, TASKS
 from zopro.config.defaults import BY_TASK
+from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
 from zopro.config.judging import PairOptions
@@ -165,6 +166,9 @@ class PolicyOptions:
     first_order_learning_rate: float = option(
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
     )
+    es_learning_rate: float = option(
+        1e-3, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
+    )
     advantage: str = option(
         "rloo",
         "rloo (a reward less the mean of the prompt's others) or grpo (normalised over the prompt's group), for every "
@@ -178,7 +182,7 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
-        positive(self, "prompts_per_step", "first_order_learning_rate")
+        positive(self, "prompts_per_step", "first_order_learning_rate", "es_learning_rate")
         at_most(self, 1_000_000, "prompts_per_step", "num_generations")
         check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
         check(
@@ -222,6 +226,7 @@ GROUPS = (
     RewardOptions,
     PolicyOptions,
     StepOptions,
+    EvolutionOptions,
     GuidedOptions,
     PairOptions,
     EvaluationOptions,
@@ -235,6 +240,7 @@ class _Options(
     EvaluationOptions,
     PairOptions,
     GuidedOptions,
+    EvolutionOptions,
     StepOptions,
     PolicyOptions,
     RewardOptions,
