@@ -10,6 +10,7 @@ from typing import Any
 
 from zopro.config import RunConfig
 from zopro.config.arguments import FIRST
+from zopro.config.defaults import default_of
 
 SMALL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -51,6 +52,6 @@ def template(task: str, model: str = "", train_data: str = "") -> str:
 
 def _described(field: dataclasses.Field[Any], given: dict[str, Any]) -> Iterator[str]:
     yield from textwrap.wrap(field.metadata["help"], 116, initial_indent="# ", subsequent_indent="# ")
-    key, value = field.name, given.get(field.name, field.default)
-    yield f"{key}: {json.dumps(value, ensure_ascii=False)}" if key in given or value != "" else f"# {key}:"
+    key, value = field.name, given.get(field.name, default_of(field, given["task"]))
+    yield f"{key}: {json.dumps(value, ensure_ascii=False)}" if value != "" else f"# {key}:"
     yield ""
