@@ -93,7 +93,7 @@ def test_python_m_is_the_same_command(config):
 
 def test_every_key_is_an_option_with_its_help(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["run", "--help"])
+        cli.main(["run", "--help-all"])
     words = " ".join(capsys.readouterr().out.split())
     for group in GROUPS:
         for name, field in group.__dataclass_fields__.items():

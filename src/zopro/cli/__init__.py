@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import data, listing
+from zopro.cli import data, init, listing
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     adders = (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, bench.add)
-    for add in (*adders, listing.add_methods, listing.add_schema, data.add):
+    for add in (init.add, *adders, data.add, listing.add_methods, listing.add_schema):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")

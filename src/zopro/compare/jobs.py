@@ -41,7 +41,7 @@ def do_job(job: Job, config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def _prepare(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]:
     """The stages of a run up to what every training starts from, each of which may be done already."""
-    for stage, iteration in walk(_iteration(job)):
+    for stage, iteration in walk(run.config, _iteration(job)):
         if stage.name != EVALUATION and not stage.done(run.store, iteration):
             stage.work(run, models, data, iteration)
     start = run.store.sft() if job.start == "sft" else run.store.policy(0)
@@ -136,6 +136,6 @@ class Pace(TrainerCallback):
 def measure(run: Run, models: Models, data: Data, policy: Path, job: Job) -> dict[str, list[float]]:
     """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt."""
     items = data.eval if job.prompts == "test" else search_items(run, data)
-    reward = models.reward_from(run.store.reward(_iteration(job)))
-    found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), reward)
-    return {"rewards": found.rewards, PER_ANSWER: found.log_ratios}
+    rewards = models.rewards_with(run.store.reward(_iteration(job)))
+    found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), rewards)
+    return {"rewards": found.scores.total, PER_ANSWER: found.log_ratios}

@@ -47,15 +47,15 @@ class Origin:
 def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:
     """How an iteration is optimised, and from what: by `method`, along updates of the iteration before it.
 
-    These are the policy's update mu and the reward model's update v over the same iteration. Iteration 0 has none before
-    it. There `start` says what is done instead: "sft" takes the SFT update for mu, "first_order" and "spsa" take another
-    method (see `config.warm_start`), None takes `method` without updates.
+    These are the policy's update mu and, where one is trained, the reward model's update v over the same iteration.
+    Iteration 0 has none before it. There `start` says what is done instead: "sft" takes the SFT update for mu,
+    "first_order" and "spsa" take another method (see `config.warm_start`), None takes `method` without updates.
     """
     policies = store.sft(), *map(store.policy, range(iteration))
     method, mu, v = config.method, None, None
     if iteration > 0:
         mu = policies[-1], policies[-2]
-        v = store.reward(iteration), store.reward(iteration - 1)
+        v = (store.reward(iteration), store.reward(iteration - 1)) if config.trains_reward else None
     elif start == "sft":
         mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
     elif start is not None:

@@ -169,11 +169,13 @@ def _examples(
     reasons: Counter[str] = Counter()
     for row in load_rows(source, split):
         try:
-            example = _accepted(convert(task, row, split), refuse, fit, row, split)
+            example = convert(task, row, split)
+            example = replace(example, columns=dict(row)) if columns else example
+            example = _accepted(example, refuse, fit, row, split)
         except DropRow as drop:
             reasons[str(drop)] += 1
         else:
-            examples.append(replace(example, columns=dict(row)) if columns else example)
+            examples.append(example)
             counts.unread.update(unread(row))
             counts.notes.update(example.notes)
     if not examples:

@@ -70,11 +70,17 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
         model=inputs.model,
         reward_funcs=inputs.reward_function,
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": inputs.prompts, **({"row": inputs.rows} if inputs.rows else {})}),
+        train_dataset=Dataset.from_dict(_columns(inputs)),
         processing_class=inputs.tokenizer,
         reference=inputs.reference,
         **{"advantage": inputs.config.advantage, **extra},
     )
+
+
+def _columns(inputs: PolicyInputs) -> dict[str, list[Any]]:
+    """prompt; row: of the data, for the journal; item: the prompt's place, by which rewards find its answer."""
+    named = {"row": inputs.rows, "item": list(range(len(inputs.prompts)))} if inputs.rows else {}
+    return {"prompt": inputs.prompts, **named}
 
 
 def first_order(
