@@ -94,9 +94,8 @@ def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
     """Search the learning rate, train with every seed, and summarise."""
     rate = plan.rate(method, runner.config)
-    full = Job(
-        "train", plan.start, method, 0, rate, plan.steps_of(method, runner.config), plan.budget_minutes * 60, plan.points
-    )
+    steps = plan.steps_of(method, runner.config)
+    full = Job("train", plan.start, method, 0, rate, steps, plan.budget_minutes * 60, plan.points)
     if plan.budget_minutes:
         probe = runner.result(replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
         full = replace(full, steps=max(1, math.floor(full.budget_seconds * probe["steps"] / probe["seconds"])))
