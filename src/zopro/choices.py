@@ -65,13 +65,15 @@ class Method(Choice):
 
     uses: FUNCTION_VALUES (steps are a few scalars, which ranks exchange and a journal replays), SWEEP or
     BACK_PROPAGATION. self_starting: it needs no previous update, so that iteration 0 is its own and no warm start's.
-    rate: the key of its learning rate. preset: the one it always has.
+    rate: the key of its learning rate. preset: the one it always has. population: every member of one answers a step's
+    prompts once, in place of num_generations answers to each.
     """
 
     uses: str = FUNCTION_VALUES
     self_starting: bool = False
     rate: str = "learning_rate"
     preset: str = ""
+    population: bool = False
 
     @property
     def zeroth_order(self) -> bool:
@@ -216,7 +218,9 @@ for method in (
     Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone"),
     Method("fzoo", "zopro.train.methods:fzoo", "one-sided SPSA, its step over the losses' deviation", self_starting=True),
     *(
-        Method(name, f"zopro.train.methods:{function}", text, self_starting=True, rate="es_learning_rate")
+        Method(
+            name, f"zopro.train.methods:{function}", text, self_starting=True, rate="es_learning_rate", population=True
+        )
         for name, function, text in (
             ("es", "evolution", "a population, scored by rewards of its own answers"),
             ("es-paper", "evolution_paper", "the same as published: Gaussian, greedy, z-scores, plain step"),
