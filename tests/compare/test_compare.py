@@ -163,3 +163,22 @@ def test_a_bad_command(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main([*words, "guided", "--model", str(tmp_path / "nothing")]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("zopro: error: model: no folder and no Hub id of that name")
+
+
+def short(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    return [None if not text else 1 / len(text) for text in completions]
+
+
+def test_rewards_of_ones_own_are_compared_without_a_reward_model(
+    settings: dict[str, Any], launched: list[str], tmp_path: Path
+) -> None:
+    rows = [{"prompt": row["prompt"]} for row in read_rows(Path(settings["train_data"]))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = {"task": "verifiable", "train_data": str(tmp_path / "rows.jsonl"), "eval_data": ""}
+    mine |= {"reward": [f"python:{__name__}:short"], "sft_steps": 0, "warm_start": "spsa", "num_generations": 2}
+    plan = Plan(("zopro", "es"), steps=1, points=1, learning_rates=1, start="iteration")
+    made = config({**settings, **mine}, tmp_path / "out", population=4, iterations=1)
+    found = compare(made, plan, quiet=True)
+    assert not found["failed"] and set(found["methods"]) == {"zopro", "es"}
+    assert all(0 <= reward <= 1 for method in found["methods"].values() for reward in method["final_rewards"][0])
+    assert not (tmp_path / "out" / "shared" / "reward").exists()

@@ -257,3 +257,14 @@ def test_a_reward_that_raises_loses_nothing(folder: Path, tmp_path: Path) -> Non
             LATER.extend([0] * 3)
             pipeline.run(made, quiet=True, resume=resume)
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "whole") != {}
+
+
+def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path) -> None:
+    made = settings(folder, tmp_path / "run", method="es", iterations=1, population=4, eval_samples=1, reward_weights=[])
+    with pytest.MonkeyPatch.context() as patch:
+        no_figures(patch)
+        forward_only(patch)
+        SEEN.clear()
+        found = pipeline.run(made, quiet=True)
+    assert {len(call["prompts"]) for call in SEEN} >= {2} and found["evaluations"][-1]["accuracy"] is not None
+    assert replay(made.output_dir, tmp_path / "replayed")["equal"] is True

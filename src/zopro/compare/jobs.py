@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,4 +141,5 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job) -> dic
     items = data.eval if job.prompts == "test" else search_items(run, data)
     rewards = models.rewards_with(run.store.reward(_iteration(job)))
     found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), rewards)
-    return {"rewards": found.scores.total, PER_ANSWER: found.log_ratios}
+    worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # as TRL: none is no reward
+    return {"rewards": worth, PER_ANSWER: found.log_ratios}
