@@ -106,17 +106,64 @@ def test_a_run_that_goes_back_through_the_model_would_be_caught(folder: Path, tm
         pipeline.run(settings(folder, tmp_path / "run", method="rloo", iterations=1), quiet=True)
 
 
-@pytest.mark.parametrize("method", ["es", "fzoo"])
-def test_a_population_goes_forward_only(method: str, folder: Path, tmp_path: Path) -> None:
-    options = {"method": method, "population": 4, "queries": 2, "iterations": 2, "anchor": 0.1, "noise": "signs"}
-    made = settings(folder, tmp_path / "run", **options)
+def test_a_population_goes_forward_only(folder: Path, tmp_path: Path) -> None:
+    made = settings(folder, tmp_path / "run", method="es", population=4, anchor=0.1, noise="signs")
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
         forward_only(patch)
         pipeline.run(made, quiet=True)
     steps = [line for line in metrics(tmp_path / "run") if line["stage"] == "policy" and line.get("reward") is not None]
-    assert [line["iteration"] for line in steps] == [0, 0, 1, 1] and ("answers" in steps[-1]) == (method == "es")
+    assert [line["iteration"] for line in steps] == [0, 0, 1, 1] and steps[-1]["answers"] == 2 * 4 * 2
     assert replay(tmp_path / "run", tmp_path / "out")["equal"], "along signs of the first iteration's update"
+
+
+class Killed(BaseException):
+    """As a kill: no handler for errors may see it."""
+
+
+def mortal(completions: list[str], **columns: Any) -> list[float]:
+    if len(SEEN) == MORTAL.get("at"):
+        raise Killed
+    SEEN.append({"completions": completions})
+    return [len(text) % 7 / 7 for text in completions]
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """The metrics but for what a clock measured."""
+    volatile = {"time", "seconds", "peak_rss_mb", "step_time"}
+    return [{name: value for name, value in line.items() if name not in volatile} for line in metrics(run)]
+
+
+MORTAL: dict[str, int] = {}
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_population_killed_in_a_generation_asks_for_the_rest_only(lora_r: int, folder: Path, tmp_path: Path) -> None:
+    """Of all parameters too, whose checkpoint holds none: the journal rebuilds them, with their momentum and anchor."""
+    options = {
+        "method": "es", "population": 4, "momentum": 0.9, "anchor": 0.1, "iterations": 1, "policy_steps": 4,
+        "reward": ["length:1-30", f"python:{__name__}:mortal"], "checkpoint_steps": 2, "lora_r": lora_r,
+    }  # fmt: skip
+    asked: dict[str, list[Any]] = {}
+    members = 4 * 4  # of all generations
+    for name in ("whole", "again"):
+        made = settings(folder, tmp_path / name, **options)
+        SEEN.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            no_figures(patch)
+            if name == "again":
+                evaluated = len(asked["whole"]) - members
+                MORTAL["at"] = evaluated // 2 + members - 2  # the third member of the last generation
+                with pytest.raises(Killed):
+                    pipeline.run(made, quiet=True)
+                MORTAL.clear()
+                assert list((tmp_path / name / "trainer").rglob("members-*.jsonl"))
+            pipeline.run(made, quiet=True, resume=name == "again")
+        asked[name] = [*SEEN]
+    assert asked["again"] == asked["whole"]
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "again")
+    assert fingerprint(tmp_path / "whole") == fingerprint(tmp_path / "again")
+    assert not list((tmp_path / "again").rglob("members-*.jsonl"))
 
 
 def test_functions_get_the_row_as_it_is(finished: tuple[RunConfig, dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -96,6 +97,14 @@ def test_members_that_do_not_differ_take_no_step(name: str, antithetic: bool) ->
     assert record.skipped and record.coefficients == [0.0] * len(record.coefficients)
     assert strategy.skipped_steps == 1 and record.loss == pytest.approx(-0.4)
     assert not told(strategy, [1.0, 2.0, 3.0, 5.0]).skipped
+
+
+def test_rewards_may_be_numbers_of_any_kind() -> None:
+    numbers = [0.5, 2.0]
+    expected = repr(told(ESStrategy(population=2), numbers))
+    arrays = torch.tensor(numbers), np.array(numbers, np.float32), [*torch.tensor(numbers)], [*np.float32(numbers)]
+    for given in (*arrays, [[0.5], [2.0]], (torch.tensor([0.5]), torch.tensor([2.0]))):
+        assert repr(told(ESStrategy(population=2), given)) == expected
 
 
 def test_pairs_that_do_not_differ_take_no_step() -> None:

@@ -256,6 +256,8 @@ class _Options(
         representable(self, "seed")
         fits = self.evaluation == "sequential" or self.lora_r > 0
         check(fits, "evaluation", "must be sequential with lora_r: 0", self.evaluation)
+        fits = self.sigma != "auto" or self.prompts_per_step > 1
+        check(fits, "sigma", "must be a number with prompts_per_step: 1, of which no noise can be measured", self.sigma)
 
 
 class RunConfig(_Options):

@@ -48,8 +48,8 @@ class ESStrategy:
         momentum, second_moment: decays of running means of the estimate and of its square, Adam's b1 and b2; 0: none.
         anchor: share of the way back to where step 0 began, at each step.
         seed: of the directions.
-        groups: in place of the one group: dicts with lr, eps and weight_decay, read at each step. Theirs is the eps that
-            "auto" changes.
+        groups: in place of the one group: dicts with lr, eps, weight_decay and auto_eps, read at each step. Theirs is the
+            eps that "auto" changes.
 
     Raises ValueError: an argument out of range.
 
@@ -191,7 +191,7 @@ class ESStrategy:
 def _rows(values: Rewards, members: int) -> list[list[float]]:
     """Rewards of each member by prompt; of one number a member, those of one prompt."""
     given: Sequence[Any] = values.tolist() if isinstance(values, Tensor) else values
-    rows = [[float(value)] if isinstance(value, int | float) else [float(v) for v in value] for value in given]
+    rows = [_row(value) for value in given]
     if len(rows) != members or len({len(row) for row in rows}) != 1 or not rows[0]:
         lengths = sorted({len(row) for row in rows})
         raise ValueError(
@@ -199,3 +199,11 @@ def _rows(values: Rewards, members: int) -> list[list[float]]:
             f"of lengths {lengths}"
         )
     return rows
+
+
+def _row(value: Any) -> list[float]:
+    """A member's rewards: of a number of any kind, or of many."""
+    try:
+        return [float(value)]
+    except (TypeError, ValueError, RuntimeError):
+        return [float(one) for one in value]
