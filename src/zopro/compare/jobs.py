@@ -26,6 +26,7 @@ from zopro.loop.table import EVALUATION, walk
 from zopro.store.layout import Layout
 from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
+from zopro.train.checkpoints import clear
 
 INFERENCE_BATCHES = 3
 
@@ -100,6 +101,7 @@ def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict
         memory = PeakMemory(models.base.device)
         trainer.train()
         peak = memory.peak_mb()
+    clear(folder / "trainer")
     points = [
         {"step": step, "seconds": seconds, **measure(run, models, data, folder / "points" / f"{step:06d}", job)}
         for step, seconds in pace.points
