@@ -11,10 +11,9 @@ one after another, since a context of llama.cpp has one set of adapters; the row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +31,17 @@ CELLS = 2**14  # tokens of prompts and answers held at once, unless a single pro
 LOGITS = 2**23  # elements held at once: 32 MiB
 
 T = TypeVar("T")
-Prompt = tuple[int, ...]
+
+
+class Asked(NamedTuple):
+    """A prompt and the rows of the result that begin with it."""
+
+    prompt: Sequence[int]
+    rows: list[int]
+
+    def cells(self, new: int) -> int:
+        """Tokens of the prompt, and of each row's `new` ones."""
+        return len(self.prompt) + len(self.rows) * new
 
 
 class LlamaCppEngine:
@@ -130,8 +139,6 @@ class LlamaCppEngine:
         for name, value in (("num_generations", k), ("max_new_tokens", new)):
             if value < 1:
                 raise InputError(f"{name}: must be at least 1, got {value}.")
-        if k > MOST_ROWS:
-            raise InputError(f"num_generations: must be at most {MOST_ROWS} with llamacpp, got {k}.")
         for number, prompt in enumerate(prompts):
             if not len(prompt):
                 raise InputError(f"prompts: prompt {number} has no token; begin it with the tokenizer's BOS.")
@@ -144,86 +151,98 @@ class LlamaCppEngine:
     def _generate(
         self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, sampler: Sampler, uniform: Tensor
     ) -> Rollouts:
-        rows, new = len(prompts) * k, options.max_new_tokens
-        answers: list[list[int]] = [[] for _ in range(rows)]
-        logprobs = torch.zeros(rows, new)
+        answers: list[list[int]] = [[] for _ in range(len(prompts) * k)]
+        logprobs = torch.zeros(len(answers), options.max_new_tokens)
         stops = frozenset(options.eos_token_ids)
-        for part in _parts([len(prompt) for prompt in prompts], k, new):
-            row_of = [number * k + copy for number in part for copy in range(k)]
-            first = self._begin([prompts[number] for number in part], [k] * len(part), new)
-            hidden = first.repeat_interleave(k, 0)
-            live = list(range(len(row_of)))
-            for step in range(new):
-                where = torch.tensor([row_of[i] for i in live])
-                tokens, scores = sampler.draw(hidden, uniform[where, step])
+        asked = [Asked(prompt, list(range(n * k, n * k + k))) for n, prompt in enumerate(prompts)]
+        for part in self._parts(asked, options.max_new_tokens):
+            logits = self._begin(part, options.max_new_tokens)
+            order = [(row, len(one.prompt)) for one in part for row in one.rows]
+            live = list(range(len(order)))
+            for step in range(options.max_new_tokens):
+                where = torch.tensor([order[i][0] for i in live])
+                tokens, scores = sampler.draw(logits, uniform[where, step])
                 logprobs[where, step] = scores
-                for i, token in zip(live, tokens.tolist(), strict=True):
-                    answers[row_of[i]].append(token)
-                live = [i for i in live if answers[row_of[i]][-1] not in stops]
-                if not live or step == new - 1:
+                for row, token in zip(where.tolist(), tokens.tolist(), strict=True):
+                    answers[row].append(token)
+                live = [i for i in live if answers[order[i][0]][-1] not in stops]
+                if not live or step == options.max_new_tokens - 1:
                     break
-                last = [answers[row_of[i]][-1] for i in live]
-                places = [len(prompts[part[i // k]]) + step for i in live]
-                hidden = self.model.read(last, places, live, [True] * len(live))
+                last = [answers[order[i][0]][-1] for i in live]
+                logits = self.model.read(last, [order[i][1] + step for i in live], live, [True] * len(live))
         if not logprobs.isfinite().all():
             raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
         return _rollouts(prompts, k, answers, logprobs, options.pad_token_id)
 
-    def _begin(self, prompts: Sequence[Sequence[int]], copies: Sequence[int], new: int) -> Tensor:
-        """Read each prompt once, in so many rows that follow one another; logits (prompts, V) behind each."""
-        starts = [sum(copies[:number]) for number in range(len(prompts))]
-        cells = sum(len(prompt) + count * new for prompt, count in zip(prompts, copies, strict=True))
-        self.model.begin(cells, sum(copies), self._outputs(sum(copies)))
-        tokens = [token for prompt in prompts for token in prompt]
-        places = [place for prompt in prompts for place in range(len(prompt))]
-        rows = [row for row, prompt in zip(starts, prompts, strict=True) for _ in prompt]
-        wanted = [place == len(prompt) - 1 for prompt in prompts for place in range(len(prompt))]
-        logits = self.model.read(tokens, places, rows, wanted)
-        for row, count in zip(starts, copies, strict=True):
-            for other in range(row + 1, row + count):
-                self.model.copy(row, other)
-        return logits
-
-    def _outputs(self, rows: int) -> int:
-        """Rows of logits at once."""
-        return max(1, min(rows, LOGITS // self.model.vocab_size))
-
     def _score(self, batch: Batch, temperature: float) -> Tensor:
-        lengths = batch.completion_mask.sum(1).tolist()
+        answers = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
+        ]
         width = batch.completion_length
-        groups: dict[Prompt, list[int]] = {}
-        for row, (ids, mask) in enumerate(
-            zip(batch.input_ids[:, :-width], batch.attention_mask[:, :-width], strict=True)
-        ):
+        before = zip(batch.prompt_ids, batch.attention_mask[:, :-width], strict=True)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, (ids, mask) in enumerate(before):
             groups.setdefault(tuple(ids[mask.bool()].tolist()), []).append(row)
-        found = torch.zeros(len(lengths), width)
-        pieces = [(p, rows[i : i + MOST_ROWS]) for p, rows in groups.items() for i in range(0, len(rows), MOST_ROWS)]
-        for part in _parts([len(prompt) for prompt, _ in pieces], [len(rows) for _, rows in pieces], width):
-            prompts, members = [pieces[n][0] for n in part], [pieces[n][1] for n in part]
-            first = self._begin(prompts, [len(rows) for rows in members], width)
-            order = [row for rows in members for row in rows]
-            starts = [len(prompt) for prompt, rows in zip(prompts, members, strict=True) for _ in rows]
-            answers = [batch.completion_ids[row, : lengths[row]].tolist() for row in order]
-            heads = first.repeat_interleave(torch.tensor([len(rows) for rows in members]), 0)
-            for row, answer, logits in zip(order, answers, heads, strict=True):
-                if answer:
-                    found[row, 0] = _log_softmax(logits[None], temperature)[0, answer[0]]
-            self._score_rest(found, order, starts, answers, temperature)
+        found = torch.zeros(len(answers), width)
+
+        def score(logits: Tensor, places: list[tuple[int, int]]) -> None:
+            """Of the tokens at (row, column)."""
+            rows, columns = torch.tensor(places).T
+            picked = torch.tensor([answers[row][column] for row, column in places])
+            found[rows, columns] = (logits / temperature).log_softmax(-1).gather(1, picked[:, None])[:, 0]
+
+        asked = [Asked(prompt, [row for row in rows if answers[row]]) for prompt, rows in groups.items()]
+        for part in self._parts([one for one in asked if one.rows], width):
+            order = [(row, len(one.prompt)) for one in part for row in one.rows]
+            score(self._begin(part, width), [(row, 0) for row, _ in order])
+            todo = [(i, column) for i, (row, _) in enumerate(order) for column in range(1, len(answers[row]))]
+            for now in (todo[start : start + self._most] for start in range(0, len(todo), self._most)):
+                tokens = [answers[order[i][0]][column - 1] for i, column in now]
+                places = [order[i][1] + column - 1 for i, column in now]
+                logits = self.model.read(tokens, places, [i for i, _ in now], [True] * len(now))
+                score(logits, [(order[i][0], column) for i, column in now])
         return found
 
-    def _score_rest(
-        self, found: Tensor, order: Sequence[int], starts: Sequence[int], answers: Sequence[list[int]], temperature: float
-    ) -> None:
-        """Log-probs of the second token and those behind it, which a row's earlier tokens lead to."""
-        todo = [(i, j) for i, answer in enumerate(answers) for j in range(len(answer) - 1)]
-        chunk = self._outputs(len(todo))
-        for start in range(0, len(todo), chunk):
-            now = todo[start : start + chunk]
-            tokens, places = [answers[i][j] for i, j in now], [starts[i] + j for i, j in now]
-            scores = _log_softmax(self.model.read(tokens, places, [i for i, _ in now], [True] * len(now)), temperature)
-            rows, columns = torch.tensor([order[i] for i, _ in now]), torch.tensor([j + 1 for _, j in now])
-            picked = torch.tensor([answers[i][j + 1] for i, j in now])
-            found[rows, columns] = scores.gather(1, picked[:, None])[:, 0]
+    @property
+    def _most(self) -> int:
+        """Rows at once, each of which may want its logits."""
+        return max(1, min(MOST_ROWS, LOGITS // self.model.vocab_size))
+
+    def _parts(self, asked: Sequence[Asked], new: int) -> Iterator[list[Asked]]:
+        """What finds room at once, shortest prompts first; at least one row."""
+        most = self._most
+        pieces = [Asked(p, rows[i : i + most]) for p, rows in asked for i in range(0, len(rows), most)]
+        part: list[Asked] = []
+        for piece in sorted(pieces, key=lambda piece: len(piece.prompt)):
+            more = [*part, piece]
+            full = sum(len(one.rows) for one in more) > most or sum(one.cells(new) for one in more) > CELLS
+            if part and full:
+                yield part
+                more = [piece]
+            part = more
+        if part:
+            yield part
+
+    def _begin(self, part: Sequence[Asked], new: int) -> Tensor:
+        """Read each prompt once for its rows, which follow one another; logits (rows, V) behind it, new."""
+        counts = [len(one.rows) for one in part]
+        firsts = [sum(counts[:number]) for number in range(len(part))]
+        self.model.begin(sum(one.cells(new) for one in part), sum(counts))
+        each = [
+            (first, place, one.prompt)
+            for first, one in zip(firsts, part, strict=True)
+            for place in range(len(one.prompt))
+        ]
+        logits = self.model.read(
+            [prompt[place] for _, place, prompt in each],
+            [place for _, place, _ in each],
+            [first for first, _, _ in each],
+            [place == len(prompt) - 1 for _, place, prompt in each],
+        )
+        for first, count in zip(firsts, counts, strict=True):
+            for other in range(first + 1, first + count):
+                self.model.copy(first, other)
+        return logits.repeat_interleave(torch.tensor(counts), 0)
 
 
 def new_tensors(model: Model, rank: int, targets: str, seed: int) -> dict[str, Tensor]:
@@ -243,10 +262,6 @@ def new_tensors(model: Model, rank: int, targets: str, seed: int) -> dict[str, T
     return fresh({name: (model.tensors[w][0], model.tensors[w][1]) for name, w in chosen.items()}, rank, seed)
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(logits / temperature, -1)
-
-
 def _uniform(options: Sampling, rows: int, times: int) -> Tensor:
     """(rows, steps) fp64 in [0, 1): as the local engine draws them, so that the same seeds mean the same numbers."""
     given, steps = options.generator, options.max_new_tokens
@@ -257,21 +272,8 @@ def _uniform(options: Sampling, rows: int, times: int) -> Tensor:
     return torch.rand((rows, steps), dtype=torch.float64, generator=one)
 
 
-def _parts(lengths: Sequence[int], copies: int | Sequence[int], new: int) -> Iterator[list[int]]:
-    """Prompts' numbers, shortest first, so many that their rows and tokens find room at once; at least one."""
-    counts = [copies] * len(lengths) if isinstance(copies, int) else copies
-    part: list[int] = []
-    rows = cells = 0
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        count = counts[number]
-        more = lengths[number] + count * new
-        if part and (rows + count > MOST_ROWS or cells + more > CELLS):
-            yield part
-            part, rows, cells = [], 0, 0
-        part.append(number)
-        rows, cells = rows + count, cells + more
-    if part:
-        yield part
+def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
 
 
 def _rollouts(
