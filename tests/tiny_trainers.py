@@ -141,6 +141,22 @@ def tea(completions: list[str], **kwargs: Any) -> list[float]:
     return [text.split().count("tea") / max(1, len(text.split())) for text in completions]
 
 
+class Killed(BaseException):
+    """As a kill: no handler for errors may see it."""
+
+
+def counting(asked: list[str], mortal: int = 0) -> Callable[..., list[float]]:
+    """`tea`, which notes what it is asked, until it is killed."""
+
+    def tea_counted(completions: list[str], **kwargs: Any) -> list[float]:
+        if mortal and len(asked) == mortal:
+            raise Killed
+        asked.append(" ".join(completions))
+        return tea(completions)
+
+    return tea_counted
+
+
 def online(trainer_cls: type, config_cls: type, folder: Path, options: dict[str, Any]) -> Any:
     model = options.pop("model", None) or head_only()
     names = ("previous_update", "reward_update", "reference", "advantage", "avoid", "reward_timeout", "engine", "kept")

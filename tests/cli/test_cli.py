@@ -14,6 +14,7 @@ import pytest
 
 import zopro
 from zopro import cli
+from zopro.choices import METHODS
 from zopro.config import GROUPS, RunConfig
 from zopro.config.reading import load_config, read_value
 from zopro.errors import InputError
@@ -182,8 +183,7 @@ def test_a_bad_file_gets_one_line(capsys, text, line):
         (["run", "config.yaml", "--beta", "nan"], "beta: must be a finite number, got 'nan'."),
         (
             ["run", "config.yaml", "--method", "mezzo"],
-            "method: must be one of zopro, zopro-paper, mezo, guided, rloo, rloo-checkpointed, grpo, online-dpo, "
-            "python:MODULE:NAME, got 'mezzo'",
+            f"method: must be one of {', '.join(METHODS)}, python:MODULE:NAME, got 'mezzo'",
         ),
         (["run", "config.yaml", "--iter", "2"], "--iter: no such option of 'zopro run'."),
         (

@@ -31,8 +31,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "es": {"method": "es", "noise": "signs", "sigma": "auto", "population": 4, "momentum": 0.9, "second_moment": 0.9},
     "es, targeted": {"method": "es", "targeted": True, "noise": "low_rank", "population": 2, "anchor": 0.1},
     "es, full": {"method": "es", "lora_r": 0, "population": 2, "momentum": 0.5, "greedy": True},
-    "es-paper": {"method": "es-paper", "population": 3, "antithetic": False},
-    "fzoo": {"method": "fzoo", "queries": 2},
     "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank"},
 }
 

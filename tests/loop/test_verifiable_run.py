@@ -106,6 +106,19 @@ def test_a_run_that_goes_back_through_the_model_would_be_caught(folder: Path, tm
         pipeline.run(settings(folder, tmp_path / "run", method="rloo", iterations=1), quiet=True)
 
 
+@pytest.mark.parametrize("method", ["es", "fzoo"])
+def test_a_population_goes_forward_only(method: str, folder: Path, tmp_path: Path) -> None:
+    options = {"method": method, "population": 4, "queries": 2, "iterations": 2, "anchor": 0.1, "noise": "signs"}
+    made = settings(folder, tmp_path / "run", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        no_figures(patch)
+        forward_only(patch)
+        pipeline.run(made, quiet=True)
+    steps = [line for line in metrics(tmp_path / "run") if line["stage"] == "policy" and line.get("reward") is not None]
+    assert [line["iteration"] for line in steps] == [0, 0, 1, 1] and ("answers" in steps[-1]) == (method == "es")
+    assert replay(tmp_path / "run", tmp_path / "out")["equal"], "along signs of the first iteration's update"
+
+
 def test_functions_get_the_row_as_it_is(finished: tuple[RunConfig, dict[str, Any]]) -> None:
     by_prompt = {row["prompt"]: row for row in rows()}
     assert len(SEEN) > 4 and any(len(call["prompts"]) == 4 for call in SEEN)  # of a step: 2 prompts, 2 answers each
@@ -197,3 +210,14 @@ def test_a_reward_that_raises_loses_nothing(folder: Path, tmp_path: Path) -> Non
             LATER.extend([0] * 3)
             pipeline.run(made, quiet=True, resume=resume)
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "whole") != {}
+
+
+def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path) -> None:
+    made = settings(folder, tmp_path / "run", method="es", iterations=1, population=4, eval_samples=1, reward_weights=[])
+    with pytest.MonkeyPatch.context() as patch:
+        no_figures(patch)
+        forward_only(patch)
+        SEEN.clear()
+        found = pipeline.run(made, quiet=True)
+    assert {len(call["prompts"]) for call in SEEN} >= {2} and found["evaluations"][-1]["accuracy"] is not None
+    assert replay(made.output_dir, tmp_path / "replayed")["equal"] is True

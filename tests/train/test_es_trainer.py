@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from many_ranks import results, train
 from tiny_trainers import (
     TOKENIZER,
+    Killed,
+    counting,
     es,
     head_only,
     lines,
@@ -22,12 +23,10 @@ from tiny_trainers import (
     same,
     tea,
     weights,
-    with_adapter,
     zopro,
 )
 from zopro import ESConfig
 from zopro.errors import InputError
-from zopro.system.launch import Processes, alone
 from zopro.system.random_state import preserve_random_state
 from zopro.train.checkpoints import clear
 from zopro.train.kept import KeptRewards
@@ -187,20 +186,6 @@ def test_conversations_are_answered_as_messages(tmp_path: Path) -> None:
 # What a killed training does not ask again.
 
 
-class Killed(BaseException):
-    """As a kill: no handler for errors may see it."""
-
-
-def counting(asked: list[str], mortal: int = 0) -> Callable[..., list[float]]:
-    def tea_counted(completions: list[str], **kwargs: Any) -> list[float]:
-        if mortal and len(asked) == mortal:
-            raise Killed
-        asked.append(" ".join(completions))
-        return tea(completions)
-
-    return tea_counted
-
-
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_killed_generation_asks_for_the_rest_only(greedy: bool, tmp_path: Path) -> None:
     options = {"max_steps": 3, "population": 4, "greedy": greedy}
@@ -277,47 +262,3 @@ def test_members_that_all_score_alike_are_said(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level("WARNING", logger="zopro"):
         trainer.train()
     assert "2 of 2 steps were skipped, for all members had the same reward" in caplog.text
-
-
-# Ranks.
-
-
-def on_prompts(greedy: bool) -> dict[str, Any]:
-    return found(
-        train(es, 4, {"model": with_adapter(), "max_steps": 3, "population": 4, "sigma": "auto", "greedy": greedy})
-    )
-
-
-def on_members(kept: Path) -> dict[str, Any]:
-    Processes.join("cpu", 1)
-    asked: list[str] = []
-    with alone():
-        options = {"max_steps": 2, "population": 6, "parallel": "queries", "kept": kept, "reward_funcs": counting(asked)}
-        result = train(es, 4, {"model": with_adapter(), **options})
-    return {**found(result), "asked": len(asked)}
-
-
-def found(result: dict[str, Any]) -> dict[str, Any]:
-    keys = ("reward", "reward_best", "reward_spread", "ended", "completions/mean_length", "rewards/tea/mean", "sigma")
-    return {**result, "log": [{key: line.get(key) for key in keys} for line in result["log"]]}
-
-
-@pytest.mark.parametrize("greedy", [False, True])
-def test_ranks_share_prompts(greedy: bool) -> None:
-    one, two = results(on_prompts, 1, greedy)[0], results(on_prompts, 2, greedy)
-    for rank in two:
-        assert rank["gradients"] == one["gradients"] and rank["bits"] == one["bits"]
-        for ours, theirs in zip(rank["log"], one["log"], strict=True):
-            assert ours == pytest.approx(theirs)
-        assert 0 < rank["bytes"] < rank["parameters"]
-
-
-def test_ranks_share_members_and_ask_no_reward_twice(tmp_path: Path) -> None:
-    one, two = results(on_members, 1, tmp_path / "one")[0], results(on_members, 2, tmp_path / "two")
-    assert one["asked"] == 12
-    for rank in two:
-        assert rank["gradients"] == one["gradients"] and rank["bits"] == one["bits"]
-        assert rank["asked"] == 6 and rank["log"] == one["log"]
-    three = results(on_members, 3, tmp_path / "two")
-    assert [rank["asked"] for rank in three] == [0, 0, 0], "what two ranks have asked, three know"
-    assert {rank["bits"] for rank in three} == {one["bits"]}

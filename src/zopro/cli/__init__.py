@@ -132,6 +132,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     length = plan.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
     length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
+    length.add_argument("--answers", type=int, default=0, metavar="N", help="answers that each training samples")
     plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
     plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried at most (default: 3)")
     plan.add_argument(
@@ -224,6 +225,7 @@ def _compare(args: argparse.Namespace) -> Result:
         seeds=args.seeds,
         steps=args.steps,
         budget_minutes=args.budget_minutes,
+        answers=args.answers,
         points=args.points,
         learning_rates=args.learning_rates,
         search_share=args.search_share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from zopro.loop.table import EVALUATION, walk
 from zopro.store.layout import Layout
 from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
+from zopro.train.checkpoints import clear
 
 INFERENCE_BATCHES = 3
 
@@ -99,6 +101,7 @@ def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict
         memory = PeakMemory(models.base.device)
         trainer.train()
         peak = memory.peak_mb()
+    clear(folder / "trainer")
     points = [
         {"step": step, "seconds": seconds, **measure(run, models, data, folder / "points" / f"{step:06d}", job)}
         for step, seconds in pace.points
@@ -138,4 +141,5 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job) -> dic
     items = data.eval if job.prompts == "test" else search_items(run, data)
     rewards = models.rewards_with(run.store.reward(_iteration(job)))
     found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), rewards)
-    return {"rewards": found.scores.total, PER_ANSWER: found.log_ratios}
+    worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # as TRL: none is no reward
+    return {"rewards": worth, PER_ANSWER: found.log_ratios}

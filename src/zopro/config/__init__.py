@@ -160,9 +160,9 @@ class PolicyOptions:
 
     policy_steps: int = option(0, "Steps of each policy iteration; 0 derives them from iteration_share.")
     prompts_per_step: int = option(8, "Prompts in a step.")
-    num_generations: int = option(2, "Completions per prompt, K (the paper: 2). Verifiable: 8.")
+    num_generations: int = option(2, "Completions per prompt, K (the paper: 2). Verifiable: 8. es: one of each member.")
     temperature: float = option(1.0, "Sampling temperature of the rollouts.")
-    beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward.")
+    beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward; es has no such term, but anchor.")
     first_order_learning_rate: float = option(
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from zopro.config import RunConfig
 from zopro.config.arguments import FIRST
+from zopro.config.defaults import default_of
 
 SMALL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -30,6 +31,15 @@ STARTING: dict[str, dict[str, Any]] = {
     "preference": _SMALL,
     "summarization": {**_SMALL, "max_prompt_length": 512, "max_completion_length": 64},
     "translation": _SMALL,
+    "verifiable": {
+        "iterations": 2,
+        "policy_steps": 10,
+        "prompts_per_step": 4,
+        "num_generations": 4,
+        "max_completion_length": 64,
+        "eval_prompts": 16,
+        "eval_samples": 2,
+    },
 }
 """What a task begins with, where that is not the default."""
 
@@ -45,12 +55,12 @@ def template(task: str, model: str = "", train_data: str = "") -> str:
     keys = [*(key for key in FIRST if key in fields), *(key for key in given if key not in FIRST)]
     lines = [f"# A first run: zopro run {task}.yaml. Every key can also be given as --key value, which wins.", ""]
     for key in keys:
-        lines += _described(fields[key], given)
+        lines += _described(fields[key], given, task)
     return "\n".join([*lines, "# All other keys, with their defaults: zopro run --help-all."]) + "\n"
 
 
-def _described(field: dataclasses.Field[Any], given: dict[str, Any]) -> Iterator[str]:
+def _described(field: dataclasses.Field[Any], given: dict[str, Any], task: str) -> Iterator[str]:
     yield from textwrap.wrap(field.metadata["help"], 116, initial_indent="# ", subsequent_indent="# ")
-    key, value = field.name, given.get(field.name, field.default)
+    key, value = field.name, given.get(field.name, default_of(field, task))
     yield f"{key}: {json.dumps(value, ensure_ascii=False)}" if key in given or value != "" else f"# {key}:"
     yield ""

@@ -55,12 +55,6 @@ def sample_all(
         yield sample(run, models, model, batch, seed + number, count, greedy)
 
 
-def trimmed(rollout: Rollouts) -> list[list[int]]:
-    """Completions as lists without padding, EOS kept."""
-    lengths = rollout.completion_mask.sum(1).tolist()
-    return [row[:n] for row, n in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
-
-
 @dataclass(frozen=True)
 class Measured:
     """Of `count` sampled answers to each item, one item's after the other's: token ids, scores, and log pi(answer) - log
@@ -90,8 +84,8 @@ def measure(
             rollouts.append(rollout)
             logprobs.append(policy_logprobs(model, rollout, run.config.temperature))
         for rollout in sample_all(run, models, model, items, seed, greedy=True) if greedy else ():
-            likeliest += trimmed(rollout)
-    ids = [row for rollout in rollouts for row in trimmed(rollout)]
+            likeliest += rollout.answers()
+    ids = [row for rollout in rollouts for row in rollout.answers()]
     asked = [item for item in items for _ in range(count)]
     scores = rewards.score(asked, ids)
     ratios = log_ratios(run, models, policy, rollouts, logprobs)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from zopro.loop.answers import Measured, ask_judge, batches, ended, measure, sample_all, trimmed
+from zopro.loop.answers import Measured, ask_judge, batches, ended, measure, sample_all
 from zopro.loop.correctness import gains, of_prompts, reward_interval, shares
 from zopro.loop.data import Data, Item
 from zopro.loop.divergence import kl_per_answer
@@ -123,7 +123,7 @@ def _answer_by_base(run: Run, models: Models, items: Sequence[Item]) -> None:
     rows: Rows = []
     rollouts = sample_all(run, models, models.base, items, run.seed(EVALUATION_SEED))
     for batch, rollout in zip(batches(items, run.config.eval_batch_size), rollouts, strict=True):
-        ids = trimmed(rollout)
+        ids = rollout.answers()
         rows += _rows(models, batch, ids, rewards.score(batch, ids).total)
     for row, win in zip(rows, _wins(run, models, None, rows, read_rows(run.store.evaluation(None))), strict=True):
         row["win"] = win

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import common_prefix_length
 
 from zopro.errors import InputError, diverging
-from zopro.loop.answers import ask_judge, sample_all, trimmed
+from zopro.loop.answers import ask_judge, sample_all
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.policy_stage import iteration_items
@@ -262,7 +262,7 @@ def _distinct(items: Sequence[Item]) -> list[Item]:
 
 def _answers(run: Run, models: Models, model: Any, items: Sequence[Item], seed: int) -> list[dict[str, Any]]:
     """One sampled answer for each item: rows of item, prompt, completion (text) and ids."""
-    ids = [row for rollout in sample_all(run, models, model, items, seed) for row in trimmed(rollout)]
+    ids = [row for rollout in sample_all(run, models, model, items, seed) for row in rollout.answers()]
     return [
         {"item": item, "prompt": item.prompt, "completion": text, "ids": row}
         for item, text, row in zip(items, models.texts(ids), ids, strict=True)

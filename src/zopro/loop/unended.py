@@ -13,6 +13,8 @@ ENOUGH = 64
 """Answers after which a training says what it has seen so far."""
 CLIPPED = "completions/clipped_ratio"
 """TRL's name for the share of a step's answers that do not end."""
+ANSWERS = "answers"
+"""All answers so far, where a trainer draws others than so many a step: those of a population."""
 
 
 def unended(where: str, share: float, count: int, limit: int) -> str | None:
@@ -36,26 +38,27 @@ class UnendedCallback(TrainerCallback):
     Args:
         say: takes the line.
         where: what its line begins with.
-        answers: of one step.
+        answers: of one step, where the trainer does not log `ANSWERS`.
         limit: max_completion_length.
     """
 
     def __init__(self, say: Callable[[str], None], where: str, answers: int, limit: int) -> None:
         self.say, self.where, self.answers, self.limit = say, where, answers, limit
-        self.steps, self.total, self.said = 0, 0.0, False
+        self.steps, self.total, self.count, self.said = 0, 0.0, 0, False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         share = (logs or {}).get(CLIPPED)
         if isinstance(share, int | float) and math.isfinite(share):
             self.steps, self.total = self.steps + 1, self.total + share
-            self._judge(self.steps * self.answers >= ENOUGH)
+            self.count = int((logs or {}).get(ANSWERS, self.steps * self.answers))
+            self._judge(self.count >= ENOUGH)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._judge(self.steps > 0)
 
     def _judge(self, enough: bool) -> None:
         if enough and not self.said:
-            line = unended(self.where, self.total / self.steps, self.steps * self.answers, self.limit)
+            line = unended(self.where, self.total / self.steps, self.count, self.limit)
             self.said = line is not None
             if line:
                 self.say(line)

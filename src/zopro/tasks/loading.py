@@ -176,7 +176,7 @@ def _examples(
             reasons[str(drop)] += 1
         else:
             examples.append(example)
-            counts.unread.update(unread(row))
+            counts.unread.update(() if columns else unread(row))  # kept, they reach the reward
             counts.notes.update(example.notes)
     if not examples:
         why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))

@@ -29,7 +29,7 @@ from zopro.engine import Rollouts
 from zopro.system.clock import timed
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import KeptRewards, Table
-from zopro.train.rloo import Drawn, answers_of
+from zopro.train.rloo import Drawn
 from zopro.zo import ES, Displacement
 from zopro.zo.shaping import mean
 
@@ -160,7 +160,7 @@ class ESTrainer(DirectedTrainer):
 
     def _decoded(self, prompts: list[Any], rollout: Rollouts) -> tuple[list[Any], list[list[int]]]:
         """Completions as reward functions get them, and their tokens."""
-        ids = answers_of(rollout)
+        ids = rollout.answers()
         texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
         talks = is_conversational({"prompt": prompts[0]})
         return [[{"role": "assistant", "content": text}] for text in texts] if talks else texts, ids

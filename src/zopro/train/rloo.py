@@ -197,7 +197,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         prompts, copies, options = self._sampling(prompt_ids)
         rollout = self.engine.sample(prompts, copies, options)[0]
         self._rollout = rollout
-        return answers_of(rollout)
+        return rollout.answers()
 
     def _sampling(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], int, Sampling]:
         """What the engine is asked for: prompts, completions of each, and how they are drawn."""
@@ -294,9 +294,3 @@ class EngineRLOOTrainer(RLOOTrainer):
         same_shape = rollout.completion_ids.shape == completion_ids.shape
         same = active == ADAPTER and same_shape and bool((rollout.completion_ids == completion_ids).all())
         return same and self._takes_rollout_logprobs(unwrapped)
-
-
-def answers_of(rollout: Rollouts) -> list[list[int]]:
-    """Token ids of each completion, without padding."""
-    lengths = rollout.completion_mask.sum(1).tolist()
-    return [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
