@@ -17,7 +17,13 @@ from zopro.engine.local.causal import CausalParts
 from zopro.engine.local.products import times_weight
 
 MAX_LOGIT_ELEMENTS = 2**23  # 32 MiB in fp32: 32 rows of a 262144-token vocabulary; see docs/performance.md
+ON_GPU = 2**26  # 256 MiB: a GPU is idle between small products
 TILE_ROWS, TILE_ELEMENTS = 512, 2**21  # 8 MiB in fp32; more of either make a product no faster
+
+
+def max_logit_elements(device: torch.device) -> int:
+    """How many logits to hold at once on a device of this kind."""
+    return ON_GPU if device.type == "cuda" else MAX_LOGIT_ELEMENTS
 
 
 def tiles(rows: int, vocabulary: int, max_elements: int = MAX_LOGIT_ELEMENTS) -> tuple[int, int]:
