@@ -1,7 +1,7 @@
 """CUDA graphs in miniature, on any device: what a step did is written down once and done again on the same tensors.
 
-A replay knows no Python: a number that the host counted, a tensor that was made for one pass or a branch not taken stay as
-they were, just as in a graph. So CPU tests show what would go wrong on a GPU.
+A replay knows no Python: a number that the host counted, a tensor that was made for one pass, a branch not taken stay
+as they were, just as in a graph. So CPU tests show what would go wrong on a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decoding from a cache of fixed size against transformers' own `generate` and the plain loop; captured where there is a GPU.
+"""Decoding from a cache of fixed size against transformers' own `generate` and the plain loop, captured on a GPU.
 
 make test-gpu          # the same tests on CUDA, from graphs
 """
@@ -147,7 +147,7 @@ def test_a_token_of_each_and_one_token_alone(device: str) -> None:
 
 
 def test_adapters_that_change_in_place_are_read_anew(device: str) -> None:
-    """Displacements, both sides, steps between them, another adapter and none: as the plain loop, from the same graphs."""
+    """Displacements, both sides, steps between them, another adapter, and none: as the plain loop."""
     model = adapted(model_of("llama", device))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     engine = LocalEngine(model, Weights.of(named, Gaussian(), "in_place"))
