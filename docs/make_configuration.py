@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zopro.config import GROUPS
+from zopro.config.defaults import default_of
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -35,10 +36,11 @@ def text() -> str:
 
 
 def _default(field) -> str:
-    value = field.default_factory() if callable(field.default_factory) else field.default
+    value = default_of(field)
+    value = ", ".join(value) if isinstance(value, list) else value
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{value}`" if value not in ("", []) else ""
+    return f"`{value}`" if value != "" else ""
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "train": "errors choices system config text objectives zo weights store engine",
     "functions": "errors choices tasks",  # rewards/functions
     "rewards": "errors choices system config text objectives zo weights store engine tasks train functions",
-    "loop": "errors choices system config text objectives zo weights store engine judges tasks analysis train rewards",
+    "loop": "errors choices system config text objectives zo weights store engine judges tasks analysis train functions "
+    "rewards",
     "bench": "errors choices system config text objectives zo weights store engine train rewards",
     "compare": "errors choices system config weights store engine judges tasks train rewards loop",
     "demo": "errors choices system config weights store tasks loop",

@@ -35,7 +35,7 @@ from trl import (
     SFTTrainer,
 )
 
-from zopro import ZOPrOConfig, ZOPrOTrainer, zeroth_order
+from zopro import ESConfig, ESTrainer, ZOPrOConfig, ZOPrOTrainer, zeroth_order
 
 Build = Callable[..., Any]
 
@@ -141,16 +141,32 @@ def tea(completions: list[str], **kwargs: Any) -> list[float]:
     return [text.split().count("tea") / max(1, len(text.split())) for text in completions]
 
 
+class Killed(BaseException):
+    """As a kill: no handler for errors may see it."""
+
+
+def counting(asked: list[str], mortal: int = 0) -> Callable[..., list[float]]:
+    """`tea`, which notes what it is asked, until it is killed."""
+
+    def tea_counted(completions: list[str], **kwargs: Any) -> list[float]:
+        if mortal and len(asked) == mortal:
+            raise Killed
+        asked.append(" ".join(completions))
+        return tea(completions)
+
+    return tea_counted
+
+
 def online(trainer_cls: type, config_cls: type, folder: Path, options: dict[str, Any]) -> Any:
     model = options.pop("model", None) or head_only()
-    names = ("previous_update", "reward_update", "reference", "advantage", "avoid", "reward_timeout", "engine")
+    names = ("previous_update", "reward_update", "reference", "advantage", "avoid", "reward_timeout", "engine", "kept")
     own_arguments = {name: options.pop(name) for name in names if name in options}
     own = {"num_generations": 8, "max_completion_length": 6, "beta": 0.0, "learning_rate": 0.1}
     sizes = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 240}
     return quiet(
         trainer_cls(
             model,
-            reward_funcs=tea,
+            reward_funcs=options.pop("reward_funcs", tea),
             args=config_cls(**settings(folder, **{**own, **sizes, **options})),
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
             eval_dataset=Dataset.from_list([{"prompt": word} for word in WORDS] * 3),
@@ -170,6 +186,12 @@ def grpo(folder: Path, zo: dict[str, Any], **options: Any) -> Any:
 
 def zopro(folder: Path, **options: Any) -> Any:
     return online(ZOPrOTrainer, ZOPrOConfig, folder, options)
+
+
+def es(folder: Path, **options: Any) -> Any:
+    """A population of 16 that answers 4 prompts, 16 answers a step and member less than the others have."""
+    own = {"num_generations": 1, "per_device_train_batch_size": 4, "population": 16, "sigma": 0.1}
+    return online(ESTrainer, ESConfig, folder, {**own, **options})
 
 
 SUPERVISED: dict[str, Build] = {"Trainer": plain, "SFT": sft, "Reward": reward, "DPO": dpo}

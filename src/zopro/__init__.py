@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zopro.config import RunConfig
     from zopro.errors import InputError
+    from zopro.train.es import ESConfig, ESTrainer
     from zopro.train.guided import GuidedConfig, GuidedTrainer
     from zopro.train.zeroth_order import zeroth_order
     from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
-    from zopro.zo import SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Signs, Targeted
+    from zopro.zo import ES, SPSA, Gaussian, LowRank, Rademacher, ResidualFeedback, Signs, Targeted
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ES",
     "SPSA",
+    "ESConfig",
+    "ESTrainer",
     "Gaussian",
     "GuidedConfig",
     "GuidedTrainer",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ES": "zopro.zo",
     "SPSA": "zopro.zo",
     "Gaussian": "zopro.zo",
     "LowRank": "zopro.zo",
@@ -44,6 +49,8 @@ _HOME = {
     "Signs": "zopro.zo",
     "Targeted": "zopro.zo",
     "ResidualFeedback": "zopro.zo",
+    "ESConfig": "zopro.train.es",
+    "ESTrainer": "zopro.train.es",
     "GuidedConfig": "zopro.train.guided",
     "GuidedTrainer": "zopro.train.guided",
     "ZOPrOConfig": "zopro.train.zopro",

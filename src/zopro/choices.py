@@ -29,6 +29,8 @@ EVALUATIONS = ("sequential", "together")
 """How the two sides of a central difference are evaluated."""
 PARALLEL = ("data", "queries")
 """What processes share in a step."""
+SHAPINGS = ("z_score", "centred_rank")
+"""What a population's rewards become before they weigh its directions."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ class Method(Choice):
 
     uses: FUNCTION_VALUES (steps are a few scalars, which ranks exchange and a journal replays), SWEEP or
     BACK_PROPAGATION. self_starting: it needs no previous update, so that iteration 0 is its own and no warm start's.
-    rate: the key of its learning rate. preset: the one it always has.
+    rate: the key of its learning rate. preset: the one it always has. population: every member of one answers a step's
+    prompts once, in place of num_generations answers to each.
     """
 
     uses: str = FUNCTION_VALUES
     self_starting: bool = False
     rate: str = "learning_rate"
     preset: str = ""
+    population: bool = False
 
     @property
     def zeroth_order(self) -> bool:
@@ -212,6 +216,16 @@ for method in (
     Method("zopro", "zopro.train.methods:targeted", "SPSA along the previous update and noise"),
     Method("zopro-paper", "zopro.train.methods:paper", "the same as published: preset paper", preset="paper"),
     Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone"),
+    Method("fzoo", "zopro.train.methods:fzoo", "one-sided SPSA, its step over the losses' deviation", self_starting=True),
+    *(
+        Method(
+            name, f"zopro.train.methods:{function}", text, self_starting=True, rate="es_learning_rate", population=True
+        )
+        for name, function, text in (
+            ("es", "evolution", "a population, scored by rewards of its own answers"),
+            ("es-paper", "evolution_paper", "the same as published: Gaussian, greedy, z-scores, plain step"),
+        )
+    ),
     Method(
         "guided",
         "zopro.train.methods:guided",

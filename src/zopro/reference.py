@@ -11,6 +11,7 @@ Tests hold `zopro.SPSA`, `zopro.Targeted` and a run's choice of mu and v equal t
     z          the direction
     eps, g     the distance of the two evaluations, and the slope of the loss along z that they show
     eta        the learning rate
+    P, F, s    members of a population, their rewards as weights, their side of a direction (`evolution`, not the paper's)
 
     python -m zopro.reference          # a toy: the norm of each symbol in every iteration, and what it reaches
 """
@@ -97,6 +98,23 @@ def spsa(
     g = (plus - minus) / (2 * eps)
     decays = {name: decay if w.dim() > 1 else 0.0 for name, w in theta.items()}  # of matrices, not of biases and norms
     return g, {name: w - eta * (g * z[name] + decays[name] * w) for name, w in theta.items()}
+
+
+def evolution(
+    theta: Tensors, reward: Callable[[Tensors], float], directions: list[Tensors], sigma: float, eta: float
+) -> tuple[list[float], Tensors]:
+    """F, and theta after one step of an evolution strategy: theta + eta / (P sigma) sum_m F_m s_m z_m.
+
+    Not the paper's: Salimans et al. 2017 (arXiv 1703.03864), Qiu et al. 2025 (2509.24372). Each of the P / 2 directions
+    displaces two members, s_m = +-1; F_m are z-scores of their rewards, and no step is taken where these are equal.
+    """
+    members = [(sign, z) for z in directions for sign in (1, -1)]
+    rewards = [reward({name: w + sign * sigma * z[name] for name, w in theta.items()}) for sign, z in members]
+    mean = sum(rewards) / len(rewards)
+    deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards))
+    F = [(r - mean) / deviation if deviation else 0.0 for r in rewards]
+    moved = {name: sum(f * s * z[name] for f, (s, z) in zip(F, members, strict=True)) for name in theta}
+    return F, {name: w + eta / (len(members) * sigma) * moved[name] for name, w in theta.items()}
 
 
 def norm(tensors: Tensors) -> float:

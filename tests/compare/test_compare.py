@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from zopro import cli
+from zopro.choices import METHODS
 from zopro.compare import Plan, compare, run, worker
 from zopro.config import RunConfig
 from zopro.demo import model, task
@@ -56,7 +57,7 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     assert json.loads((tmp_path / "compare.json").read_text()) == result
     found = result["methods"]["guided"]
     assert set(found) == {
-        "curve", "gain", "peak_mb", "seconds_per_step", "final_rewards", "learning_rate", "seeds", "search",
+        "curve", "gain", "answers", "peak_mb", "seconds_per_step", "final_rewards", "learning_rate", "seeds", "search",
     }  # fmt: skip
     assert found["gain"]["mean"] == pytest.approx(found["curve"][-1]["reward"] - result["start"]["reward"])
     assert [point["step"] for point in found["curve"]] == [0, 2, 4] and found["seeds"] == 2
@@ -86,11 +87,14 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
 
 
 def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
-    names = ("zopro", "zopro-paper", "guided", "mezo", "rloo", "rloo-checkpointed", "grpo", "online-dpo")
-    plan = Plan(names, steps=2, points=1, learning_rates=1, start="iteration")
-    result = compare(config(settings, tmp_path), plan, quiet=True)
+    names = tuple(METHODS)
+    plan = Plan(names, answers=16, points=1, learning_rates=1, start="iteration")
+    result = compare(config(settings, tmp_path, population=4), plan, quiet=True)
     assert result["failed"] == {} and tuple(result["methods"]) == names
     assert result["methods"]["zopro-paper"]["learning_rate"] == 1.0
+    assert {method["answers"] for method in result["methods"].values()} == {16}
+    assert [result["methods"][name]["curve"][-1]["step"] for name in ("es", "zopro")] == [2, 4]
+    assert not list(tmp_path.rglob("members-*.jsonl"))
     assert (tmp_path / "shared/policy/000").exists() and (tmp_path / "shared/reward/001").exists()
 
 
@@ -159,3 +163,22 @@ def test_a_bad_command(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main([*words, "guided", "--model", str(tmp_path / "nothing")]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("zopro: error: model: no folder and no Hub id of that name")
+
+
+def short(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    return [None if not text else 1 / len(text) for text in completions]
+
+
+def test_rewards_of_ones_own_are_compared_without_a_reward_model(
+    settings: dict[str, Any], launched: list[str], tmp_path: Path
+) -> None:
+    rows = [{"prompt": row["prompt"]} for row in read_rows(Path(settings["train_data"]))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = {"task": "verifiable", "train_data": str(tmp_path / "rows.jsonl"), "eval_data": ""}
+    mine |= {"reward": [f"python:{__name__}:short"], "sft_steps": 0, "warm_start": "spsa", "num_generations": 2}
+    plan = Plan(("zopro", "es"), steps=1, points=1, learning_rates=1, start="iteration")
+    made = config({**settings, **mine}, tmp_path / "out", population=4, iterations=1)
+    found = compare(made, plan, quiet=True)
+    assert not found["failed"] and set(found["methods"]) == {"zopro", "es"}
+    assert all(0 <= reward <= 1 for method in found["methods"].values() for reward in method["final_rewards"][0])
+    assert not (tmp_path / "out" / "shared" / "reward").exists()

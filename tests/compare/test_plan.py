@@ -25,8 +25,10 @@ CONFIG = RunConfig(model="m", task="chat", train_data="x")
         ({"methods": ()}, "methods: must name at least one method"),
         ({"methods": ("rloo", "rloo")}, "methods: must differ, got rloo,rloo"),
         ({"seeds": 0}, "seeds: must be at least 1, got 0"),
-        ({"steps": 0}, "steps: one of steps and budget_minutes must be given"),
-        ({"budget_minutes": 1.0}, "steps: one of steps and budget_minutes must be given"),
+        ({"steps": 0}, "steps: one of steps, budget_minutes and answers must be given, greater than 0, got 0, 0.0, 0."),
+        ({"budget_minutes": 1.0}, "steps: one of steps, budget_minutes and answers must be given"),
+        ({"answers": 8}, "steps: one of steps, budget_minutes and answers must be given"),
+        ({"steps": 0, "answers": -8}, "steps: one of steps, budget_minutes and answers must be given"),
         ({"points": 0}, "points: must be at least 1"),
         ({"learning_rates": 0}, "learning_rates: must be at least 1"),
         ({"search_share": 0.0}, r"search_share: must lie in \(0, 1\]"),
@@ -38,6 +40,15 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
         Plan(**{"methods": ("rloo",), "steps": 4, **options})
 
 
+def test_equal_numbers_of_answers_are_other_numbers_of_steps() -> None:
+    config = replace(CONFIG, prompts_per_step=5, num_generations=4, population=6)
+    plan = Plan(("es", "rloo"), answers=100)
+    assert [plan.steps_of(name, config) for name in ("es", "es-paper", "rloo", "fzoo", "zopro")] == [3, 3, 5, 5, 5]
+    assert Plan(("es",), steps=7).steps_of("es", config) == 7
+    with pytest.raises(InputError, match=r"answers: must be enough for a step of es, 30, got 29\."):
+        Plan(("es",), answers=29).steps_of("es", config)
+
+
 def test_rates_lie_around_the_configured_one() -> None:
     plan = Plan(("rloo",), steps=1)
     assert [plan.rate("rloo", CONFIG, power) for power in (-1, 0, 1)] == pytest.approx([2e-4 / 3, 2e-4, 6e-4], rel=1e-5)
@@ -45,6 +56,7 @@ def test_rates_lie_around_the_configured_one() -> None:
     tuned = replace(CONFIG, learning_rate=0.5)
     assert plan.rate("zopro-paper", tuned) == 1.0, "the paper's preset's: its rates are relative to |mu|"
     assert plan.rate("zopro-paper", replace(tuned, preset="paper")) == 0.5
+    assert plan.rate("es", CONFIG) == plan.rate("es-paper", CONFIG) == CONFIG.es_learning_rate
     assert plan.rate("guided", CONFIG) == CONFIG.guided_learning_rate
     assert plan.rate("mezo", replace(CONFIG, learning_rate=0.5), 1) == 1.5
 

@@ -95,7 +95,9 @@ def test_table_and_plots(tmp_path: Any) -> None:
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert len({row.count("|") for row in rows[:3]}) == 1 and len({row.count("|") for row in rows[3:]}) == 1
     assert len(rows) == 3 + 3 and "| guided |  | +1.000 [0.500, 1.500] |" in rows
-    assert "| guided | 1 | 0.0001 | 4.000 [3.000, 5.000] | +4.000 | 2.00 | 0.500 | 1000 | 1.250 | 2.00 | 1.50 |" in page
+    assert (
+        "| guided | 1 |  | 0.0001 | 4.000 [3.000, 5.000] | +4.000 | 2.00 | 0.500 | 1000 | 1.250 | 2.00 | 1.50 |" in page
+    )
     assert "- guided: 0.0001 gave 0.975; chosen 0.0001" in page and "- rloo: 0.0001 as configured" in page
     terminal = text({**result, "failed": {"mezo": "no memory"}})
     row = next(line.split() for line in terminal.splitlines() if line.startswith("guided"))

@@ -64,7 +64,15 @@ def test_any_value_of_any_key(key: str, value: Any) -> None:
         return
     assert round_trip(config) == config
     field = FIELDS[key]
-    kinds = {"bool": bool, "int": int, "float": (int, float), "str": str, "list[str]": list, "float | str": (float, str)}
+    kinds = {
+        "bool": bool,
+        "int": int,
+        "float": (int, float),
+        "str": str,
+        "list[str]": list,
+        "list[float]": list,
+        "float | str": (float, str),
+    }
     assert isinstance(getattr(config, key), kinds[str(field.type)])
 
 

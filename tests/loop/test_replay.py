@@ -20,7 +20,7 @@ from zopro.errors import InputError
 from zopro.loop import pipeline
 from zopro.loop.replay import replay
 from zopro.store.journal import read
-from zopro.train.zopro import ZOPrOTrainer
+from zopro.train.directed import DirectedTrainer
 
 STEPS = 3
 RUNS: dict[str, dict[str, Any]] = {
@@ -28,6 +28,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "zopro-paper": {"preset": "paper", "warm_start": "sft", "weight_decay": 0.1, "decay": "exponential"},
     "mezo": {"method": "mezo", "queries": 2, "sides": 1, "noise": "rademacher"},
     "zopro, gaussian": {"noise": "gaussian", "warm_start": "sft"},
+    "es": {"method": "es", "noise": "signs", "sigma": "auto", "population": 4, "momentum": 0.9, "second_moment": 0.9},
+    "es, targeted": {"method": "es", "targeted": True, "noise": "low_rank", "population": 2, "anchor": 0.1},
+    "es, full": {"method": "es", "lora_r": 0, "population": 2, "momentum": 0.5, "greedy": True},
     "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank"},
 }
 
@@ -46,9 +49,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         kept[len(kept)] = tensors
         return original(trainer, *args)
 
-    original = ZOPrOTrainer.log
+    original = DirectedTrainer.log
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ZOPrOTrainer, "log", keep)
+        patch.setattr(DirectedTrainer, "log", keep)
         _no_report(patch)
         pipeline.run(config(folder, out, policy_steps=STEPS, **RUNS[request.param]), quiet=True)
     return out
@@ -90,7 +93,9 @@ def test_the_journal_has_the_rows_and_rewards_of_every_step(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if line["stage"] == "policy" and line["iteration"] == 1 and line["step"]]
     assert [step.reward for step in journal.steps] == [line["reward"] for line in logged]
-    assert [step.record.projected_gradient for step in journal.steps] == [line["projected_gradient"] for line in logged]
+    for step, line in zip(journal.steps, logged, strict=True):
+        assert step.record.projected_gradient == line.get("projected_gradient", step.record.projected_gradient)
+        assert step.record.eps[0] == line.get("eps", line.get("sigma"))
     used = [row for step in journal.steps for row in step.rows]
     assert len(set(used)) == len(used) == 2 * STEPS and set(used) <= set(range(1, len(rows()) + 1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from zopro.loop.table import walk
 from zopro.store.rundir import RunDirectory
 from zopro.system.launch import Processes
 
+TRAINED: Any = SimpleNamespace(trains_reward=True)
 LOOP = ["policy", "pairs", "refine", "evaluation"]
 
 
@@ -34,12 +36,18 @@ def opened(options: RunConfig, ranks: int = 1) -> Run:
 def test_each_iteration_has_the_stages_of_the_loop() -> None:
     before = [("sft", None), ("reward", None), ("evaluation", None)]
     loop = [(name, iteration) for iteration in range(2) for name in LOOP]
-    assert [(stage.name, iteration) for stage, iteration in walk(2)] == [*before, *loop]
+    assert [(stage.name, iteration) for stage, iteration in walk(TRAINED, 2)] == [*before, *loop]
+
+
+def test_without_a_reward_model_its_stages_are_left_out() -> None:
+    stages = [(stage.name, iteration) for stage, iteration in walk(SimpleNamespace(trains_reward=False), 2)]
+    loop = [(name, iteration) for iteration in range(2) for name in ("policy", "evaluation")]
+    assert stages == [("sft", None), ("evaluation", None), *loop]
 
 
 def test_every_stage_has_an_output_of_its_own(tmp_path: Path) -> None:
     store = opened(config(tmp_path / "run")).store
-    stages = list(walk(2))
+    stages = list(walk(TRAINED, 2))
     for number, (stage, iteration) in enumerate(stages):
         assert not stage.done(store, iteration)
         output = stage.output(store, *(() if iteration is None else (iteration,)))
@@ -63,7 +71,7 @@ def test_all_ranks_take_part_in_zeroth_order_steps_alone(
 ) -> None:
     options = config(tmp_path / "run", method=method, warm_start=warm_start)
     many, one = opened(options, ranks=2), opened(options)
-    for stage, iteration in walk(2):
+    for stage, iteration in walk(TRAINED, 2):
         expected = stage.name == "policy" and iteration is not None and shared[iteration]
         assert stage.for_all(many, iteration) is expected
         assert not stage.for_all(one, iteration)

@@ -10,7 +10,7 @@ from torch import nn
 
 from tiny_branches import Two, loss_of, moved
 from tiny_problems import weights
-from zopro.zo import SPSA
+from zopro.zo import SPSA, Rademacher, SPSAStrategy
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -65,3 +65,22 @@ def test_a_step_that_no_network_survives_is_refused_before_anything_moves(lr: fl
         SPSA(model.named_parameters(), lr=lr, weight_decay=0.1).step(lambda: torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"lr: must be finite"):
         SPSA(model.named_parameters(), lr=float("inf"))
+
+
+def test_steps_over_the_deviation_of_the_losses() -> None:
+    """FZOO: (L_i - L(theta)) / (N std(L)), which no eps and no scale of the loss changes."""
+    strategy = SPSAStrategy(eps=0.1, sides=1, queries=3, over_std=True)
+    strategy.ask(0)
+    losses = [2.0, 3.0, 7.0, 1.0]
+    record = strategy.tell(losses)
+    deviation = float(torch.tensor(losses[1:]).std())
+    assert record.coefficients == pytest.approx([(loss - 2.0) / 3 / deviation for loss in losses[1:]])
+    strategy.ask(1)
+    assert strategy.tell([1.0] * 4).coefficients == [0.0] * 3, "no loss differs"
+    for options in ({"sides": 2, "queries": 3}, {"sides": 1, "queries": 1}):
+        with pytest.raises(ValueError, match="over_std: must have sides=1 and at least 2 queries"):
+            SPSAStrategy(over_std=True, **options)
+    theta = torch.ones(4)
+    opt = SPSA([("w", theta)], 0.1, 0.1, Rademacher(), queries=3, sides=1, over_std=True)
+    opt.step(lambda: theta.square().sum())
+    assert 0 < float((theta - 1).abs().max()) < 0.5

@@ -43,7 +43,8 @@ def analyse(
     """Everything `analysis.json` holds.
 
     Args:
-        policy, reward: checkpoints in time order; update i of the one belongs to update i of the other.
+        policy, reward: checkpoints in time order; update i of the one belongs to update i of the other. Without a reward
+            model the numbers about it are missing.
         coordinates: at most this many are sampled for the distance correlation.
         reward_ema: the reward checkpoints are moving averages E_t = w R_t + (1 - w) E_{t-1} with this weight w: the
             analysis is of R_t = E_{t-1} + (E_t - E_{t-1}) / w. 1: they are what they are.
@@ -116,8 +117,8 @@ def combined(grams: Grams, matrix: np.ndarray) -> Grams:
 def _trajectories(
     method: str, grams: Grams, points: Points, policy: Trajectory, reward: Trajectory, seed: int
 ) -> dict[str, Any]:
-    """Coordinates of both trajectories in 2 and 3 dimensions; each is measured from its own start."""
-    sides = ((policy, 0), (reward, points.policy))
+    """Coordinates of the trajectories in 2 and 3 dimensions; each is measured from its own start."""
+    sides = [(side, start) for side, start in ((policy, 0), (reward, points.policy)) if side.checkpoints]
     positions = [[start + i for i in side.main] for side, start in sides]
     predicted = [extrapolations(where, points.total) for where in positions]
     found: dict[str, Any] = {}

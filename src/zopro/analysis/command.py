@@ -137,9 +137,11 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
         rows = [("iteration", *map(str, iterations), "by chance (95 %)")]
         for name in names:
             values, band = numbers["metrics"][name][view], numbers["chance"][name][view]
-            rows.append((name, *map(short, values), _band(band)))
+            if numbers["reward"] or any(value is not None for value in values):
+                rows.append((name, *map(short, values), _band(band)))
         value, band = (numbers[table]["procrustes_disparity"][view] for table in ("metrics", "chance"))
-        rows.append(("procrustes_disparity", short(value), *[""] * (len(iterations) - 1), _band(band)))
+        if numbers["reward"]:
+            rows.append(("procrustes_disparity", short(value), *[""] * (len(iterations) - 1), _band(band)))
         yield Table(rows, right=True)
         yield ""
     for kind, lacking in numbers["left_out"].items():

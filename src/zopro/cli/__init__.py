@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import data, listing
+from zopro.cli import data, init, listing
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     adders = (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, bench.add)
-    for add in (*adders, listing.add_methods, listing.add_schema, data.add):
+    for add in (init.add, *adders, data.add, listing.add_methods, listing.add_schema):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")
@@ -132,6 +132,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     length = plan.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
     length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
+    length.add_argument("--answers", type=int, default=0, metavar="N", help="answers that each training samples")
     plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
     plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried at most (default: 3)")
     plan.add_argument(
@@ -224,6 +225,7 @@ def _compare(args: argparse.Namespace) -> Result:
         seeds=args.seeds,
         steps=args.steps,
         budget_minutes=args.budget_minutes,
+        answers=args.answers,
         points=args.points,
         learning_rates=args.learning_rates,
         search_share=args.search_share,

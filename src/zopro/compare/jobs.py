@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from zopro.loop.table import EVALUATION, walk
 from zopro.store.layout import Layout
 from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
+from zopro.train.checkpoints import clear
 
 INFERENCE_BATCHES = 3
 
@@ -41,7 +43,7 @@ def do_job(job: Job, config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def _prepare(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]:
     """The stages of a run up to what every training starts from, each of which may be done already."""
-    for stage, iteration in walk(_iteration(job)):
+    for stage, iteration in walk(run.config, _iteration(job)):
         if stage.name != EVALUATION and not stage.done(run.store, iteration):
             stage.work(run, models, data, iteration)
     start = run.store.sft() if job.start == "sft" else run.store.policy(0)
@@ -99,6 +101,7 @@ def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict
         memory = PeakMemory(models.base.device)
         trainer.train()
         peak = memory.peak_mb()
+    clear(folder / "trainer")
     points = [
         {"step": step, "seconds": seconds, **measure(run, models, data, folder / "points" / f"{step:06d}", job)}
         for step, seconds in pace.points
@@ -136,6 +139,7 @@ class Pace(TrainerCallback):
 def measure(run: Run, models: Models, data: Data, policy: Path, job: Job) -> dict[str, list[float]]:
     """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt."""
     items = data.eval if job.prompts == "test" else search_items(run, data)
-    reward = models.reward_from(run.store.reward(_iteration(job)))
-    found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), reward)
-    return {"rewards": found.rewards, PER_ANSWER: found.log_ratios}
+    rewards = models.rewards_with(run.store.reward(_iteration(job)))
+    found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), rewards)
+    worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # as TRL: none is no reward
+    return {"rewards": worth, PER_ANSWER: found.log_ratios}

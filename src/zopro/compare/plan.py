@@ -26,7 +26,8 @@ class Plan:
         methods: names of `zopro.choices.METHODS`, compared in this order.
         seeds: trainings of each method, with seeds 0, 1, ...
         steps: policy steps of each training; 0 if a budget is given.
-        budget_minutes: minutes of training, evaluation left out; each method takes the steps that fit; 0: by `steps`.
+        budget_minutes: minutes of training, evaluation left out; each method takes the steps that fit; 0: by the others.
+        answers: sampled by each training; each method takes the steps that fit; 0: by the others.
         points: measurements along each training, evenly spaced over its steps (the start is one more).
         learning_rates: rates tried for each method at most, by factors of 3, from the configured one on to where the
             best lies between two others; 1 searches nothing.
@@ -46,6 +47,7 @@ class Plan:
     learning_rates: int = 3
     search_share: float = 0.25
     start: str = "sft"
+    answers: int = 0
 
     def __post_init__(self) -> None:
         _check(len(self.methods) > 0, "methods", "must name at least one method", list(self.methods))
@@ -53,17 +55,35 @@ class Plan:
             METHODS.check(method, "methods")
         _check(len(set(self.methods)) == len(self.methods), "methods", "must differ", ",".join(self.methods))
         _check(self.seeds >= 1, "seeds", "must be at least 1", self.seeds)
-        timed = self.budget_minutes > 0
+        lengths = self.steps, self.budget_minutes, self.answers
         _check(
-            self.steps >= 0 and self.budget_minutes >= 0 and (self.steps > 0) != timed,
+            min(lengths) >= 0 and sum(length > 0 for length in lengths) == 1,
             "steps",
-            "one of steps and budget_minutes must be given, greater than 0",
-            f"{self.steps} and {self.budget_minutes}",
+            "one of steps, budget_minutes and answers must be given, greater than 0",
+            ", ".join(map(str, lengths)),
         )
         _check(self.points >= 1, "points", "must be at least 1", self.points)
         _check(self.learning_rates >= 1, "learning_rates", "must be at least 1", self.learning_rates)
         _check(0 < self.search_share <= 1, "search_share", "must lie in (0, 1]", self.search_share)
         _check(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}", self.start)
+
+    def answers_a_step(self, method: str, config: RunConfig) -> int:
+        """How many answers a step of a method samples.
+
+        >>> config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=4, population=16)
+        >>> [Plan(("es",), answers=640).answers_a_step(method, config) for method in ("es", "rloo")]
+        [64, 8]
+        """
+        to_each = config.population if METHODS[method].population else config.num_generations
+        return config.prompts_per_step * to_each
+
+    def steps_of(self, method: str, config: RunConfig) -> int:
+        """Steps of a method's training; 0 where they are what fits in a time. Raises InputError: not one fits."""
+        if not self.answers:
+            return self.steps
+        a_step = self.answers_a_step(method, config)
+        _check(self.answers >= a_step, "answers", f"must be enough for a step of {method}, {a_step}", self.answers)
+        return self.answers // a_step
 
     def rate(self, method: str, config: RunConfig, power: int = 0) -> float:
         """The configured learning rate of a method, times 3^power.

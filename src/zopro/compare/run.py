@@ -36,6 +36,8 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     Raises:
         InputError: bad input, or no method could be run.
     """
+    for method in plan.methods:
+        plan.steps_of(method, config)
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
     runner = _Runner(out, replace(config, output_dir=str(out / "shared"), method="zopro"), quiet)
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
@@ -80,7 +82,7 @@ def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
         return {}
     earlier = json.loads(path.read_text(encoding="utf-8"))
     free = {"methods": [], "seeds": 0}
-    if {**earlier["plan"], **free} != {**asdict(plan), **free}:
+    if {"answers": 0, **earlier["plan"], **free} != {**asdict(plan), **free}:
         return {}
     return {
         name: {**method, "curve": [start, *map(named, method["curve"][1:])], "search": list(map(named, method["search"]))}
@@ -92,14 +94,17 @@ def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
     """Search the learning rate, train with every seed, and summarise."""
     rate = plan.rate(method, runner.config)
-    full = Job("train", plan.start, method, 0, rate, plan.steps, plan.budget_minutes * 60, plan.points)
+    steps = plan.steps_of(method, runner.config)
+    full = Job("train", plan.start, method, 0, rate, steps, plan.budget_minutes * 60, plan.points)
     if plan.budget_minutes:
         probe = runner.result(replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
         full = replace(full, steps=max(1, math.floor(full.budget_seconds * probe["steps"] / probe["seconds"])))
     search = _search(runner, plan, full) if plan.learning_rates > 1 else []
     best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rate
     results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
-    return {**method_summary(results, start), "learning_rate": best, "seeds": plan.seeds, "search": search}
+    answers = max(result["steps"] for result in results) * plan.answers_a_step(method, runner.config)
+    summary = method_summary(results, start)
+    return {**summary, "answers": answers, "learning_rate": best, "seeds": plan.seeds, "search": search}
 
 
 def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:

@@ -125,12 +125,13 @@ def _ratio(first: Curve, second: Curve, key: str) -> float | None:
 def markdown(result: Mapping[str, Any]) -> str:
     """The comparison as a Markdown page: one table, and how to read it."""
     start, plan = result["start"], result["plan"]
-    length = f"{plan['budget_minutes']:g} minutes" if plan["budget_minutes"] else f"{plan['steps']} steps"
+    units = {"budget_minutes": "minutes", "answers": "answers", "steps": "steps"}
+    length = next(f"{plan[key]:g} {unit}" for key, unit in units.items() if plan.get(key))
     against = "rloo" if "rloo" in result["methods"] else next(iter(result["methods"]))
     rows = [
-        "| Method | Seeds | Learning rate | Reward [95 %] | Gain | KL per answer | Seconds a step | Peak MB "
+        "| Method | Seeds | Answers | Learning rate | Reward [95 %] | Gain | KL per answer | Seconds a step | Peak MB "
         f"| / inference | Gain / {against}, equal seconds | equal KL |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, method in result["methods"].items():
         end = method["curve"][-1]
@@ -138,6 +139,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         cells = [
             name,
             str(method["seeds"]),
+            str(method.get("answers", "")),  # which earlier versions did not count
             f"{method['learning_rate']:g}",
             shown.interval(end, "reward"),
             _signed(method["gain"]) if "gain" in method else f"{end['reward'] - start['reward']:+.3f}",

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zopro.choices import METHODS, TASKS
+from zopro.config.defaults import BY_TASK
+from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
 from zopro.config.judging import PairOptions
+from zopro.config.objective import ObjectiveOptions
 from zopro.config.step import StepOptions
 from zopro.errors import InputError, nearest
 
@@ -60,8 +63,10 @@ class DataOptions:
     train_data: str = option("", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.")
     eval_data: str = option("", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.")
     max_train_rows: int = option(0, "Use at most this many training rows (after shuffling by seed); 0 uses all.")
-    max_prompt_length: int = option(256, "Longest prompt in tokens; rows with a longer one are dropped and counted.")
-    max_completion_length: int = option(48, "Longest sampled or trained completion in tokens.")
+    max_prompt_length: int = option(
+        256, "Longest prompt in tokens; rows with a longer one are dropped and counted. Verifiable: 512."
+    )
+    max_completion_length: int = option(48, "Longest sampled or trained completion in tokens. Verifiable: 256.")
     source_language: str = option("English", "Translation: language of the source, as named in the prompt.")
     target_language: str = option("German", "Translation: language of the target, as named in the prompt.")
 
@@ -87,11 +92,13 @@ class LoopOptions:
     iterations: int = option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = option(
         "first_order",
-        "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa.",
+        "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa. Verifiable: spsa.",
         WARM_STARTS,
     )
     iteration_share: float = option(
-        0.05, "Share of the training rows used by one iteration (the paper's 5 %); 1.0 is a whole epoch, 2.0 two."
+        0.05,
+        "Share of the training rows used by one iteration (the paper's 5 %); 1.0 is a whole epoch, 2.0 two. Verifiable: "
+        "0.25.",
     )
     snapshot_every: int = option(
         0, "Also keep the adapters every this many steps inside an iteration, for finer trajectories; 0: never."
@@ -117,7 +124,9 @@ class LoopOptions:
 class SFTOptions:
     """Supervised fine-tuning on the chosen answers."""
 
-    sft_steps: int = option(100, "Optimiser steps of supervised fine-tuning; 0 starts from the base model.")
+    sft_steps: int = option(
+        100, "Optimiser steps of supervised fine-tuning; 0 starts from the base model. Verifiable: 0."
+    )
     sft_batch_size: int = option(8, "Rows in a step.")
     sft_learning_rate: float = option(2e-4, "Peak learning rate (AdamW, linear decay).")
 
@@ -151,11 +160,14 @@ class PolicyOptions:
 
     policy_steps: int = option(0, "Steps of each policy iteration; 0 derives them from iteration_share.")
     prompts_per_step: int = option(8, "Prompts in a step.")
-    num_generations: int = option(2, "Completions per prompt, K (the paper: 2).")
+    num_generations: int = option(2, "Completions per prompt, K (the paper: 2). Verifiable: 8. es: one of each member.")
     temperature: float = option(1.0, "Sampling temperature of the rollouts.")
-    beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward.")
+    beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward; es has no such term, but anchor.")
     first_order_learning_rate: float = option(
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
+    )
+    es_learning_rate: float = option(
+        1e-3, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
     )
     advantage: str = option(
         "rloo",
@@ -170,7 +182,7 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
-        positive(self, "prompts_per_step", "first_order_learning_rate")
+        positive(self, "prompts_per_step", "first_order_learning_rate", "es_learning_rate")
         at_most(self, 1_000_000, "prompts_per_step", "num_generations")
         check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
         check(
@@ -188,9 +200,11 @@ class EvaluationOptions:
 
     eval_prompts: int = option(100, "Held-out prompts answered and scored after each iteration.")
     eval_batch_size: int = option(32, "Rows in a batch of evaluation and scoring.")
+    eval_samples: int = option(1, "Answers sampled to each held-out prompt. Verifiable: 4.")
+    eval_greedy: bool = option(False, "Also take the likeliest answer to each held-out prompt. Verifiable: true.")
 
     def __post_init__(self) -> None:
-        positive(self, "eval_prompts", "eval_batch_size")
+        positive(self, "eval_prompts", "eval_batch_size", "eval_samples")
 
 
 @dataclass
@@ -207,10 +221,12 @@ GROUPS = (
     ModelOptions,
     DataOptions,
     LoopOptions,
+    ObjectiveOptions,
     SFTOptions,
     RewardOptions,
     PolicyOptions,
     StepOptions,
+    EvolutionOptions,
     GuidedOptions,
     PairOptions,
     EvaluationOptions,
@@ -219,27 +235,38 @@ GROUPS = (
 
 
 @dataclass
-class RunConfig(
+class _Options(
     RankOptions,
     EvaluationOptions,
     PairOptions,
     GuidedOptions,
+    EvolutionOptions,
     StepOptions,
     PolicyOptions,
     RewardOptions,
     SFTOptions,
+    ObjectiveOptions,
     LoopOptions,
     DataOptions,
     ModelOptions,
 ):
-    """All settings of one run; `GROUPS` says which belong together. Raises `InputError` on a value out of range."""
-
     def __post_init__(self) -> None:
         for group in GROUPS:
             group.__post_init__(self)
         representable(self, "seed")
         fits = self.evaluation == "sequential" or self.lora_r > 0
         check(fits, "evaluation", "must be sequential with lora_r: 0", self.evaluation)
+
+
+class RunConfig(_Options):
+    """All settings of one run; `GROUPS` says which belong together.
+
+    What is not given takes its default, which for some keys depends on the task (`zopro.config.defaults`). Raises
+    `InputError` on a value out of range.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**BY_TASK.get(given.get("task", ""), {}), **given})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

@@ -7,18 +7,56 @@ from typing import Any
 
 from zopro.config import GROUPS, RunConfig
 
+FIRST = (
+    "model",
+    "task",
+    "train_data",
+    "eval_data",
+    "reward",
+    "method",
+    "iterations",
+    "policy_steps",
+    "num_generations",
+    "max_completion_length",
+    "lora_r",
+    "output_dir",
+)
+"""The keys that people change first: `--help` shows them, `--help-all` shows all."""
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help with every key, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        for action in parser._actions:
+            action.help = getattr(action, "full_help", action.help)
+        parser.print_help()
+        parser.exit()
+
 
 def add_configuration(command: argparse.ArgumentParser) -> None:
     """The arguments that `configuration` reads: CONFIG, and an option for each key."""
     command.add_argument("config", metavar="CONFIG", help="YAML file of configuration keys")
+    command.add_argument("--help-all", action=_HelpAll, nargs=0, help="show this help with every key, and exit")
     for group in GROUPS:
         section = command.add_argument_group((group.__doc__ or "").rstrip("."))
         for name, field in group.__dataclass_fields__.items():
             flag = {"nargs": "?", "const": "true"} if field.type == "bool" else {}
             shared: dict[str, Any] = {"dest": f"key.{name}", "default": argparse.SUPPRESS, "metavar": "VALUE", **flag}
-            section.add_argument(f"--{name}", help=field.metadata["help"].replace("%", "%%"), **shared)
+            action = section.add_argument(f"--{name}", help=argparse.SUPPRESS, **shared)
+            action.full_help = _help(field)  # type: ignore[attr-defined]
+            if name in FIRST:
+                action.help = _help(field)
             if "_" in name:
                 section.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **shared)
+
+
+def _help(field: Any) -> str:
+    default = field.default
+    shown = f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+    return f"{field.metadata['help']}{shown if isinstance(default, (int, float, str)) and default != '' else ''}".replace(
+        "%", "%%"
+    )
 
 
 def configuration(args: argparse.Namespace, **given: str) -> RunConfig:

@@ -20,8 +20,9 @@ def check_choices(config: Any, group: type) -> None:
     for key in fields(group):
         choices, value = key.metadata.get("choices", ()), getattr(config, key.name)
         if isinstance(choices, Registry):
-            if value or not _may_be_empty(key.default):
-                choices.check(value)
+            for name in value if isinstance(value, list) else [value]:
+                if name or not _may_be_empty(key.default):
+                    choices.check(name)
         elif choices:
             known = [choice for choice in choices if choice != ""]
             rule = f"must be one of {', '.join(map(str, known))}"

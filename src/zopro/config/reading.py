@@ -38,6 +38,8 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
 def read_value(key: str, value: Any) -> Any:
     """Return `value`, from YAML or the command line, as the type of configuration key `key`."""
     kind = str(FIELDS[key].type)
+    if kind == "list[str]" and FIELDS[key].metadata.get("choices"):
+        kind = "list of names"
     rule, read = _READERS[kind]
     try:
         return read(value)
@@ -109,6 +111,21 @@ def _words(value: Any) -> list[str]:
     return [] if words == ["none"] else words
 
 
+def _names(value: Any) -> list[str]:
+    """Words, each of which may hold commas where it stands in a list, in YAML or in brackets on the command line."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError from error
+    return [_scalar(name) for name in value] if isinstance(value, list) else _words(value)
+
+
+def _floats(value: Any) -> list[float]:
+    values = value.strip("[] ").split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    return [_float(number) for number in values if number != ""]
+
+
 _READERS: dict[str, tuple[str, Any]] = {
     "bool": ("true or false", _bool),
     "int": ("a whole number", _int),
@@ -116,4 +133,6 @@ _READERS: dict[str, tuple[str, Any]] = {
     "str": ("a text", _str),
     "float | str": ("a number or a word", _str),
     "list[str]": ("a list of words, comma separated", _words),
+    "list of names": ("a list of names, comma separated", _names),
+    "list[float]": ("a list of finite numbers, comma separated", _floats),
 }

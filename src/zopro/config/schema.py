@@ -24,7 +24,8 @@ def schema() -> dict[str, Any]:
     for key in dataclasses.fields(RunConfig):
         described = found["properties"][key.name]
         described["description"] = key.metadata["help"]
-        described |= _limited(key.metadata.get("choices", ()), described)
+        limits = _limited(key.metadata.get("choices", ()), described)
+        described |= {"items": described["items"] | limits} if limits and "items" in described else limits
     found |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "additionalProperties": False}
     return found
 

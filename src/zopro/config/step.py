@@ -13,7 +13,31 @@ PRESETS = {"default": 1e-4, "paper": 1.0}
 
 
 @dataclass
-class StepOptions:
+class DirectionOptions:
+    """Where a zeroth-order step looks, and who looks."""
+
+    decay: str = option(
+        "linear", "How the share of the previous update, d, decays: linear or exponential.", ("linear", "exponential")
+    )
+    noise: str = option(
+        "",
+        f"What directions, or the noise in them, are drawn from: {DIRECTIONS.about()}, or python:MODULE:NAME, a class of "
+        "yours; empty takes the preset's.",
+        DIRECTIONS,
+    )
+    parallel: str = option(
+        "data",
+        "What processes share in a zeroth-order step: data (each has its prompts) or queries (each has all prompts and "
+        "evaluates its part of the directions).",
+        PARALLEL,
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, DirectionOptions)
+
+
+@dataclass
+class StepOptions(DirectionOptions):
     """The zeroth-order step. Empty options take the preset's."""
 
     preset: str = option(
@@ -38,21 +62,6 @@ class StepOptions:
         "",
         "log_ratio (advantage times log-ratio, on-policy) or clipped (RLOO's clipped ratio); empty takes the preset's.",
         ("", "log_ratio", "clipped"),
-    )
-    decay: str = option(
-        "linear", "How the share of the previous update, d, decays: linear or exponential.", ("linear", "exponential")
-    )
-    noise: str = option(
-        "",
-        f"What directions, or the noise in them, are drawn from: {DIRECTIONS.about()}, or python:MODULE:NAME, a class of "
-        "yours; empty takes the preset's.",
-        DIRECTIONS,
-    )
-    parallel: str = option(
-        "data",
-        "What processes share in a zeroth-order step: data (each has its prompts) or queries (each has all prompts and "
-        "evaluates its part of the directions).",
-        PARALLEL,
     )
 
     def __post_init__(self) -> None:

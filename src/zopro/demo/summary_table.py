@@ -23,6 +23,7 @@ def table(summary: Mapping[str, Any]) -> Page:
     return Page(
         Table(list(_evaluations(summary["evaluations"]))),
         "",
+        *_gained(summary["evaluations"][-1]),
         *_costs(summary),
         "",
         *(line for sample in summary["samples"] for line in (*_sample(sample), "")),
@@ -34,6 +35,9 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     """Rows of cells, the header first; truth and metric only where they were measured."""
     truth = any(line.get("truth") is not None for line in lines)
     metric = next((line["metric_name"] for line in lines if line.get("metric") is not None), None)
+    checks, greedy, several = (
+        any(line.get(name) is not None for line in lines) for name in ("accuracy", "greedy_reward", "pass_at_k")
+    )
     yield [
         f"{lines[0]['n']} held-out prompts",
         "reward [95 %]",
@@ -41,6 +45,11 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         "KL per answer",
         *(["truth"] if truth else []),
         *([metric] if metric else []),
+        *(["accuracy [95 %]"] if checks else []),
+        *([f"pass@{lines[0]['samples']}"] if several else []),
+        *(["greedy reward"] if greedy else []),
+        *(["greedy accuracy"] if greedy and checks else []),
+        *(["length", "ended"] if lines[0].get("ended") is not None else []),
     ]
     for line in map(shown.named, lines):
         yield [
@@ -50,7 +59,24 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
             shown.kl(line.get(shown.PER_ANSWER)),
             *([shown.share(line.get("truth"))] if truth else []),
             *([shown.metric(line.get("metric"))] if metric else []),
+            *([shown.interval(line, "accuracy")] if checks else []),
+            *([shown.share(line.get("pass_at_k"))] if several else []),
+            *([shown.reward(line.get("greedy_reward"))] if greedy else []),
+            *([shown.share(line.get("greedy_accuracy"))] if greedy and checks else []),
+            *([shown.fixed(line["length"], 1), shown.share(line["ended"])] if line.get("ended") is not None else []),
         ]
+
+
+def _gained(line: Mapping[str, Any]) -> Iterator[str]:
+    """What the last policy has gained over what the run began with, paired by prompt."""
+    names = ("reward", "accuracy", "greedy_reward", "greedy_accuracy")
+    gains = [
+        f"{name.replace('_', ' ')} {shown.interval(line, f'{name}_gain')}"
+        for name in names
+        if line.get(f"{name}_gain") is not None
+    ]
+    if gains:
+        yield f"gained       {', '.join(gains)}"
 
 
 def _costs(summary: Mapping[str, Any]) -> Iterator[str]:

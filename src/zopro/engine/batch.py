@@ -24,6 +24,11 @@ class Rollouts:
     completion_mask: Tensor  # (N * K, C) int64, 1 up to and including the EOS token
     logprobs: Tensor  # (N * K, C) fp32, nats
 
+    def answers(self) -> list[list[int]]:
+        """Token ids of each completion without padding, EOS kept."""
+        lengths = self.completion_mask.sum(1).tolist()
+        return [row[:length] for row, length in zip(self.completion_ids.tolist(), lengths, strict=True)]
+
 
 class Batch(NamedTuple):
     """Rows of prompts, padded on the left, each followed by a completion, padded on the right.

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,8 @@ from zopro.judges.verdicts import Verdicts
 from zopro.loop.data import Item
 from zopro.loop.divergence import log_ratios, policy_logprobs
 from zopro.loop.models import Models
+from zopro.loop.rewarding import Rewards, Scores
 from zopro.loop.run import Run
-from zopro.rewards import RewardModel
 
 T = TypeVar("T")
 
@@ -29,8 +30,10 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def sample(run: Run, models: Models, model: Any, items: Sequence[Item], seed: int, count: int = 1) -> Rollouts:
-    """`count` completions of each item in one batch, drawn at the configured temperature."""
+def sample(
+    run: Run, models: Models, model: Any, items: Sequence[Item], seed: int, count: int = 1, greedy: bool = False
+) -> Rollouts:
+    """`count` completions of each item in one batch, drawn at the configured temperature or the likeliest tokens."""
     return generate(
         model,
         [item.ids for item in items],
@@ -38,42 +41,60 @@ def sample(run: Run, models: Models, model: Any, items: Sequence[Item], seed: in
         max_new_tokens=run.config.max_completion_length,
         eos_token_ids=models.eos_token_ids,
         pad_token_id=models.tokenizer.pad_token_id,
+        do_sample=not greedy,
         temperature=run.config.temperature,
         generator=torch.Generator(models.base.device).manual_seed(seed),
     )
 
 
-def sample_all(run: Run, models: Models, model: Any, items: Sequence[Item], seed: int) -> Iterator[Rollouts]:
-    """One completion of each item, `eval_batch_size` items at a time, each batch by the seed after the last one's."""
-    for number, batch in enumerate(batches(items, run.config.eval_batch_size)):
-        yield sample(run, models, model, batch, seed + number)
-
-
-def trimmed(rollout: Rollouts) -> list[list[int]]:
-    """Completions as lists without padding, EOS kept."""
-    lengths = rollout.completion_mask.sum(1).tolist()
-    return [row[:n] for row, n in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
+def sample_all(
+    run: Run, models: Models, model: Any, items: Sequence[Item], seed: int, count: int = 1, greedy: bool = False
+) -> Iterator[Rollouts]:
+    """`count` completions of each item, `eval_batch_size` rows at a time, each batch by the seed after the last one's."""
+    for number, batch in enumerate(batches(items, max(1, run.config.eval_batch_size // count))):
+        yield sample(run, models, model, batch, seed + number, count, greedy)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one sampled answer to each item: token ids, reward, and log pi(answer) - log pi_SFT(answer) in nats."""
+    """Of `count` sampled answers to each item, one item's after the other's: token ids, scores, and log pi(answer) - log
+    pi_SFT(answer) in nats. greedy: the ids of the likeliest answer to each item, if asked for, and their scores."""
 
     ids: list[list[int]]
-    rewards: list[float]
+    scores: Scores
     log_ratios: list[float]
+    greedy: list[list[int]] = field(default_factory=list)
+    greedy_scores: Scores | None = None
 
 
-def measure(run: Run, models: Models, items: Sequence[Item], policy: Path, seed: int, reward: RewardModel) -> Measured:
-    """Sample one answer to each item from the policy saved in `policy`, and measure it."""
-    rollouts, logprobs = [], []
+def measure(
+    run: Run,
+    models: Models,
+    items: Sequence[Item],
+    policy: Path,
+    seed: int,
+    rewards: Rewards,
+    count: int = 1,
+    greedy: bool = False,
+) -> Measured:
+    """Sample `count` answers to each item from the policy saved in `policy`, and measure them; also the greedy one."""
+    rollouts, logprobs, likeliest = [], [], []
     with models.policies.open(policy) as model:
-        for rollout in sample_all(run, models, model, items, seed):
+        for rollout in sample_all(run, models, model, items, seed, count):
             rollouts.append(rollout)
             logprobs.append(policy_logprobs(model, rollout, run.config.temperature))
-    ids = [row for rollout in rollouts for row in trimmed(rollout)]
-    rewards = reward.score([item.ids for item in items], ids, run.config.eval_batch_size)
-    return Measured(ids, rewards, log_ratios(run, models, policy, rollouts, logprobs))
+        for rollout in sample_all(run, models, model, items, seed, greedy=True) if greedy else ():
+            likeliest += rollout.answers()
+    ids = [row for rollout in rollouts for row in rollout.answers()]
+    asked = [item for item in items for _ in range(count)]
+    scores = rewards.score(asked, ids)
+    ratios = log_ratios(run, models, policy, rollouts, logprobs)
+    return Measured(ids, scores, ratios, likeliest, rewards.score(items, likeliest) if greedy else None)
+
+
+def ended(models: Models, ids: Sequence[Sequence[int]]) -> float:
+    """The share of completions that end by themselves, within the limit."""
+    return fmean(bool(row) and row[-1] in models.frame.stops for row in ids)
 
 
 def ask_judge(
@@ -85,6 +106,7 @@ def ask_judge(
     completions: list[list[str]],
     references: list[str | None],
 ) -> JudgeResult:
-    """The configured judge's verdicts, which are kept on the disk until the stage is done."""
+    """The configured judge's verdicts, which are kept on the disk until the stage is done; of a run that has one."""
+    assert models.judge is not None
     verdicts = Verdicts(run.store.verdicts(stage, iteration))
     return judge_pairs(models.judge, prompts, completions, references, verdicts, batch_size=run.config.eval_batch_size)

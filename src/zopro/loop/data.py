@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from zopro import tasks
+from zopro.choices import REWARDS
 from zopro.config import RunConfig
+from zopro.errors import InputError
 from zopro.tasks import Example, Task
+from zopro.tasks.columns import lacking
 from zopro.text import chat
 from zopro.text.frame import Frame, frame_of
 
@@ -47,13 +50,27 @@ def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     item, frame = partial(_item, tokenizer), frame_of(tokenizer)
 
     def unfit(example: Example) -> str | None:
-        return _unfit(tokenizer, frame, item(example), config.max_prompt_length)
+        answers = (example.chosen, example.rejected) if config.sft_steps or config.trains_reward else ()
+        return lacking(example, config.reward) or _unfit(
+            tokenizer, frame, item(example), answers, config.max_prompt_length
+        )
 
     fit = tasks.Fit(partial(chat.render_prompt, tokenizer))
-    found = tasks.load(config, config.eval_prompts, config.seed, refuse=unfit, fit=fit)
+    columns = config.reward != ["model"]  # which reads prompts and answers alone
+    found = tasks.load(config, config.eval_prompts, config.seed, refuse=unfit, fit=fit, columns=columns)
     left_out = "".join(f"; left out {count}: {reason}" for reason, count in found.dropped.items())
+    _check_answers(config, found)
     rows = f"{len(found.train)} training rows, {len(found.eval)} held-out prompts{left_out}"
     return Data(found.task, [*map(item, found.train)], [*map(item, found.eval)], rows, found.remarks())
+
+
+def _check_answers(config: RunConfig, found: tasks.TaskData) -> None:
+    """Raise InputError where a stage has nothing to learn from."""
+    if config.sft_steps and all(example.chosen is None for example in found.train):
+        raise InputError("sft_steps: must be 0 for rows without an answer to learn from. Set it, or give such rows.")
+    if config.trains_reward and all(example.rejected is None and example.score is None for example in found.train):
+        others = ", ".join(name for name in REWARDS if name != "model")
+        raise InputError(f"reward: model must have rows with preferences or scores, got none. Take another: {others}.")
 
 
 def _item(tokenizer: PreTrainedTokenizerBase, example: Example) -> Item:
@@ -61,8 +78,11 @@ def _item(tokenizer: PreTrainedTokenizerBase, example: Example) -> Item:
     return Item(prompt, tokenizer(prompt)["input_ids"], example)
 
 
-def _unfit(tokenizer: PreTrainedTokenizerBase, frame: Frame, item: Item, longest: int) -> str | None:
-    """Why a row is left out: its prompt is too long, or the chat template does not give back what it is given."""
+def _unfit(
+    tokenizer: PreTrainedTokenizerBase, frame: Frame, item: Item, answers: Sequence[str | None], longest: int
+) -> str | None:
+    """Why a row is left out: its prompt is too long, or the chat template does not give back what it is given, the prompt
+    or the answers that are learned from."""
     example = item.example
     if not item.ids:
         return "prompt has no token"
@@ -70,7 +90,7 @@ def _unfit(tokenizer: PreTrainedTokenizerBase, frame: Frame, item: Item, longest
         return "prompt is longer than max_prompt_length"
     if (role := chat.lost_message(example.prompt, item.prompt)) is not None:
         return f"the chat template leaves out or changes the {role}'s message"
-    for answer in (example.chosen, example.rejected):
+    for answer in answers:
         if answer is not None:
             whole = chat.render_answered(tokenizer, example.prompt, answer, example.tools)
             if not whole.startswith(item.prompt + frame.write(answer)):

@@ -1,50 +1,70 @@
 """Measurements on held-out prompts: reward, KL to the SFT policy, task metric and win rate, with 95 % intervals.
 
 The yardstick is the first reward model, whatever the later ones became, so that iterations can be compared. The win
-rate is the configured judge's, against the SFT policy's answer to the same prompt.
+rate is the configured judge's, against the SFT policy's answer to the same prompt. A run that trains no reward model has
+no judge: there the higher reward wins, and accuracy, pass@k and what was gained, paired by prompt, are measured too.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from zopro.loop.answers import ask_judge, batches, measure, sample_all, trimmed
+from zopro.loop.answers import Measured, ask_judge, batches, ended, measure, sample_all
+from zopro.loop.correctness import gains, of_prompts, reward_interval, shares
 from zopro.loop.data import Data, Item
 from zopro.loop.divergence import kl_per_answer
 from zopro.loop.models import Models
 from zopro.loop.run import Run
+from zopro.loop.unended import unended
 from zopro.store.rundir import read_rows, write_text
 from zopro.store.shown import PER_ANSWER
-from zopro.system.statistics import mean_interval, win_interval
+from zopro.system.statistics import win_interval
 from zopro.tasks import Task, metric
 
 EVALUATION_SEED = "evaluation"
 BASE_ANSWERS = 20  # as many prompts as the report shows
 
+Rows = list[dict[str, Any]]
+
 
 def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None) -> dict[str, Any]:
     """Answer the held-out prompts with one policy (None: the SFT policy) and measure the answers.
 
-    Writes evaluations/NAME.jsonl (prompt, completion, reward, reference, win) and, last, evaluations/NAME.json.
+    Writes evaluations/NAME.jsonl (prompt, completion, reward, reference, win, ...: the first answer to each prompt) and,
+    last, evaluations/NAME.json.
     """
-    store = run.store
+    store, config = run.store, run.config
     folder = store.sft() if iteration is None else store.policy(iteration)
-    found = measure(run, models, data.eval, folder, run.seed(EVALUATION_SEED), models.reward_from(store.reward(0)))
-    rows = _rows(models, data.eval, found.ids, found.rewards)
-    reward, low, high = mean_interval(found.rewards)
+    seed, count = run.seed(EVALUATION_SEED), config.eval_samples
+    rewards = models.rewards_with(store.reward(0))
+    found = measure(run, models, data.eval, folder, seed, rewards, count, config.eval_greedy)
+    rows = _rows(models, data.eval, found.ids[::count], found.scores.total[::count])
+    prompts = of_prompts(found.scores, count)
     line: dict[str, Any] = {"stage": "evaluation", "iteration": iteration, "step": None}
-    line |= {"reward": reward, "reward_low": low, "reward_high": high, "n": len(rows)}
-    line[PER_ANSWER] = kl_per_answer(found.log_ratios)
+    line |= {
+        **reward_interval(prompts, "reward", "sampled_reward"),
+        "n": len(rows),
+        PER_ANSWER: kl_per_answer(found.log_ratios),
+    }
+    before = rows if iteration is None else read_rows(store.evaluation(None))
     if iteration is not None:
-        wins = _wins(run, models, iteration, rows)
+        wins = _wins(run, models, iteration, rows, before)
         for row, win in zip(rows, wins, strict=True):
             row["win"] = win
         line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(wins)
     line["length"] = fmean(len(row) for row in found.ids)
     line |= _metric(data.task, rows)
+    if config.reward != ["model"]:
+        _add_prompts(models, rows, prompts, found)
+        line |= _correctness(models, found, rows, prompts)
+        line |= gains(before, rows) if iteration is not None else {}
+    of = "evaluation" if iteration is None else f"evaluation {iteration}"
+    if note := unended(of, 1 - ended(models, found.ids), len(found.ids), config.max_completion_length):
+        run.say(note)
     store.write_rows(store.evaluation(iteration), rows)
     if iteration is None:
         _answer_by_base(run, models, data.eval[:BASE_ANSWERS])
@@ -53,29 +73,69 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
     return line
 
 
-def _rows(models: Models, items: Sequence[Item], ids: list[list[int]], rewards: Sequence[float]) -> list[dict[str, Any]]:
+def _rows(models: Models, items: Sequence[Item], ids: list[list[int]], rewards: Sequence[float]) -> Rows:
     return [
-        {"prompt": item.prompt, "completion": answer, "reward": reward, "reference": item.example.reference}
+        {
+            "prompt": item.prompt,
+            "completion": answer,
+            "reward": None if math.isnan(reward) else reward,
+            "reference": item.example.reference,
+        }
         for item, answer, reward in zip(items, models.texts(ids), rewards, strict=True)
     ]
 
 
+def _add_prompts(models: Models, rows: Rows, prompts: Sequence[dict[str, float]], found: Measured) -> None:
+    """Let each row say of its prompt: the mean reward and accuracy of all sampled answers, and the greedy answer."""
+    for row, prompt in zip(rows, prompts, strict=True):
+        row |= prompt
+    if found.greedy_scores is not None:
+        greedy = of_prompts(found.greedy_scores, 1)
+        for row, answer, prompt in zip(rows, models.texts(found.greedy), greedy, strict=True):
+            row["greedy"] = answer
+            names = {"sampled_reward": "greedy_reward", "accuracy": "greedy_accuracy"}
+            row |= {names[name]: value for name, value in prompt.items() if name in names}
+
+
+def _correctness(models: Models, found: Measured, rows: Rows, prompts: Sequence[dict[str, float]]) -> dict[str, Any]:
+    line: dict[str, Any] = {"samples": len(found.ids) // len(rows), "ended": ended(models, found.ids)}
+    if len(found.scores.parts) > 1:
+        line["rewards"] = {name: _known_mean(values) for name, values in found.scores.parts.items()}
+    line |= shares(prompts, "accuracy", "accuracy")
+    if line["samples"] > 1:
+        line |= shares(prompts, "pass_at_k", "passed")
+    if found.greedy_scores is not None:
+        line |= reward_interval(rows, "greedy_reward", "greedy_reward") | shares(
+            rows, "greedy_accuracy", "greedy_accuracy"
+        )
+        line |= {"greedy_length": fmean(map(len, found.greedy)), "greedy_ended": ended(models, found.greedy)}
+    return line
+
+
+def _known_mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if value == value]
+    return fmean(known) if known else None
+
+
 def _answer_by_base(run: Run, models: Models, items: Sequence[Item]) -> None:
     """The base model's answers to the first held-out prompts, for the report: evaluations/base.jsonl."""
-    size, reward = run.config.eval_batch_size, models.reward_from(run.store.reward(0))
-    rows: list[dict[str, Any]] = []
+    rewards = models.rewards_with(run.store.reward(0))
+    rows: Rows = []
     rollouts = sample_all(run, models, models.base, items, run.seed(EVALUATION_SEED))
-    for batch, rollout in zip(batches(items, size), rollouts, strict=True):
-        ids = trimmed(rollout)
-        rows += _rows(models, batch, ids, reward.score([item.ids for item in batch], ids, size))
-    for row, win in zip(rows, _wins(run, models, None, rows), strict=True):
+    for batch, rollout in zip(batches(items, run.config.eval_batch_size), rollouts, strict=True):
+        ids = rollout.answers()
+        rows += _rows(models, batch, ids, rewards.score(batch, ids).total)
+    for row, win in zip(rows, _wins(run, models, None, rows, read_rows(run.store.evaluation(None))), strict=True):
         row["win"] = win
     run.store.write_rows(run.store.evaluation("base"), rows)
 
 
-def _wins(run: Run, models: Models, iteration: int | None, rows: Sequence[dict[str, Any]]) -> list[float]:
+def _wins(run: Run, models: Models, iteration: int | None, rows: Rows, sft: Rows) -> list[float]:
     """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's."""
-    sft = read_rows(run.store.evaluation(None))[: len(rows)]
+    sft = sft[: len(rows)]
+    if models.judge is None:
+        pairs = ((row["reward"], before["reward"]) for row, before in zip(rows, sft, strict=True))
+        return [0.5 if None in pair else 0.5 + (pair[0] > pair[1]) / 2 - (pair[0] < pair[1]) / 2 for pair in pairs]
     result = ask_judge(
         run,
         models,

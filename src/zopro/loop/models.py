@@ -1,4 +1,4 @@
-"""The models of one run: the base loaded once, the policies over it, the reward model, and the judge of pairs."""
+"""The models of one run: the base loaded once, the policies over it, the rewards, and the judge of pairs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from zopro.choices import REWARDS
 from zopro.config import RunConfig
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
@@ -22,7 +23,9 @@ from zopro.errors import InputError
 from zopro.judges import Judge, make_judge
 from zopro.loop.data import Data
 from zopro.loop.policies import Policies
+from zopro.loop.rewarding import Rewards
 from zopro.rewards import RewardModel
+from zopro.rewards.functions import reward_function
 from zopro.system.random_state import derived_seed, preserve_random_state
 from zopro.text import chat
 from zopro.text.frame import Frame, check_vocabulary, declared_stops, frame_of
@@ -34,28 +37,41 @@ FULL_REWARD_RANK = 8  # of the reward model's adapter where the policy has none 
 @dataclass(frozen=True)
 class Models:
     """frame: how an answer is written after a prompt, and where it ends. max_length: tokens of the longest prompt, the
-    longest completion and the ending that one cut short gets. reward: the one live reward model."""
+    longest completion and the ending that one cut short gets. rewards: all of them. judge: of pairs, for a run that
+    trains a reward model."""
 
     tokenizer: PreTrainedTokenizerBase
     frame: Frame
     base: Any
     policies: Policies
-    reward: RewardModel
-    judge: Judge
+    rewards: Rewards
+    judge: Judge | None
     max_length: int
 
     @property
     def eos_token_ids(self) -> list[int]:
         return sorted(self.frame.stops)
 
+    @property
+    def reward(self) -> RewardModel:
+        """The one live reward model, of a run that trains one."""
+        assert self.rewards.model is not None
+        return self.rewards.model
+
     def reward_from(self, folder: Path) -> RewardModel:
         """The one live reward model, with the weights saved in `folder`."""
         self.reward.restore(folder)
         return self.reward
 
+    def rewards_with(self, folder: Path) -> Rewards:
+        """All rewards; the reward model among them, if there is one, has the weights saved in `folder`."""
+        if self.rewards.model is not None:
+            self.rewards.model.restore(folder)
+        return self.rewards
+
     def texts(self, completion_ids: Sequence[Sequence[int]]) -> list[str]:
         """The answers that sampled completions hold."""
-        return [self.frame.read(ids) for ids in completion_ids]
+        return self.rewards.texts(completion_ids)
 
     def answer_length(self, answer: str) -> int:
         """Tokens of an answer in its frame."""
@@ -77,6 +93,7 @@ class Models:
 def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Data) -> Models:
     """The run's models. Raises InputError: the model, the lengths or the data do not fit each other."""
     device = resolve_device(config.device)
+    functions = _functions(config, device)
     base = _load_base(config, device)
     _check_context(base, config)
     frame = frame_of(tokenizer, declared_stops(base))
@@ -87,14 +104,35 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
     def load(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
         return _load(config, path, device), load_tokenizer(tokenizer_home(path), config.trust_remote_code)
 
-    judge = make_judge(config.judge, data.task, base, tokenizer, load, config)
+    judge = make_judge(config.judge, data.task, base, tokenizer, load, config) if config.trains_reward else None
     check_vocabulary(tokenizer, base, frame, data.texts(frame))
     policies = Policies(base, config)
     with nullcontext() if policies.full else policies.open(None):
         pass  # what PEFT refuses, it refuses now
     max_length = config.max_prompt_length + config.max_completion_length + len(frame.ending)
-    reward = RewardModel(_classifier(config, tokenizer, base), tokenizer, max_length, frame)
-    return Models(tokenizer, frame, base, policies, reward, judge, max_length)
+    reward = None
+    if config.trains_reward:
+        reward = RewardModel(_classifier(config, tokenizer, base), tokenizer, max_length, frame)
+    weights = dict(zip(config.reward, config.weights, strict=True))
+
+    def texts(completion_ids: Sequence[Sequence[int]]) -> list[str]:
+        return [frame.read(ids) for ids in completion_ids]
+
+    rewards = Rewards(weights, functions, reward, texts, config.eval_batch_size, config.reward_timeout)
+    return Models(tokenizer, frame, base, policies, rewards, judge, max_length)
+
+
+def _functions(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """The rewards but for the run's own model, by name, as TRL calls them. Raises InputError: one cannot be made."""
+    made: dict[str, Any] = {}
+    for name in config.reward:
+        choice = REWARDS[name]
+        if choice.network:
+            dtype, path = resolve_dtype(config.dtype, device), name.partition(":")[2]
+            made[name] = choice.load()(path, dtype, device, config.eval_batch_size, config.trust_remote_code)
+        elif not choice.trained:
+            made[name] = reward_function(name)
+    return made
 
 
 def _load(config: RunConfig, path: str, device: torch.device) -> Any:

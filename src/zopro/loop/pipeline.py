@@ -94,7 +94,7 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.usage.begin()
     for name, seconds in before.items():
         run.stage_ended(name, None, seconds)
-    for stage, iteration in walk(config.iterations):
+    for stage, iteration in walk(config, config.iterations):
         if processes.settle(not stage.done(store, iteration)):
             with run.stage(stage.name, iteration), _taking_part(run, stage, iteration) as here:
                 if here:
@@ -118,7 +118,7 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
 
 
 def _finished(store: RunDirectory, config: RunConfig) -> bool:
-    stages = (stage.done(store, iteration) for stage, iteration in walk(config.iterations))
+    stages = (stage.done(store, iteration) for stage, iteration in walk(config, config.iterations))
     return store.layout.summary().exists() and all(stages)
 
 

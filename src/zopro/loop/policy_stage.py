@@ -18,6 +18,7 @@ from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.recording import Origin, Recorder, origin_of
 from zopro.loop.run import Run
+from zopro.loop.unended import UnendedCallback
 from zopro.store.rundir import whole_folder
 from zopro.system.random_state import preserve_random_state
 from zopro.train.callbacks import be_quiet
@@ -52,11 +53,11 @@ def policy_trainer(
     v = policies.reward_update(*origin.reward_update) if origin.reward_update else {}
     with policies.open(origin.start, trainable=True) as model, preserve_random_state():
         model.config._name_or_path = str(origin.start if policies.full else config.model)
-        reward = models.reward_from(store.reward(origin.iteration))
+        rewards = models.rewards_with(store.reward(origin.iteration))
         inputs = PolicyInputs(
             model=model,
             tokenizer=models.tokenizer,
-            reward_function=reward.as_reward_function(config.eval_batch_size),
+            reward_function=rewards.as_reward_function(items),
             prompts=[item.prompt for item in items],
             rows=[item.example.row for item in items],
             config=config,
@@ -105,7 +106,9 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
             with whole_folder(snapshot) as partial:
                 policies.save(model, partial)
 
-        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save)):
+        answers, limit = config.prompts_per_step * config.num_generations, config.max_completion_length
+        notes = UnendedCallback(run.say, f"policy {iteration}", answers, limit)
+        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes):
             trainer.add_callback(callback)
         Recorder(trainer, store.journal(iteration), origin, rebuild=policies.full, writes=store.writes).attach()
         fit(trainer)

@@ -19,8 +19,9 @@ from zopro.config import RunConfig
 from zopro.store.journal import Header, JournalWriter, Step, read
 from zopro.store.rundir import RunDirectory
 from zopro.weights.adapters import tensor_files, tensor_name
-from zopro.zo import SPSA, Targeted, groups
+from zopro.zo import Targeted, groups
 from zopro.zo.directions import Directions
+from zopro.zo.optimizer import Recorded
 from zopro.zo.records import StepRecord
 
 TARGETED = "targeted"
@@ -46,15 +47,15 @@ class Origin:
 def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:
     """How an iteration is optimised, and from what: by `method`, along updates of the iteration before it.
 
-    These are the policy's update mu and the reward model's update v over the same iteration. Iteration 0 has none before
-    it. There `start` says what is done instead: "sft" takes the SFT update for mu, "first_order" and "spsa" take another
-    method (see `config.warm_start`), None takes `method` without updates.
+    These are the policy's update mu and, where one is trained, the reward model's update v over the same iteration.
+    Iteration 0 has none before it. There `start` says what is done instead: "sft" takes the SFT update for mu,
+    "first_order" and "spsa" take another method (see `config.warm_start`), None takes `method` without updates.
     """
     policies = store.sft(), *map(store.policy, range(iteration))
     method, mu, v = config.method, None, None
     if iteration > 0:
         mu = policies[-1], policies[-2]
-        v = store.reward(iteration), store.reward(iteration - 1)
+        v = (store.reward(iteration), store.reward(iteration - 1)) if config.trains_reward else None
     elif start == "sft":
         mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
     elif start is not None:
@@ -66,7 +67,7 @@ class Recorder(TrainerCallback):
     """Writes the journal of one policy iteration.
 
     Args:
-        trainer: a `checkpointed` one; its optimiser is a `zopro.SPSA`, else nothing is recorded.
+        trainer: a `checkpointed` one; its optimiser is a `zopro.SPSA` or `zopro.ES`, else nothing is recorded.
         path: the journal. A trainer that begins at step 0 begins it anew; one that continues a checkpoint keeps the
             lines up to it and appends to them.
         origin: what the journal's header says.
@@ -88,7 +89,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = kwargs["optimizer"]
         spsa = getattr(optimizer, "optimizer", optimizer)
-        if not isinstance(spsa, SPSA):
+        if not isinstance(spsa, Recorded):
             return
         if state.global_step and self.trainer.rebuilt:  # on every rank
             for step in read(self.path).steps[: state.global_step]:
@@ -112,18 +113,19 @@ def _rebuilds(directions: Directions) -> bool:
     return DIRECTIONS.name_of(type(noise)) is not None
 
 
-def header_of(origin: Origin, spsa: SPSA) -> Header:
+def header_of(origin: Origin, spsa: Recorded) -> Header:
     """The first line of the journal of `spsa`'s steps."""
     trained = [name for name, _, _ in groups.named(spsa.param_groups)]
     files = tensor_files(origin.start)
     saved = {tensor_name(name) for name in files}
     directions = _described(spsa.directions)
     folders = [origin.start]
-    if isinstance(spsa.directions, Targeted):
-        for key in ("previous_update", "reward_update"):
-            pair = getattr(origin, key) if len(getattr(spsa.directions, key)) else None
-            directions[key] = None if pair is None else [origin.name(folder) for folder in pair]
-            folders += pair or ()
+    targeted = isinstance(spsa.directions, Targeted)
+    for key in _updates_of(spsa.directions):
+        pair = getattr(origin, key) if not targeted or len(getattr(spsa.directions, key)) else None
+        directions[key] = None if pair is None else [origin.name(folder) for folder in pair]
+        folders += pair or ()
+    if targeted:
         for key in ("total_steps", "decay", "normalize"):
             directions[key] = getattr(spsa.directions, key)
         directions["noise"] = _described(spsa.directions.noise)
@@ -140,6 +142,14 @@ def header_of(origin: Origin, spsa: SPSA) -> Header:
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in ("zopro", "torch")},
     )
+
+
+def _updates_of(directions: Directions) -> tuple[str, ...]:
+    """Which of the origin's updates directions are made of."""
+    if isinstance(directions, Targeted):
+        return "previous_update", "reward_update"
+    name = DIRECTIONS.name_of(type(directions))
+    return ("previous_update",) if name is not None and DIRECTIONS[name].of_update else ()
 
 
 def _described(directions: Directions) -> dict[str, Any]:

@@ -136,19 +136,22 @@ def _directions(run: Path, config: RunConfig, header: Header) -> Directions:
             f"--iteration: {header.iteration} was trained along {noise['kind']} directions, which come from the data and "
             "not from a seed, so a journal cannot rebuild them. Use zopro export."
         )
+    mu = _previous_update(run, config, *made["previous_update"]) if made.get("previous_update") else {}
     if made["kind"] != TARGETED:
-        return _noise(noise, {})
-    after, before = made["previous_update"]
-    base = not (run / before).exists()  # the base model, by its own name
-    full, before = config.lora_r == 0, Path(config.model) if base else run / before
-    mu = policy_update(run / after, before, full)
+        return _noise(noise, mu)
     folders = [run / folder for folder in made["reward_update"] or ()]
-    v = reward_update(folders[0], folders[1], full, config.lora_alpha) if folders else {}
+    v = reward_update(folders[0], folders[1], config.lora_r == 0, config.lora_alpha) if folders else {}
     return Targeted(mu, v, made["total_steps"], made["decay"], made["normalize"], _noise(noise, mu))
 
 
+def _previous_update(run: Path, config: RunConfig, after: str, before: str) -> Mapping[str, Tensor]:
+    base = not (run / before).exists()  # the base model, by its own name
+    return policy_update(run / after, Path(config.model) if base else run / before, config.lora_r == 0)
+
+
 def _noise(made: dict[str, Any], mu: Mapping[str, Tensor]) -> Directions:
-    return noise_source(made["kind"], mu, **{key: value for key, value in made.items() if key != "kind"})
+    arguments = {key: made[key] for key in DIRECTIONS[made["kind"]].keeps}
+    return noise_source(made["kind"], mu, **arguments)
 
 
 def _check_files(run: Path, config: RunConfig, header: Header) -> None:

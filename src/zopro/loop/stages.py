@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import common_prefix_length
 
 from zopro.errors import InputError, diverging
-from zopro.loop.answers import ask_judge, sample_all, trimmed
+from zopro.loop.answers import ask_judge, sample_all
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.policy_stage import iteration_items
@@ -31,24 +31,31 @@ from zopro.train.checkpoints import checkpointed, fit
 
 
 def train_sft(run: Run, models: Models, data: Data) -> None:
-    """Supervised fine-tuning on prompts and chosen answers; only answers that end within the limit are used."""
+    """Supervised fine-tuning on prompts and chosen answers; only answers that end within the limit are used.
+
+    Without steps the policy is the base model, whatever the rows have.
+    """
     config, store, policies = run.config, run.store, models.policies
     if not policies.full and not store.initial().exists():
         with policies.open(None) as model, whole_folder(store.initial()) as folder:
             policies.save(model, folder)
-    fits = _answers_fit(run, models)
-    rows = [item for item in data.train if fits(item.example.chosen)]
-    if not rows:
-        raise InputError(
-            f"max_completion_length: no chosen answer ends within {config.max_completion_length} tokens. Raise it."
-        )
-    run.say(f"SFT on {len(rows)} of {len(data.train)} rows (answers that fit max_completion_length)")
+    rows = _sft_rows(run, models, data) if config.sft_steps else []
     start = None if policies.full else store.initial()
     rate = diverging("sft_learning_rate", config.sft_learning_rate)
     with rate, policies.open(start, trainable=True) as model, whole_folder(store.sft()) as folder:
-        if config.sft_steps:
+        if rows:
             _fit_sft(run, models, model, rows)
         policies.save(model, folder)
+
+
+def _sft_rows(run: Run, models: Models, data: Data) -> list[Item]:
+    fits = _answers_fit(run, models)
+    rows = [item for item in data.train if item.example.chosen is not None and fits(item.example.chosen)]
+    if not rows:
+        limit = run.config.max_completion_length
+        raise InputError(f"max_completion_length: no chosen answer ends within {limit} tokens. Raise it.")
+    run.say(f"SFT on {len(rows)} of {len(data.train)} rows (answers that fit max_completion_length)")
+    return rows
 
 
 def _answers_fit(run: Run, models: Models) -> Callable[..., bool]:
@@ -73,7 +80,7 @@ def _fit_sft(run: Run, models: Models, model: Any, rows: Sequence[Item]) -> None
         completion_only_loss=True,
     )
     sequences, _ = Sequences(models.tokenizer, models.max_length, models.frame).from_text(
-        [item.prompt for item in rows], [item.example.chosen for item in rows]
+        [item.prompt for item in rows], [item.example.chosen or "" for item in rows]
     )
     begins = [common_prefix_length(item.ids, ids) for item, ids in zip(rows, sequences, strict=True)]
     masks = [[0] * begin + [1] * (len(ids) - begin) for begin, ids in zip(begins, sequences, strict=True)]
@@ -139,7 +146,9 @@ def pairs(items: Sequence[Item], fit: Callable[..., bool] | None = None) -> list
     return [
         Pair(item.prompt, item.example.chosen, item.example.rejected)
         for item in items
-        if item.example.rejected is not None and (fit is None or fit(item.example.chosen, item.example.rejected))
+        if item.example.chosen is not None
+        and item.example.rejected is not None
+        and (fit is None or fit(item.example.chosen, item.example.rejected))
     ]
 
 
@@ -148,7 +157,9 @@ def scored(items: Sequence[Item], fit: Callable[..., bool] | None = None) -> lis
     return [
         Scored(item.prompt, item.example.chosen, item.example.score)
         for item in items
-        if item.example.score is not None and (fit is None or fit(item.example.chosen))
+        if item.example.chosen is not None
+        and item.example.score is not None
+        and (fit is None or fit(item.example.chosen))
     ]
 
 
@@ -251,7 +262,7 @@ def _distinct(items: Sequence[Item]) -> list[Item]:
 
 def _answers(run: Run, models: Models, model: Any, items: Sequence[Item], seed: int) -> list[dict[str, Any]]:
     """One sampled answer for each item: rows of item, prompt, completion (text) and ids."""
-    ids = [row for rollout in sample_all(run, models, model, items, seed) for row in trimmed(rollout)]
+    ids = [row for rollout in sample_all(run, models, model, items, seed) for row in rollout.answers()]
     return [
         {"item": item, "prompt": item.prompt, "completion": text, "ids": row}
         for item, text, row in zip(items, models.texts(ids), ids, strict=True)

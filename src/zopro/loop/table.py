@@ -2,7 +2,7 @@
 
 `zopro run` walks all of it; a comparison (`zopro.compare`) prepares what its trainings share by part of it.
 
-    for stage, iteration in walk(config.iterations):
+    for stage, iteration in walk(config, config.iterations):
         if not stage.done(run.store, iteration):
             stage.work(run, models, data, iteration)
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from zopro.config import RunConfig
 from zopro.loop.data import Data
 from zopro.loop.evaluation import evaluate
 from zopro.loop.models import Models
@@ -30,7 +31,7 @@ class Stage:
 
     name: as in metrics.jsonl. function: does the work. output: its path, which is there when the work is done, whole.
     in_loop: once in each iteration. shared: whether all ranks of a run take part; without it, or where it says no, the
-    first one works alone.
+    first one works alone. of_reward: only in runs that train a reward model.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     output: Callable[..., Path]
     in_loop: bool = True
     shared: Callable[..., bool] | None = None
+    of_reward: bool = False
 
     def done(self, store: RunDirectory, iteration: int | None) -> bool:
         return self.output(store, *_given(iteration)).exists()
@@ -52,20 +54,21 @@ class Stage:
 
 STAGES = (
     Stage("sft", train_sft, lambda store: store.sft(), in_loop=False),
-    Stage("reward", train_reward, lambda store: store.reward(0), in_loop=False),
+    Stage("reward", train_reward, lambda store: store.reward(0), in_loop=False, of_reward=True),
     Stage(EVALUATION, evaluate, lambda store: store.evaluation(None, ".json"), in_loop=False),
     Stage("policy", train_policy, lambda store, i: store.policy(i), shared=ranks_share),
-    Stage("pairs", sample_pairs, lambda store, i: store.preferences(i)),
-    Stage("refine", refine_reward, lambda store, i: store.reward(i + 1)),
+    Stage("pairs", sample_pairs, lambda store, i: store.preferences(i), of_reward=True),
+    Stage("refine", refine_reward, lambda store, i: store.reward(i + 1), of_reward=True),
     Stage(EVALUATION, evaluate, lambda store, i: store.evaluation(i, ".json")),
 )
 
 
-def walk(iterations: int) -> Iterator[tuple[Stage, int | None]]:
-    """The stages of a run of so many iterations, each with its iteration; None before the loop."""
-    yield from ((stage, None) for stage in STAGES if not stage.in_loop)
+def walk(config: RunConfig, iterations: int) -> Iterator[tuple[Stage, int | None]]:
+    """The stages of a run's first iterations, each with its iteration; None before the loop."""
+    stages = [stage for stage in STAGES if config.trains_reward or not stage.of_reward]
+    yield from ((stage, None) for stage in stages if not stage.in_loop)
     for iteration in range(iterations):
-        yield from ((stage, iteration) for stage in STAGES if stage.in_loop)
+        yield from ((stage, iteration) for stage in stages if stage.in_loop)
 
 
 def _given(iteration: int | None) -> tuple[int, ...]:

@@ -28,6 +28,8 @@ from zopro.zo.records import StepRecord
 FORMAT = 1
 _LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
 _JOINED = re.compile(rb'"crc32": "[0-9a-f]{8}"\}.\{', re.DOTALL)  # two lines, the end of the first damaged: no crash
+_RECORD = [field.name for field in dataclasses.fields(StepRecord)]
+_LATER = ("momentum", "second_moment", "anchor")  # of the record's fields, those that a line may lack
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no such numbers
 
 
@@ -158,8 +160,9 @@ class JournalWriter:
 
 
 def step_line(step: Step) -> dict[str, Any]:
-    """A step as the flat object that its line holds."""
-    return {**asdict(step.record), "reward": step.reward, "rows": step.rows, "exchanged_bytes": step.exchanged_bytes}
+    """A step as the flat object that its line holds; of what earlier versions did not write, only what is not 0."""
+    record = {name: value for name, value in asdict(step.record).items() if value or name not in _LATER}
+    return {**record, "reward": step.reward, "rows": step.rows, "exchanged_bytes": step.exchanged_bytes}
 
 
 def _header(value: dict[str, Any]) -> Header:
@@ -172,7 +175,7 @@ def _step(value: dict[str, Any], expected: int, left_out: list[str]) -> Step:
     if value["step"] != expected:
         raise ValueError(f"is step {value['step']}, where step {expected} is due")
     value.setdefault("left_out", left_out)
-    record = StepRecord(**{f.name: value[f.name] for f in dataclasses.fields(StepRecord)})
+    record = StepRecord(**{name: value[name] for name in _RECORD if name in value or name not in _LATER})
     return Step(record, value["reward"], value["rows"], value.get("exchanged_bytes", 0))
 
 

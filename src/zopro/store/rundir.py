@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from zopro.config import RunConfig
+from zopro.config.defaults import default_of
 from zopro.errors import InputError
 from zopro.store.durable import append_line, fix_end, read_json_lines, whole_folder, write_text
 from zopro.store.layout import Layout, Outputs
@@ -37,6 +38,7 @@ FREE = (
     "parallel",
     "rank_timeout",
     "judge_timeout",
+    "reward_timeout",
     "judge_base_url",
     "judge_api_key_env",
     "judge_request_timeout",
@@ -120,7 +122,9 @@ class RunDirectory(Outputs):
             assert isinstance(saved, dict)
         except (OSError, ValueError, yaml.YAMLError, AssertionError):
             raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
-        given = {field.name: field.default for field in fields(config)} | saved  # an earlier version lacked some
+        given = {
+            field.name: default_of(field, config.task) for field in fields(config)
+        } | saved  # an earlier version lacked some
         for key, value in config.to_dict().items():
             if key not in FREE and given[key] != value:
                 raise InputError(

@@ -90,13 +90,14 @@ def _number(value: Any, index: int, who: str) -> float:
     return number
 
 
-def checked_reward(function: Callable[..., Any], timeout: float = 0.0) -> Callable[..., Any]:
+def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str = "") -> Callable[..., Any]:
     """A reward function as TRL calls it, plain or async, whose answer is checked by `rewards`.
 
     A function with the attribute `checked` is taken to check its own answers and comes back as it is.
 
     Args:
         timeout: seconds for one call, 0 for no limit. An async function is cancelled; of a plain one see `call`.
+        then: what errors say at their end, after the remedy.
 
     Raises (when called):
         InputError: the function raises, is late, or returns something else than it must.
@@ -111,8 +112,14 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0) -> Callab
 
     def failed(error: Exception, count: int) -> InputError:
         late = isinstance(error, (TimeoutError, asyncio.TimeoutError))  # one class from Python 3.11 on
-        remedy = "Fix it, or raise reward_timeout." if late else "Fix it."
+        remedy = " ".join(["Fix it, or raise reward_timeout." if late else "Fix it.", then]).strip()
         return InputError(f"{who}: must return {count} numbers, but raised {reason(error)}. {remedy}")
+
+    def numbers(answer: Any, count: int) -> list[float]:
+        try:
+            return rewards(answer, count, who)
+        except InputError as error:
+            raise InputError(f"{error} {then}".strip()) from None
 
     async def checked_async(**kwargs: Any) -> list[float]:
         count = len(kwargs["completions"])
@@ -122,7 +129,7 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0) -> Callab
             raise
         except Exception as error:
             raise failed(error, count) from error
-        return rewards(answer, count, who)
+        return numbers(answer, count)
 
     def checked(**kwargs: Any) -> list[float]:
         count = len(kwargs["completions"])
@@ -132,10 +139,20 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0) -> Callab
             raise
         except Exception as error:
             raise failed(error, count) from error
-        return rewards(answer, count, who)
+        return numbers(answer, count)
 
-    awaited = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
-    chosen: Callable[..., Any] = checked_async if awaited else checked
+    chosen: Callable[..., Any] = checked_async if is_async(inner) else checked
     chosen.__name__ = name
     chosen.checked = True  # type: ignore[attr-defined]
     return chosen
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def answer(function: Callable[..., Any], **kwargs: Any) -> Any:
+    """What a function says, plain or async: an async one in a thread of its own, since a loop may be running in this."""
+    said = function(**kwargs)
+    return call(asyncio.run, threading.TIMEOUT_MAX, said) if inspect.iscoroutine(said) else said

@@ -169,12 +169,14 @@ def _examples(
     reasons: Counter[str] = Counter()
     for row in load_rows(source, split):
         try:
-            example = _accepted(convert(task, row, split), refuse, fit, row, split)
+            example = convert(task, row, split)
+            example = replace(example, columns=dict(row)) if columns else example
+            example = _accepted(example, refuse, fit, row, split)
         except DropRow as drop:
             reasons[str(drop)] += 1
         else:
-            examples.append(replace(example, columns=dict(row)) if columns else example)
-            counts.unread.update(unread(row))
+            examples.append(example)
+            counts.unread.update(() if columns else unread(row))  # kept, they reach the reward
             counts.notes.update(example.notes)
     if not examples:
         why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))

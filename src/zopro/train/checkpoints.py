@@ -26,6 +26,7 @@ from transformers.trainer_utils import TrainOutput
 
 from zopro.errors import Diverged, InputError, out_of_memory
 from zopro.store.durable import read_json, whole_folder
+from zopro.train import kept
 from zopro.train.typed import Mixin
 from zopro.weights.saving import save_tensors
 from zopro.weights.tensors import read_whole
@@ -50,8 +51,13 @@ def newest(folder: str | Path) -> tuple[int, Path | None]:
 
 
 def clear(folder: str | Path, keep: Path | None = None) -> None:
-    """Delete the checkpoints in a trainer's folder but `keep`, finished or not, and the folder itself if it is empty."""
+    """Delete the checkpoints in a trainer's folder but `keep`, finished or not, and the folder itself if it is empty.
+
+    Rewards that were kept for a step done again go too: `keep` is after it, or the stage's output is there.
+    """
     folder = Path(folder)
+    for path in folder.glob(kept.FILES):
+        path.unlink(missing_ok=True)
     for path in folder.glob("*"):
         if _NAME.search(path.name) and path != keep:
             shutil.rmtree(path)

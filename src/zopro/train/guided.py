@@ -29,10 +29,11 @@ from zopro.engine import Batch
 from zopro.engine.feedback import Feedback
 from zopro.engine.local.engine import LocalEngine
 from zopro.train.construction import adapter_kind
+from zopro.train.directed import plain_names
 from zopro.train.objectives import clipped_surrogate
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.typed import Mixin
-from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer, plain_names
+from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
 from zopro.zo.directions import Directions
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.perturbation import InPlace

@@ -17,13 +17,15 @@ from transformers import Trainer
 from trl import RLOOConfig
 
 from zopro.config import RunConfig
-from zopro.config.step import PRESETS, StepOptions
+from zopro.config.evolution import EvolutionOptions
+from zopro.config.step import PRESETS, DirectionOptions, StepOptions
 from zopro.train.arguments import policy_arguments
 from zopro.train.checkpoints import checkpointed
+from zopro.train.es import ESConfig, ESTrainer
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
 from zopro.train.rloo import EngineRLOOTrainer
-from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
+from zopro.train.zopro import FZOOTrainer, ZOPrOConfig, ZOPrOTrainer
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,17 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
         model=inputs.model,
         reward_funcs=inputs.reward_function,
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": inputs.prompts, **({"row": inputs.rows} if inputs.rows else {})}),
+        train_dataset=Dataset.from_dict(_columns(inputs)),
         processing_class=inputs.tokenizer,
         reference=inputs.reference,
         **{"advantage": inputs.config.advantage, **extra},
     )
+
+
+def _columns(inputs: PolicyInputs) -> dict[str, list[Any]]:
+    """prompt; row: of the data, for the journal; item: the prompt's place, by which rewards find its answer."""
+    named = {"row": inputs.rows, "item": list(range(len(inputs.prompts)))} if inputs.rows else {}
+    return {"prompt": inputs.prompts, **named}
 
 
 def first_order(
@@ -84,7 +92,9 @@ def first_order(
     return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs, **extra)
 
 
-def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = None) -> Trainer:
+def _zeroth_order(
+    inputs: PolicyInputs, targeted: bool, preset: str | None = None, trainer_cls: type = ZOPrOTrainer
+) -> Trainer:
     config = replace(inputs.config, preset=preset) if preset else inputs.config
     arguments = ZOPrOConfig(
         **_arguments(inputs),
@@ -94,7 +104,55 @@ def _zeroth_order(inputs: PolicyInputs, targeted: bool, preset: str | None = Non
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
     )
     updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update} if targeted else {}
-    return _trainer(ZOPrOTrainer, arguments, inputs, **updates)
+    return _trainer(trainer_cls, arguments, inputs, **updates)
+
+
+def fzoo(inputs: PolicyInputs) -> Trainer:
+    """FZOO (Dang et al. 2025): one-sided differences along signs, 8 of them unless `queries` says more."""
+    queries = inputs.config.queries if inputs.config.queries > 1 else 8
+    config = replace(inputs.config, sides=1, noise="rademacher", evaluation="sequential", queries=queries)
+    return _zeroth_order(replace(inputs, config=config), targeted=False, trainer_cls=FZOOTrainer)
+
+
+def evolution(inputs: PolicyInputs, **paper: Any) -> Trainer:
+    """Evolution strategies as the configuration says, but for what `paper` does."""
+    config = inputs.config
+    shared = _arguments(inputs)
+    shared["per_device_train_batch_size"] //= shared["num_generations"]
+    arguments = ESConfig(
+        **{**shared, "num_generations": 1, "beta": 0.0},
+        learning_rate=config.es_learning_rate,
+        weight_decay=config.weight_decay,
+        **{
+            **{key.name: getattr(config, key.name) for key in (*fields(EvolutionOptions), *fields(DirectionOptions))},
+            **paper,
+        },
+    )
+    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
+    return _trainer(ESTrainer, arguments, inputs, kept=inputs.folder, **updates)
+
+
+def evolution_paper(inputs: PolicyInputs) -> Trainer:
+    """As Qiu et al. 2025: theta <- theta + alpha / P sum_m F_m s_m z_m, of z-scores, greedy answers, members one-sided.
+
+    Of the options population, sigma and es_learning_rate (their alpha) are heeded; their sigma is 0.001.
+    """
+    config = inputs.config
+    sigma = 1e-3 if config.sigma == "auto" else float(config.sigma)
+    scaled = replace(config, es_learning_rate=config.es_learning_rate * sigma, weight_decay=0.0)
+    return evolution(
+        replace(inputs, config=scaled),
+        sigma=sigma,
+        noise="gaussian",
+        greedy=True,
+        shaping="z_score",
+        normalize=False,
+        antithetic=False,
+        targeted=False,
+        momentum=0.0,
+        second_moment=0.0,
+        anchor=0.0,
+    )
 
 
 def guided(inputs: PolicyInputs) -> Trainer:

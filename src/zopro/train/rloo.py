@@ -194,6 +194,13 @@ class EngineRLOOTrainer(RLOOTrainer):
         self._check_weights()
         if self.use_vllm or self.use_transformers_continuous_batching or images or multimodal_fields:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        prompts, copies, options = self._sampling(prompt_ids)
+        rollout = self.engine.sample(prompts, copies, options)[0]
+        self._rollout = rollout
+        return rollout.answers()
+
+    def _sampling(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], int, Sampling]:
+        """What the engine is asked for: prompts, completions of each, and how they are drawn."""
         groups = [(prompt, len(list(copies))) for prompt, copies in groupby(prompt_ids)]
         copies = groups[0][1]
         if any(count != copies for _, count in groups):  # a rank's slice may cut a group
@@ -208,10 +215,7 @@ class EngineRLOOTrainer(RLOOTrainer):
             min_p=self.min_p,
             generator=self._rollout_generators(prompt_ids),
         )
-        rollout = self.engine.sample([prompt for prompt, _ in groups], copies, options)[0]
-        self._rollout = rollout
-        lengths = rollout.completion_mask.sum(1).tolist()
-        return [row[:n] for row, n in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
+        return [prompt for prompt, _ in groups], copies, options
 
     def _rollout_generators(self, prompt_ids: list[list[int]]) -> list[torch.Generator]:
         """One for each row, seeded by (seed, mode, prompt, row of the global batch, step).

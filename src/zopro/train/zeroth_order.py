@@ -16,6 +16,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -31,7 +32,8 @@ from zopro.train.construction import trainable
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
 from zopro.train.typed import Mixin
-from zopro.zo import SPSA, Directions, Gaussian, Ranks
+from zopro.zo import ES, SPSA, Directions, Gaussian, Ranks
+from zopro.zo.optimizer import Recorded
 from zopro.zo.records import Estimate
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class ZerothOrderMixin(Mixin):
 
     spsa_options: ClassVar[dict[str, Any]] = {}
     check_slope: ClassVar[bool] = True
+    optimizer_cls: ClassVar[type[SPSA] | type[ES]] = SPSA
     known_loss: ClassVar[bool] = False  # True: its differences are known to have its gradient's slope, nothing is checked
     _measuring = _measured = False
 
@@ -115,11 +118,11 @@ class ZerothOrderMixin(Mixin):
         return Ranks(device=accelerator.device) if accelerator.num_processes > 1 else None
 
     def spsa_arguments(self) -> dict[str, Any]:
-        """Arguments of `zopro.SPSA` beyond those that `args` has."""
+        """Arguments of the optimiser beyond the learning rate."""
         return {**SPSA_DEFAULTS, **self.spsa_options}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """SPSA over the trainable parameters, by their names without PEFT's wrapping."""
+        """SPSA (or `optimizer_cls`) over the trainable parameters, by their names without PEFT's wrapping."""
         if self.optimizer is None:
             named = trainable(model or self.model)
             options = self.spsa_arguments()
@@ -132,16 +135,17 @@ class ZerothOrderMixin(Mixin):
                 shared = ranks.share(itertools.chain(model.named_parameters(), model.named_buffers()))
                 if shared:
                     logger.info("%d tensors differed between ranks and are rank 0's now: %s, ...", len(shared), shared[0])
-            self.optimizer = SPSA(named, lr=self.args.learning_rate, **options)
-        if not isinstance(self.spsa, SPSA):
-            raise ValueError(f"optimizers: must hold a zopro.SPSA or nothing, got {type(self.spsa).__name__}")
+            self.optimizer = self.optimizer_cls(named, lr=self.args.learning_rate, **options)
+        if not isinstance(self.spsa, self.optimizer_cls):
+            wanted, given = self.optimizer_cls.__name__, type(self.spsa).__name__
+            raise ValueError(f"optimizers: must hold a zopro.{wanted} or nothing, got {given}")
         self.spsa.accumulation = "sum"  # the base class's weights already normalise over micro-batches
         return self.optimizer
 
     @property
-    def spsa(self) -> SPSA:
+    def spsa(self) -> Any:
         """The optimiser, without accelerate's wrapping."""
-        spsa: SPSA = getattr(self.optimizer, "optimizer", self.optimizer)
+        spsa: Recorded = getattr(self.optimizer, "optimizer", self.optimizer)
         return spsa
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -152,31 +156,39 @@ class ZerothOrderMixin(Mixin):
             RuntimeError: ranks end with different parameters.
         """
         result = super().train(*args, **kwargs)
+        self._check_steps()
+        ranks = self.spsa.ranks
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        if ranks is not None and (names := ranks.differing(trained)):
+            raise RuntimeError(f"ranks: must end with the same parameters, {len(names)} differ, such as {names[0]}")
+        return result
+
+    def _check_steps(self) -> None:
+        """Raise InputError after a training of losses that were not finite."""
         spsa, rate = self.spsa, self.args.learning_rate
         if spsa.last is not None and spsa.last.skipped and 2 * spsa.skipped_steps >= spsa.step_count:
             raise InputError(
                 f"learning_rate: must leave a loss that is finite, got {rate:g}, with which it was not in "
                 f"{spsa.skipped_steps} of {spsa.step_count} steps. Lower it, or fix the loss."
             )
-        ranks = spsa.ranks
-        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        if ranks is not None and (names := ranks.differing(trained)):
-            raise RuntimeError(f"ranks: must end with the same parameters, {len(names)} differ, such as {names[0]}")
-        return result
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        step: int = self.state.global_step
-        if step != self._counted_step:
-            self.exchanged_bytes, self._counted_step = 0, step
         self._measuring, self._measured = True, False
         try:
-            with counted(self._count):
+            with self._counting():
                 loss: Tensor = super().training_step(*args, **kwargs)
         finally:
             self._measuring = False
         if not self._measured:
             raise RuntimeError(unreached(type(self)))
         return loss
+
+    def _counting(self) -> AbstractContextManager[None]:
+        """Inside, what this rank exchanges is added to the step's `exchanged_bytes`."""
+        step: int = self.state.global_step
+        if step != self._counted_step:
+            self.exchanged_bytes, self._counted_step = 0, step
+        return counted(self._count)
 
     def _count(self, size: int) -> None:
         self.exchanged_bytes += size

@@ -6,32 +6,22 @@ ZOPrOTrainer(model, reward_funcs, args=ZOPrOConfig(...), train_dataset=..., peft
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from trl import RLOOConfig
 
 from zopro.config.fields import option
 from zopro.config.step import PRESETS, StepOptions
-from zopro.engine import Batch, Engine
+from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
+from zopro.train.directed import DirectedTrainer
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
-from zopro.train.rloo import EngineRLOOTrainer
-from zopro.train.zeroth_order import ZerothOrderMixin
-from zopro.weights.adapters import tensor_name
-from zopro.zo import Directions, Displacement, Estimate, Ranks, StepRecord, Targeted
-from zopro.zo.directions import noise_source
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from zopro.train.typed import RLOOArguments
+from zopro.zo import Displacement, Estimate
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -64,18 +54,11 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
             self.second_moment_beta = 0.9 if default else 0.0
 
 
-class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
+class ZOPrOTrainer(DirectedTrainer):
     """TRL's RLOOTrainer, zeroth-order, with ZOPrO's directions (Galatolo et al. 2025).
 
-    Args:
-        previous_update: name -> mu, the policy's update over the previous iteration. Without it the directions are
-            noise alone (Gaussian: SPSA as in MeZO).
-        reward_update: name -> v, the reward model's update over the same iteration.
-        engine: what samples and gives log-probs of displaced policies, by default the local one over `model`. Another one
-            holds the same policy and makes the same directions: it is displaced and moved by numbers alone.
-
-    All other arguments are those of `EngineRLOOTrainer` and `trl.RLOOTrainer`; `args` is a `ZOPrOConfig`. Names may carry
-    PEFT's wrapping.
+    Its arguments are those of `DirectedTrainer`; `args` is a `ZOPrOConfig`. Without `previous_update` the directions are
+    noise alone (Gaussian: SPSA as in MeZO).
 
     The default preset's loss is -mean(advantage * log-ratio), which has RLOO's gradient where the ratios are 1, but stays
     a line where RLOO's ratio is exponential and clipped at 0.8 and 1.2. So eps can be large enough for a difference to
@@ -85,57 +68,6 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     config_cls = ZOPrOConfig
     _given: Tensor | None = None  # log-probs from the engine, for the next loss
     known_loss = True  # tests compare both surrogates with autograd
-
-    def __init__(
-        self,
-        model: Any,
-        reward_funcs: Any,
-        args: ZOPrOConfig | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        *,
-        previous_update: Mapping[str, Tensor] | None = None,
-        reward_update: Mapping[str, Tensor] | None = None,
-        engine: Engine | None = None,
-        **kwargs: Unpack[RLOOArguments],
-    ) -> None:
-        self.previous_update = plain_names(previous_update)
-        self.reward_update = plain_names(reward_update)
-        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
-        if engine is not None:
-            if not engine.abilities.logprobs:
-                raise ValueError(
-                    f"engine: must give log-probs of given answers, got {type(engine).__name__}, which cannot"
-                )
-            self.engine = engine
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """SPSA, whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
-        optimizer = super().create_optimizer(model)
-        if isinstance(self.engine, LocalEngine):
-            self.engine.weights, self.spsa.move = self.spsa.weights, self.engine.apply
-        else:
-            self.spsa.move = self._move_both
-        return optimizer
-
-    def _move_both(self, record: StepRecord) -> None:
-        self.spsa.weights.apply(record)
-        self.engine.apply(record)
-
-    def directions(self) -> Directions:
-        noise = noise_source(self.args.noise, self.previous_update)
-        if not self.previous_update:
-            return noise
-        steps, args = max(1, self.state.max_steps), self.args
-        return Targeted(self.previous_update, self.reward_update, steps, args.decay, args.normalize, noise)
-
-    def ranks(self) -> Ranks | None:
-        if self.args.parallel == "data" or not dist.is_initialized() or dist.get_world_size() == 1:
-            return super().ranks()
-        if self.accelerator.num_processes > 1:
-            raise ValueError("parallel: with 'queries' args and trainer must be made inside zopro.system.launch.alone()")
-        return Ranks("queries", self.accelerator.device)
 
     @property
     def on_policy(self) -> bool:
@@ -205,9 +137,12 @@ class ZOPrOTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         }
 
 
-def plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    """The update by names without PEFT's wrapping; one that has such names already stays as lazy as it is."""
-    update = update or {}
-    if all(tensor_name(name) == name for name in update):
-        return update
-    return {tensor_name(name): update[name] for name in update}
+class FZOOTrainer(ZOPrOTrainer):
+    """ZOPrO's loss by FZOO's step (Dang et al. 2025, arXiv 2506.09034): over the standard deviation of the losses.
+
+    Departures: the losses of a step's queries are taken one after another, not in one batch of displaced models; the
+    learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is known where answers are the policy's own.
+    """
+
+    def spsa_arguments(self) -> dict[str, Any]:
+        return {**super().spsa_arguments(), "second_moment_beta": None, "over_std": True}

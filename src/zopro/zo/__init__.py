@@ -1,7 +1,9 @@
-"""Zeroth-order optimisation for PyTorch: directions, schedules and the SPSA optimiser. Imports nothing but torch."""
+"""Zeroth-order optimisation for PyTorch: directions, SPSA, evolution strategies. Imports nothing but torch."""
 
 from zopro.zo.directions import Directions, Gaussian, LowRank, Rademacher, Signs, Targeted
 from zopro.zo.displacement import Displacement
+from zopro.zo.es import ES
+from zopro.zo.evolution import ESStrategy
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.ranks import Ranks
 from zopro.zo.records import Estimate, StepRecord
@@ -11,9 +13,11 @@ from zopro.zo.strategy import SPSAStrategy, Strategy
 from zopro.zo.weights import Weights
 
 __all__ = [
+    "ES",
     "SPSA",
     "Directions",
     "Displacement",
+    "ESStrategy",
     "Estimate",
     "Gaussian",
     "LowRank",

@@ -56,13 +56,31 @@ class Ranks:
         """
         if self.parallel == "data":
             return self.mean(evaluate(range(count)))
+        return [row[0] for row in self._dealt(lambda mine: [[value] for value in evaluate(mine)], count)]
+
+    def rewards(self, evaluate: Callable[[Sequence[int]], list[list[float]]], count: int) -> list[list[float]]:
+        """The rewards of `count` displacements, for each prompt of all ranks, in one exchange.
+
+        Args:
+            evaluate: as for `losses`, a row for each displacement: of this rank's prompts (on every rank as many).
+        """
+        if self.parallel != "data":
+            return self._dealt(evaluate, count)
+        own = evaluate(range(count))
+        width = len(own[0])
+        shares = self.gather([value for row in own for value in row])
+        return [[v for share in shares for v in share[m * width : (m + 1) * width]] for m in range(count)]
+
+    def _dealt(self, evaluate: Callable[[Sequence[int]], list[list[float]]], count: int) -> list[list[float]]:
+        """A row of numbers for each displacement, of which every rank evaluates its part."""
         mine = range(self.rank, count, self.size)
-        values = evaluate(mine)
-        if not values:
-            evaluate([0])  # leaves the random state where the other ranks' evaluations leave theirs
+        rows = evaluate(mine)
+        width = len((rows or evaluate([0]))[0])  # leaves the random state where the other ranks' evaluations leave theirs
         share = -(-count // self.size)
-        rows = self.gather(values + [0.0] * (share - len(values)))
-        return [rows[index % self.size][index // self.size] for index in range(count)]
+        flat = [value for row in rows for value in row] + [0.0] * (share - len(rows)) * width
+        found = self.gather(flat)
+        starts = [(found[index % self.size], index // self.size * width) for index in range(count)]
+        return [values[start : start + width] for values, start in starts]
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The mean over ranks of each value, equal on every rank to the bit."""

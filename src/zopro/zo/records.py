@@ -1,4 +1,4 @@
-"""What SPSA measured and did, as plain data."""
+"""What a step measured and did, as plain data."""
 
 from __future__ import annotations
 
@@ -78,6 +78,13 @@ class StepRecord:
     signal_to_noise: float  # |L+ - L-| / (sqrt(2) sigma); NaN where the noise floor was not measured
     skipped: bool
     left_out: list[str] = field(default_factory=list)  # names of the tensors that stay: frozen, or never read by the loss
+    momentum: float = 0.0  # decay of the running mean of sum g z, and
+    second_moment: float = 0.0  # of its square, which are made of the records before (`zopro.zo.moments`)
+    anchor: float = 0.0  # share of the way back to where the records begin
+
+    @property
+    def has_moments(self) -> bool:
+        return bool(self.momentum or self.second_moment)
 
     @property
     def projected_gradient(self) -> float:

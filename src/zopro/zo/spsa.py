@@ -22,9 +22,9 @@ import torch
 from zopro.choices import EVALUATIONS
 from zopro.zo import groups
 from zopro.zo.directions import Directions, Gaussian
-from zopro.zo.displacement import Displacement, Values, query_seed
+from zopro.zo.displacement import Displacement, Values
 from zopro.zo.evaluation import Closure, Evaluator
-from zopro.zo.perturbation import PERTURBATIONS
+from zopro.zo.optimizer import Of, Recorded
 from zopro.zo.ranks import Ranks, losses_of_all
 from zopro.zo.records import Estimate, StepRecord
 from zopro.zo.strategy import SPSAStrategy
@@ -33,23 +33,7 @@ from zopro.zo.unread import Unread
 from zopro.zo.weights import Weights
 
 
-class _Of:
-    """An attribute of one of the optimiser's parts, read and set as if it were its own."""
-
-    def __init__(self, part: str) -> None:
-        self.part, self.name = part, ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, optimizer: Any, owner: type) -> Any:
-        return self if optimizer is None else getattr(getattr(optimizer, self.part), self.name)
-
-    def __set__(self, optimizer: Any, value: Any) -> None:
-        setattr(getattr(optimizer, self.part), self.name, value)
-
-
-class SPSA(torch.optim.Optimizer):
+class SPSA(Recorded):
     """Simultaneous perturbation stochastic approximation.
 
     Args:
@@ -67,6 +51,7 @@ class SPSA(torch.optim.Optimizer):
         second_moment_beta: if given, divide g by the root of its running mean square (Adam's second moment, as one
             scalar), which makes `lr` the change of a weight in a typical step for directions of root mean square 1.
         measure_noise: measure the noise floor at the first estimate (about 7 evaluations); implied by eps="auto".
+        over_std: divide the step by the spread of the one-sided slopes (FZOO; see `SPSAStrategy`).
         perturbation: "in_place" (keeps a copy of the parameters), "virtual" (no copy) or "auto" (by their number).
         evaluation: "sequential", or "together": both sides in one pass, for closures that ask `together.rows`.
         ranks: processes that share the batch or the queries (then sequential). All begin with the same parameters.
@@ -83,9 +68,9 @@ class SPSA(torch.optim.Optimizer):
     True
     """
 
-    queries, sides, seed, measure_noise = (_Of("strategy") for _ in range(4))
-    signal, second_moment, skipped_steps, trusts_known_loss = (_Of("strategy") for _ in range(4))
-    directions, perturbation, resolution = (_Of("weights") for _ in range(3))
+    strategy: SPSAStrategy
+    queries, sides, measure_noise = (Of("strategy") for _ in range(3))
+    signal, second_moment, trusts_known_loss = (Of("strategy") for _ in range(3))
 
     def __init__(
         self,
@@ -100,50 +85,30 @@ class SPSA(torch.optim.Optimizer):
         *,
         second_moment_beta: float | None = None,
         measure_noise: bool = False,
+        over_std: bool = False,
         perturbation: str = "auto",
         evaluation: str = "sequential",
         ranks: Ranks | None = None,
         before_apply: Callable[[StepRecord], None] | None = None,
     ) -> None:
-        if perturbation not in PERTURBATIONS:
-            raise ValueError(f"perturbation: must be one of {', '.join(PERTURBATIONS)}, got {perturbation!r}")
         sequential_only = sides != 2 or getattr(ranks, "parallel", "data") != "data"
         if evaluation not in EVALUATIONS or (evaluation == "together" and sequential_only):
             raise ValueError(f"evaluation: must be sequential, or together with sides=2, got {evaluation!r}, {sides=}")
-        self.strategy = SPSAStrategy(
+        strategy = SPSAStrategy(
             queries=queries,
             sides=sides,
             seed=seed,
             second_moment_beta=second_moment_beta,
             measure_noise=measure_noise,
+            over_std=over_std,
             groups=[],
         )
-        self.weights = Weights([], directions or Gaussian(), perturbation)
-        self.move: Callable[[StepRecord], None] | None = None  # in place of `weights.apply`: an engine's
         self.together = Together([])
         self.evaluation = evaluation
-        self.ranks = ranks
-        self.before_apply = before_apply
-        self.accumulation = "mean"  # over micro-batches; "sum" where their weights already normalise them
-        self.step_count = 0
         self.unread = Unread()
-        self.last: StepRecord | None = None
-        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
-        self.directions.check([(name, tensor) for name, tensor, _ in self._trained()])
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with their own options. Raises ValueError: an option out of range, a name that is taken."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group.setdefault("auto_eps", group["eps"] == "auto")  # the group's eps becomes a number once it is chosen
-        try:
-            groups.check(self.param_groups)
-        except ValueError:
-            self.param_groups.pop()
-            raise
-        self.weights.add_free(group)
-
-    query_seed = staticmethod(query_seed)
+        weights = Weights([], directions or Gaussian(), perturbation)
+        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, strategy, weights, ranks, before_apply)
 
     @torch.no_grad()
     def measure(self, closure: Closure, loss_at_theta: float | None = None) -> Estimate:
@@ -195,13 +160,8 @@ class SPSA(torch.optim.Optimizer):
 
     def _current(self) -> None:
         """Tell the parts the groups and what is left out: both may be others since the last step."""
-        self.strategy.groups = self.weights.groups = self.param_groups
+        super()._current()
         self.weights.left_out = self.unread.left_out
-
-    def _trained(self) -> list[groups.Entry]:
-        """What may move. Raises ValueError where nothing may."""
-        self._current()
-        return groups.trained(self.param_groups, self.weights.free)
 
     def accumulate(self, estimate: Estimate, weight: float = 1.0) -> None:
         """Add one micro-batch's estimate to the coming step. All micro-batches of a step share its directions."""
@@ -222,27 +182,7 @@ class SPSA(torch.optim.Optimizer):
             InputError: the learning rate would leave weights that are of no use; none has moved then.
         """
         self._current()
-        record = self.strategy.conclude(self.step_count, self.accumulation == "mean")
-        moving = {name for name, _, _ in self.weights.movable} - set(record.left_out)
-        still = [name for name, _, _ in groups.named(self.param_groups) if name not in moving]
-        self.last = dataclasses.replace(record, left_out=still)
-        if not self.last.skipped:
-            self.weights.check(self.last)
-        if self.before_apply is not None:
-            self.before_apply(self.last)
-        self.weights.resolution.begin(self.step_count)
-        (self.move or self.weights.apply)(self.last)
-        self.weights.resolution.end(self.step_count, max(self.last.learning_rates))
-        self.step_count += 1
-        return self.last
-
-    def replay(self, record: StepRecord) -> None:
-        """Apply a recorded step to the parameters without any evaluation: bit-equal to when it was taken.
-
-        What is frozen stays, as does what stayed then.
-        """
-        self._current()
-        self.weights.apply(record)
+        return self.take(self.strategy.conclude(self.step_count, self.accumulation == "mean"))
 
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One step: estimate with `closure` and apply, or apply what was accumulated. Returns the loss, if measured."""
@@ -254,26 +194,8 @@ class SPSA(torch.optim.Optimizer):
         """Drop what was accumulated and not applied. There are no gradients to clear."""
         self.strategy.forget()
 
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        state["zeroth_order"] = {
-            "step_count": self.step_count,
-            **self.strategy.state(),
-            "unread": self.unread.state(),
-        }
-        return state
+    def _more_state(self) -> dict[str, Any]:
+        return {"unread": self.unread.state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken. Raises ValueError if it is another kind of optimiser's."""
-        own = state_dict.get("zeroth_order")
-        if own is None:
-            raise ValueError(f"state_dict: must come from SPSA, got one with the keys {sorted(state_dict)}")
-        super().load_state_dict(state_dict)
-        self.step_count = own["step_count"]
-        self.strategy.load(own)
+    def _load_more(self, own: dict[str, Any]) -> None:
         self.unread.load(own.get("unread", Unread().state()))  # earlier versions did not look
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies; torch's own keeps parameters and options alone. Schedulers put a `step` of theirs on the object."""
-        own = {name: value for name, value in self.__dict__.items() if name != "step" and not name.endswith("_hooks")}
-        return {**own, "before_apply": None, "move": None}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -47,6 +48,9 @@ class SPSAStrategy:
     Args:
         lr, eps, weight_decay: of the one parameter group, as `zopro.SPSA` has them.
         queries, sides, seed, second_moment_beta, measure_noise: as `zopro.SPSA` has them.
+        over_std: divide the step by the standard deviation of the one-sided slopes, as FZOO (Dang et al. 2025, arXiv
+            2506.09034) does: theta <- theta - lr / (N s) sum_i g_i z_i. Their step is over the deviation of the losses,
+            s eps, so that our lr is their eta / eps: the length of a step does not depend on eps.
         groups: in place of the one group: dicts with lr, eps, weight_decay and auto_eps, read at each step. Theirs is the
             eps that `calibrate` chooses.
 
@@ -70,6 +74,7 @@ class SPSAStrategy:
         seed: int = 0,
         second_moment_beta: float | None = None,
         measure_noise: bool = False,
+        over_std: bool = False,
         groups: list[Group] | None = None,
     ) -> None:
         if queries < 1:
@@ -78,9 +83,12 @@ class SPSAStrategy:
             raise ValueError(f"sides: must be 1 or 2, got {sides}")
         if second_moment_beta is not None and not 0 <= second_moment_beta < 1:
             raise ValueError(f"second_moment_beta: must lie in [0, 1), got {second_moment_beta}")
+        if over_std and (sides != 1 or queries < 2):
+            raise ValueError(f"over_std: must have sides=1 and at least 2 queries, got {sides=}, {queries=}")
         one = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "auto_eps": eps == "auto"}
         self.groups: list[Group] = [one] if groups is None else groups
         self.queries, self.sides, self.seed, self.measure_noise = queries, sides, seed, measure_noise
+        self.over_std = over_std
         self.signal = SignalMonitor()
         self.second_moment = SecondMoment(second_moment_beta)
         self.skipped_steps = 0
@@ -187,7 +195,7 @@ class SPSAStrategy:
         gradients = [difference / normaliser / eps[0] for difference in total.differences]
         finite = total.finite and all(math.isfinite(g) for g in gradients)
         if finite:
-            scale = self.second_moment.root(gradients)
+            scale = self.second_moment.root(gradients) * (statistics.stdev(gradients) or 1.0 if self.over_std else 1.0)
             coefficients = [g / scale / self.queries for g in gradients]
         else:
             coefficients = [0.0] * self.queries

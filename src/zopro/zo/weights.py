@@ -13,6 +13,7 @@ from zopro.zo import groups as grouped
 from zopro.zo.directions import Directions
 from zopro.zo.displacement import Displacement, query_seed
 from zopro.zo.groups import Entry, Group
+from zopro.zo.moments import Moments
 from zopro.zo.monitor import ResolutionMonitor
 from zopro.zo.perturbation import Offset, Perturbation, choose, displaced
 from zopro.zo.records import StepRecord
@@ -33,6 +34,7 @@ class Weights:
 
     Attributes:
         left_out: names of tensors that stay as they are.
+        moments: what records with momentum or an anchor need of those before them.
     """
 
     def __init__(self, groups: list[Group], directions: Directions, perturbation: str = "auto") -> None:
@@ -40,6 +42,7 @@ class Weights:
         self.free: list[Tensor] = []  # plain tensors that never required grad: nobody has frozen them
         self.left_out: Collection[str] = ()
         self.resolution = ResolutionMonitor()
+        self.moments = Moments()
 
     @classmethod
     def of(cls, named: Iterable[tuple[str, Tensor]], directions: Directions, perturbation: str = "auto") -> Weights:
@@ -96,8 +99,10 @@ class Weights:
     def apply(self, record: StepRecord) -> None:
         """theta <- theta - lr (g z + weight_decay theta), in place; of the same record always to the same bits.
 
-        What is frozen stays, as does what stayed when the step was taken.
+        What is frozen stays, as does what stayed when the step was taken. A record with momentum, a second moment or an
+        anchor is one of a series, which begins with step 0: the same bits of the same series.
         """
+        self.moments.begin(record)
         if record.skipped:
             return
         still, place = set(record.left_out), self._places()
@@ -108,11 +113,15 @@ class Weights:
             g = place[id(group)]
             lr = record.learning_rates[g]
             wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))  # itself if it is wide
+            self.moments.anchored_(name, tensor, wide, record.anchor)
             if record.weight_decay[g] and tensor.dim() >= 2:
                 wide.mul_(1 - lr * record.weight_decay[g])
+            into, scale = (torch.zeros_like(wide), 1.0) if record.has_moments else (wide, -lr)
             for seed, coefficient in zip(seeds, record.coefficients, strict=True):
                 z = self.directions.tensor(name, tensor, seed, record.step)
-                wide.sub_(z, alpha=lr * coefficient * record.eps[0] / record.eps[g])
+                into.add_(z, alpha=scale * coefficient * record.eps[0] / record.eps[g])
+            if record.has_moments:
+                wide.sub_(self.moments.smoothed(name, into, record), alpha=lr)
             if wide.dtype != tensor.dtype:
                 self.resolution.see(tensor.detach(), wide)
                 tensor.detach().copy_(wide)
@@ -125,7 +134,7 @@ class Weights:
             g = place[id(group)]
             lr = record.learning_rates[g]
             along = sum(abs(coefficient) for coefficient in record.coefficients) * record.eps[0] / record.eps[g]
-            size = lr * max(along, record.weight_decay[g])
+            size = max(lr * max(1.0 if record.second_moment else along, record.weight_decay[g]), record.anchor)
             if not size < min(LARGEST, torch.finfo(tensor.dtype).max / 10):
                 raise InputError(
                     f"lr: must leave weights that a network can work with, got {lr:g}, with which this step would change "

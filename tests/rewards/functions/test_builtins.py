@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zopro.choices import REWARDS
+from zopro.config.reading import load_config
 from zopro.errors import InputError
 from zopro.rewards.functions import reward_function
+from zopro.tasks import load_rows
 
 PARAMETERS = {"regex": "[0-9]{1,2}", "length": "2-4", "json": "name,age"}
 BUILTINS = [choice for choice in REWARDS.values() if not (choice.trained or choice.network or choice.prefix == "python")]
@@ -106,3 +109,26 @@ def test_an_answer_may_be_one_of_several() -> None:
 def test_they_need_no_torch() -> None:
     code = "import sys, zopro.rewards.functions, zopro.tasks.generated; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("reward_*.yaml"))
+
+
+def test_every_built_in_reward_has_an_example_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES[0].parent.parent)
+    configs = [load_config(path) for path in EXAMPLES]
+    used = {name for config in configs for name in config.reward}
+    assert {choice.prefix or choice.name for choice in BUILTINS} <= {name.partition(":")[0] for name in used}
+    for config in configs:
+        assert config.task == "verifiable" and not config.trains_reward
+        for name in config.reward:
+            assert name.startswith("python:") or reward_function(name)
+        if "prompts" in config.train_data:
+            assert len(load_rows(str(EXAMPLES[0].with_name(Path(config.train_data).name)))) >= 2 * config.eval_prompts
+
+
+def test_the_examples_own_reward_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    texts = ["a big house", "", "tiny, tiny words!"]
+    found = reward_function("python:my_rewards:short_words")(prompts=["?"] * 3, completions=texts, level=[1] * 3)
+    assert found == [2 / 3, None, 2 / 3]

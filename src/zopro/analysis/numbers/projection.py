@@ -119,7 +119,7 @@ _METHODS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"tsn
 
 def extrapolations(positions: Sequence[int], total: int) -> np.ndarray:
     """[len(positions) - 1, total] coefficients of 2 x_i - x_{i-1}: where each step would lead if it were repeated."""
-    rows = np.zeros((len(positions) - 1, total))
+    rows = np.zeros((max(0, len(positions) - 1), total))
     for row, (before, here) in zip(rows, pairwise(positions), strict=True):
         row[here] += 2
         row[before] -= 1

@@ -129,6 +129,8 @@ def table(numbers: Numbers, tables: Numbers) -> list[TableRow]:
             low, high = (_last(band.get(edge)) for edge in ("low", "high"))
             level = span((low, high)) if low is not None and high is not None else ""
             cells = [short(value) for value in ([values] if single else values)]
+            if not numbers["reward"] and set(cells) == {short(None)}:
+                continue  # about a reward model that there is not
             rows.append(TableRow(name, view, cells, texts[0], texts[1], level))
     return rows
 

@@ -69,7 +69,7 @@
       scene: { xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "cube", camera: { eye: eye() }, dragmode: "orbit" },
     };
     if (dimensions === 3) layout.margin = { l: 0, r: 0, t: 0, b: 10 };
-    const lines = Object.entries(names).flatMap(([name]) => traces(name, found[name], dimensions));
+    const lines = Object.keys(names).filter((name) => found[name]).flatMap((name) => traces(name, found[name], dimensions));
     byId("trajectory-turn").hidden = dimensions !== 3;
     return Plotly.react(plot, lines, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
   }

@@ -22,6 +22,7 @@ import yaml
 from zopro.analysis.page.charts import Chart, Series, boundaries, running_mean
 from zopro.analysis.page.interplay import drawn, page_parts
 from zopro.config import GROUPS
+from zopro.config.defaults import default_of
 from zopro.errors import InputError
 from zopro.store import shown
 from zopro.store.layout import Layout, numbered
@@ -118,6 +119,9 @@ def evaluation_charts(evaluations: list[Record]) -> list[Chart]:
     metric = next((str(line["metric_name"]) for line in evaluations if line.get("metric_name")), "metric")
     return [
         chart("Held-out reward, 95 % interval", "reward"),
+        chart("Accuracy on held-out prompts, 95 % interval", "accuracy"),
+        chart("Share of prompts with a right answer among several", "pass_at_k"),
+        chart("Reward of the likeliest answers, 95 % interval", "greedy_reward"),
         chart("Win rate against SFT, 95 % interval", "win_rate", rule=(0.5, "even")),
         chart("KL to the SFT policy, nats per answer", shown.PER_ANSWER),
         chart(f"Against the references: {metric}", "metric"),
@@ -148,7 +152,7 @@ def training_charts(metrics: Iterable[Record]) -> list[Chart]:
         return Chart(title, [Series("loss", points, style="c2")], "step")
 
     return [
-        policy_chart("Reward while training, by the reward model of the iteration", "reward"),
+        policy_chart("Reward while training", "reward"),
         policy_chart("Loss while training the policy", "loss"),
         policy_chart("KL to the SFT policy while training, nats per token", shown.PER_TOKEN),
         policy_chart("Signal to noise of the projected gradient", "signal_to_noise", log=True, rule=(3.0, "3")),
@@ -223,7 +227,7 @@ def _config_groups(config: Record) -> list[tuple[str, list[Record]]]:
         rows = []
         for name, field in group.__dataclass_fields__.items():
             if name in config:
-                default = field.default_factory() if callable(field.default_factory) else field.default
+                default = default_of(field, str(config.get("task", "")))
                 rows.append(
                     {
                         "name": name,

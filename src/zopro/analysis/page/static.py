@@ -96,6 +96,8 @@ def _trajectory(figure: Figure, data: dict[str, Any], method: str, dimensions: i
     axes.set_title(f"{TITLES[method]} of the trajectories, {view}, each from its own start")
     axes.title.set_fontsize(9)
     for name, colour in SIDES.items():
+        if name not in data:
+            continue
         side = data[name]
         points, others = (np.array(side[kind][f"{dimensions}d"]) for kind in ("points", "predicted"))
         main = side["main"]

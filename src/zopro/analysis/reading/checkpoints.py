@@ -66,13 +66,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Checkpoints in time order, all with the same tensors; `name` is policy or reward."""
+    """Checkpoints in time order, all with the same tensors; `name` is policy or reward.
+
+    A run that trains no reward model has none of it.
+    """
 
     name: str
     checkpoints: Sequence[Checkpoint]
 
     def __post_init__(self) -> None:
-        if len(self.checkpoints) < 2:
+        if len(self.checkpoints) == 1 or (self.name == "policy" and not self.checkpoints):
             where = self.checkpoints[0].path if self.checkpoints else "none"
             raise InputError(f"{self.name}: must have at least 2 checkpoints to compare, got {where}.")
         for checkpoint in self.checkpoints[1:]:
@@ -80,11 +83,11 @@ class Trajectory:
 
     @property
     def tensors(self) -> Mapping[str, Stored]:
-        return self.checkpoints[0].tensors
+        return self.checkpoints[0].tensors if self.checkpoints else {}
 
     @property
     def adapter(self) -> bool:
-        return self.checkpoints[0].options is not None
+        return all(checkpoint.options is not None for checkpoint in self.checkpoints)
 
     @property
     def main(self) -> list[int]:
@@ -94,6 +97,8 @@ class Trajectory:
 
 def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
     """The policy's trajectory (SFT, then every iteration) and the reward model's, with snapshots where there are any.
+
+    The latter is empty if the run trains none.
 
     Raises:
         InputError: `run` is no run directory, or is not two checkpoints far in both.

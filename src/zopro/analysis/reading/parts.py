@@ -83,15 +83,15 @@ class Pairing:
 
 
 def pair(policy: Trajectory, reward: Trajectory) -> Pairing:
-    """Match the tensors of both trajectories by name.
+    """Match the tensors of both trajectories by name; the policy's alone where there is no other.
 
     Raises:
         InputError: they have no weight in common, or one in different sizes.
     """
-    sides = (policy, reward)
+    sides = (policy, reward) if reward.checkpoints else (policy,)
     weights = [[_weights(c.tensors, c.options) for c in side.checkpoints] for side in sides]
     names = [dict.fromkeys(rows[0]) for rows in weights]
-    common = [name for name in names[0] if name in names[1]]
+    common = [name for name in names[0] if all(name in other for other in names)]
     if not common:
         raise InputError(
             f"{_file(reward)}: must have weights in common with {_file(policy)}, got none of the same name "

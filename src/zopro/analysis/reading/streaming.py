@@ -32,8 +32,8 @@ class Points:
 
     def displace(self, rows: np.ndarray) -> np.ndarray:
         """Subtract each trajectory's first row from its rows, in place."""
-        rows[: self.policy] -= rows[0].copy()
-        rows[self.policy :] -= rows[self.policy].copy()
+        for side in filter(len, (rows[: self.policy], rows[self.policy :])):
+            side -= side[0].copy()
         return rows
 
     @property

@@ -1,0 +1,65 @@
+"""`zopro init`: a configuration to begin with, and rows to try it on where none are given.
+
+zopro init chat && zopro run chat.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from zopro.choices import TASKS
+from zopro.config.template import SMALL_MODEL, template
+from zopro.errors import InputError
+
+PROBLEMS = 400  # rows of task verifiable, made on the spot
+SHIPPED = ("chat", "preference", "verifiable")
+"""Tasks that come with rows to try them on."""
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Register the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "init",
+        help="write a commented configuration that runs as it is",
+        description="Write TASK.yaml, and without --data a few rows beside it to try it on.",
+    )
+    command.add_argument("task", metavar="TASK", nargs="?", default="chat", help=f"{', '.join(TASKS)} (default: chat)")
+    command.add_argument("--model", default="", help=f"a Hub id or a local folder (default: {SMALL_MODEL})")
+    command.add_argument("--data", default="", metavar="ROWS", help="training rows: a file, a folder or a Hub id")
+    command.add_argument("--out", metavar="FILE", help="the new file (default: TASK.yaml)")
+    command.set_defaults(handler=run)
+    return command
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Write the files; nothing is overwritten."""
+    from zopro.store.durable import write_text
+
+    if args.task not in list(TASKS):
+        TASKS.check(args.task, "TASK")
+        raise InputError(f"TASK: must be one of {', '.join(TASKS)}, got {args.task!r}. Copy a file of one of them.")
+    if not args.data and args.task not in SHIPPED:
+        raise InputError(f"--data: must be given for task {args.task}, got nothing. Give a file, a folder or a Hub id.")
+    config = Path(args.out or f"{args.task}.yaml")
+    rows = None if args.data else config.with_name(f"{config.stem}-rows.jsonl")
+    for path in filter(None, (config, rows)):
+        if path.exists():
+            raise InputError(f"--out: must be a new file, but '{path}' is there already. Choose another.")
+    if rows is not None:
+        write_text(rows, _rows(args.task))
+    write_text(config, template(args.task, args.model, args.data or str(rows)))
+    written = {"config": str(config), "rows": None if rows is None else str(rows)}
+    what = f"{config} written" + ("" if rows is None else f", and rows to try it on: {rows}")
+    return written, f"{what}\nThen: zopro run {config}"
+
+
+def _rows(task: str) -> str:
+    if task != "verifiable":
+        return files("zopro.tasks").joinpath("shipped/chat.jsonl").read_text(encoding="utf-8")
+    from zopro.tasks.generated import KINDS
+
+    return "".join(json.dumps(row) + "\n" for row in KINDS["arithmetic"](PROBLEMS, "train", 0))

@@ -1,0 +1,27 @@
+"""Defaults that depend on the task; all others stand beside their keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+BY_TASK: dict[str, dict[str, Any]] = {
+    "verifiable": {
+        "reward": ["maths"],
+        "sft_steps": 0,  # rows need no answer to learn from
+        "warm_start": "spsa",
+        "max_prompt_length": 512,
+        "max_completion_length": 256,  # room to reason
+        "num_generations": 8,  # of two answers to a hard problem mostly both are wrong
+        "iteration_share": 0.25,  # four iterations are one pass over the rows
+        "eval_samples": 4,
+        "eval_greedy": True,
+    }
+}
+
+
+def default_of(key: dataclasses.Field[Any], task: str = "") -> Any:
+    """What a key is where nothing is said."""
+    if key.name in BY_TASK.get(task, {}):
+        return BY_TASK[task][key.name]
+    return key.default if key.default_factory is dataclasses.MISSING else key.default_factory()

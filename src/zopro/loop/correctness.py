@@ -1,0 +1,77 @@
+"""How many answers are right, and what answers are worth: numbers of one evaluation, and against what the run began with.
+
+Every number is of the held-out prompts, which are what a 95 % interval is over: of several answers to a prompt their mean
+counts. `pass_at_k` is the share of prompts of which at least one of the k sampled answers is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from zopro.errors import InputError
+from zopro.loop.rewarding import Scores
+from zopro.system.statistics import mean_interval, win_interval
+
+PAIRED = {
+    "reward": "sampled_reward",
+    "accuracy": "accuracy",
+    "greedy_reward": "greedy_reward",
+    "greedy_accuracy": "greedy_accuracy",
+}
+"""Numbers of an evaluation that are set beside those that the run began with, and what a prompt's row calls them."""
+
+
+def of_prompts(scores: Scores, count: int) -> list[dict[str, float]]:
+    """Of each prompt, from `count` answers to each: the mean reward and, where a reward checks answers, accuracy and
+    whether any is right. A prompt of which no answer has a reward has none."""
+    right = scores.checked()
+    rows: list[dict[str, float]] = []
+    for start in range(0, len(scores.total), count):
+        row = {"sampled_reward": _mean(scores.total[start : start + count])}
+        if right is not None:
+            whole = [float(value == 1) for value in right[start : start + count] if not math.isnan(value)]
+            row |= {"accuracy": _mean(whole), "passed": max(whole, default=math.nan)}
+        rows.append({name: value for name, value in row.items() if not math.isnan(value)})
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan
+
+
+def reward_interval(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> dict[str, float]:
+    """The mean reward of prompts with its interval, under `name`. Raises `InputError`: no prompt has one."""
+    values = [row[of] for row in rows if of in row]
+    if not values:
+        raise InputError("reward: must give a number to at least one held-out answer, and gave None to all of them.")
+    return named(name, mean_interval(values))
+
+
+def shares(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> dict[str, float]:
+    """A share of prompts with its Wilson interval, under `name`; nothing where no prompt has it."""
+    values = [row[of] for row in rows if of in row]
+    return named(name, win_interval(values)) if values else {}
+
+
+def gains(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What prompts have gained, paired: `reward_gain`, `accuracy_gain`, ... with their intervals."""
+    found: dict[str, float] = {}
+    for name, of in PAIRED.items():
+        pairs = zip(after, before, strict=True)
+        differences = [a[of] - b[of] for a, b in pairs if _is_number(a.get(of)) and _is_number(b.get(of))]
+        if differences:
+            found |= named(f"{name}_gain", mean_interval(differences))
+    return found
+
+
+def named(name: str, interval: tuple[float, float, float]) -> dict[str, float]:
+    mean, low, high = interval
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

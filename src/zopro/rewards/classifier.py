@@ -1,0 +1,96 @@
+"""`model:PATH`: any sequence classifier with one output as a reward, with its own tokenizer and chat template.
+
+It reads the conversation and the answer as its template writes them, as TRL's trainers have it. One without a template
+reads prompt and answer as its tokenizer's pair of texts, which is how such classifiers are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from zopro.errors import InputError, one_line, out_of_memory
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+class Classifier:
+    """A reward function as TRL calls it: the network's output.
+
+    Args:
+        path: a Hub id or a folder, with safetensors and a tokenizer.
+        batch_size: answers that go through the network at once.
+
+    Raises:
+        InputError: there is no such classifier, it has not one output, or its head is not among its weights. When called:
+            an answer is longer than the network reads.
+    """
+
+    checked = True  # what it returns are finite numbers, or it says so
+
+    def __init__(
+        self, path: str, dtype: torch.dtype, device: torch.device, batch_size: int = 32, trust_remote_code: bool = False
+    ) -> None:
+        self.path, self.batch_size, self.device = path, batch_size, device
+        self.__name__ = f"model:{path}"
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            outputs = config.num_labels
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code, padding_side="right", truncation_side="left"
+            )
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # files that are broken, or of another library's making, raise anything
+            if out_of_memory(error):
+                raise
+            raise InputError(f"reward: cannot load the classifier {path!r}: {one_line(error):.200}") from error
+        if outputs != 1:
+            raise InputError(f"reward: a classifier must have one output, got {path!r} with num_labels={outputs}.")
+        if info["missing_keys"]:
+            raise InputError(
+                f"reward: the files of {path!r} lack {min(info['missing_keys'])!r}: it is no trained classifier."
+            )
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:
+        read = [self._read(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        lengths = [len(row["input_ids"]) for row in read]
+        longest = max(lengths, default=0)
+        if self.longest is not None and longest > self.longest:
+            raise InputError(
+                f"reward: {self.path!r} reads {self.longest} tokens, and an answer with its prompt has {longest}."
+            )
+        scores = [0.0] * len(read)
+        by_length = sorted(range(len(read)), key=lengths.__getitem__, reverse=True)
+        for start in range(0, len(read), self.batch_size):
+            rows = by_length[start : start + self.batch_size]
+            batch = self.tokenizer.pad([read[row] for row in rows], return_tensors="pt").to(self.device)
+            values: Tensor = self.model(**batch).logits[:, 0].float()
+            if not values.isfinite().all():
+                raise InputError(f"reward: {self.path!r} gives a score that is not finite. Try dtype: float32.")
+            for row, value in zip(rows, values.tolist(), strict=True):
+                scores[row] = value
+        return scores
+
+    def _read(self, prompt: Prompt, completion: Any) -> Any:
+        """A conversation with its answer, encoded."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+        if self.tokenizer.chat_template is not None:
+            text = self.tokenizer.apply_chat_template([*messages, *answer], tokenize=False)
+            return self.tokenizer(text, add_special_tokens=False)
+        asked, said = ("\n\n".join(str(turn.get("content", "")) for turn in turns) for turns in (messages, answer))
+        if self.tokenizer.sep_token_id is None and self.tokenizer.cls_token_id is None:
+            return self.tokenizer(f"{asked}\n{said}")
+        return self.tokenizer(asked, said)

@@ -1,0 +1,102 @@
+"""What zeroth-order trainers of policies have in common: the updates that directions are made of, and an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from zopro.engine import Engine
+from zopro.engine.local.engine import LocalEngine
+from zopro.train.rloo import EngineRLOOTrainer
+from zopro.train.zeroth_order import ZerothOrderMixin
+from zopro.weights.adapters import tensor_name
+from zopro.zo import Directions, Ranks, StepRecord, Targeted
+from zopro.zo.directions import noise_source
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from zopro.train.typed import RLOOArguments
+
+
+class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
+    """TRL's RLOOTrainer whose steps are records along directions, taken by an engine.
+
+    Args:
+        previous_update: name -> mu, the policy's update over the previous iteration, which directions may be made of.
+        reward_update: name -> v, the reward model's update over the same iteration.
+        engine: what samples and gives log-probs of displaced policies, by default the local one over `model`. Another one
+            holds the same policy and makes the same directions: it is displaced and moved by numbers alone.
+
+    All other arguments are those of `EngineRLOOTrainer` and `trl.RLOOTrainer`. Names may carry PEFT's wrapping.
+    """
+
+    asks_logprobs: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        previous_update: Mapping[str, Tensor] | None = None,
+        reward_update: Mapping[str, Tensor] | None = None,
+        engine: Engine | None = None,
+        **kwargs: Unpack[RLOOArguments],
+    ) -> None:
+        self.previous_update = plain_names(previous_update)
+        self.reward_update = plain_names(reward_update)
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        if engine is not None:
+            if self.asks_logprobs and not engine.abilities.logprobs:
+                raise ValueError(
+                    f"engine: must give log-probs of given answers, got {type(engine).__name__}, which cannot"
+                )
+            self.engine = engine
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
+        optimizer = super().create_optimizer(model)
+        if isinstance(self.engine, LocalEngine):
+            self.engine.weights, self.spsa.move = self.spsa.weights, self.engine.apply
+        else:
+            self.spsa.move = self._move_both
+        return optimizer
+
+    def _move_both(self, record: StepRecord) -> None:
+        self.spsa.weights.apply(record)
+        self.engine.apply(record)
+
+    def directions(self) -> Directions:
+        """Along the previous update and noise, or noise alone where there is none."""
+        noise = noise_source(self.args.noise, self.previous_update)
+        if not self.previous_update or not self.targets():
+            return noise
+        steps, args = max(1, self.state.max_steps), self.args
+        return Targeted(self.previous_update, self.reward_update, steps, args.decay, args.normalize, noise)
+
+    def targets(self) -> bool:
+        """Whether a previous update is followed, and not only what noise is made of."""
+        return True
+
+    def ranks(self) -> Ranks | None:
+        if self.args.parallel == "data" or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().ranks()
+        if self.accelerator.num_processes > 1:
+            raise ValueError("parallel: with 'queries' args and trainer must be made inside zopro.system.launch.alone()")
+        return Ranks("queries", self.accelerator.device)
+
+
+def plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    """The update by names without PEFT's wrapping; one that has such names already stays as lazy as it is."""
+    update = update or {}
+    if all(tensor_name(name) == name for name in update):
+        return update
+    return {tensor_name(name): update[name] for name in update}

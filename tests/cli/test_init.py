@@ -1,0 +1,84 @@
+"""`zopro init` writes what `zopro run` takes as it is; `run --help` shows what people change first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny import tiny_model, tiny_tokenizer
+from zopro import cli
+from zopro.choices import TASKS
+from zopro.cli.init import SHIPPED
+from zopro.config.arguments import FIRST
+from zopro.config.reading import FIELDS, load_config
+from zopro.tasks import load
+
+SHORT = {"iterations": 1, "policy_steps": 1, "sft_steps": 1, "reward_steps": 1, "refine_steps": 1, "pair_prompts": 2,
+         "eval_prompts": 4, "max_completion_length": 140, "max_prompt_length": 100}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    assert cli.main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_it_writes_is_a_configuration(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [] if task in SHIPPED else ["--data", "rows.jsonl"]
+    written = printed(capsys, "init", task, *given, "--model", 'folder "of mine"')
+    config = load_config(written["config"])
+    assert (config.task, config.model) == (task, 'folder "of mine"')
+    text = Path(written["config"]).read_text()
+    assert all(f"{key}:" in text for key in FIRST if key in FIELDS)
+    if task in SHIPPED:
+        data = load(config, config.eval_prompts, config.seed)
+        assert len(data.eval) == config.eval_prompts and not data.dropped.keys() - {"prompt is held out for evaluation"}
+
+
+def test_a_first_run_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Path(printed(capsys, "init")["rows"]).read_text().splitlines()
+    tokenizer = tiny_tokenizer([turn["content"] for row in rows for turns in json.loads(row).values() for turn in turns])
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    model = tmp_path / "model"
+    tiny_model("llama", tokenizer, max_position_embeddings=512).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    flags = [word for key, value in SHORT.items() for word in (f"--{key}", str(value))]
+    summary = printed(capsys, "run", "chat.yaml", "--model", str(model), "--output_dir", "run", *flags)
+    assert Path(summary["report"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["chess"], "TASK: must be one of chat, "),
+        (["python:my_module:task"], "TASK: must be one of chat, "),
+        (["summarization"], "--data: must be given for task summarization"),
+        (["chat", "--out", "there.yaml"], "--out: must be a new file, but 'there.yaml' is there already"),
+        (["chat", "--out", "other.yaml"], "--out: must be a new file, but 'other-rows.jsonl' is there already"),
+    ],
+)
+def test_what_it_does_not_do(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("there.yaml").touch()
+    Path("other-rows.jsonl").touch()
+    before = sorted(Path().iterdir())
+    assert cli.main(["init", *argv]) == 2
+    assert capsys.readouterr().err.startswith(f"zopro: error: {line}")
+    assert sorted(Path().iterdir()) == before
+
+
+def test_help_shows_what_people_change_first_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, shown in (("--help", set(FIRST) & set(FIELDS)), ("--help-all", set(FIELDS))):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["run", flag])
+        assert stopped.value.code == 0
+        words = {word[2:] for word in capsys.readouterr().out.split() if word.startswith("--")}
+        assert words & set(FIELDS) == shown
