@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from zopro.engine.gpu.graphs import Graphs, Uncaptured, only_now, signature, watched
 from zopro.engine.gpu.memory import Memory, Shape, bucket, reaching
-from zopro.engine.gpu.step import Drawing, decoding_step, draw
+from zopro.engine.gpu.step import Drawing, State, decoding_step, draw, read
 from zopro.engine.gpu.trial import why_not
 from zopro.engine.local.abilities import Abilities
 from zopro.engine.local.causal import CausalParts, positions
@@ -51,12 +51,8 @@ class Fixed:
             Tokens and log-probs (n * K, C) and lengths (n * K,): views, good until the next batch.
         """
         rows, steps = uniform.shape
-        shape = Shape.of(rows, ids.shape[1], steps)
-        prompts = growing_cache(parts.model.config)
-        hidden = parts.hidden(ids, mask, positions(mask), prompts)[:, -1].repeat_interleave(copies, dim=0)
-        memory, stops = self._room(prompts, shape, ids.device), self._stopping(how.stops, ids.device)
-        memory.begin(prompts, mask, copies, uniform, shape, how.pad)
-        del prompts
+        shape, stops = Shape.of(rows, ids.shape[1], steps), self._stopping(how.stops, ids.device)
+        memory, hidden = self._begin(parts, ids, mask, copies, uniform, shape, how.pad)
         draw(parts, memory.state(rows, shape.columns, shape.columns), hidden, how, stops)
         same, done, end = signature(parts.model), 1, ids.shape[1]  # steps done; columns read
         while done < steps:
@@ -75,6 +71,33 @@ class Fixed:
         if self.graphs.why_not:
             say(parts, f"a step of it cannot be captured ({self.graphs.why_not})")
         return memory.tokens[: len(uniform), :steps], memory.scores[: len(uniform), :steps], memory.counts[: len(uniform)]
+
+    def passes(self, parts: CausalParts, ids: Tensor, mask: Tensor, copies: int, steps: int) -> None:
+        """The bare passes of `decode`, backbone and head, without drawing: what a benchmark compares it with."""
+        shape = Shape.of(len(ids) * copies, ids.shape[1], steps)
+        nothing = torch.zeros(shape.rows, steps, device=ids.device)
+        memory, hidden = self._begin(parts, ids, mask, copies, nothing, shape, pad=0)
+        parts.output(hidden.contiguous())
+        same = signature(parts.model)
+        for done in range(1, steps, LOOK):
+            times = min(LOOK, steps - done)
+            seen = min(shape.columns, reaching(ids.shape[1] + done - 1 + times))
+            state = memory.state(shape.rows, shape.columns, seen)
+
+            def step(state: State = state) -> Tensor:
+                return parts.output(read(parts, state).contiguous())
+
+            self.graphs.run((same, "passes", shape.columns, shape.rows, seen), step, times)
+
+    def _begin(
+        self, parts: CausalParts, ids: Tensor, mask: Tensor, copies: int, uniform: Tensor, shape: Shape, pad: int
+    ) -> tuple[Memory, Tensor]:
+        """Read the prompts once each; memory that stands behind them, and hidden states (n * K, H) of their ends."""
+        prompts = growing_cache(parts.model.config)
+        hidden = parts.hidden(ids, mask, positions(mask), prompts)[:, -1].repeat_interleave(copies, dim=0)
+        memory = self._room(prompts, shape, ids.device)
+        memory.begin(prompts, mask, copies, uniform, shape, pad)
+        return memory, hidden
 
     def _room(self, prompts: DynamicCache, shape: Shape, device: torch.device) -> Memory:
         """Memory that fits; a larger one takes the place of one that does not."""

@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+LIBRARIES = ("transformers.", "peft.", "trl.")  # whose hooks record outputs, or let gradients reach the embeddings
 KEPT = 96  # graphs; a few MB each beside the memory they share
 
 Step = Callable[[], object]
@@ -35,10 +36,10 @@ def only_now() -> str:
 
 
 def watched(model: nn.Module) -> str:
-    """The module whose hooks a replay would not call; empty where there is none. Those of transformers are idle here."""
+    """The module whose hooks a replay would not call; empty where there is none. Those of LIBRARIES do nothing here."""
     for name, module in model.named_modules():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if not (getattr(hook, "__module__", None) or "").startswith("transformers."):
+            if not (getattr(hook, "__module__", None) or "").startswith(LIBRARIES):
                 return name or type(module).__name__
     return ""
 

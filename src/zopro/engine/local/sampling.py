@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zopro.engine.local.causal import CausalParts
-from zopro.engine.local.head import exponentiate_, max_logit_elements
+from zopro.engine.local.head import exponentiate_, limits
 from zopro.errors import InputError
 
 BLOCK = 512  # tokens summed before the distribution function is searched
@@ -61,7 +61,7 @@ def next_tokens(
     parts: CausalParts, sampler: Sampler, hidden: Tensor, uniform: Tensor, on_host: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Tokens and their log-probs, each (rows,), after hidden states (rows, H), some rows' logits at a time."""
-    chunk = max(1, max_logit_elements(hidden.device) // parts.config.vocab_size)
+    chunk = max(1, limits(hidden.device).elements // parts.config.vocab_size)
     drawn = [
         sampler.draw(parts.logits(rows), numbers, on_host)
         for rows, numbers in zip(hidden.contiguous().split(chunk), uniform.split(chunk), strict=True)
