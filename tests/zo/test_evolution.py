@@ -103,8 +103,8 @@ def test_rewards_may_be_numbers_of_any_kind() -> None:
     numbers = [0.5, 2.0]
     expected = repr(told(ESStrategy(population=2), numbers))
     arrays = torch.tensor(numbers), np.array(numbers, np.float32), [*torch.tensor(numbers)], [*np.float32(numbers)]
-    for given in (*arrays, [[0.5], [2.0]], (torch.tensor([0.5]), torch.tensor([2.0]))):
-        assert repr(told(ESStrategy(population=2), given)) == expected
+    for rewards in (*arrays, [[0.5], [2.0]], (torch.tensor([0.5]), torch.tensor([2.0]))):
+        assert repr(told(ESStrategy(population=2), rewards)) == expected
 
 
 def test_pairs_that_do_not_differ_take_no_step() -> None:
