@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -81,13 +80,13 @@ def forward_only(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
     made = settings(folder, tmp_path_factory.mktemp("run") / "run")
     SEEN.clear()
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
         forward_only(patch)
-        yield made, pipeline.run(made, quiet=True)
+        return made, pipeline.run(made, quiet=True)
 
 
 def test_only_the_stages_of_the_policy_run(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -268,3 +267,18 @@ def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path)
         found = pipeline.run(made, quiet=True)
     assert {len(call["prompts"]) for call in SEEN} >= {2} and found["evaluations"][-1]["accuracy"] is not None
     assert replay(made.output_dir, tmp_path / "replayed")["equal"] is True
+
+
+def test_a_trained_reward_and_a_function_are_weighed_in_one_run(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"reward": ["model", "length:1-1"], "reward_weights": [1.0, 0.5], "method": "mezo"}
+    made = config(folder, tmp_path / "run", iterations=1, warm_start="spsa", dtype="float32", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        no_figures(patch)
+        found = pipeline.run(made, quiet=True)
+    assert {"reward", "pairs", "refine"} <= found["stages"].keys() and found["reward_quality"]["n"] > 0
+    for line in found["evaluations"]:
+        parts = line["rewards"]
+        assert line["reward"] == pytest.approx(parts["model"] + 0.5 * parts["length:1-1"]) != parts["model"]
+    logged = [line for line in metrics(tmp_path / "run") if line["stage"] == "policy" and "reward" in line]
+    for line in logged:
+        assert line["reward"] == pytest.approx(line["rewards/model"] + 0.5 * line["rewards/length:1-1"], abs=1e-5)
