@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,10 @@ def test_rows_go_to_a_file_or_to_stdout(tmp_path: Path, capsys: pytest.CaptureFi
         (["arithmetic", "--rows", "3", "--split", "dev"], "--split: must be train or test, got 'dev'."),
         (["arithmetic", "--rows", "3", "--out", "a.csv"], "--out: must be a new .jsonl file, got 'a.csv'"),
         (["algebra", "--rows", "3"], "argument KIND: invalid choice: 'algebra'"),
+        (
+            ["arithmetic", "--rows", "3", "--out", "/proc/a.jsonl"],
+            "--out: must be a file that can be written, got '/proc/a",
+        ),
         (["arithmetic"], "the following arguments are required: --rows"),
     ],
 )
@@ -50,3 +56,12 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     out.write_text("mine")
     assert "which is there already" in refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out)
     assert out.read_text() == "mine"
+
+
+def test_who_reads_the_first_rows_only_hears_no_complaint() -> None:
+    words = [sys.executable, "-m", "zopro", "data", "arithmetic", "--rows", "3000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["difficulty"] in (1, 2)
+        process.stdout.close()
+        assert process.stderr.read() == b""
