@@ -40,10 +40,6 @@ def test_rows_go_to_a_file_or_to_stdout(tmp_path: Path, capsys: pytest.CaptureFi
         (["arithmetic", "--rows", "3", "--split", "dev"], "--split: must be train or test, got 'dev'."),
         (["arithmetic", "--rows", "3", "--out", "a.csv"], "--out: must be a new .jsonl file, got 'a.csv'"),
         (["algebra", "--rows", "3"], "argument KIND: invalid choice: 'algebra'"),
-        (
-            ["arithmetic", "--rows", "3", "--out", "/proc/a.jsonl"],
-            "--out: must be a file that can be written, got '/proc/a",
-        ),
         (["arithmetic"], "the following arguments are required: --rows"),
     ],
 )
@@ -55,7 +51,8 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "train.jsonl"
     out.write_text("mine")
     assert "which is there already" in refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out)
-    assert out.read_text() == "mine"
+    below = refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out / "a.jsonl")
+    assert below.startswith("--out: must be a file that can be written, got") and out.read_text() == "mine"
 
 
 def test_who_reads_the_first_rows_only_hears_no_complaint() -> None:
