@@ -19,6 +19,7 @@ from zopro.choices.registry import Choice, Registry, imported
 __all__ = [
     "BACK_PROPAGATION",
     "DIRECTIONS",
+    "ENGINES",
     "EVALUATIONS",
     "FUNCTION_VALUES",
     "JUDGES",
@@ -155,6 +156,13 @@ for judge in (
     Choice("python:MODULE:FUNCTION", "zopro.judges.making:by_callable", "your function"),
 ):
     JUDGES.add(judge)
+
+ENGINES = Registry("engine", Choice)
+for engine in (
+    Choice("transformers", "zopro.engine.local.engine:LocalEngine", "PyTorch"),
+    Choice("llamacpp:FILE", "zopro.engine.servers.llamacpp.skeleton:open_file", "llama.cpp, over a GGUF file"),
+):
+    ENGINES.add(engine)
 
 TASKS = Registry("task", Choice)
 for task in (

@@ -56,22 +56,31 @@ class LlamaCppEngine:
     """
 
     def __init__(self, model: Model, weights: Weights, alpha: float) -> None:
-        self.model, self.weights, self.alpha = model, weights, alpha
-        names = module_names(model.tensors, model.architecture)
-        self._weights: dict[str, tuple[str, int]] = {}
-        for group in weights.groups:
-            for name, tensor in zip(group["param_names"], group["params"], strict=True):
-                module, side = parts(name)
-                weight = names.get(module)
-                if weight is None:
-                    raise InputError(f"engine: the adapter is for {module!r}, which {model.path.name} does not have.")
-                out, wide = model.tensors[weight]
-                if tensor.shape[side == "A"] != (wide if side == "A" else out):
-                    raise InputError(
-                        f"engine: the adapter must fit {module!r} of {model.path.name}, which is {out} x {wide}, got "
-                        f"{name!r} of {' x '.join(map(str, tensor.shape))}."
-                    )
-                self._weights[module] = weight, heads_of(weight, model.architecture, *model.heads)
+        self.model, self.alpha = model, alpha
+        self.weights = weights
+
+    @property
+    def weights(self) -> Weights:
+        """theta and its directions; another holder of the same policy's tensors may put its own here."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Weights) -> None:
+        model, names = self.model, module_names(self.model.tensors, self.model.architecture)
+        self._places: dict[str, tuple[str, int]] = {}
+        for name, tensor in _named(weights):
+            module, side = parts(name)
+            if module not in names:
+                raise InputError(f"engine: the adapter is for {module!r}, which {model.path.name} does not have.")
+            weight = names[module]
+            out, wide = model.tensors[weight]
+            if tensor.shape[side == "A"] != (wide if side == "A" else out):
+                raise InputError(
+                    f"engine: the adapter must fit {module!r} of {model.path.name}, which is {out} x {wide}, got "
+                    f"{name!r} of {' x '.join(map(str, tensor.shape))}."
+                )
+            self._places[module] = weight, heads_of(weight, model.architecture, *model.heads)
+        self._weights = weights
 
     @classmethod
     def of(
@@ -93,18 +102,10 @@ class LlamaCppEngine:
     def abilities(self) -> Abilities:
         return Abilities(exact=True)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """theta, by plain PEFT names: the tensors themselves."""
-        return {
-            name: tensor
-            for group in self.weights.groups
-            for name, tensor in zip(group["param_names"], group["params"], strict=True)
-        }
-
-    def adapter_file(self, at: Displacement | None = None) -> bytes:
-        """The policy at a displacement as a GGUF adapter, for `llama-cli --lora`."""
-        tensors = self.tensors() if at is None or at.t == 0 else self.weights.at(at)
-        return adapter_bytes(tensors, self.model.architecture, self.alpha, self._weights)
+    def adapter_file(self, at: Displacement | None = None) -> bytes | None:
+        """The policy at a displacement as a GGUF adapter, for `llama-cli --lora`; None: the model without one."""
+        tensors = dict(_named(self.weights)) if at is None or at.t == 0 else self.weights.at(at)
+        return adapter_bytes(tensors, self.model.architecture, self.alpha, self._places) if tensors else None
 
     def sample(
         self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, at: Sequence[Displacement | None] = (None,)
@@ -270,6 +271,10 @@ def _uniform(options: Sampling, rows: int, times: int) -> Tensor:
         return torch.stack([torch.rand(steps, dtype=torch.float64, generator=row) for row in own])
     one = given.clone_state() if given is not None and times > 1 else given
     return torch.rand((rows, steps), dtype=torch.float64, generator=one)
+
+
+def _named(weights: Weights) -> list[tuple[str, Tensor]]:
+    return [pair for group in weights.groups for pair in zip(group["param_names"], group["params"], strict=True)]
 
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

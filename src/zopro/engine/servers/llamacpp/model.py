@@ -98,6 +98,11 @@ class Model:
         self.library.gguf_free(file)
         return found
 
+    @cached_property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer, as llama.cpp knows them: of the file's head, and by their names."""
+        return [token for token in range(self.vocab_size) if self.library.llama_vocab_is_eog(self._vocabulary, token)]
+
     def metadata(self, key: str) -> str | None:
         """A value of the file's head as text; None where there is none. Lists have none."""
         size = self.library.llama_model_meta_val_str(self._model, key.encode(), None, 0)
@@ -117,12 +122,15 @@ class Model:
         return list(buffer[:count])
 
     @contextmanager
-    def adapter(self, data: bytes) -> Iterator[None]:
-        """Within the context the network has this adapter, and no other. Raises InputError: llama.cpp refuses it.
+    def adapter(self, data: bytes | None) -> Iterator[None]:
+        """Within the context the network has this adapter (None: none). Raises InputError: llama.cpp refuses it.
 
         The file lives in shared memory under a name of its own, and only until it is read: nothing can take it for
         another's.
         """
+        if data is None:
+            yield
+            return
         handle, name = tempfile.mkstemp(".gguf", "zopro-", shared_folder())
         try:
             with os.fdopen(handle, "wb") as file:
