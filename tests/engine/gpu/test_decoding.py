@@ -19,6 +19,8 @@ from zopro.engine import Sampling
 from zopro.engine.gpu import decoding, memory
 from zopro.engine.gpu.memory import bucket
 from zopro.engine.gpu.trial import NoHostReads
+from zopro.engine.local.abilities import abilities
+from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import Rollouts, generate
 from zopro.zo import Gaussian
@@ -71,7 +73,7 @@ def buckets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
         run = runner.run
 
         def counted(self: Any, key: Any, *args: Any, run: Any = run) -> None:
-            seen.extend([] if key == "trial" else [key[2:]])
+            seen.extend([] if key == "trial" else [key[-3:]])
             run(self, key, *args)
 
         monkeypatch.setattr(runner, "run", counted)
@@ -176,6 +178,19 @@ def record(step: int) -> StepRecord:
         step=step, seed=0, projected_gradients=[1.0], coefficients=[1.0], learning_rates=[0.05], eps=[1.0],
         weight_decay=[0.0], loss=0.0, signal_to_noise=1.0, skipped=False,
     )  # fmt: skip
+
+
+def test_bare_passes_are_those_of_decoding(device: str, buckets: list[Any]) -> None:
+    """What a benchmark compares a step with; both from graphs."""
+    model = model_of("llama", device)
+    generate(model, PROMPTS[:1], num_generations=3, max_new_tokens=15, eos_token_ids=[-1], pad_token_id=0)
+    decoded, ids = buckets.copy(), torch.tensor(PROMPTS[:1], device=device)
+    buckets.clear()
+    parts = causal_parts(model)
+    with torch.no_grad(), decoding.fixed_decoding(parts, abilities(parts)) as fixed:
+        assert fixed is not None
+        fixed.passes(parts, ids, torch.ones_like(ids), 3, 15)
+    assert buckets == decoded
 
 
 def test_numbers_of_a_broken_batch_do_not_stay(device: str) -> None:

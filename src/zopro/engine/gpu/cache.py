@@ -80,10 +80,6 @@ class Blocks:
             blocks = [t.new_empty(cells * heads * dim) for t, (heads, dim) in zip(tensors, shapes, strict=True)]
             self._layers.append((blocks, shapes, isinstance(layer, DynamicSlidingWindowLayer)))
 
-    @property
-    def bytes(self) -> int:
-        return sum(block.numel() * block.element_size() for blocks, _, _ in self._layers for block in blocks)
-
     def fits(self, like: DynamicCache, cells: int) -> bool:
         """Whether this many cells of such a cache have room."""
         kinds = [[(t.shape[1], t.shape[3], t.dtype) for t in (layer.keys, layer.values)] for layer in like.layers]

@@ -27,7 +27,7 @@ from zopro.engine.local.growing import growing_cache
 DEVICES = {"cuda"}  # where `generate` decodes this way
 OFF = "ZOPRO_CUDA_GRAPHS"  # environment variable: 0 turns it off
 LOOK = 16  # steps between two looks at who has ended
-HELD = 0.1  # share of the device's memory that a run's keys and values may take while nothing is decoded
+SPARE = 0.5  # share of the device's memory that must be free for keys and values to be held while nothing is decoded
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +118,6 @@ class Fixed:
         self.graphs.clear()
         self._memory = None
 
-    @property
-    def bytes(self) -> int:
-        """Of keys and values that are held."""
-        return 0 if self._memory is None else self._memory.blocks.bytes
-
 
 _known: weakref.WeakKeyDictionary[nn.Module, Fixed] = weakref.WeakKeyDictionary()
 _said: set[str] = set()
@@ -148,8 +143,15 @@ def fixed_decoding(parts: CausalParts, able: Abilities) -> Iterator[Fixed | None
     except BaseException:
         fixed.rest()
         raise
-    if device.type == "cuda" and fixed.bytes > HELD * torch.cuda.get_device_properties(device).total_memory:
+    if device.type == "cuda" and is_scarce(device):
         fixed.rest()
+
+
+def is_scarce(device: torch.device) -> bool:
+    """Whether the passes between two calls may need what is held."""
+    free, total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + cached < SPARE * total
 
 
 def _watched(parts: CausalParts) -> str:
