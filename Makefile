@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test check lint format docs clean
+.PHONY: demo test test-gpu check lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/zopro demo $(ARGS)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# On a machine with a GPU: decoding from captured graphs held equal to the plain loop.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m cuda $(ARGS)
 
 # What finds most for its time: no second process, hardly a whole run.
 FAST := tests/test_*.py tests/zo tests/tasks tests/judges tests/rewards tests/store tests/config tests/weights \

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from zopro.engine import Sampling
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
 from zopro.zo import Displacement, Gaussian, Weights
 
 WAYS = ("together", "apart", "theta")
@@ -44,7 +45,7 @@ def build(args: argparse.Namespace) -> tuple[LocalEngine, list[list[int]], list[
 def sample(engine: LocalEngine, prompts: list[list[int]], at: list[Any], way: str, tokens: int) -> float:
     """Seconds of one generation; no answer ends before its last token."""
     options = Sampling(tokens, [-1], 0, generator=torch.Generator().manual_seed(1))
-    engine._members_fit = way == "together"
+    engine.member_tokens = MAX_BATCH_TOKENS if way == "together" else 0
     began = time.perf_counter()
     if way == "theta":  # as many rows, all of theta
         engine.sample(prompts * len(at), 1, options)

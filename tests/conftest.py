@@ -25,6 +25,11 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture(autouse=True)
 def _as_many_threads_as_in_the_beginning() -> None:
     """numba's first use changes torch's number, and threads without a core of their own wait on each other."""

@@ -15,6 +15,7 @@ from zopro.bench.clock import Watch
 from zopro.bench.command import bench_step, table
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Work, build
+from zopro.engine.local import models
 from zopro.errors import InputError
 
 TINY = Work(size="tiny", vocab_size=64, prompts=2, num_generations=3, prompt_length=7, completion_length=5, steps=2)
@@ -96,6 +97,23 @@ def test_the_command_reports_what_it_promises(lora_r: int, monkeypatch: pytest.M
     assert "step / floor" in table(result)
 
 
+def test_on_a_gpu_all_kinds_run_here_and_say_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def measure(kind: str, work: Work) -> dict[str, Any]:
+        measured.append(kind)
+        return {"step_s": 1.5 + len(measured), "floor_s": 2.0, "floor_ratio": 1.25, "peak_mb": 100.0 * len(measured)}
+
+    monkeypatch.setattr(models, "resolve_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(kinds, "measure", measure)
+    monkeypatch.setattr(command.subprocess, "run", lambda *args, **options: pytest.fail("another process"))
+    lines: list[str] = []
+    result = bench_step(TINY, "trl-cb", lines.append)
+    assert measured == ["step", "step-memory", "inference-memory", "peer-cb"]
+    assert [line for line in lines if any(digit in line for digit in ("2.500", "300", "5.500"))] == lines[1::2]
+    assert result["cb_speed_ratio"] == 5.5 / 2.5 and result["cb_peer_memory_ratio"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -109,5 +127,5 @@ def test_the_command_reports_what_it_promises(lora_r: int, monkeypatch: pytest.M
 def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         bench_step(Work(**options))
-    with pytest.raises(InputError, match="peer: must be one of trl, got 'verl'"):
+    with pytest.raises(InputError, match="peer: must be one of trl, trl-cb, got 'verl'"):
         bench_step(TINY, peer="verl")

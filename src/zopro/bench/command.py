@@ -1,8 +1,9 @@
-"""The command: what can be typed, every measurement in a fresh process one after another, the table of their ratios."""
+"""The command: what can be typed, the measurements one after another, the table of their ratios."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -14,12 +15,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from zopro.errors import InputError
+from zopro.system.imports import importing
 from zopro.system.terminal import Page, Table
 
 if TYPE_CHECKING:
     from zopro.bench.work import Work
 
-PEERS = {"trl": ("peer", "peer-plain")}
+PEERS = {"trl": ("peer", "peer-plain"), "trl-cb": ("peer-cb",)}
+ABOUT = {
+    "peer": "its defaults",
+    "peer-plain": "no gradient checkpointing",
+    "peer-cb": "its defaults with transformers' continuous batching",
+}
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
@@ -55,7 +62,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     for name, (kind, text) in OPTIONS.items():
         flag = f"--{name.replace('_', '-')}"
         command.add_argument(flag, dest=name, type=kind, default=argparse.SUPPRESS, metavar="VALUE", help=text)
-    command.add_argument("--peer", metavar="NAME", help="also measure this trainer on the same work: trl")
+    command.add_argument(
+        "--peer", metavar="NAME", help="also measure this trainer on the same work: trl, or trl-cb (continuous batching)"
+    )
     command.set_defaults(handler=_bench)
     return command
 
@@ -76,7 +85,8 @@ def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] =
     Returns:
         step_s, floor_s, floor_ratio, phases and floor_phases (seconds), peak_mb, inference_peak_mb, memory_ratio; with
         a peer peer_step_s, peer_peak_mb (its defaults), peer_plain_step_s, peer_plain_peak_mb (without gradient
-        checkpointing), and the ratios to ours, speed_ratio, peer_memory_ratio and the same with `plain_`.
+        checkpointing), and the ratios to ours, speed_ratio, peer_memory_ratio and the same with `plain_`; of trl-cb
+        all these with `cb_`.
 
     Raises:
         InputError: an unknown peer, or the model cannot be loaded.
@@ -86,14 +96,16 @@ def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] =
     say(f"{work.steps} steps after one to warm up, with the floor between them")
     result = _run("step", work)
     result.pop("peak_mb")
+    say(f"step {result['step_s']:.3f} s, floor {result['floor_s']:.3f} s, ratio {result['floor_ratio']:.3f}")
     say("peak memory of a step, and of generating the same batch")
     result["peak_mb"] = _run("step-memory", work)["peak_mb"]
     result["inference_peak_mb"] = _run("inference-memory", work)["peak_mb"]
     result["memory_ratio"] = result["peak_mb"] / result["inference_peak_mb"]
+    say(f"{result['peak_mb']:.0f} MB and {result['inference_peak_mb']:.0f} MB, ratio {result['memory_ratio']:.3f}")
     for kind in PEERS[peer] if peer else ():
-        say(f"{peer} RLOO, first-order, {'its defaults' if kind == 'peer' else 'without gradient checkpointing'}")
-        name, measured = kind.replace("-", "_"), _run(kind, work)
-        plain = name.removeprefix("peer").removeprefix("_") + "_" * (name != "peer")
+        say(f"TRL RLOO, first-order, {ABOUT[kind]}")
+        (name, plain), measured = _names(kind), _run(kind, work)
+        say(f"step {measured['step_s']:.3f} s, {measured['peak_mb']:.0f} MB")
         result |= {f"{name}_step_s": measured["step_s"], f"{name}_peak_mb": measured["peak_mb"]}
         result[f"{plain}speed_ratio"] = measured["step_s"] / result["step_s"]
         result[f"{plain}peer_memory_ratio"] = measured["peak_mb"] / result["peak_mb"]
@@ -101,7 +113,28 @@ def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] =
     return {**result, "work": asdict(work), "machine": _machine(), "versions": versions}
 
 
+def _names(kind: str) -> tuple[str, str]:
+    """How a peer's results begin, and their ratios to ours."""
+    name = kind.replace("-", "_")
+    return name, "" if kind == "peer" else name.removeprefix("peer_") + "_"
+
+
 def _run(kind: str, work: Work) -> dict[str, Any]:
+    """In this process on a GPU, whose allocator knows its peak, since imports take it 13 to 30 s; else in a fresh one."""
+    import torch
+
+    from zopro.engine.local.models import resolve_device
+
+    if resolve_device(work.device).type != "cuda":
+        return _apart(kind, work)
+    with importing():
+        from zopro.bench import kinds
+    gc.collect()
+    torch.cuda.empty_cache()  # what the last kind left
+    return kinds.measure(kind, work)
+
+
+def _apart(kind: str, work: Work) -> dict[str, Any]:
     environment = dict(os.environ)
     if work.threads:
         environment["OMP_NUM_THREADS"] = str(work.threads)
@@ -155,7 +188,8 @@ def table(result: dict[str, Any]) -> Page:
         f"peak memory {result['peak_mb']:.0f} MB, of generating the same batch {result['inference_peak_mb']:.0f} MB: "
         f"ratio {result['memory_ratio']:.3f}"
     )
-    for name, prefix, what in (("peer", "", "its defaults"), ("peer_plain", "plain_", "no gradient checkpointing")):
+    for kind, what in ABOUT.items():
+        name, prefix = _names(kind)
         if f"{name}_step_s" in result:
             lines.append(
                 f"TRL RLOO, {what}: {result[f'{name}_step_s']:.3f} s ({result[f'{prefix}speed_ratio']:.2f}x ours), "

@@ -13,10 +13,11 @@ import torch
 
 from zopro.bench.clock import Watch
 from zopro.bench.work import Setting
+from zopro.engine.gpu.decoding import fixed_decoding
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import Decoder, causal_parts, evaluating, positions
 from zopro.engine.local.growing import growing_cache
-from zopro.engine.local.head import tiles
+from zopro.engine.local.head import limits, tiles
 from zopro.engine.local.shared import hidden_shared, select_rows
 from zopro.errors import InputError
 
@@ -44,6 +45,9 @@ def floor_passes(setting: Setting) -> Callable[[Watch], dict[str, float]]:
     classifier = Decoder(judge, judge.base_model)
 
     def rollout() -> None:
+        with fixed_decoding(parts, able) as fixed:
+            if fixed is not None:
+                return fixed.passes(parts, ids, mask, work.num_generations, work.completion_length)
         cache = growing_cache(parts.model.config)
         hidden = parts.hidden(ids, mask, positions(mask), cache)[:, -1][copies]
         select_rows(cache, copies)
@@ -56,7 +60,7 @@ def floor_passes(setting: Setting) -> Callable[[Watch], dict[str, float]]:
 
     def logprobs() -> None:
         rows = hidden_shared(parts, joined[:, :-2], seen[:, :-2], width, work.num_generations).flatten(0, 1)
-        height, width_of_tile = tiles(len(rows), parts.config.vocab_size)
+        height, width_of_tile = tiles(len(rows), parts.config.vocab_size, limits(rows.device))
         for piece in rows.split(height):
             for first in range(0, parts.config.vocab_size, width_of_tile):
                 parts.output(piece, slice(first, first + width_of_tile))

@@ -34,7 +34,7 @@ def measure(kind: str, work: Work) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             steps.step_trainer(setting, 2, folder).train()
     else:
-        result = steps.measure_peer(setting, checkpointing=kind == "peer")
+        result = steps.measure_peer(setting, checkpointing=kind != "peer-plain", batching=kind == "peer-cb")
     return {**about, **result, "peak_mb": memory.peak_mb()}
 
 

@@ -90,9 +90,14 @@ def step_trainer(setting: Setting, steps: int, folder: str, watch: Watch | None 
     return trainer
 
 
-def peer_trainer(setting: Setting, steps: int, folder: str, checkpointing: bool) -> RLOOTrainer:
-    """TRL's own trainer, first-order, on this work: its defaults, with or without gradient checkpointing."""
+def peer_trainer(setting: Setting, steps: int, folder: str, checkpointing: bool, batching: bool = False) -> RLOOTrainer:
+    """TRL's own trainer, first-order, on this work: its defaults, with or without gradient checkpointing.
+
+    `batching`: it samples by transformers' continuous batching.
+    """
     arguments = {**_arguments(setting, steps, folder), "gradient_checkpointing": checkpointing}
+    if batching:
+        arguments["use_transformers_continuous_batching"] = True
     return _trainer(RLOOTrainer, RLOOConfig(**arguments, learning_rate=1e-6), setting)
 
 
@@ -159,10 +164,10 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     }
 
 
-def measure_peer(setting: Setting, checkpointing: bool) -> dict[str, float]:
+def measure_peer(setting: Setting, checkpointing: bool, batching: bool = False) -> dict[str, float]:
     """Median seconds of TRL's step after one to warm up."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer: Trainer = peer_trainer(setting, setting.work.steps + 1, folder, checkpointing)
+        trainer: Trainer = peer_trainer(setting, setting.work.steps + 1, folder, checkpointing, batching)
         steps = _Steps(Watch(trainer.accelerator.device), lambda: None)
         trainer.add_callback(steps)
         trainer.train()

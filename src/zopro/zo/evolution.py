@@ -79,6 +79,8 @@ class ESStrategy:
         if population < 2 or (antithetic and population % 2):
             rule = "an even number of at least 2 (members come in pairs)" if antithetic else "at least 2"
             raise ValueError(f"population: must be {rule}, got {population}")
+        if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < math.inf):
+            raise ValueError(f"sigma: must be a number greater than 0 or 'auto', got {sigma!r}")
         if shaping not in SHAPINGS:
             raise ValueError(f"shaping: must be one of {', '.join(SHAPINGS)}, got {shaping!r}")
         for name, value in (("momentum", momentum), ("second_moment", second_moment), ("anchor", anchor)):

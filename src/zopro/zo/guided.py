@@ -105,6 +105,8 @@ class ResidualFeedback(Directions):
     {'w': tensor([0.8485, 1.1314])}
     """
 
+    pure = False  # `update` may come again within a step
+
     def __init__(self, guide: float = 1.0, mixed: float = 0.0, base: Directions | None = None) -> None:
         if not (guide >= 0 and mixed >= 0 and guide + mixed > 0):
             raise ValueError(f"guide: weights must not be negative and not both 0, got {guide} and mixed={mixed}")

@@ -12,6 +12,7 @@ from zopro.errors import InputError
 from zopro.zo import groups as grouped
 from zopro.zo.directions import Directions
 from zopro.zo.displacement import Displacement, query_seed
+from zopro.zo.drawn import Drawn
 from zopro.zo.groups import Entry, Group
 from zopro.zo.moments import Moments
 from zopro.zo.monitor import ResolutionMonitor
@@ -42,6 +43,7 @@ class Weights:
         self.free: list[Tensor] = []  # plain tensors that never required grad: nobody has frozen them
         self.left_out: Collection[str] = ()
         self.resolution = ResolutionMonitor()
+        self._drawn = Drawn()
         self.moments = Moments()
 
     @classmethod
@@ -74,7 +76,7 @@ class Weights:
 
         def offset(index: int) -> Tensor:
             name, tensor, group = entries[index]
-            z = self.directions.tensor(name, tensor, seed, displacement.step)
+            z = self._drawn.tensor(self.directions, name, tensor, seed, displacement.step)
             return z.mul_(displacement.t * displacement.eps[place[id(group)]])
 
         return offset
@@ -118,13 +120,14 @@ class Weights:
                 wide.mul_(1 - lr * record.weight_decay[g])
             into, scale = (torch.zeros_like(wide), 1.0) if record.has_moments else (wide, -lr)
             for seed, coefficient in zip(seeds, record.coefficients, strict=True):
-                z = self.directions.tensor(name, tensor, seed, record.step)
+                z = self._drawn.tensor(self.directions, name, tensor, seed, record.step)
                 into.add_(z, alpha=scale * coefficient * record.eps[0] / record.eps[g])
             if record.has_moments:
                 wide.sub_(self.moments.smoothed(name, into, record), alpha=lr)
             if wide.dtype != tensor.dtype:
                 self.resolution.see(tensor.detach(), wide)
                 tensor.detach().copy_(wide)
+        self._drawn.forget()
         torch.clear_autocast_cache()  # an autocast around the step may hold casts of the old values
 
     def check(self, record: StepRecord) -> None:

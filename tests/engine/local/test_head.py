@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from tiny import tiny_model, tiny_tokenizer
 from zopro.engine.local.causal import causal_parts
-from zopro.engine.local.head import is_matrix, score_tokens, tiles
+from zopro.engine.local.head import LIMITS, Limits, is_matrix, score_tokens, tiles
 
 
 def gemma2() -> Any:
@@ -76,7 +76,20 @@ def test_no_tokens_at_all() -> None:
 
 @pytest.mark.parametrize("rows", [1, 7, 512, 5000])
 @pytest.mark.parametrize("vocabulary", [1, 300, 262144])
-@pytest.mark.parametrize("limit", [1, 1000, 2**23])
-def test_tiles_keep_the_limit(rows: int, vocabulary: int, limit: int) -> None:
-    height, width = tiles(rows, vocabulary, limit)
-    assert 1 <= height <= rows and 1 <= width <= vocabulary and height * width <= limit
+@pytest.mark.parametrize("limit", [1, 1000, 2**23, None])
+@pytest.mark.parametrize("device", LIMITS)
+def test_tiles_keep_the_limit(rows: int, vocabulary: int, limit: int | None, device: str) -> None:
+    of_device = LIMITS[device]
+    height, width = tiles(rows, vocabulary, of_device, limit)
+    assert 1 <= height <= rows and 1 <= width <= vocabulary
+    assert height * width <= min(limit or of_device.elements, of_device.tile_elements)
+
+
+def test_the_tiles_of_a_gpu_give_the_same_log_probs(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, draw = causal_parts(tiny_model("llama", tiny_tokenizer())), torch.Generator().manual_seed(0)
+    hidden, picked = torch.randn(40, 32, generator=draw), torch.randint(300, (40,), generator=draw)
+    expected = parts.logits(hidden).log_softmax(-1).gather(-1, picked[:, None])[:, 0]
+    for limit in (LIMITS["cuda"], Limits(2**10, 7, 2**9)):
+        monkeypatch.setitem(LIMITS, "cpu", limit)
+        scores, _ = score_tokens(parts, hidden, picked, 1.0)
+        torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)

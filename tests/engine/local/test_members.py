@@ -35,8 +35,7 @@ def options(seed: int | None = 0, **given: Any) -> Sampling:
 
 
 def one_by_one(model: Any, weights: Weights, k: int, sampling: Sampling) -> list[Rollouts]:
-    engine = LocalEngine(model, weights)
-    engine._members_fit = False
+    engine = LocalEngine(model, weights, member_tokens=0)
     return engine.sample(PROMPTS, k, sampling, AT)
 
 

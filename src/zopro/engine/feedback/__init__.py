@@ -36,7 +36,7 @@ from zopro.engine.feedback.blocks import BlockCalls
 from zopro.engine.feedback.capture import Capture
 from zopro.engine.feedback.stream import Block, Write, is_adapted, residual_stream
 from zopro.engine.local.causal import evaluating
-from zopro.engine.local.head import MAX_LOGIT_ELEMENTS, score_tokens
+from zopro.engine.local.head import score_tokens
 from zopro.engine.local.logprobs import completion_states, in_batches
 from zopro.engine.local.products import fast_products
 from zopro.engine.local.sweeps import sweeps_alone
@@ -131,7 +131,7 @@ class Feedback:
         *,
         temperature: float = 1.0,
         num_generations: int = 1,
-        max_logit_elements: int = MAX_LOGIT_ELEMENTS,
+        max_logit_elements: int | None = None,
     ) -> Tensor:
         """(B, C) fp32 log-probs as `completion_logprobs` gives them; their backward pass is residual feedback.
 
@@ -150,7 +150,7 @@ class Feedback:
         return in_batches(self.parts, input_ids, attention_mask, completion_length, run)[0]
 
     def _forward(
-        self, batch: tuple[Tensor, Tensor, int], copies: int, temperature: float, max_elements: int
+        self, batch: tuple[Tensor, Tensor, int], copies: int, temperature: float, max_elements: int | None
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
         """Log-probs, and the pseudo-gradients as a function of the gradient with respect to them."""
         if self.local == "block":

@@ -39,7 +39,7 @@ class LocalEngine:
         weights: what of the model is displaced and moved; without it the engine is at theta only.
         autocast: makes a context around each pass that gives log-probs.
         member_tokens: bound on members x rows x (prompt + new tokens) that answer in one pass of the base weights; each
-            member holds its displaced matrices while it does.
+            member holds its displaced matrices while it does. 0: one after another.
 
     Attributes:
         clock: is told how long passes that give log-probs take.
@@ -56,7 +56,7 @@ class LocalEngine:
     ) -> None:
         self.model, self.weights, self.autocast = model, weights, autocast
         self._evaluator: Evaluator | None = None
-        self.member_tokens, self._members_fit = member_tokens, True
+        self.member_tokens = member_tokens
 
     @property
     def abilities(self) -> Abilities:
@@ -77,12 +77,12 @@ class LocalEngine:
     ) -> list[Rollouts]:
         """As `Engine.sample`. Raises what `generate` raises; ValueError for a displacement without weights."""
         expect_graph(False)
-        if len(at) > 1 and self._members_fit and self.weights is not None:
+        if len(at) > 1 and self.member_tokens and self.weights is not None:
             try:
                 return self._sample_together(prompts, k, options, at)
             except Apart as reason:
                 logger.info("members of a population answer one after another: %s", reason)
-                self._members_fit = False
+                self.member_tokens = 0
         return self._at(at, lambda: generate(self.model, prompts, num_generations=k, **self._drawing(options, len(at))))
 
     def _sample_together(

@@ -8,6 +8,7 @@ vocabulary are carried from block to block relative to the largest logit so far,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +17,37 @@ from torch import Tensor, nn
 from zopro.engine.local.causal import CausalParts
 from zopro.engine.local.products import times_weight
 
-MAX_LOGIT_ELEMENTS = 2**23  # 32 MiB in fp32: 32 rows of a 262144-token vocabulary; see docs/performance.md
-TILE_ROWS, TILE_ELEMENTS = 512, 2**21  # 8 MiB in fp32; more of either make a product no faster
+
+@dataclass(frozen=True)
+class Limits:
+    """What to hold at once on a kind of device, in fp32 logits."""
+
+    elements: int  # of whole rows, as decoding takes them
+    tile_rows: int
+    tile_elements: int
 
 
-def tiles(rows: int, vocabulary: int, max_elements: int = MAX_LOGIT_ELEMENTS) -> tuple[int, int]:
-    """Rows and columns of a tile of at most `max_elements` logits; at least one.
+LIMITS = {
+    # 32 MiB, 32 rows of a 262144-token vocabulary (docs/performance.md); 8 MiB: larger tiles make a product no faster.
+    "cpu": Limits(2**23, 512, 2**21),
+    # 128 MiB: a GPU waits between small products. Chosen by arithmetic, not measured (docs/gpu.md).
+    "cuda": Limits(2**25, 2048, 2**25),
+}
 
-    >>> tiles(1000, 262144), tiles(1000, 500)
-    ((512, 4096), (1000, 500))
+
+def limits(device: torch.device) -> Limits:
+    """For this kind of device."""
+    return LIMITS.get(device.type, LIMITS["cpu"])
+
+
+def tiles(rows: int, vocabulary: int, limit: Limits, max_elements: int | None = None) -> tuple[int, int]:
+    """Rows and columns of a tile within `limit`, and of at most `max_elements` logits; at least one.
+
+    >>> tiles(1000, 262144, LIMITS["cpu"]), tiles(1000, 500, LIMITS["cpu"]), tiles(9000, 262144, LIMITS["cuda"])
+    ((512, 4096), (1000, 500), (2048, 16384))
     """
-    elements = min(max_elements, TILE_ELEMENTS)
-    columns = min(vocabulary, max(1, elements // min(rows, TILE_ROWS)))
+    elements = min(max_elements or limit.elements, limit.tile_elements)
+    columns = min(vocabulary, max(1, elements // min(rows, limit.tile_rows)))
     return max(1, min(rows, elements // columns)), columns
 
 
@@ -44,7 +64,7 @@ def score_tokens(
     temperature: float,
     *,
     errors: bool = False,
-    max_elements: int = MAX_LOGIT_ELEMENTS,
+    max_elements: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs (n,) of tokens `picked` (n,) under softmax(logits / T), without a graph.
 
@@ -55,15 +75,16 @@ def score_tokens(
         temperature: T.
         errors: also return the gradient of each log-prob with respect to its hidden states, (onehot - softmax) W / T in
             closed form; by autograd through the head alone where that is more than a matrix.
-        max_elements: logits held at once.
+        max_elements: logits held at once; None: by the device.
 
     Returns:
         fp32 log-probs (n,), and (n, H) in fp32 or None.
     """
     matrix = is_matrix(parts.head)
     vocabulary = parts.config.vocab_size
-    whole = max(1, max_elements // vocabulary), vocabulary
-    rows, columns = tiles(max(1, len(hidden)), vocabulary, max_elements) if matrix else whole
+    limit = limits(hidden.device)
+    whole = max(1, (max_elements or limit.elements) // vocabulary), vocabulary
+    rows, columns = tiles(max(1, len(hidden)), vocabulary, limit, max_elements) if matrix else whole
     function = _by_blocks if matrix else _by_autograd if errors else _by_rows
     pieces = zip(hidden.split(rows), picked.split(rows), strict=True)
     with torch.no_grad():

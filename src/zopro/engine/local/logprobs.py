@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import CausalParts, causal_parts, positions
-from zopro.engine.local.head import MAX_LOGIT_ELEMENTS, score_tokens, token_logprobs
+from zopro.engine.local.head import limits, score_tokens, token_logprobs
 from zopro.engine.local.shared import Watch, hidden_shared
 
 
@@ -32,7 +32,7 @@ def completion_logprobs(
     completion_length: int,
     *,
     temperature: float = ...,
-    max_logit_elements: int = ...,
+    max_logit_elements: int | None = ...,
     return_entropy: Literal[False] = ...,
     num_generations: int = ...,
 ) -> Tensor: ...
@@ -46,7 +46,7 @@ def completion_logprobs(
     completion_length: int,
     *,
     temperature: float = ...,
-    max_logit_elements: int = ...,
+    max_logit_elements: int | None = ...,
     return_entropy: Literal[True],
     num_generations: int = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -59,7 +59,7 @@ def completion_logprobs(
     completion_length: int,
     *,
     temperature: float = 1.0,
-    max_logit_elements: int = MAX_LOGIT_ELEMENTS,
+    max_logit_elements: int | None = None,
     return_entropy: bool = False,
     num_generations: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -71,7 +71,8 @@ def completion_logprobs(
         attention_mask: (B, P + C): 1 on real tokens. Positions count these only, as in `generate`.
         completion_length: C.
         temperature: divides the logits.
-        max_logit_elements: logits held at once; at least one row's where the head is more than a matrix or is trained.
+        max_logit_elements: logits held at once, by default as suits the device; at least one row's where the head is more
+            than a matrix or is trained.
         num_generations: K > 1 says that each K consecutive rows have the same prompt, which then runs once. The same
             numbers up to rounding. Plain if the model checkpoints activations, which excludes the cache.
         return_entropy: also return the entropy (B, C) in nats, without a gradient.
@@ -185,10 +186,10 @@ def _check_shapes(input_ids: Tensor, attention_mask: Tensor, completion_length: 
 
 
 def _packed(
-    parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, max_elements: int, with_entropy: bool
+    parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, max_elements: int | None, with_entropy: bool
 ) -> list[Tensor]:
     """Log-probs and, if asked for, entropies, each (tokens,), of hidden states (tokens, H)."""
-    rows = max(1, max_elements // parts.config.vocab_size)
+    rows = max(1, (max_elements or limits(hidden.device).elements) // parts.config.vocab_size)
 
     def score(states: Tensor, picked: Tensor) -> Tensor:
         return token_logprobs(parts.logits(states), picked, temperature)
@@ -218,7 +219,7 @@ class _ScoredTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, max_elements: int
+        ctx: Any, parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, max_elements: int | None
     ) -> Tensor:
         scores, errors = score_tokens(parts, hidden, targets, temperature, errors=True, max_elements=max_elements)
         ctx.save_for_backward(errors)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from zopro.engine.batch import Rollouts
+from zopro.engine.gpu.decoding import fixed_decoding
+from zopro.engine.gpu.step import Drawing
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import CausalParts, causal_parts, evaluating
-from zopro.engine.local.head import MAX_LOGIT_ELEMENTS
 from zopro.engine.local.members import Members
 from zopro.engine.local.reading import Cached, Recomputed
-from zopro.engine.local.sampling import Sampler
+from zopro.engine.local.sampling import Sampler, next_tokens
 from zopro.errors import InputError
 
 __all__ = ["Rollouts", "generate"]
@@ -77,7 +78,8 @@ def generate(
     uniform = _uniform(generator, once * num_generations, max_new_tokens, device).repeat(times, 1)
     prompts = [*prompts] * times
     rows, width = len(prompts) * num_generations, max(map(len, prompts))
-    stops = torch.tensor([eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids), device=device)
+    ends = (eos_token_ids,) if isinstance(eos_token_ids, int) else tuple(eos_token_ids)
+    how, stops = Drawing(sampler, ends, pad_token_id), torch.tensor(ends, device=device)
 
     prompt_ids, prompt_mask = _left_padded(prompts, pad_token_id, width, device)
     completion_ids = torch.full((rows, max_new_tokens), pad_token_id, device=device)
@@ -85,20 +87,24 @@ def generate(
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     copies = torch.arange(num_generations, device=device)
     budget = max_batch_tokens or MAX_BATCH_TOKENS
-    with torch.no_grad(), evaluating(parts.model), members or nullcontext():
+    fixed_cache = fixed_decoding(parts, able) if members is None else nullcontext()
+    with torch.no_grad(), evaluating(parts.model), members or nullcontext(), fixed_cache as fixed:
         sizes = [len(prompt) for prompt in prompts]
         for batch in _batches(sizes, num_generations, max_new_tokens, budget, equal=not able.pads):
             index = torch.tensor(batch, device=device)
             longest = max(len(prompts[i]) for i in batch)
             where = (index[:, None] * num_generations + copies).flatten()
             ids, mask = prompt_ids[index, width - longest :], prompt_mask[index, width - longest :]
-            if members is not None:
-                members.choose(index // once)
-            reading = read(parts, ids, mask, num_generations)
-            if members is not None:
-                members.choose((index // once).repeat_interleave(num_generations))
-            tokens, scores, counts = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id, members)
-            completion_ids[where], logprobs[where], lengths[where] = tokens, scores, counts
+            if fixed is not None:
+                found = fixed.decode(parts, ids, mask, num_generations, how, uniform[where])
+            else:
+                if members is not None:
+                    members.choose(index // once)
+                reading = read(parts, ids, mask, num_generations)
+                if members is not None:
+                    members.choose((index // once).repeat_interleave(num_generations))
+                found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id, members)
+            completion_ids[where], logprobs[where], lengths[where] = found
     if not logprobs.isfinite().all():
         raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
     kept = int(lengths.max())
@@ -177,7 +183,7 @@ def _decode(
     rows = torch.arange(total, device=device)  # row of the result that each row of the batch fills
     alive = torch.ones(total, dtype=torch.bool, device=device)
     for step in range(steps):
-        token, score = _next(parts, sampler, reading.hidden, uniform[rows, step])
+        token, score = next_tokens(parts, sampler, reading.hidden, uniform[rows, step])
         tokens[rows, step] = torch.where(alive, token, pad)
         scores[rows, step] = torch.where(alive, score, 0.0)
         counts[rows] += alive
@@ -193,12 +199,3 @@ def _decode(
             rows, token, alive = rows[keep], token[keep], alive[keep]
         reading.read(token)
     return tokens, scores, counts
-
-
-def _next(parts: CausalParts, sampler: Sampler, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    chunk = max(1, MAX_LOGIT_ELEMENTS // parts.config.vocab_size)
-    drawn = [
-        sampler.draw(parts.logits(rows), numbers)
-        for rows, numbers in zip(hidden.contiguous().split(chunk), uniform.split(chunk), strict=True)
-    ]
-    return torch.cat([token for token, _ in drawn]), torch.cat([score for _, score in drawn])

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zopro.engine.local.head import exponentiate_
+from zopro.engine.local.causal import CausalParts
+from zopro.engine.local.head import exponentiate_, limits
 from zopro.errors import InputError
 
 BLOCK = 512  # tokens summed before the distribution function is searched
@@ -40,8 +41,11 @@ class Sampler:
             if not ok:
                 raise InputError(f"{name}: {rule}, got {getattr(self, name)!r}.")
 
-    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probs, each (rows,), of fp32 logits (rows, V), which are overwritten."""
+    def draw(self, logits: Tensor, uniform: Tensor, on_host: bool = True) -> tuple[Tensor, Tensor]:
+        """Tokens and their log-probs, each (rows,), of fp32 logits (rows, V), which are overwritten.
+
+        `on_host`: the host may look at values to spare work; the same tokens either way.
+        """
         if not self.do_sample:
             best = most_likely(logits)
             return best, -exponentiate_(logits, self.temperature)[1].log()
@@ -49,8 +53,20 @@ class Sampler:
         if self.top_k is None and self.top_p == 1 and self.min_p == 0:
             token = sample_blocked(logits, uniform)
         else:
-            token = sample_truncated(logits, total, uniform, self.top_k, self.top_p, self.min_p)
+            token = sample_truncated(logits, total, uniform, self.top_k, self.top_p, self.min_p, on_host)
         return token, logits.gather(-1, token[:, None])[:, 0].log() - total.log()
+
+
+def next_tokens(
+    parts: CausalParts, sampler: Sampler, hidden: Tensor, uniform: Tensor, on_host: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Tokens and their log-probs, each (rows,), after hidden states (rows, H), some rows' logits at a time."""
+    chunk = max(1, limits(hidden.device).elements // parts.config.vocab_size)
+    drawn = [
+        sampler.draw(parts.logits(rows), numbers, on_host)
+        for rows, numbers in zip(hidden.contiguous().split(chunk), uniform.split(chunk), strict=True)
+    ]
+    return torch.cat([token for token, _ in drawn]), torch.cat([score for _, score in drawn])
 
 
 def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,16 +116,23 @@ def _inside(values: Tensor, block: Tensor, fill: float) -> Tensor:
 
 
 def sample_truncated(
-    weights: Tensor, total: Tensor, uniform: Tensor, top_k: int | None, top_p: float, min_p: float
+    weights: Tensor,
+    total: Tensor,
+    uniform: Tensor,
+    top_k: int | None,
+    top_p: float,
+    min_p: float,
+    on_host: bool = True,
 ) -> Tensor:
     """Token (rows,) proportional to weights (rows, V) among those that top-k, top-p and min-p leave.
 
-    Only as many of the most likely tokens are sorted as the truncation can keep: sorting 262144 took 30 ms a row.
+    Only as many of the most likely tokens are sorted as the truncation can keep: sorting 262144 took 30 ms a row on a
+    CPU. How many these are is seen `on_host`; without that, all that top-k leaves are sorted.
     """
     vocabulary = weights.shape[-1]
     weights = weights.contiguous()  # `topk` would go through a row's column of memory many times
     most = min(top_k or vocabulary, vocabulary)
-    size = most if top_k else min(FIRST_CANDIDATES, most)
+    size = most if top_k or not on_host else min(FIRST_CANDIDATES, most)
     while True:
         values, tokens = weights.topk(size, dim=-1)
         mass = values.sum(-1) if top_k else total

@@ -156,7 +156,7 @@ class Judge:
         given: list[Tensor] = []
 
         def run() -> list[Tensor]:
-            _, mask, split = _batch(plain, left=True)
+            _, mask, split = batch_of(plain, left=True)
             with _leaves(self.parts) as leaves:
                 given.extend(shared(self.parts, plain))
                 prompts, answers = torch.autograd.grad(_weighted(given), leaves)
@@ -198,7 +198,7 @@ def _states(parts: Decoder, ids: Tensor, mask: Tensor, ends: list[int]) -> list[
     return next((layer for layer in states if layer), [])
 
 
-def _batch(plain: list[Plain], left: bool) -> tuple[Tensor, Tensor, int]:
+def batch_of(plain: list[Plain], left: bool) -> tuple[Tensor, Tensor, int]:
     """All rows in one batch: ids, mask and the columns of prompts, which are padded on the left only if asked to."""
     split = max(group.split for group in plain)
     width = split + max(group.ids.shape[1] - group.split for group in plain)
@@ -212,21 +212,21 @@ def _batch(plain: list[Plain], left: bool) -> tuple[Tensor, Tensor, int]:
 
 
 def padded(parts: Decoder, plain: list[Plain], left: bool) -> list[Tensor]:
-    ids, mask, _ = _batch(plain, left)
+    ids, mask, _ = batch_of(plain, left)
     hidden = parts.hidden(ids, mask, positions(mask), None)
     groups = [group for group in plain for _ in range(COPIES)]
     return [row[seen.bool()][group.split - 1 :] for row, seen, group in zip(hidden, mask, groups, strict=True)]
 
 
 def shared(parts: Decoder, plain: list[Plain]) -> list[Tensor]:
-    ids, mask, split = _batch(plain, left=True)
+    ids, mask, split = batch_of(plain, left=True)
     hidden = hidden_shared(parts, ids, mask, split, COPIES)
     return [row[: 1 + length] for row, length in zip(hidden, mask[:, split:].sum(1).tolist(), strict=True)]
 
 
 def decoded(parts: Decoder, plain: list[Plain]) -> list[Tensor]:
     """Token by token; rows whose answers end leave the batch."""
-    ids, mask, split = _batch(plain, left=True)
+    ids, mask, split = batch_of(plain, left=True)
     rows = torch.arange(len(ids), device=ids.device)
     reading = Cached(parts, ids[::COPIES, :split], mask[::COPIES, :split], COPIES)
     found = [[state] for state in reading.hidden]

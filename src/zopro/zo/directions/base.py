@@ -24,7 +24,13 @@ def gaussian(name: str, like: Tensor, seed: int, step: int) -> Tensor:
 
 
 class Directions(ABC):
-    """A source of directions. Subclasses say what z is for one tensor; everything else follows."""
+    """A source of directions. Subclasses say what z is for one tensor; everything else follows.
+
+    Attributes:
+        pure: the same arguments give the same z for as long as a step lasts, so that it may be kept and not drawn again.
+    """
+
+    pure = True
 
     @abstractmethod
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:

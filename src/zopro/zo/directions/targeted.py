@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-import torch
+import torch  # noqa: F401  (doctest)
 from torch import Tensor
 
+from zopro.zo.directions import there
 from zopro.zo.directions.base import Directions, norm_of, norms
 from zopro.zo.directions.gaussian import Gaussian
 from zopro.zo.schedules import target_share
@@ -62,6 +63,7 @@ class Targeted(Directions):
         self.decay = decay
         self.normalize = normalize
         self.noise = noise or Gaussian()
+        self._mu, self._v = there.Moved(previous_update), there.Moved(reward_update)
         self._norms = norms("previous_update", previous_update)
         self._reward_norms = norms("reward_update", reward_update)
         elements = {name: previous_update[name].numel() for name in self._norms}
@@ -93,7 +95,7 @@ class Targeted(Directions):
             wanted = None if self._mean_size is None else self._mean_size * math.sqrt(noise.numel()) * self._scale
             return noise if wanted is None else _rescaled(noise, wanted)
         d = target_share(step, self.total_steps, self.decay)
-        mu = self.previous_update[name].to(device=like.device, dtype=torch.float32)
+        mu = self._mu.at(name, like.device)
         noise = _rescaled(noise, mu_norm)
         return noise.mul_(math.sqrt(1 - d * d)).add_(mu, alpha=d).mul_(self._scale)
 
@@ -103,8 +105,7 @@ class Targeted(Directions):
         norm = self._reward_norms.get(name)
         if norm is None:
             return noise
-        unit = self.reward_update[name].to(device=like.device, dtype=torch.float32) / norm
-        return orthogonal_(noise, unit)
+        return orthogonal_(noise, self._v.at(name, like.device) / norm)
 
 
 def orthogonal_(tensor: Tensor, unit: Tensor) -> Tensor:
@@ -120,5 +121,8 @@ def orthogonal_(tensor: Tensor, unit: Tensor) -> Tensor:
 
 def _rescaled(noise: Tensor, norm: float) -> Tensor:
     """`noise`, drawn with root mean square 1, scaled to the given norm in place; what is but rounding becomes 0."""
+    least = ROUNDING * math.sqrt(noise.numel())
+    if there.waits(noise.device):
+        return there.rescaled(noise, norm, least)
     current = norm_of(noise)
-    return noise.mul_(norm / current) if current > ROUNDING * math.sqrt(noise.numel()) else noise.zero_()
+    return noise.mul_(norm / current) if current > least else noise.zero_()

@@ -1,0 +1,240 @@
+"""What docs/gpu.md says is not measured, in one process and under 8 minutes; each result is printed as it comes.
+
+    python benchmarks/gpu.py                      # on a machine with a GPU: everything, the most important first
+    python benchmarks/gpu.py --only decoding      # names that have this word
+    python benchmarks/gpu.py --list
+    python benchmarks/gpu.py --smoke              # tiny sizes on any device: whether the script itself runs
+
+A line of JSON a result. What the time left is not enough for is named and left out (--seconds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+START = time.monotonic()
+
+from zopro.system.imports import importing  # noqa: E402
+
+with importing():
+    import torch
+
+    from zopro.bench import kinds
+    from zopro.bench.work import Setting, Work, build
+    from zopro.engine.batch import Rollouts
+    from zopro.engine.gpu import decoding
+    from zopro.engine.local import head
+    from zopro.engine.local.causal import causal_parts
+    from zopro.engine.local.rollouts import generate
+
+SMALL = {"prompts": 8, "num_generations": 4, "completion_length": 32, "steps": 3}
+LARGE = {"prompts": 32, "num_generations": 8, "completion_length": 128, "steps": 2}
+SMOLLM = {"size": "0.1b", "vocab_size": 49152, "prompts": 16, "num_generations": 4, "completion_length": 64, "steps": 5}
+TINY = {"size": "tiny", "vocab_size": 512, "prompts": 2, "num_generations": 2, "completion_length": 6, "steps": 1}
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    guess: float  # seconds
+    run: Callable[[Work], dict[str, Any]]
+    work: Work
+
+
+def wait() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextmanager
+def plain_loop() -> Iterator[None]:
+    os.environ[decoding.OFF] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[decoding.OFF]
+
+
+def drawn(setting: Setting, tokens: int, stops: list[int]) -> Rollouts:
+    return generate(
+        setting.policy,
+        setting.prompt_ids,
+        num_generations=setting.work.num_generations,
+        max_new_tokens=tokens,
+        eos_token_ids=stops,
+        pad_token_id=setting.tokenizer.pad_token_id,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def graphs_held() -> int:
+    """0 where nothing was captured."""
+    return sum(len(fixed.graphs._graphs) for fixed in decoding._known.values())
+
+
+def equality(work: Work) -> dict[str, Any]:
+    """Captured decoding against the plain loop: the same uniform numbers, rows that end early, float32."""
+    setting = build(work, classifier=False)
+    stops = list(range(0, work.vocab_size, 9))
+    found = [drawn(setting, 48, stops) for _ in range(2)]  # the second from graphs that are there
+    with plain_loop():
+        expected = drawn(setting, 48, stops)
+    length = expected.completion_ids.shape[1]
+    return {
+        "tokens_equal": all(torch.equal(one.completion_ids, expected.completion_ids) for one in found),
+        "largest_logprob_error": max(
+            [float((one.logprobs - expected.logprobs).abs().max()) for one in found if one.logprobs.shape[1] == length],
+            default=float("inf"),
+        ),
+        "graphs": graphs_held(),
+    }
+
+
+def decoding_speed(work: Work) -> dict[str, Any]:
+    """Milliseconds of a token after the first, of all rows; what captures cost; the plain loop beside it."""
+    setting = build(work, classifier=False)
+
+    def seconds(tokens: int) -> float:
+        start = wait()
+        drawn(setting, tokens, [-1])
+        return wait() - start
+
+    def per_token() -> float:
+        one = min(seconds(1) for _ in range(3))
+        return (min(seconds(work.completion_length) for _ in range(3)) - one) / (work.completion_length - 1) * 1e3
+
+    first = seconds(work.completion_length)
+    captured = per_token()
+    again = seconds(work.completion_length)
+    graphs = graphs_held()
+    with plain_loop():
+        seconds(2)
+        plain = per_token()
+    return {
+        "rows": len(setting.prompt_ids) * work.num_generations,
+        "captured_ms": captured,
+        "plain_ms": plain,
+        "captures_s": first - again,
+        "graphs": graphs,
+    }
+
+
+@torch.no_grad()
+def tiles(work: Work) -> dict[str, Any]:
+    """Seconds of the log-probs of many tokens by the tile's size, and by torch's linear_cross_entropy where it is."""
+    setting = build(work, classifier=False)
+    parts = causal_parts(setting.policy)
+    rows = work.prompts * work.num_generations * work.completion_length
+    weight = parts.head.weight
+    hidden = torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    picked = torch.randint(len(weight), (rows,), device=weight.device)
+    result: dict[str, Any] = {"tokens": rows}
+
+    def timed(work_of: Callable[[], object]) -> float:
+        work_of()
+        start = wait()
+        work_of()
+        return wait() - start
+
+    kind, before = weight.device.type, head.limits(weight.device)
+    try:
+        for height, power in ((512, 21), (1024, 23), (2048, 25), (4096, 26), (4096, 27)):
+            head.LIMITS[kind] = replace(before, tile_rows=height, tile_elements=2**power, elements=2**power)
+            result[f"{height} rows, 2^{power}"] = timed(lambda: head.score_tokens(parts, hidden, picked, 1.0))
+    finally:
+        head.LIMITS[kind] = before
+    other = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if other is not None:
+        try:
+            result["linear_cross_entropy"] = timed(lambda: other(hidden, weight, picked, reduction="none"))
+            ours, _ = head.score_tokens(parts, hidden, picked, 1.0)
+            result["its_largest_difference"] = float((ours + other(hidden, weight, picked, reduction="none")).abs().max())
+        except Exception as error:
+            result["linear_cross_entropy"] = repr(error)[:200]
+    return result
+
+
+def measured(kind: str) -> Callable[[Work], dict[str, Any]]:
+    return lambda work: kinds.measure(kind, work)
+
+
+def memory(work: Work) -> dict[str, Any]:
+    """Peak of a step and of generating the same batch."""
+    peaks = {}
+    for kind in ("step-memory", "inference-memory"):
+        peaks[kind] = kinds.measure(kind, work)["peak_mb"]
+        collect()
+    return {**peaks, "ratio": peaks["step-memory"] / peaks["inference-memory"]}
+
+
+def entries() -> list[Entry]:
+    plain = Work(size="tiny", vocab_size=512, dtype="float32", prompts=8, num_generations=4)
+    return [
+        Entry("equality", 10, equality, plain),
+        Entry("decoding 1b", 20, decoding_speed, Work(size="1b", **{**SMALL, "completion_length": 64})),
+        Entry("step 1b large", 30, measured("step"), Work(size="1b", **LARGE)),
+        Entry("decoding 8b", 40, decoding_speed, Work(size="8b", **{**SMALL, "completion_length": 64})),
+        Entry("step 8b small", 35, measured("step"), Work(size="8b", **SMALL)),
+        Entry("step 1b small", 15, measured("step"), Work(size="1b", **SMALL)),
+        Entry("tiles 1b large", 10, tiles, Work(size="1b", **LARGE)),
+        Entry("step 0.1b as SmolLM2", 20, measured("step"), Work(**SMOLLM)),
+        Entry("memory 1b large", 25, memory, Work(size="1b", **LARGE)),
+        Entry("peer 1b large", 35, measured("peer"), Work(size="1b", **{**LARGE, "steps": 1})),
+        Entry("peer-cb 1b large", 40, measured("peer-cb"), Work(size="1b", **{**LARGE, "steps": 1})),
+        Entry("peer 8b small", 35, measured("peer"), Work(size="8b", **{**SMALL, "steps": 1})),
+        Entry("together 1b small", 15, measured("step"), Work(size="1b", evaluation="together", **SMALL)),
+    ]
+
+
+def collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    short = {key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}
+    print(json.dumps({"name": name, **short, "at_s": round(time.monotonic() - START, 1)}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--seconds", type=float, default=450.0, help="after which nothing more begins (default: 450)")
+    args = parser.parse_args()
+    chosen = [entry for entry in entries() if not args.only or any(word in entry.name for word in args.only)]
+    if args.list:
+        print("\n".join(f"{entry.name}: about {entry.guess:.0f} s, {entry.work}" for entry in chosen))
+        return
+    if args.smoke:
+        decoding.DEVICES.add("cpu")
+        chosen = [replace(entry, guess=1, work=Work(**TINY)) for entry in chosen if "cb" not in entry.name]
+    elif not torch.cuda.is_available():
+        raise SystemExit("benchmarks/gpu.py: needs a GPU that torch finds; --smoke tries the script without one.")
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    show("machine", {"device": where, "torch": torch.__version__})
+    for entry in chosen:
+        if time.monotonic() - START + entry.guess > args.seconds:
+            show(entry.name, {"left_out": f"{entry.guess:.0f} s would not fit into {args.seconds:.0f}"})
+            continue
+        collect()
+        try:
+            show(entry.name, entry.run(entry.work))
+        except Exception as error:  # the next one may fit
+            show(entry.name, {"error": repr(error)[:500]})
+
+
+if __name__ == "__main__":
+    main()
