@@ -19,7 +19,7 @@ from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
 from zopro.config.judging import PairOptions
-from zopro.config.model import DTYPES, ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.config.objective import ObjectiveOptions
 from zopro.config.serving import check_served
 from zopro.config.step import StepOptions
