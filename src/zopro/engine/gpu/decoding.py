@@ -37,7 +37,7 @@ class Fixed:
 
     def __init__(self, parts: CausalParts) -> None:
         device = parts.model.get_input_embeddings().weight.device
-        self.graphs = Graphs() if device.type == "cuda" else Uncaptured()
+        self.graphs = (Graphs if device.type == "cuda" else Uncaptured)(device)
         self._memory: Memory | None = None
         self._stops: dict[tuple[int, ...], Tensor] = {}
         self.why_not = why_not(parts, self.graphs)
