@@ -1,4 +1,4 @@
-"""What is done with captures, on a stand-in for CUDA that counts: when a step runs, is replayed, and what may go wrong."""
+"""What is done with captures, on a stand-in for CUDA: when a step runs, when it is replayed, what may go wrong."""
 
 from __future__ import annotations
 
