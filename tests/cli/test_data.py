@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,4 +51,14 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "train.jsonl"
     out.write_text("mine")
     assert "which is there already" in refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out)
-    assert out.read_text() == "mine"
+    below = refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out / "a.jsonl")
+    assert below.startswith("--out: must be a file that can be written, got") and out.read_text() == "mine"
+
+
+def test_who_reads_the_first_rows_only_hears_no_complaint() -> None:
+    words = [sys.executable, "-m", "zopro", "data", "arithmetic", "--rows", "3000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["difficulty"] in (1, 2)
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -8,16 +8,12 @@ from typing import Any
 
 import pytest
 
-from tiny import tiny_model, tiny_tokenizer
 from zopro import cli
 from zopro.choices import TASKS
 from zopro.cli.init import SHIPPED
 from zopro.config.arguments import FIRST
 from zopro.config.reading import FIELDS, load_config
 from zopro.tasks import load
-
-SHORT = {"iterations": 1, "policy_steps": 1, "sft_steps": 1, "reward_steps": 1, "refine_steps": 1, "pair_prompts": 2,
-         "eval_prompts": 4, "max_completion_length": 140, "max_prompt_length": 100}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +38,6 @@ def test_what_it_writes_is_a_configuration(task: str, capsys: pytest.CaptureFixt
     if task in SHIPPED:
         data = load(config, config.eval_prompts, config.seed)
         assert len(data.eval) == config.eval_prompts and not data.dropped.keys() - {"prompt is held out for evaluation"}
-
-
-def test_a_first_run_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = Path(printed(capsys, "init")["rows"]).read_text().splitlines()
-    tokenizer = tiny_tokenizer([turn["content"] for row in rows for turns in json.loads(row).values() for turn in turns])
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    model = tmp_path / "model"
-    tiny_model("llama", tokenizer, max_position_embeddings=512).save_pretrained(model)
-    tokenizer.save_pretrained(model)
-    flags = [word for key, value in SHORT.items() for word in (f"--{key}", str(value))]
-    summary = printed(capsys, "run", "chat.yaml", "--model", str(model), "--output_dir", "run", *flags)
-    assert Path(summary["report"]).is_file()
 
 
 @pytest.mark.parametrize(

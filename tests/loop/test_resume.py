@@ -31,7 +31,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"snapshot_every": 2},
     "paper-one-sided": {"preset": "paper", "sides": 1, "queries": 2, "warm_start": "sft", "iterations": 1},
     "full": {"lora_r": 0, "warm_start": "sft", "iterations": 1},
-    "es-full": {"method": "es", "lora_r": 0, "population": 4, "momentum": 0.9, "anchor": 0.1, "iterations": 1},
 }
 VOLATILE = {"time", "seconds", "peak_rss_mb", "step_time"}
 

@@ -122,6 +122,20 @@ def test_one_that_hangs_is_given_up(is_async: bool) -> None:
     mended.set()
 
 
+def test_built_in_rewards_run_in_the_main_thread_where_math_verify_has_its_time_limit() -> None:
+    where: list[threading.Thread] = []
+
+    def look(**columns: Any) -> list[float]:
+        where.append(threading.current_thread())
+        return [1.0]
+
+    for builtin in (True, False):
+        look.builtin = builtin  # type: ignore[attr-defined]
+        rewards({"look": 1.0}, 60.0, look=look).score([item()], [[0]])
+    assert [thread is threading.main_thread() for thread in where] == [True, False]
+    assert reward_function("maths").builtin and not hasattr(reward_function("python:math:sqrt"), "builtin")
+
+
 def test_rows_that_a_reward_cannot_score_are_known() -> None:
     row = item(answer=" ", nums=[1], target=2).example
     assert lacking(row, ["maths", "countdown"]) == "the reward maths needs answer"

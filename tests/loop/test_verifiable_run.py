@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -81,13 +80,13 @@ def forward_only(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
     made = settings(folder, tmp_path_factory.mktemp("run") / "run")
     SEEN.clear()
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
         forward_only(patch)
-        yield made, pipeline.run(made, quiet=True)
+        return made, pipeline.run(made, quiet=True)
 
 
 def test_only_the_stages_of_the_policy_run(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -106,17 +105,64 @@ def test_a_run_that_goes_back_through_the_model_would_be_caught(folder: Path, tm
         pipeline.run(settings(folder, tmp_path / "run", method="rloo", iterations=1), quiet=True)
 
 
-@pytest.mark.parametrize("method", ["es", "fzoo"])
-def test_a_population_goes_forward_only(method: str, folder: Path, tmp_path: Path) -> None:
-    options = {"method": method, "population": 4, "queries": 2, "iterations": 2, "anchor": 0.1, "noise": "signs"}
-    made = settings(folder, tmp_path / "run", **options)
+def test_a_population_goes_forward_only(folder: Path, tmp_path: Path) -> None:
+    made = settings(folder, tmp_path / "run", method="es", population=4, anchor=0.1, noise="signs")
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
         forward_only(patch)
         pipeline.run(made, quiet=True)
     steps = [line for line in metrics(tmp_path / "run") if line["stage"] == "policy" and line.get("reward") is not None]
-    assert [line["iteration"] for line in steps] == [0, 0, 1, 1] and ("answers" in steps[-1]) == (method == "es")
+    assert [line["iteration"] for line in steps] == [0, 0, 1, 1] and steps[-1]["answers"] == 2 * 4 * 2
     assert replay(tmp_path / "run", tmp_path / "out")["equal"], "along signs of the first iteration's update"
+
+
+class Killed(BaseException):
+    """As a kill: no handler for errors may see it."""
+
+
+def mortal(completions: list[str], **columns: Any) -> list[float]:
+    if len(SEEN) == MORTAL.get("at"):
+        raise Killed
+    SEEN.append({"completions": completions})
+    return [len(text) % 7 / 7 for text in completions]
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """The metrics but for what a clock measured."""
+    volatile = {"time", "seconds", "peak_rss_mb", "step_time"}
+    return [{name: value for name, value in line.items() if name not in volatile} for line in metrics(run)]
+
+
+MORTAL: dict[str, int] = {}
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_population_killed_in_a_generation_asks_for_the_rest_only(lora_r: int, folder: Path, tmp_path: Path) -> None:
+    """Of all parameters too, whose checkpoint holds none: the journal rebuilds them, with their momentum and anchor."""
+    options = {
+        "method": "es", "population": 4, "momentum": 0.9, "anchor": 0.1, "iterations": 1, "policy_steps": 4,
+        "reward": ["length:1-30", f"python:{__name__}:mortal"], "checkpoint_steps": 2, "lora_r": lora_r,
+    }  # fmt: skip
+    asked: dict[str, list[Any]] = {}
+    members = 4 * 4  # of all generations
+    for name in ("whole", "again"):
+        made = settings(folder, tmp_path / name, **options)
+        SEEN.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            no_figures(patch)
+            if name == "again":
+                evaluated = len(asked["whole"]) - members
+                MORTAL["at"] = evaluated // 2 + members - 2  # the third member of the last generation
+                with pytest.raises(Killed):
+                    pipeline.run(made, quiet=True)
+                MORTAL.clear()
+                assert list((tmp_path / name / "trainer").rglob("members-*.jsonl"))
+            pipeline.run(made, quiet=True, resume=name == "again")
+        asked[name] = [*SEEN]
+    assert asked["again"] == asked["whole"]
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "again")
+    assert fingerprint(tmp_path / "whole") == fingerprint(tmp_path / "again")
+    assert not list((tmp_path / "again").rglob("members-*.jsonl"))
 
 
 def test_functions_get_the_row_as_it_is(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -221,3 +267,18 @@ def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path)
         found = pipeline.run(made, quiet=True)
     assert {len(call["prompts"]) for call in SEEN} >= {2} and found["evaluations"][-1]["accuracy"] is not None
     assert replay(made.output_dir, tmp_path / "replayed")["equal"] is True
+
+
+def test_a_trained_reward_and_a_function_are_weighed_in_one_run(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"reward": ["model", "length:1-1"], "reward_weights": [1.0, 0.5], "method": "mezo"}
+    made = config(folder, tmp_path / "run", iterations=1, warm_start="spsa", dtype="float32", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        no_figures(patch)
+        found = pipeline.run(made, quiet=True)
+    assert {"reward", "pairs", "refine"} <= found["stages"].keys() and found["reward_quality"]["n"] > 0
+    for line in found["evaluations"]:
+        parts = line["rewards"]
+        assert line["reward"] == pytest.approx(parts["model"] + 0.5 * parts["length:1-1"]) != parts["model"]
+    logged = [line for line in metrics(tmp_path / "run") if line["stage"] == "policy" and "reward" in line]
+    for line in logged:
+        assert line["reward"] == pytest.approx(line["rewards/model"] + 0.5 * line["rewards/length:1-1"], abs=1e-5)

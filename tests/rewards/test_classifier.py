@@ -77,6 +77,6 @@ def test_what_is_no_such_classifier_is_refused(tmp_path: Path) -> None:
     assert "num_labels=2" in line(str(tmp_path / "causal")) or "it is no trained classifier" in line(
         str(tmp_path / "causal")
     )
-    assert line("no/such/thing").startswith("reward: cannot load the classifier 'no/such/thing': ")
+    assert line("no/such/thing").startswith("reward: no folder and no Hub id of that name can be read, got 'no/s")
     with pytest.raises(InputError, match=r"reads 64 tokens, and an answer with its prompt has \d+"):
         Classifier(saved(tmp_path / "one"), torch.float32, torch.device("cpu"))(["tea?"], ["tea " * 80])

@@ -29,7 +29,7 @@ from zopro import ESConfig
 from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.train.checkpoints import clear
-from zopro.train.kept import KeptRewards
+from zopro.train.kept import Asked, KeptRewards
 from zopro.zo import Displacement
 
 
@@ -210,13 +210,13 @@ def test_a_killed_generation_asks_for_the_rest_only(greedy: bool, tmp_path: Path
 def test_damaged_lines_of_kept_rewards_count_for_nothing(tmp_path: Path) -> None:
     member = Displacement(0, 0, 0, 1.0)
     kept = KeptRewards(tmp_path, rank=1)
-    kept.keep(member, ["p"], ["a"], [[1.5, math.nan]])
-    kept.keep(member.mirrored, ["p"], ["a"], [[2.5, 0.0]])
+    kept.keep(member, ["p"], ["a"], Asked([[1.5, math.nan]], {"tone": [0.5]}))
+    kept.keep(member.mirrored, ["p"], ["a"], Asked([[2.5, 0.0]], {}))
     with kept.path.open("ab") as file:
         file.write(b'{"member": 3}\nnonsense\n{"member": "x", "rew')
     again = KeptRewards(tmp_path)
     assert len(again) == 2 and again.get(member, ["p"], ["b"]) is None
-    assert repr(again.get(member, ["p"], ["a"])) == "[[1.5, nan]]"
+    assert repr(again.get(member, ["p"], ["a"])) == repr(Asked([[1.5, math.nan]], {"tone": [0.5]}))
     assert b"tea" not in kept.path.read_bytes()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from zopro import reference
 from zopro.choices import SHAPINGS
-from zopro.zo import ESStrategy, Gaussian, LowRank, Rademacher, Strategy, Weights
+from zopro.zo import ES, ESStrategy, Gaussian, LowRank, Rademacher, Strategy, Weights
 from zopro.zo.shaping import centred_rank, shape, spread, z_score
 from zopro.zo.sigma import FARTHEST, FIRST
 
@@ -98,6 +100,14 @@ def test_members_that_do_not_differ_take_no_step(name: str, antithetic: bool) ->
     assert not told(strategy, [1.0, 2.0, 3.0, 5.0]).skipped
 
 
+def test_rewards_may_be_numbers_of_any_kind() -> None:
+    numbers = [0.5, 2.0]
+    expected = repr(told(ESStrategy(population=2), numbers))
+    arrays = torch.tensor(numbers), np.array(numbers, np.float32), [*torch.tensor(numbers)], [*np.float32(numbers)]
+    for rewards in (*arrays, [[0.5], [2.0]], (torch.tensor([0.5]), torch.tensor([2.0]))):
+        assert repr(told(ESStrategy(population=2), rewards)) == expected
+
+
 def test_pairs_that_do_not_differ_take_no_step() -> None:
     assert told(ESStrategy(population=4), [1.0, 1.0, 2.0, 2.0]).skipped, "what is even in a direction is no slope"
 
@@ -169,6 +179,9 @@ def test_a_strategy_goes_on_from_its_state() -> None:
         ({"population": 3}, r"population: must be an even number of at least 2 \(members come in pairs\), got 3"),
         ({"population": 0}, "population: must be an even number of at least 2"),
         ({"population": 1, "antithetic": False}, "population: must be at least 2, got 1"),
+        ({"sigma": 0}, "sigma: must be a number greater than 0 or 'auto', got 0"),
+        ({"sigma": "wide"}, "sigma: must be a number greater than 0 or 'auto', got 'wide'"),
+        ({"sigma": math.inf}, "sigma: must be a number greater than 0 or 'auto', got inf"),
         ({"shaping": "rank"}, "shaping: must be one of z_score, centred_rank, got 'rank'"),
         ({"momentum": 1.0}, r"momentum: must lie in \[0, 1\), got 1.0"),
         ({"second_moment": -0.1}, r"second_moment: must lie in \[0, 1\), got -0.1"),
@@ -176,8 +189,9 @@ def test_a_strategy_goes_on_from_its_state() -> None:
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        ESStrategy(**options)
+    for make in (ESStrategy, partial(ES, [torch.zeros(2)])):
+        with pytest.raises(ValueError, match=said):
+            make(**options)
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if not result:
         return 0
-    if args.json:
-        print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
-    else:
-        show(text)
+    try:
+        if args.json:
+            print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
+        else:
+            show(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `head` has; what Python says at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell shows SIGPIPE
     return 0
 
 

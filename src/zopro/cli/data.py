@@ -41,7 +41,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Make the rows and write them; the object for `--json` holds them where no file does."""
-    from zopro.store.durable import write_text
+    from zopro.store.durable import disk_full, write_text
     from zopro.tasks.generated import KINDS
 
     own = {"arithmetic": ("difficulty", "difficulties"), "countdown": ("numbers", "numbers")}
@@ -59,5 +59,10 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     result = {"kind": args.kind, "split": args.split, "seed": args.seed, "rows": len(rows), "out": args.out}
     if out is None:
         return {**result, "data": rows}, text
-    write_text(out, text + "\n")
+    try:
+        write_text(out, text + "\n")
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise InputError(f"--out: must be a file that can be written, got '{out}' ({error.strerror}).") from error
     return result, f"{len(rows)} rows written to {out}"

@@ -14,45 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zopro.choices import METHODS, TASKS
-from zopro.config.defaults import BY_TASK
+from zopro.config.defaults import own_defaults
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
 from zopro.config.judging import PairOptions
+from zopro.config.model import ModelOptions
 from zopro.config.objective import ObjectiveOptions
+from zopro.config.serving import check_served
 from zopro.config.step import StepOptions
 from zopro.errors import InputError, nearest
 
 WARM_STARTS = ("first_order", "sft", "spsa")
 ADVANTAGES = ("rloo", "grpo")
-DTYPES = ("auto", "float32", "bfloat16")
-
-
-@dataclass
-class ModelOptions:
-    """The base model and its adapters."""
-
-    model: str = option("", "Base model: a Hub id or a local folder.")
-    dtype: str = option(
-        "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32.", DTYPES
-    )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
-    trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
-    lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
-    lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
-    lora_target_modules: str = option(
-        "all-linear", "PEFT target modules: all-linear, names with commas, or a regular expression."
-    )
-
-    def __post_init__(self) -> None:
-        check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
-        check_choices(self, ModelOptions)
-        not_negative(self, "lora_r")
-        at_most(self, 65_536, "lora_r")
-        positive(self, "lora_alpha")
-        targets = self.lora_target_modules
-        rule = "must be all-linear, names separated by commas or a regular expression"
-        check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
 
 
 @dataclass
@@ -256,17 +230,21 @@ class _Options(
         representable(self, "seed")
         fits = self.evaluation == "sequential" or self.lora_r > 0
         check(fits, "evaluation", "must be sequential with lora_r: 0", self.evaluation)
+        if self.served:
+            check_served(self)
+        fits = self.sigma != "auto" or self.prompts_per_step > 1
+        check(fits, "sigma", "must be a number with prompts_per_step: 1, of which no noise can be measured", self.sigma)
 
 
 class RunConfig(_Options):
     """All settings of one run; `GROUPS` says which belong together.
 
-    What is not given takes its default, which for some keys depends on the task (`zopro.config.defaults`). Raises
-    `InputError` on a value out of range.
+    What is not given takes its default, which for some keys depends on the task or the engine
+    (`zopro.config.defaults`). Raises `InputError` on a value out of range.
     """
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**{**BY_TASK.get(given.get("task", ""), {}), **given})
+        super().__init__(**{**own_defaults(given), **given})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

@@ -1,8 +1,9 @@
-"""Defaults that depend on the task; all others stand beside their keys."""
+"""Defaults that depend on the task or the engine; all others stand beside their keys."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 BY_TASK: dict[str, dict[str, Any]] = {
@@ -18,6 +19,15 @@ BY_TASK: dict[str, dict[str, Any]] = {
         "eval_greedy": True,
     }
 }
+
+
+BY_ENGINE: dict[str, dict[str, Any]] = {"llamacpp": {"sft_steps": 0, "warm_start": "spsa"}}  # no gradients
+
+
+def own_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that what is given decides."""
+    engine = str(given.get("engine", "")).partition(":")[0]
+    return {**BY_TASK.get(given.get("task", ""), {}), **BY_ENGINE.get(engine, {})}
 
 
 def default_of(key: dataclasses.Field[Any], task: str = "") -> Any:

@@ -24,6 +24,15 @@ class Rollouts:
     completion_mask: Tensor  # (N * K, C) int64, 1 up to and including the EOS token
     logprobs: Tensor  # (N * K, C) fp32, nats
 
+    def split(self, parts: int) -> list[Rollouts]:
+        """As many equal parts, each padded as it would be alone."""
+        found = []
+        for rows in torch.arange(len(self.completion_ids)).chunk(parts):
+            kept = int(self.completion_mask[rows].sum(1).max())
+            tokens = (self.completion_ids, self.completion_mask, self.logprobs)
+            found.append(Rollouts(self.prompt_ids[rows], self.prompt_mask[rows], *(part[rows, :kept] for part in tokens)))
+        return found
+
     def answers(self) -> list[list[int]]:
         """Token ids of each completion without padding, EOS kept."""
         lengths = self.completion_mask.sum(1).tolist()

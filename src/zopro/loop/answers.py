@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from zopro.engine.local.rollouts import Rollouts, generate
+from zopro.engine import Rollouts
+from zopro.engine.opening import generate
 from zopro.judges import JudgeResult, judge_pairs
 from zopro.judges.verdicts import Verdicts
 from zopro.loop.data import Item

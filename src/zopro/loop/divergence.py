@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zopro.engine import Batch
-from zopro.engine.local.logprobs import completion_logprobs
-from zopro.engine.local.rollouts import Rollouts
+from zopro.engine import Batch, Rollouts
+from zopro.engine.opening import logprobs as logprobs_of
 from zopro.loop.models import Models
 from zopro.loop.run import Run
 
@@ -55,5 +54,4 @@ def kl_per_answer(answers: Sequence[float]) -> float:
 
 
 def _pass(model: Any, rollout: Rollouts, temperature: float) -> Tensor:
-    with torch.no_grad():
-        return completion_logprobs(model, *Batch.of(rollout), temperature=temperature)
+    return logprobs_of(model, Batch.of(rollout), temperature)

@@ -58,7 +58,7 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(wins)
     line["length"] = fmean(len(row) for row in found.ids)
     line |= _metric(data.task, rows)
-    if config.reward != ["model"]:
+    if config.reward != ["model"] or count > 1 or config.eval_greedy:
         _add_prompts(models, rows, prompts, found)
         line |= _correctness(models, found, rows, prompts)
         line |= gains(before, rows) if iteration is not None else {}

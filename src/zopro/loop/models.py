@@ -19,6 +19,7 @@ from zopro.engine.local.models import resolve_device, resolve_dtype, sequence_cl
 from zopro.engine.local.quantised import check_trainable
 from zopro.engine.local.starts import load_start, tokenizer_home
 from zopro.engine.local.targets import check_targets, new_adapter
+from zopro.engine.opening import open_base
 from zopro.errors import InputError
 from zopro.judges import Judge, make_judge
 from zopro.loop.data import Data
@@ -140,8 +141,9 @@ def _load(config: RunConfig, path: str, device: torch.device) -> Any:
 
 
 def _load_base(config: RunConfig, device: torch.device) -> Any:
-    base = _load(config, config.model, device).requires_grad_(False)
-    abilities(causal_parts(base))  # refuses an architecture, or says what it costs, before anything runs
+    base = open_base(config, device).requires_grad_(False)
+    if not config.served:
+        abilities(causal_parts(base))  # refuses an architecture, or says what it costs, before anything runs
     return base
 
 

@@ -45,7 +45,8 @@ class Rewards:
         model: the run's own reward model, if it is one of them; its weights are the caller's to restore.
         texts: from completions to the answers they hold.
         batch_size: rows that the reward model scores at once.
-        timeout: seconds for one call of a function.
+        timeout: seconds for one call of a function of the user's. Built-in ones run in this thread, where what is slow in
+            them has a time limit of its own.
     """
 
     def __init__(
@@ -59,7 +60,10 @@ class Rewards:
     ) -> None:
         self.weights, self.model, self.texts, self.batch_size = weights, model, texts, batch_size
         then = "Then continue with --resume: what is finished is kept."
-        self.functions = {name: Function(function, timeout, then) for name, function in functions.items()}
+        self.functions = {
+            name: Function(function, 0.0 if getattr(function, "builtin", False) else timeout, then)
+            for name, function in functions.items()
+        }
 
     def score(self, items: Sequence[Item], completion_ids: Sequence[Sequence[int]]) -> Scores:
         """Of one completion of each item. Raises `InputError`: a function raises, is late, or returns no such numbers."""

@@ -20,8 +20,11 @@ OTHER = "other"  # seconds beside the stages: loading, analysis and figures, and
 def headline(directory: RunDirectory, iteration: int) -> str:
     """An iteration's evaluation as one line."""
     sft, line = (_evaluation(directory, name) for name in (None, iteration))
+    right = ""
+    if line.get("accuracy") is not None:
+        right = f"accuracy {shown.interval(line, 'accuracy')} (SFT {shown.share(sft.get('accuracy'))}), "
     return (
-        f"iteration {iteration}: reward {shown.interval(line, 'reward')} (SFT {shown.reward(sft['reward'])}), "
+        f"iteration {iteration}: reward {shown.interval(line, 'reward')} (SFT {shown.reward(sft['reward'])}), {right}"
         f"KL {shown.kl(line[shown.PER_ANSWER])} nats per answer, wins {shown.share(line['win_rate'])} against SFT"
     )
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from zopro.errors import InputError, one_line, out_of_memory
+from zopro.errors import InputError, out_of_memory
+from zopro.text.tokenizer import cannot_load
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -49,7 +50,8 @@ class Classifier:
         except Exception as error:  # files that are broken, or of another library's making, raise anything
             if out_of_memory(error):
                 raise
-            raise InputError(f"reward: cannot load the classifier {path!r}: {one_line(error):.200}") from error
+            reason = str(cannot_load("classifier", path, error)).removeprefix("model: ")
+            raise InputError(f"reward: {reason}") from error
         if outputs != 1:
             raise InputError(f"reward: a classifier must have one output, got {path!r} with num_labels={outputs}.")
         if info["missing_keys"]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from zopro.errors import InputError, out_of_memory
@@ -19,11 +20,12 @@ CHATML = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
+GGUF = ".gguf"  # one file with a model and its tokenizer, for llama.cpp
 PROCESSOR_TEMPLATE = "chat_template.json"  # where processors of images kept the template before it was the tokenizer's
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left, with a pad token (EOS if it has none) and a chat template.
+    """The tokenizer of a model or GGUF file, padding on the left, with a pad token (or EOS) and a chat template.
 
     A tokenizer without a template gets ChatML, begun with BOS if there is one that encoding does not add. Unless
     `as_published`, encoding no longer ends a text with EOS, as a prompt would, and no longer begins it with BOS where
@@ -34,7 +36,10 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
             kept from adding tokens to the end of a prompt.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
+        if model.endswith(GGUF):
+            tokenizer = _of_gguf(model)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, padding_side="left")
     except Exception as error:  # files that are broken, or of another library's making, raise anything
         if out_of_memory(error):
             raise
@@ -51,6 +56,17 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
     if not as_published:
         _encode_as_rendered(tokenizer)
     return tokenizer
+
+
+def _of_gguf(file: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a GGUF file, in a folder of its own: what lies beside the file may be another model's."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / Path(file).name).symlink_to(Path(file).absolute())
+        found: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+            folder, gguf_file=Path(file).name, padding_side="left"
+        )
+    found.name_or_path = file
+    return found
 
 
 def _encode_as_rendered(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zopro.engine import Engine
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.servers.llamacpp.engine import LlamaCppEngine
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
 from zopro.weights.adapters import tensor_name
@@ -64,7 +65,7 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
         optimizer = super().create_optimizer(model)
-        if isinstance(self.engine, LocalEngine):
+        if isinstance(self.engine, LocalEngine | LlamaCppEngine):
             self.engine.weights, self.spsa.move = self.spsa.weights, self.engine.apply
         else:
             self.spsa.move = self._move_both

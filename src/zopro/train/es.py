@@ -28,7 +28,7 @@ from zopro.config.step import DirectionOptions
 from zopro.engine import Rollouts
 from zopro.system.clock import timed
 from zopro.train.directed import DirectedTrainer
-from zopro.train.kept import KeptRewards, Table
+from zopro.train.kept import Asked, KeptRewards
 from zopro.train.rloo import Drawn
 from zopro.zo import ES, Displacement
 from zopro.zo.shaping import mean
@@ -145,10 +145,14 @@ class ESTrainer(DirectedTrainer):
         prompts = [row["prompt"] for row in inputs]
         told = [self._decoded(prompts, rollout) for rollout in self._answers(prompts, at)]
         known = self._known(prompts, at, [completions for completions, _ in told])
-        return [
-            self._scored(member, inputs, prompts, *answers, table)
-            for member, answers, table in zip(at, told, known, strict=True)
+        asked = [
+            found or self._ask(member, inputs, prompts, *answers)
+            for member, answers, found in zip(at, told, known, strict=True)
         ]
+        for name in sorted({name for found in asked for name in found.logged}):  # of this rank's members and prompts
+            logged = [value for found in asked for value in found.logged.get(name, [])]
+            self._metrics["train"][name].append(sum(logged) / len(logged))
+        return [self._scored(ids, found.rewards) for (_, ids), found in zip(told, asked, strict=True)]
 
     @timed("rollout")
     def _answers(self, prompts: list[Any], at: Sequence[Displacement]) -> list[Rollouts]:
@@ -165,31 +169,34 @@ class ESTrainer(DirectedTrainer):
         talks = is_conversational({"prompt": prompts[0]})
         return [[{"role": "assistant", "content": text}] for text in texts] if talks else texts, ids
 
-    def _known(self, prompts: list[Any], at: Sequence[Displacement], completions: list[list[Any]]) -> list[Table | None]:
+    def _known(self, prompts: list[Any], at: Sequence[Displacement], completions: list[list[Any]]) -> list[Asked | None]:
         """What was asked for before, of each member; where ranks ask together, what all of them know."""
         if self._kept is None:
             return [None] * len(at)
         found = [self._kept.get(member, prompts, answers) for member, answers in zip(at, completions, strict=True)]
         if self.accelerator.num_processes > 1:
-            everyone = self.spsa.ranks.gather([float(table is not None) for table in found])
-            found = [table if all(knows) else None for table, *knows in zip(found, *everyone, strict=True)]
+            everyone = self.spsa.ranks.gather([float(asked is not None) for asked in found])
+            found = [asked if all(knows) else None for asked, *knows in zip(found, *everyone, strict=True)]
         return found
 
-    def _scored(
+    def _ask(
         self,
         member: Displacement,
         inputs: list[dict[str, Any]],
         prompts: list[Any],
         completions: list[Any],
         ids: list[list[int]],
-        table: Table | None,
-    ) -> Scored:
-        if table is None:
-            first = self.accelerator.process_index * len(inputs)
-            everyone = self._calculate_rewards(inputs, list(prompts), list(completions), ids)
-            table = everyone[first : first + len(inputs)].tolist()
-            if self._kept is not None:
-                self._kept.keep(member, prompts, completions, table)
+    ) -> Asked:
+        first = self.accelerator.process_index * len(inputs)
+        everyone = self._calculate_rewards(inputs, list(prompts), list(completions), ids)
+        asked = Asked(everyone[first : first + len(inputs)].tolist(), dict(self._pending_metrics))
+        for pending in (self._pending_metrics, self._pending_extra_logs):
+            pending.clear()
+        if self._kept is not None:
+            self._kept.keep(member, prompts, completions, asked)
+        return asked
+
+    def _scored(self, ids: list[list[int]], table: list[list[float]]) -> Scored:
         weights = self.reward_weights.tolist()
         ended = [row[-1] in (*self.eos_token_ids, self._tokenizer.pad_token_id) for row in ids]
         return Scored(

@@ -1,6 +1,7 @@
 """Rewards of a population on the disk as they come: a generation that is done again asks for the rest only.
 
-One JSON object a line: a digest of the member and its answers, and their rewards. Answers and prompts are not in it.
+One JSON object a line: a digest of the member and its answers, their rewards, and what the reward functions logged.
+Answers and prompts are not in it.
 Each rank has a file of its own and reads all of them, for a resumed job may have fewer or more.
 """
 
@@ -11,14 +12,19 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zopro.store.durable import append_line, fix_end, whole_lines
 from zopro.zo.displacement import Displacement
 
 FILES = "members-*.jsonl"
-Table = list[list[float]]
-"""A row for each answer, of each reward function's number; NaN where it does not apply."""
+
+
+class Asked(NamedTuple):
+    """What reward functions say of a member's answers."""
+
+    rewards: list[list[float]]  # a row for each answer, of each function's number; NaN where it does not apply
+    logged: dict[str, list[float]]  # numbers that the functions logged, by name
 
 
 class KeptRewards:
@@ -31,29 +37,29 @@ class KeptRewards:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.path = folder / f"members-{rank}.jsonl"
-        self._known: dict[str, Table] = {}
+        self._known: dict[str, Asked] = {}
         fix_end(self.path)
         for path in folder.glob(FILES):
             for line in whole_lines(path):
                 try:
                     value = json.loads(line)
                     rows = [[math.nan if number is None else float(number) for number in row] for row in value["rewards"]]
-                    self._known[str(value["member"])] = rows
+                    self._known[str(value["member"])] = Asked(rows, dict(value["logged"]))
                 except (ValueError, KeyError, TypeError):
                     continue
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, member: Displacement, prompts: Sequence[Any], completions: Sequence[Any]) -> Table | None:
-        """The rewards of a member's answers, if they were asked for before this process began."""
+    def get(self, member: Displacement, prompts: Sequence[Any], completions: Sequence[Any]) -> Asked | None:
+        """What was said of a member's answers, if they were asked for before this process began."""
         return self._known.get(_digest(member, prompts, completions))
 
-    def keep(self, member: Displacement, prompts: Sequence[Any], completions: Sequence[Any], rewards: Table) -> None:
-        """Add a member's rewards; a crash of this process does not lose them."""
-        rows = [[None if math.isnan(number) else number for number in row] for row in rewards]
+    def keep(self, member: Displacement, prompts: Sequence[Any], completions: Sequence[Any], asked: Asked) -> None:
+        """Add what is said of a member's answers; a crash of this process does not lose it."""
+        rows = [[None if math.isnan(number) else number for number in row] for row in asked.rewards]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"member": _digest(member, prompts, completions), "rewards": rows})
+        line = json.dumps({"member": _digest(member, prompts, completions), "rewards": rows, "logged": asked.logged})
         append_line(self.path, line, flush=False)
 
 

@@ -22,6 +22,7 @@ from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.engine import LocalEngine, by_prompt
+from zopro.engine.opening import served
 from zopro.errors import InputError
 from zopro.system.clock import Clock, timed
 from zopro.system.guard import checked_reward
@@ -114,7 +115,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         if reference is not None:
             self._set_reference(reference)
         policy = self.accelerator.unwrap_model(self.model)
-        self.engine: Engine = LocalEngine(policy, autocast=self.accelerator.autocast)
+        self.engine: Engine = served(policy) or LocalEngine(policy, autocast=self.accelerator.autocast)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, with a warning where Adam's steps, as long as the learning rate, are lost in 16 bits."""
@@ -277,7 +278,10 @@ class EngineRLOOTrainer(RLOOTrainer):
     def _score(self, model: Any, batch: Batch, copies: int) -> Tensor:
         """Log-probs [B, C] of rows of which each `copies` share a prompt. What a guided trainer overrides."""
         expect_graph(torch.is_grad_enabled() and self.args.gradient_checkpointing)  # for memory, at the price of time
-        return LocalEngine(self.accelerator.unwrap_model(model)).score(batch, copies, self.temperature)
+        policy = self.accelerator.unwrap_model(model)
+        if (engine := served(policy)) is not None:
+            return engine.logprobs(batch, temperature=self.temperature)[0]
+        return LocalEngine(policy).score(batch, copies, self.temperature)
 
     def _takes_rollout_logprobs(self, model: Any) -> bool:
         """Whether the rollout's log-probs are near enough to a forward pass's to be the denominator of a ratio.

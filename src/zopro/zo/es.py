@@ -77,6 +77,7 @@ class ES(Recorded):
         before_apply: Callable[[StepRecord], None] | None = None,
     ) -> None:
         strategy = ESStrategy(
+            sigma=sigma,
             population=population,
             antithetic=antithetic,
             shaping=shaping,

@@ -48,8 +48,8 @@ class ESStrategy:
         momentum, second_moment: decays of running means of the estimate and of its square, Adam's b1 and b2; 0: none.
         anchor: share of the way back to where step 0 began, at each step.
         seed: of the directions.
-        groups: in place of the one group: dicts with lr, eps and weight_decay, read at each step. Theirs is the eps that
-            "auto" changes.
+        groups: in place of the one group: dicts with lr, eps, weight_decay and auto_eps, read at each step. Theirs is the
+            eps that "auto" changes.
 
     Raises ValueError: an argument out of range.
 
@@ -79,6 +79,8 @@ class ESStrategy:
         if population < 2 or (antithetic and population % 2):
             rule = "an even number of at least 2 (members come in pairs)" if antithetic else "at least 2"
             raise ValueError(f"population: must be {rule}, got {population}")
+        if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < math.inf):
+            raise ValueError(f"sigma: must be a number greater than 0 or 'auto', got {sigma!r}")
         if shaping not in SHAPINGS:
             raise ValueError(f"shaping: must be one of {', '.join(SHAPINGS)}, got {shaping!r}")
         for name, value in (("momentum", momentum), ("second_moment", second_moment), ("anchor", anchor)):
@@ -191,7 +193,7 @@ class ESStrategy:
 def _rows(values: Rewards, members: int) -> list[list[float]]:
     """Rewards of each member by prompt; of one number a member, those of one prompt."""
     given: Sequence[Any] = values.tolist() if isinstance(values, Tensor) else values
-    rows = [[float(value)] if isinstance(value, int | float) else [float(v) for v in value] for value in given]
+    rows = [_row(value) for value in given]
     if len(rows) != members or len({len(row) for row in rows}) != 1 or not rows[0]:
         lengths = sorted({len(row) for row in rows})
         raise ValueError(
@@ -199,3 +201,11 @@ def _rows(values: Rewards, members: int) -> list[list[float]]:
             f"of lengths {lengths}"
         )
     return rows
+
+
+def _row(value: Any) -> list[float]:
+    """A member's rewards: of a number of any kind, or of many."""
+    try:
+        return [float(value)]
+    except (TypeError, ValueError, RuntimeError):
+        return [float(one) for one in value]

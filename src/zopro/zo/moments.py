@@ -44,17 +44,17 @@ class Moments:
     def anchored_(self, name: str, tensor: Tensor, wide: Tensor, share: float) -> None:
         """theta <- theta - share (theta - theta_0), in place of `wide`, which has the values of `tensor`."""
         if share and name in self.start:
-            wide.lerp_(self.start[name].to(wide.dtype), share)
+            wide.lerp_(self.start[name].to(wide), share)
         elif share:
             self.start[name] = tensor.detach().clone()
 
     def smoothed(self, name: str, estimate: Tensor, record: StepRecord) -> Tensor:
         """What the step is along in place of `estimate`, which is used up."""
         if record.second_moment:
-            square = self.square.setdefault(name, torch.zeros_like(estimate))
+            square = _running(self.square, name, estimate)
             square.mul_(record.second_moment).addcmul_(estimate, estimate, value=1 - record.second_moment)
         if record.momentum:
-            mean = self.mean.setdefault(name, torch.zeros_like(estimate))
+            mean = _running(self.mean, name, estimate)
             mean.mul_(record.momentum).add_(estimate, alpha=1 - record.momentum)
             estimate.copy_(mean).div_(self.mean_weight)
         if record.second_moment:
@@ -66,3 +66,9 @@ class Moments:
 
     def load(self, state: dict[str, Any]) -> None:
         vars(self).update({name: dict(value) if isinstance(value, dict) else value for name, value in state.items()})
+
+
+def _running(table: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """A running mean, 0 at first, where `like` is: transformers loads a state to the CPU."""
+    table[name] = table[name].to(like.device) if name in table else torch.zeros_like(like)
+    return table[name]

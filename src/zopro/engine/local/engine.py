@@ -5,6 +5,7 @@ It displaces the model's own tensors: in place, virtually, or both sides of a di
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
@@ -17,7 +18,8 @@ from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.logprobs import completion_logprobs
-from zopro.engine.local.rollouts import generate
+from zopro.engine.local.members import Apart, Members
+from zopro.engine.local.rollouts import MAX_BATCH_TOKENS, generate
 from zopro.system.clock import Clock, timed
 from zopro.system.heap import expect_graph
 from zopro.zo.displacement import Displacement
@@ -26,6 +28,7 @@ from zopro.zo.records import StepRecord
 from zopro.zo.weights import Weights
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
@@ -35,6 +38,8 @@ class LocalEngine:
         model: in the mode (train, eval) that log-probs are to be taken in; sampling is in eval mode.
         weights: what of the model is displaced and moved; without it the engine is at theta only.
         autocast: makes a context around each pass that gives log-probs.
+        member_tokens: bound on members x rows x (prompt + new tokens) that answer in one pass of the base weights; each
+            member holds its displaced matrices while it does. 0: one after another.
 
     Attributes:
         clock: is told how long passes that give log-probs take.
@@ -47,9 +52,11 @@ class LocalEngine:
         model: Any,
         weights: Weights | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        member_tokens: int = MAX_BATCH_TOKENS,
     ) -> None:
         self.model, self.weights, self.autocast = model, weights, autocast
         self._evaluator: Evaluator | None = None
+        self.member_tokens = member_tokens
 
     @property
     def abilities(self) -> Abilities:
@@ -70,7 +77,26 @@ class LocalEngine:
     ) -> list[Rollouts]:
         """As `Engine.sample`. Raises what `generate` raises; ValueError for a displacement without weights."""
         expect_graph(False)
+        if len(at) > 1 and self.member_tokens and self.weights is not None:
+            try:
+                return self._sample_together(prompts, k, options, at)
+            except Apart as reason:
+                logger.info("members of a population answer one after another: %s", reason)
+                self.member_tokens = 0
         return self._at(at, lambda: generate(self.model, prompts, num_generations=k, **self._drawing(options, len(at))))
+
+    def _sample_together(
+        self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, at: Sequence[Displacement | None]
+    ) -> list[Rollouts]:
+        """As many displacements at a time as `member_tokens` allows, in one pass of the base weights."""
+        longest = max(map(len, prompts), default=0) + options.max_new_tokens
+        size = max(1, self.member_tokens // (len(prompts) * k * longest))
+        found: list[Rollouts] = []
+        for start in range(0, len(at), size):
+            members = Members(self._held(), at[start : start + size])
+            given = self._drawing(options, len(at))
+            found += generate(self.model, prompts, num_generations=k, members=members, **given).split(members.count)
+        return found
 
     def logprobs(
         self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0

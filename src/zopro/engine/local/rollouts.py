@@ -8,6 +8,7 @@ the cache grows in place, and tokens are drawn as `zopro.engine.local.sampling` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from zopro.engine.gpu.decoding import fixed_decoding
 from zopro.engine.gpu.step import Drawing
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import CausalParts, causal_parts, evaluating
+from zopro.engine.local.members import Members
 from zopro.engine.local.reading import Cached, Recomputed
 from zopro.engine.local.sampling import Sampler, next_tokens
 from zopro.errors import InputError
@@ -43,6 +45,7 @@ def generate(
     min_p: float | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     max_batch_tokens: int | None = None,
+    members: Members | None = None,
 ) -> Rollouts:
     """Sample `num_generations` completions of each prompt.
 
@@ -57,10 +60,13 @@ def generate(
             either. None draws from the global random state.
         max_batch_tokens: bound on rows x (prompt + max_new_tokens) in one batch, default 65536; one prompt's K
             completions always go together. Prompts are batched by length.
+        members: displaced policies, each of which answers all prompts with the same random numbers; the rows of the first
+            come first.
 
     Raises:
         InputError: an argument out of range, or a prompt that leaves no room for its completion in the context.
         FloatingPointError: the model's logits are not finite.
+        Apart: the members cannot go through the network together.
     """
     sampler = Sampler(do_sample, temperature, top_k, top_p, min_p or 0.0)
     parts = causal_parts(model)
@@ -68,10 +74,12 @@ def generate(
     read = Cached if able.decodes else Recomputed
     _check_arguments(parts, prompts, num_generations, max_new_tokens)
     device = parts.model.get_input_embeddings().weight.device
+    once, times = len(prompts), 1 if members is None else members.count
+    uniform = _uniform(generator, once * num_generations, max_new_tokens, device).repeat(times, 1)
+    prompts = [*prompts] * times
     rows, width = len(prompts) * num_generations, max(map(len, prompts))
     ends = (eos_token_ids,) if isinstance(eos_token_ids, int) else tuple(eos_token_ids)
     how, stops = Drawing(sampler, ends, pad_token_id), torch.tensor(ends, device=device)
-    uniform = _uniform(generator, rows, max_new_tokens, device)
 
     prompt_ids, prompt_mask = _left_padded(prompts, pad_token_id, width, device)
     completion_ids = torch.full((rows, max_new_tokens), pad_token_id, device=device)
@@ -79,7 +87,8 @@ def generate(
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     copies = torch.arange(num_generations, device=device)
     budget = max_batch_tokens or MAX_BATCH_TOKENS
-    with torch.no_grad(), evaluating(parts.model), fixed_decoding(parts, able) as fixed:
+    fixed_cache = fixed_decoding(parts, able) if members is None else nullcontext()
+    with torch.no_grad(), evaluating(parts.model), members or nullcontext(), fixed_cache as fixed:
         sizes = [len(prompt) for prompt in prompts]
         for batch in _batches(sizes, num_generations, max_new_tokens, budget, equal=not able.pads):
             index = torch.tensor(batch, device=device)
@@ -89,8 +98,12 @@ def generate(
             if fixed is not None:
                 found = fixed.decode(parts, ids, mask, num_generations, how, uniform[where])
             else:
+                if members is not None:
+                    members.choose(index // once)
                 reading = read(parts, ids, mask, num_generations)
-                found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id)
+                if members is not None:
+                    members.choose((index // once).repeat_interleave(num_generations))
+                found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id, members)
             completion_ids[where], logprobs[where], lengths[where] = found
     if not logprobs.isfinite().all():
         raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
@@ -153,7 +166,13 @@ def _batches(lengths: Sequence[int], copies: int, new: int, budget: int, equal: 
 
 
 def _decode(
-    parts: CausalParts, reading: Cached | Recomputed, sampler: Sampler, uniform: Tensor, stops: Tensor, pad: int
+    parts: CausalParts,
+    reading: Cached | Recomputed,
+    sampler: Sampler,
+    uniform: Tensor,
+    stops: Tensor,
+    pad: int,
+    members: Members | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Go on from prompts read, by `uniform` (n * K, C): tokens, log-probs (n * K, C) and lengths (n * K,)."""
     total, steps = uniform.shape
@@ -175,6 +194,8 @@ def _decode(
         if living <= COMPACT_AT * len(rows):
             keep = alive.nonzero()[:, 0]
             reading.select(keep)
+            if members is not None:
+                members.keep(keep)
             rows, token, alive = rows[keep], token[keep], alive[keep]
         reading.read(token)
     return tokens, scores, counts

@@ -40,4 +40,5 @@ def reward_function(name: str) -> Any:
         return found
 
     reward.__name__ = name
+    reward.builtin = True  # type: ignore[attr-defined]
     return reward

@@ -1,0 +1,102 @@
+"""Members of a population in one pass of the base weights against one after another: answers a second, and memory.
+
+Both ways take turns in one process, so that their ratio does not depend on what else the machine does. Peak memory is
+that of a process of its own for each way, beside one that samples as many rows at theta.
+
+    python benchmarks/members.py MODEL [--members 32] [--prompts 4] [--tokens 16] [--displaced lora_B] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from zopro.engine import Sampling
+from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
+from zopro.zo import Displacement, Gaussian, Weights
+
+WAYS = ("together", "apart", "theta")
+
+
+def build(args: argparse.Namespace) -> tuple[LocalEngine, list[list[int]], list[Displacement | None]]:
+    """An engine over the model with adapters on all linear layers, prompts of 24 to 36 tokens, and the members."""
+    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = get_peft_model(
+        base, LoraConfig(r=args.rank, target_modules=args.targets.split(",") if "," in args.targets else args.targets)
+    )
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and args.displaced in name]
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(100, 10_000, (24 + 4 * (n % 4),), generator=draw).tolist() for n in range(args.prompts)]
+    at = [Displacement(0, query, 0, t, (1e-3,)) for query in range(args.members // 2) for t in (1.0, -1.0)]
+    return LocalEngine(model, Weights.of(named, Gaussian())), prompts, at
+
+
+def sample(engine: LocalEngine, prompts: list[list[int]], at: list[Any], way: str, tokens: int) -> float:
+    """Seconds of one generation; no answer ends before its last token."""
+    options = Sampling(tokens, [-1], 0, generator=torch.Generator().manual_seed(1))
+    engine.member_tokens = MAX_BATCH_TOKENS if way == "together" else 0
+    began = time.perf_counter()
+    if way == "theta":  # as many rows, all of theta
+        engine.sample(prompts * len(at), 1, options)
+    else:
+        engine.sample(prompts, 1, options, at)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--members", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--targets", default="all-linear")
+    parser.add_argument("--displaced", default="lora_", help="of the adapters, those with this in their names")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    setting = build(args)
+    if args.only:
+        sample(*setting, args.only, args.tokens)
+        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        return
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for repeat in range(args.repeats + 1):
+        for way in WAYS:
+            taken = sample(*setting, way, args.tokens)
+            if repeat:
+                seconds[way].append(taken)
+                print(f"{way}: {taken:.2f} s", flush=True)
+    rates = {way: args.members / median(values) for way, values in seconds.items()}
+    peaks = {way: _peak(way) for way in WAYS}
+    print(f"members a second: {rates['together']:.2f} together, {rates['apart']:.2f} one after another, ratio "
+          f"{rates['together'] / rates['apart']:.2f}; {rates['theta']:.2f} for as many rows at theta")  # fmt: skip
+    print(f"peak memory: {peaks['together']:.0f} MB together, {peaks['apart']:.0f} MB one after another, "
+          f"{peaks['theta']:.0f} MB for as many rows at theta: {peaks['together'] / peaks['theta']:.2f}")  # fmt: skip
+
+
+def _peak(way: str) -> float:
+    """MB of a process that does nothing else."""
+    done = subprocess.run([sys.executable, *sys.argv, "--only", way], capture_output=True, text=True, check=True)
+    return (
+        int(json.loads(done.stdout.splitlines()[-1]))
+        / (1 if sys.platform == "darwin" else 2**10)
+        / (2**20 if sys.platform == "darwin" else 1)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""llama.cpp in this process, over the GGUF file that a person already runs."""

@@ -1,0 +1,296 @@
+"""The engine over llama.cpp in this process: `engine: llamacpp:FILE.gguf`, of any quantisation.
+
+engine = LlamaCppEngine.of("model.gguf", rank=8, alpha=16.0, directions=Gaussian(), seed=0)
+at = strategy.ask(step)
+rollouts = engine.sample(prompts, 1, options, at)       # one for each displaced policy
+engine.apply(strategy.tell([mean(reward(r)) for r in rollouts]))
+
+theta is a few MB of fp32 tensors here; the network sees theta + t eps z as an adapter made for the call. Displacements go
+one after another, since a context of llama.cpp has one set of adapters; the rows of each go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from zopro.engine import Abilities, Batch, Rollouts, Sampling
+from zopro.engine.local.sampling import Sampler
+from zopro.engine.servers.llamacpp.adapter import adapter_bytes, fresh, heads_of, module_names, parts
+from zopro.engine.servers.llamacpp.model import MOST_ROWS, Model
+from zopro.errors import InputError
+from zopro.zo import Directions, Weights
+from zopro.zo.displacement import Displacement
+from zopro.zo.records import StepRecord
+
+CELLS = 2**14  # tokens of prompts and answers held at once, unless a single prompt's answers need more
+LOGITS = 2**23  # elements held at once: 32 MiB
+
+T = TypeVar("T")
+
+
+class Asked(NamedTuple):
+    """A prompt and the rows of the result that begin with it."""
+
+    prompt: Sequence[int]
+    rows: list[int]
+
+    def cells(self, new: int) -> int:
+        """Tokens of the prompt, and of each row's `new` ones."""
+        return len(self.prompt) + len(self.rows) * new
+
+
+class LlamaCppEngine:
+    """An `Engine` over a GGUF model and a LoRA adapter.
+
+    Args:
+        model: the loaded file.
+        weights: the adapter's tensors by plain PEFT names (`zopro.weights.adapters.tensor_name`), fp32 on the CPU.
+        alpha: LoRA's scaling numerator (scale = alpha / r).
+
+    Raises InputError: a tensor that is not plain LoRA, of a module that the file does not have, or of another shape.
+    """
+
+    def __init__(self, model: Model, weights: Weights, alpha: float) -> None:
+        self.model, self.alpha = model, alpha
+        self.weights = weights
+
+    @property
+    def weights(self) -> Weights:
+        """theta and its directions; another holder of the same policy's tensors may put its own here."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Weights) -> None:
+        model, names = self.model, module_names(self.model.tensors, self.model.architecture)
+        self._places: dict[str, tuple[str, int]] = {}
+        for name, tensor in _named(weights):
+            module, side = parts(name)
+            if module not in names:
+                raise InputError(f"engine: the adapter is for {module!r}, which {model.path.name} does not have.")
+            weight = names[module]
+            out, wide = model.tensors[weight]
+            if tensor.shape[side == "A"] != (wide if side == "A" else out):
+                raise InputError(
+                    f"engine: the adapter must fit {module!r} of {model.path.name}, which is {out} x {wide}, got "
+                    f"{name!r} of {' x '.join(map(str, tensor.shape))}."
+                )
+            self._places[module] = weight, heads_of(weight, model.architecture, *model.heads)
+        self._weights = weights
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        rank: int,
+        alpha: float,
+        directions: Directions,
+        *,
+        targets: str = "all-linear",
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> LlamaCppEngine:
+        """A file and a new adapter on the modules that `targets` names, which changes nothing yet (B = 0)."""
+        model = Model(path, threads)
+        return cls(model, Weights.of(new_tensors(model, rank, targets, seed).items(), directions), alpha)
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(exact=True)
+
+    def adapter_file(self, at: Displacement | None = None) -> bytes | None:
+        """The policy at a displacement as a GGUF adapter, for `llama-cli --lora`; None: the model without one."""
+        tensors = dict(_named(self.weights)) if at is None or at.t == 0 else self.weights.at(at)
+        return adapter_bytes(tensors, self.model.architecture, self.alpha, self._places) if tensors else None
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, at: Sequence[Displacement | None] = (None,)
+    ) -> list[Rollouts]:
+        """As `Engine.sample`. Raises InputError: an option out of range, or a prompt without room for its answer."""
+        sampler = Sampler(options.do_sample, options.temperature, options.top_k, options.top_p, options.min_p or 0.0)
+        self._check(prompts, k, options.max_new_tokens)
+        uniform = _uniform(options, len(prompts) * k, len(at))
+        return self._at(at, lambda: self._generate(prompts, k, options, sampler, uniform))
+
+    def logprobs(
+        self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0
+    ) -> list[Tensor]:
+        """As `Engine.logprobs`; rows of the same prompt read it once."""
+        if not temperature > 0:
+            raise InputError(f"temperature: must be greater than 0, got {temperature}.")
+        return self._at(at, lambda: self._score(batch, temperature))
+
+    def apply(self, record: StepRecord) -> None:
+        self.weights.apply(record)
+
+    def _at(self, at: Sequence[Displacement | None], function: Callable[[], T]) -> list[T]:
+        found = []
+        for displacement in at:
+            with self.model.adapter(self.adapter_file(displacement)):
+                found.append(function())
+        return found
+
+    def _check(self, prompts: Sequence[Sequence[int]], k: int, new: int) -> None:
+        if not prompts:
+            raise InputError("prompts: must hold at least one prompt, got none.")
+        for name, value in (("num_generations", k), ("max_new_tokens", new)):
+            if value < 1:
+                raise InputError(f"{name}: must be at least 1, got {value}.")
+        for number, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise InputError(f"prompts: prompt {number} has no token; begin it with the tokenizer's BOS.")
+            if len(prompt) + new > self.model.context_length:
+                raise InputError(
+                    f"prompts: prompt {number} has {len(prompt)} tokens, which with max_new_tokens={new} exceeds the "
+                    f"model's context of {self.model.context_length}. Shorten either."
+                )
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, sampler: Sampler, uniform: Tensor
+    ) -> Rollouts:
+        answers: list[list[int]] = [[] for _ in range(len(prompts) * k)]
+        logprobs = torch.zeros(len(answers), options.max_new_tokens)
+        stops = frozenset(options.eos_token_ids)
+        asked = [Asked(prompt, list(range(n * k, n * k + k))) for n, prompt in enumerate(prompts)]
+        for part in self._parts(asked, options.max_new_tokens):
+            logits = self._begin(part, options.max_new_tokens)
+            order = [(row, len(one.prompt)) for one in part for row in one.rows]
+            live = list(range(len(order)))
+            for step in range(options.max_new_tokens):
+                where = torch.tensor([order[i][0] for i in live])
+                tokens, scores = sampler.draw(logits, uniform[where, step])
+                logprobs[where, step] = scores
+                for row, token in zip(where.tolist(), tokens.tolist(), strict=True):
+                    answers[row].append(token)
+                live = [i for i in live if answers[order[i][0]][-1] not in stops]
+                if not live or step == options.max_new_tokens - 1:
+                    break
+                last = [answers[order[i][0]][-1] for i in live]
+                logits = self.model.read(last, [order[i][1] + step for i in live], live, [True] * len(live))
+        if not logprobs.isfinite().all():
+            raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
+        return _rollouts(prompts, k, answers, logprobs, options.pad_token_id)
+
+    def _score(self, batch: Batch, temperature: float) -> Tensor:
+        answers = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
+        ]
+        width = batch.completion_length
+        before = zip(batch.prompt_ids, batch.attention_mask[:, :-width], strict=True)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, (ids, mask) in enumerate(before):
+            groups.setdefault(tuple(ids[mask.bool()].tolist()), []).append(row)
+        found = torch.zeros(len(answers), width)
+
+        def score(logits: Tensor, places: list[tuple[int, int]]) -> None:
+            """Of the tokens at (row, column)."""
+            rows, columns = torch.tensor(places).T
+            picked = torch.tensor([answers[row][column] for row, column in places])
+            found[rows, columns] = (logits / temperature).log_softmax(-1).gather(1, picked[:, None])[:, 0]
+
+        asked = [Asked(prompt, [row for row in rows if answers[row]]) for prompt, rows in groups.items()]
+        for part in self._parts([one for one in asked if one.rows], width):
+            order = [(row, len(one.prompt)) for one in part for row in one.rows]
+            score(self._begin(part, width), [(row, 0) for row, _ in order])
+            todo = [(i, column) for i, (row, _) in enumerate(order) for column in range(1, len(answers[row]))]
+            for now in (todo[start : start + self._most] for start in range(0, len(todo), self._most)):
+                tokens = [answers[order[i][0]][column - 1] for i, column in now]
+                places = [order[i][1] + column - 1 for i, column in now]
+                logits = self.model.read(tokens, places, [i for i, _ in now], [True] * len(now))
+                score(logits, [(order[i][0], column) for i, column in now])
+        return found
+
+    @property
+    def _most(self) -> int:
+        """Rows at once, each of which may want its logits."""
+        return max(1, min(MOST_ROWS, LOGITS // self.model.vocab_size))
+
+    def _parts(self, asked: Sequence[Asked], new: int) -> Iterator[list[Asked]]:
+        """What finds room at once, shortest prompts first; at least one row."""
+        most = self._most
+        pieces = [Asked(p, rows[i : i + most]) for p, rows in asked for i in range(0, len(rows), most)]
+        part: list[Asked] = []
+        for piece in sorted(pieces, key=lambda piece: len(piece.prompt)):
+            more = [*part, piece]
+            full = sum(len(one.rows) for one in more) > most or sum(one.cells(new) for one in more) > CELLS
+            if part and full:
+                yield part
+                more = [piece]
+            part = more
+        if part:
+            yield part
+
+    def _begin(self, part: Sequence[Asked], new: int) -> Tensor:
+        """Read each prompt once for its rows, which follow one another; logits (rows, V) behind it, new."""
+        counts = [len(one.rows) for one in part]
+        firsts = [sum(counts[:number]) for number in range(len(part))]
+        self.model.begin(sum(one.cells(new) for one in part), sum(counts))
+        each = [
+            (first, place, one.prompt)
+            for first, one in zip(firsts, part, strict=True)
+            for place in range(len(one.prompt))
+        ]
+        logits = self.model.read(
+            [prompt[place] for _, place, prompt in each],
+            [place for _, place, _ in each],
+            [first for first, _, _ in each],
+            [place == len(prompt) - 1 for _, place, prompt in each],
+        )
+        for first, count in zip(firsts, counts, strict=True):
+            for other in range(first + 1, first + count):
+                self.model.copy(first, other)
+        return logits.repeat_interleave(torch.tensor(counts), 0)
+
+
+def new_tensors(model: Model, rank: int, targets: str, seed: int) -> dict[str, Tensor]:
+    """A new adapter for a file's modules. Raises InputError: no module of such a name."""
+    names = module_names(model.tensors, model.architecture)
+    wanted = None if targets == "all-linear" else {name.strip() for name in targets.split(",") if name.strip()}
+    kinds = sorted({name.rpartition(".")[2] for name in names})
+    if unknown := sorted((wanted or set()) - set(kinds)):
+        raise InputError(
+            f"lora_target_modules: must be all-linear or names among {', '.join(kinds)}, got {', '.join(unknown)!r}."
+        )
+    if not names:
+        raise InputError(f"engine: no module of {model.path.name} ({model.architecture}) is known that takes an adapter.")
+    chosen = {name: weight for name, weight in names.items() if wanted is None or name.rpartition(".")[2] in wanted}
+    for weight in chosen.values():
+        heads_of(weight, model.architecture, *model.heads)
+    return fresh({name: (model.tensors[w][0], model.tensors[w][1]) for name, w in chosen.items()}, rank, seed)
+
+
+def _uniform(options: Sampling, rows: int, times: int) -> Tensor:
+    """(rows, steps) fp64 in [0, 1): as the local engine draws them, so that the same seeds mean the same numbers."""
+    given, steps = options.generator, options.max_new_tokens
+    if isinstance(given, Sequence):
+        own = [row.clone_state() if times > 1 else row for row in given]
+        return torch.stack([torch.rand(steps, dtype=torch.float64, generator=row) for row in own])
+    one = given.clone_state() if given is not None and times > 1 else given
+    return torch.rand((rows, steps), dtype=torch.float64, generator=one)
+
+
+def _named(weights: Weights) -> list[tuple[str, Tensor]]:
+    return [pair for group in weights.groups for pair in zip(group["param_names"], group["params"], strict=True)]
+
+
+def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def _rollouts(
+    prompts: Sequence[Sequence[int]], k: int, answers: Sequence[list[int]], logprobs: Tensor, pad: int
+) -> Rollouts:
+    wide, long = max(map(len, prompts)), max(map(len, answers))
+    ids = torch.tensor([[pad] * (wide - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (wide - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return Rollouts(
+        prompt_ids=ids.repeat_interleave(k, dim=0),
+        prompt_mask=mask.repeat_interleave(k, dim=0),
+        completion_ids=torch.tensor([answer + [pad] * (long - len(answer)) for answer in answers]),
+        completion_mask=torch.tensor([[1] * len(answer) + [0] * (long - len(answer)) for answer in answers]),
+        logprobs=logprobs[:, :long].contiguous(),
+    )

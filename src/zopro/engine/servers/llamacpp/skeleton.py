@@ -1,0 +1,125 @@
+"""A GGUF model as PEFT and TRL see it: modules of the right names and shapes, without weights.
+
+Adapters are put on it, saved and loaded by PEFT as ever; the forward passes are llama.cpp's, and one that is asked of the
+skeleton is refused. Every weight is one zero that is read as often as its shape says, so that it takes no memory.
+
+base = skeleton(Model("model.gguf"))
+served(get_peft_model(base, LoraConfig(...))).sample(...)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+from zopro.engine.servers.llamacpp.adapter import module_names
+from zopro.engine.servers.llamacpp.engine import LlamaCppEngine
+from zopro.engine.servers.llamacpp.model import Model
+from zopro.errors import InputError
+from zopro.weights.adapters import tensor_name
+from zopro.zo import Gaussian, Weights
+
+
+class SkeletonConfig(PreTrainedConfig):
+    """What the rest of the package asks a configuration."""
+
+    model_type = "gguf"
+
+
+class Skeleton(PreTrainedModel, GenerationMixin):
+    """Names and shapes.
+
+    Attributes:
+        served_by: the loaded file.
+        serve: makes the engine of this model with adapters on it (`zopro.engine.opening.served`).
+    """
+
+    config_class = SkeletonConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(self, config: SkeletonConfig, served_by: Model) -> None:
+        super().__init__(config)
+        self.served_by, self.serve = served_by, served
+        vocabulary, width = served_by.tensors["token_embd.weight"]
+        self.model = nn.Module()
+        self.model.embed_tokens = _without_weight(nn.Embedding, vocabulary, width, shape=(vocabulary, width))
+        for name, weight in module_names(served_by.tensors, served_by.architecture).items():
+            out, wide = served_by.tensors[weight]
+            parent: nn.Module = self
+            *path, last = name.split(".")
+            for part in path:
+                if not hasattr(parent, part):
+                    parent.add_module(part, nn.Module())
+                parent = getattr(parent, part)
+            parent.add_module(last, _without_weight(nn.Linear, wide, out, bias=False, shape=(out, wide)))
+        self.lm_head = _without_weight(nn.Linear, width, vocabulary, bias=False, shape=(vocabulary, width))
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> Any:
+        return self.lm_head
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise InputError(
+            "engine: llamacpp has no network in PyTorch, which this needs. Use engine: transformers with a model that "
+            "PyTorch can load."
+        )
+
+
+def open_file(path: str) -> Skeleton:
+    """What `engine: llamacpp:FILE.gguf` stands for. Raises InputError: as `Model`, and as `skeleton`."""
+    return skeleton(Model(path))
+
+
+def skeleton(model: Model) -> Skeleton:
+    """Of a loaded file. Raises InputError: no module of it is known that takes an adapter."""
+    if not module_names(model.tensors, model.architecture):
+        raise InputError(f"engine: no module of {model.path.name} ({model.architecture}) is known that takes an adapter.")
+    vocabulary, width = model.tensors["token_embd.weight"]
+    config = SkeletonConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        max_position_embeddings=model.context_length,
+        eos_token_id=model.stops,
+        tie_word_embeddings=False,
+    )
+    return Skeleton(config, model).requires_grad_(False).eval()
+
+
+def served(model: Any) -> LlamaCppEngine:
+    """The engine at a skeleton's active adapter, whose tensors it reads."""
+    tensors, alpha = lora_tensors(model)
+    return LlamaCppEngine(model.served_by, Weights.of(tensors.items(), Gaussian()), alpha)
+
+
+def lora_tensors(model: Any) -> tuple[dict[str, Tensor], float]:
+    """A and B of the active adapter by plain names, and alpha; none where adapters are switched off.
+
+    Raises InputError: modules with different scales, which one GGUF adapter cannot have, or another kind of adapter.
+    """
+    found: dict[str, Tensor] = {}
+    alphas = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and not layer.disable_adapters:
+            for adapter in layer.active_adapters:
+                if adapter in layer.lora_A:
+                    module = tensor_name(name)
+                    found[f"{module}.lora_A.weight"] = layer.lora_A[adapter].weight
+                    found[f"{module}.lora_B.weight"] = layer.lora_B[adapter].weight
+                    alphas.add(layer.scaling[adapter] * layer.r[adapter])
+    if len(alphas) > 1:
+        raise InputError(f"engine: llamacpp must have an adapter with one alpha, got {sorted(alphas)}.")
+    return found, alphas.pop() if alphas else 1.0
+
+
+def _without_weight(kind: Any, *sizes: int, shape: tuple[int, int], **options: Any) -> Any:
+    with torch.device("meta"):
+        module = kind(*sizes, **options)
+    module.weight = nn.Parameter(torch.zeros(1, 1).expand(shape), requires_grad=False)
+    return module

@@ -1,0 +1,117 @@
+"""Members of a population in one batch answer what they answer one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tiny import KINDS, tiny_model, tiny_tokenizer
+from zopro.engine import Rollouts, Sampling
+from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.members import Apart, Members
+from zopro.zo import Displacement, Gaussian, Weights
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
+SIDES = [Displacement(7, query, 3, t, (0.3,)) for query in range(3) for t in (1.0, -1.0)]
+AT = [*SIDES, None, Displacement(7, 5, 3, 0.0, (0.3,))]
+
+
+def policy(kind: str, only: str = "", targets: Any = "all-linear") -> tuple[Any, Weights]:
+    """A model with adapters that are not zero; of them those with `only` in their names are displaced."""
+    model = get_peft_model(tiny_model(kind, tiny_tokenizer()), LoraConfig(r=4, target_modules=targets))
+    generator = torch.Generator().manual_seed(0)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for _, parameter in named:
+        parameter.data.normal_(0, 0.2, generator=generator)
+    return model, Weights.of([(name, p) for name, p in named if only in name], Gaussian())
+
+
+def options(seed: int | None = 0, **given: Any) -> Sampling:
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return Sampling(12, [2], 0, **{"generator": generator, **given})
+
+
+def one_by_one(model: Any, weights: Weights, k: int, sampling: Sampling) -> list[Rollouts]:
+    engine = LocalEngine(model, weights, member_tokens=0)
+    return engine.sample(PROMPTS, k, sampling, AT)
+
+
+def same(ours: list[Rollouts], theirs: list[Rollouts]) -> None:
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.answers() == other.answers()
+        for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"):
+            assert torch.equal(getattr(mine, name), getattr(other, name)), name
+        assert torch.allclose(mine.logprobs, other.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampling", [{"do_sample": False}, {}, {"temperature": 0.7, "top_k": 20}], ids=str)
+def test_they_answer_as_one_after_another(kind: str, sampling: dict[str, Any]) -> None:
+    model, weights = policy(kind)
+    before = [tensor.clone() for _, tensor, _ in weights.entries]
+    expected = one_by_one(model, weights, 2, options(**sampling))
+    found = LocalEngine(model, weights).sample(PROMPTS, 2, options(**sampling), AT)
+    same(found, expected)
+    assert len({tuple(map(tuple, rollouts.answers())) for rollouts in found}) > 4, "displacements must show"
+    assert found[-1].answers() == found[-2].answers(), "None and t = 0 are theta"
+    assert all(torch.equal(a, b) for a, (_, b, _) in zip(before, weights.entries, strict=True))
+
+
+@pytest.mark.parametrize("only", ["lora_A", "lora_B", "layers.1"])
+def test_what_is_not_displaced_is_shared(only: str) -> None:
+    model, weights = policy("llama", only)
+    same(LocalEngine(model, weights).sample(PROMPTS, 1, options(), AT), one_by_one(model, weights, 1, options()))
+
+
+@pytest.mark.parametrize("tokens", [1, 2 * 3 * 17, 10**6], ids=["one", "two", "all"])
+def test_the_number_at_a_time_changes_nothing(tokens: int) -> None:
+    model, weights = policy("llama")
+    engine = LocalEngine(model, weights, member_tokens=tokens)
+    same(engine.sample(PROMPTS, 1, options(), AT), one_by_one(model, weights, 1, options()))
+
+
+def test_generators_of_rows_and_the_global_state_are_the_same_for_all() -> None:
+    model, weights = policy("llama")
+    rows = [torch.Generator().manual_seed(row) for row in range(6)]
+    same(
+        LocalEngine(model, weights).sample(PROMPTS, 2, options(generator=rows), AT),
+        one_by_one(model, weights, 2, options(generator=rows)),
+    )
+    torch.manual_seed(3)
+    expected = one_by_one(model, weights, 2, options(None))
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    same(LocalEngine(model, weights).sample(PROMPTS, 2, options(None), AT), expected)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_what_cannot_go_together_goes_one_after_another(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    model, weights = policy("llama", targets=["q_proj", "lm_head"])
+    engine = LocalEngine(model, weights)
+    for _ in range(2):
+        same(engine.sample(PROMPTS, 1, options(), AT), one_by_one(model, weights, 1, options()))
+    assert [record.getMessage() for record in caplog.records] == [
+        "members of a population answer one after another: a displaced matrix is read by linear"
+    ]
+    full = tiny_model("llama", tiny_tokenizer())
+    with pytest.raises(Apart, match="a displaced tensor is not a matrix"):
+        Members(Weights.of(full.named_parameters(), Gaussian()), AT)
+
+
+def test_matrices_are_made_once_for_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, weights = policy("llama", "lora_B")
+    drawn: list[str] = []
+    tensor = Gaussian.tensor
+
+    def counted(self: Gaussian, name: str, *args: Any) -> torch.Tensor:
+        drawn.append(name)
+        return tensor(self, name, *args)
+
+    monkeypatch.setattr(Gaussian, "tensor", counted)
+    LocalEngine(model, weights).sample(PROMPTS, 1, options(), SIDES)
+    assert len(drawn) == 3 * len(weights.entries), "a side is the other one mirrored"

@@ -1,0 +1,67 @@
+"""Methods that are a setting of another one: what they fix, and what they leave to the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_trainers import PROMPTS, TOKENIZER, with_adapter
+from zopro.config import RunConfig
+from zopro.system.random_state import preserve_random_state
+from zopro.train.methods import PolicyInputs, evolution, evolution_paper, fzoo
+from zopro.zo import Gaussian, Rademacher
+
+
+def letters(completions: list[str], **kwargs: Any) -> list[float]:
+    """A reward that no two answers share easily."""
+    return [float(len(text)) for text in completions]
+
+
+def trainer_of(method: Any, folder: Path, **options: Any) -> Any:
+    config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, max_completion_length=4, **options)
+    with preserve_random_state():
+        inputs = PolicyInputs(with_adapter(), TOKENIZER, letters, list(PROMPTS), 1, 0, folder, config)
+        trainer = method(inputs)
+        trainer.train()
+    return trainer
+
+
+def test_fzoo_s_step_is_over_the_deviation_of_its_losses(tmp_path: Path) -> None:
+    trainer = trainer_of(fzoo, tmp_path, eps=1e-3, learning_rate=1e-3, num_generations=4, beta=0.0)
+    spsa, last = trainer.spsa, trainer.spsa.last
+    assert (spsa.queries, spsa.sides, type(spsa.directions)) == (8, 1, Rademacher)
+    slopes = torch.tensor(last.projected_gradients, dtype=torch.float64)
+    assert last.coefficients == pytest.approx((slopes / 8 / slopes.std()).tolist()) and slopes.std() > 0
+    assert trainer_of(fzoo, tmp_path, queries=3).spsa.queries == 3
+
+
+def test_the_paper_s_evolution_strategy(tmp_path: Path) -> None:
+    options = {
+        "sigma": 0.5,
+        "es_learning_rate": 0.02,
+        "population": 5,
+        "antithetic": False,
+        "anchor": 0.5,
+        "momentum": 0.9,
+    }
+    before = dict(with_adapter().named_parameters())
+    trainer = trainer_of(evolution_paper, tmp_path, **options, shaping="centred_rank", noise="rademacher")
+    es, last = trainer.spsa, trainer.spsa.last
+    assert trainer.args.greedy and type(es.directions) is Gaussian and len(last.coefficients) == 5
+    fitness = [-coefficient * 5 * 0.5 for coefficient in last.coefficients]
+    assert sum(fitness) == pytest.approx(0, abs=1e-6) and sum(f * f for f in fitness) == pytest.approx(5), "z-scores"
+    for name, tensor, _ in es.weights.movable:
+        (full,) = (full for full in before if full.replace(".default", "").endswith(name))
+        seeds = [member.direction_seed for member in es.strategy.ask(0)]
+        moved = sum(f * es.directions.tensor(name, tensor, seed, 0) for f, seed in zip(fitness, seeds, strict=True))
+        expected = before[full].detach() + 0.02 / 5 * moved  # theta + alpha / P sum F z
+        assert torch.allclose(tensor, expected, atol=1e-6), name
+
+
+def test_evolution_strategies_answer_each_prompt_once(tmp_path: Path) -> None:
+    trainer = trainer_of(evolution, tmp_path, population=2, num_generations=4, greedy=True)
+    assert trainer.args.per_device_train_batch_size == 2 and trainer.args.num_generations == 1
+    assert trainer.state.log_history[0]["answers"] == 4 and trainer.args.beta == 0
