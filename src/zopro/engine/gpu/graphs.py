@@ -46,7 +46,8 @@ def watched(model: nn.Module) -> str:
 
 def signature(model: nn.Module) -> Hashable:
     """What a graph of this model holds for good: the tensors' addresses and the adapters in use."""
-    tensors = [(tensor.data_ptr(), tensor.shape, tensor.dtype) for tensor in (*model.parameters(), *model.buffers())]
+    with torch._C.DisableTorchFunction():  # which looks at parameters that are read
+        tensors = [(one.data_ptr(), one.shape, one.dtype) for one in (*model.parameters(), *model.buffers())]
     return hash((*tensors, *(_use(module) for module in model.modules() if isinstance(module, BaseTunerLayer))))
 
 
