@@ -24,10 +24,10 @@ ROWS, PROMPT, NEW = 16, 48, 32
 THINGS = re.split(
     r",\s*",
     """a dog, the sea, a volcano, a bicycle, the moon, bread, a violin, winter, a spider, paper, a river, coffee, a ghost,
-gold, a train, honey, a castle, rain, an apple, a robot, silk, a camel, glass, the desert, a whale, salt, a clock, a forest,
-ice, a library, pepper, a kite, a bridge, tea, a lion, the wind, a pencil, cheese, a lighthouse, sand, an owl, a drum, fire,
-a garden, milk, a shark, wool, a star, a ship, rice, a tiger, copper, a market, snow, a horse, corn, a tower, lemons,
-a mirror, mud, a school, a bee, steam, a piano""",
+gold, a train, honey, a castle, rain, an apple, a robot, silk, a camel, glass, the desert, a whale, salt, a clock,
+a forest, ice, a library, pepper, a kite, a bridge, tea, a lion, the wind, a pencil, cheese, a lighthouse, sand, an
+owl, a drum, fire, a garden, milk, a shark, wool, a star, a ship, rice, a tiger, copper, a market, snow, a horse,
+corn, a tower, lemons, a mirror, mud, a school, a bee, steam, a piano""",
 )
 ASKED = ("What is {}?", "Tell me about {}.", "Describe {}.", "Why do people like {}?")
 
