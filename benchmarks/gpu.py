@@ -133,7 +133,7 @@ def decoding_speed(work: Work) -> dict[str, Any]:
 
 
 def population(work: Work) -> dict[str, Any]:
-    """Seconds of the answers of 8 displaced policies: together and one after another, from graphs and by the plain loop."""
+    """Seconds of the answers of 8 displaced policies: together and one by one, from graphs and by the plain loop."""
     setting = build(work, classifier=False)
     named = [(name, tensor) for name, tensor in setting.policy.named_parameters() if tensor.requires_grad]
     weights = Weights.of(named, Gaussian())
