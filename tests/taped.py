@@ -51,10 +51,11 @@ class Taped(Graphs):
     def _there(self) -> Any:
         return nullcontext()
 
-    def _first(self, step: Callable[[], None]) -> None:
+    def _waits(self, step: Callable[[], object]) -> bool:
         self._latest = Tape()
         with self._latest:
             step()
+        return False
 
-    def _capture(self, key: Any, step: Callable[[], None]) -> None:
+    def _capture(self, key: Any, step: Callable[[], object]) -> None:
         self._graphs[key] = self._latest

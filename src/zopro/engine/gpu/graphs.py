@@ -71,6 +71,7 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
         self._pool: Any = None
         self._stream: Any = None
+        self._waited: set[Hashable] = set()
         self.why_not = ""
 
     def clear(self) -> None:
@@ -80,24 +81,30 @@ class Graphs:
 
     def run(self, key: Hashable, step: Step, times: int) -> None:
         """Take a step some times, at least once. The first of its kind runs as it is, which also warms up."""
-        if self.why_not:
-            for _ in range(times):
-                step()
-            return
         with self._there():
-            if key not in self._graphs:
-                self._first(step)
-                if not self.why_not:
-                    self._capture(key, step)
-                return self.run(key, step, times - 1)
+            while times and key not in self._graphs and not self.why_not:
+                self._first(key, step)
+                times -= 1
+            graph = self._graphs.get(key)
             for _ in range(times):
-                self._graphs[key].replay()
+                step() if graph is None else graph.replay()
+        if key in self._graphs:
             self._graphs.move_to_end(key)
 
     def _there(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self.device)
 
-    def _first(self, step: Step) -> None:
+    def _first(self, key: Hashable, step: Step) -> None:
+        """A step as it is, then a capture; if it waited, which the first of its kind may, another has to come before."""
+        if not self._waits(step):
+            self._capture(key, step)
+        elif key in self._waited:
+            self.why_not = "it waits for the host"
+        else:
+            self._waited.add(key)
+
+    def _waits(self, step: Step) -> bool:
+        """Take a step; whether the host had to wait for it."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()
         before = torch.cuda.get_sync_debug_mode()
@@ -111,8 +118,7 @@ class Graphs:
             finally:
                 torch.cuda.set_sync_debug_mode(before)
                 torch.cuda.current_stream().wait_stream(self._stream)
-        if any("called a synchronizing" in str(entry.message) for entry in caught):
-            self.why_not = "it waits for the host"
+        return any("called a synchronizing" in str(entry.message) for entry in caught)
 
     def _capture(self, key: Hashable, step: Step) -> None:
         if self._pool is None:
