@@ -204,6 +204,21 @@ def test_quantised_weights_answer_nearly_as_the_numbers_they_stand_for(tmp_path:
     model.close()
 
 
+def test_a_split_model_takes_adapters_on_all_its_blocks(both: Both, tmp_path: Path) -> None:
+    with both.policy.disable_adapter():
+        base = both.policy.get_base_model()
+        wanted = true_logprobs(both.policy, batch(), 1.0)
+    weights = {name.replace(".base_layer.", "."): t for name, t in base.state_dict().items() if ".lora_" not in name}
+    whole = type(base)(base.config)
+    whole.load_state_dict(weights)
+    first = write_gguf(tmp_path / "split.gguf", whole, both.tokenizer, both.path.stem, tensors_a_file=9)
+    model = Model(first, threads=1)
+    assert model.tensors == both.other.model.tensors and first.name.startswith("split-00001-of-")
+    new = Weights.of(new_tensors(model, 4, "all-linear", seed=0).items(), Gaussian())
+    torch.testing.assert_close(LlamaCppEngine(model, new, alpha=8).logprobs(batch())[0], wanted, atol=ROUNDING, rtol=0)
+    model.close()
+
+
 def test_adapters_begin_as_peft_begins_them() -> None:
     made = adapter.fresh({"up": (8, 4096)}, rank=64, seed=1)
     assert made["up.lora_A.weight"].std() == pytest.approx(1 / 64 / 3**0.5, rel=0.01)

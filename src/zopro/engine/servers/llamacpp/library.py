@@ -111,6 +111,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_free": (None, [_P]),
     "llama_init_from_model": (_P, [_P, ContextParams]),
     "llama_free": (None, [_P]),
+    "llama_set_n_threads": (None, [_P, _I, _I]),
     "llama_n_ctx": (c.c_uint32, [_P]),
     "llama_n_seq_max": (c.c_uint32, [_P]),
     "llama_model_get_vocab": (_P, [_P]),

@@ -34,7 +34,7 @@ class Model:
 
     Args:
         path: of the file; of a split one its first.
-        threads: by default as many as torch has.
+        threads: by default as many as torch has when it reads.
         gpu_layers: layers that go to a GPU, if the library is built for one; -1: all.
 
     Raises InputError: no such file, none that llama.cpp can load, or a network that cannot be driven.
@@ -48,7 +48,7 @@ class Model:
         self._held: dict[str, Any] = {}  # what the library has given out: a context, the model
         self.close = weakref.finalize(self, _free, self.library, self._held)
         """Give the memory back; done at the latest before the interpreter ends, after which it would crash."""
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads
         if not self.path.is_file():
             raise InputError(f"engine: llamacpp must be given a GGUF file, got {str(path)!r}, which is none.")
         params = self.library.llama_model_default_params()
@@ -87,8 +87,16 @@ class Model:
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the file's weights by name, the fastest dimension last. Of a split model those of its first file."""
-        file = self.library.gguf_init_from_file(os.fsencode(self.path), lib.FileParams(True, None))
+        """Shapes of the weights by name, the fastest dimension last."""
+        found: dict[str, tuple[int, ...]] = {}
+        count = int(self.metadata("split.count") or 1)
+        for number in range(1, count + 1):
+            name = self.path.name.replace(f"-00001-of-{count:05d}", f"-{number:05d}-of-{count:05d}")
+            found |= self._tensors_of(self.path.with_name(name))
+        return found
+
+    def _tensors_of(self, path: Path) -> dict[str, tuple[int, ...]]:
+        file = self.library.gguf_init_from_file(os.fsencode(path), lib.FileParams(True, None))
         found = {}
         for index in range(self.library.gguf_get_n_tensors(file)):
             sizes = self.library.gguf_get_tensor_ne(file, index)[:4]
@@ -167,6 +175,8 @@ class Model:
         """
         if "context" not in self._held or cells > self._cells or rows > self._rows:
             self._open(max(cells, self._cells), max(rows, self._rows))
+        threads = self.threads or torch.get_num_threads()
+        self.library.llama_set_n_threads(self._held["context"], threads, threads)
         self.library.llama_memory_clear(self._memory, False)
 
     def _open(self, cells: int, rows: int) -> None:
@@ -175,7 +185,6 @@ class Model:
         params.n_ctx, params.n_seq_max, params.kv_unified = -(-cells // 256) * 256, rows, True
         params.n_batch = params.n_ubatch = min(PIECE, params.n_ctx)
         params.n_outputs_max = params.n_outputs_max_per_seq = rows  # it aborts the process if there are fewer
-        params.n_threads = params.n_threads_batch = self.threads
         if self.exact:
             params.type_k = params.type_v = F32
             params.flash_attn_type = 0
