@@ -19,6 +19,7 @@ from zopro.engine.local.engine import LocalEngine
 from zopro.errors import InputError
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Displacement, Gaussian, StepRecord, Weights
+from zopro.zo.schedules import auto_eps
 
 pytest.importorskip("xllamacpp", reason="needs zopro[llamacpp]")
 gguf = pytest.importorskip("gguf", reason="writes the test's GGUF files")
@@ -96,6 +97,24 @@ def test_logprobs_are_those_of_transformers_at_every_displacement(both: Both) ->
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=ROUNDING, rtol=0)
     assert all((one - other).abs().max() > 0.05 for one, other in pairwise(wanted))
+
+
+def test_slopes_at_the_chosen_distance_are_autograds(both: Both) -> None:
+    rows = batch()
+
+    def loss_at(t: float) -> float:
+        return -float(both.other.logprobs(rows, [Displacement(7, 0, 0, t, (1.0,))])[0].double().sum())
+
+    eps, noise = auto_eps(loss_at)
+    places = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
+    logits = both.policy(rows.input_ids, attention_mask=rows.attention_mask, position_ids=places).logits
+    picked = logits.log_softmax(-1)[:, :-1].gather(-1, rows.input_ids[:, 1:, None])[..., 0]
+    loss = -(picked[:, -rows.completion_length :] * rows.completion_mask).sum()
+    gradients = torch.autograd.grad(loss, [p for _, p in both.named()])
+    z = Gaussian().sample(both.named(), seed=7, step=0)
+    wanted = sum(float((g * z[name]).sum()) for g, (name, _) in zip(gradients, both.named(), strict=True))
+    found = (loss_at(eps) - loss_at(-eps)) / (2 * eps)
+    assert found == pytest.approx(wanted, rel=0.1, abs=3 * noise / eps) and abs(wanted) > 10 * noise / eps
 
 
 def test_theta_reads_to_the_same_bits_after_displacements(both: Both) -> None:
