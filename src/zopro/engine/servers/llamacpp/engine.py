@@ -22,7 +22,7 @@ from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.local.sampling import Sampler
 from zopro.engine.servers.llamacpp.adapter import adapter_bytes, fresh, heads_of, module_names, parts
 from zopro.engine.servers.llamacpp.model import MOST_ROWS, Model
-from zopro.engine.servers.llamacpp.rows import Asked, rollouts_of, uniform_of
+from zopro.engine.servers.llamacpp.rows import Asked, rollouts_of, uniform_of, unpadded
 from zopro.errors import InputError
 from zopro.zo import Directions, Weights
 from zopro.zo.displacement import Displacement
@@ -153,7 +153,7 @@ class LlamaCppEngine:
         stops = frozenset(options.eos_token_ids)
         asked = [Asked(prompt, list(range(n * k, n * k + k))) for n, prompt in enumerate(prompts)]
         for part in self._parts(asked, options.max_new_tokens):
-            logits = self._begin(part, options.max_new_tokens)
+            logits = self._begin(part, options.max_new_tokens, 1)
             order = [(row, len(one.prompt)) for one in part for row in one.rows]
             live = list(range(len(order)))
             for step in range(options.max_new_tokens):
@@ -172,14 +172,11 @@ class LlamaCppEngine:
         return rollouts_of(prompts, k, answers, logprobs, options.pad_token_id)
 
     def _score(self, batch: Batch, temperature: float) -> Tensor:
-        answers = [
-            ids[mask.bool()].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
-        ]
         width = batch.completion_length
-        before = zip(batch.prompt_ids, batch.attention_mask[:, :-width], strict=True)
+        answers = unpadded(batch.completion_ids, batch.completion_mask)
         groups: dict[tuple[int, ...], list[int]] = {}
-        for row, (ids, mask) in enumerate(before):
-            groups.setdefault(tuple(ids[mask.bool()].tolist()), []).append(row)
+        for row, prompt in enumerate(unpadded(batch.prompt_ids, batch.attention_mask[:, :-width])):
+            groups.setdefault(tuple(prompt), []).append(row)
         found = torch.zeros(len(answers), width)
 
         def score(logits: Tensor, places: list[tuple[int, int]]) -> None:
@@ -191,7 +188,7 @@ class LlamaCppEngine:
         asked = [Asked(prompt, [row for row in rows if answers[row]]) for prompt, rows in groups.items()]
         for part in self._parts([one for one in asked if one.rows], width):
             order = [(row, len(one.prompt)) for one in part for row in one.rows]
-            score(self._begin(part, width), [(row, 0) for row, _ in order])
+            score(self._begin(part, width, width), [(row, 0) for row, _ in order])
             todo = [(i, column) for i, (row, _) in enumerate(order) for column in range(1, len(answers[row]))]
             for now in (todo[start : start + self._most] for start in range(0, len(todo), self._most)):
                 tokens = [answers[order[i][0]][column - 1] for i, column in now]
@@ -220,11 +217,16 @@ class LlamaCppEngine:
         if part:
             yield part
 
-    def _begin(self, part: Sequence[Asked], new: int) -> Tensor:
-        """Read each prompt once for its rows, which follow one another; logits (rows, V) behind it, new."""
+    def _begin(self, part: Sequence[Asked], new: int, wanted: int) -> Tensor:
+        """Read each prompt once for its rows, which follow one another; logits (rows, V) behind it, new.
+
+        Args:
+            new: tokens that will follow in each row. wanted: how many of them in one go.
+        """
         counts = [len(one.rows) for one in part]
         firsts = [sum(counts[:number]) for number in range(len(part))]
-        self.model.begin(sum(one.cells(new) for one in part), sum(counts))
+        outputs = max(sum(counts), min(self._most, sum(counts) * wanted))
+        self.model.begin(sum(one.cells(new) for one in part), sum(counts), outputs)
         each = [
             (first, place, one.prompt)
             for first, one in zip(firsts, part, strict=True)

@@ -1,8 +1,9 @@
 """A GGUF model in this process: tokens in, logits out, with one adapter over it at a time.
 
 model = Model("model.gguf")
-with model.adapter(data):                       # the bytes of a GGUF adapter
-    logits = model.read(Rows(...))
+with model.adapter(data):                                        # the bytes of a GGUF adapter
+    model.begin(cells=64, rows=1, outputs=1)
+    logits = model.read(tokens, range(len(tokens)), [0] * len(tokens), [False] * (len(tokens) - 1) + [True])
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Model:
     Raises InputError: no such file, none that llama.cpp can load, or a network that cannot be driven.
     """
 
-    _cells = _rows = _piece = 0
+    _cells = _rows = _outputs = _piece = 0
     _adapter: Any = None
 
     def __init__(self, path: str | Path, threads: int | None = None, gpu_layers: int = -1) -> None:
@@ -168,23 +169,23 @@ class Model:
         if self.library.llama_set_adapters_lora(context, adapters, count, scales):
             raise RuntimeError(f"engine: llama.cpp does not take the adapter{lib.why()}")
 
-    def begin(self, cells: int, rows: int) -> None:
-        """Forget everything read, and have room for so many tokens in so many rows.
+    def begin(self, cells: int, rows: int, outputs: int) -> None:
+        """Forget everything read, and have room for so many tokens in so many rows, and for rows of logits at once.
 
         Raises InputError: there is no memory for it.
         """
-        if "context" not in self._held or cells > self._cells or rows > self._rows:
-            self._open(max(cells, self._cells), max(rows, self._rows))
+        if "context" not in self._held or cells > self._cells or rows > self._rows or outputs > self._outputs:
+            self._open(max(cells, self._cells), max(rows, self._rows), max(outputs, self._outputs))
         threads = self.threads or torch.get_num_threads()
         self.library.llama_set_n_threads(self._held["context"], threads, threads)
         self.library.llama_memory_clear(self._memory, False)
 
-    def _open(self, cells: int, rows: int) -> None:
+    def _open(self, cells: int, rows: int, outputs: int) -> None:
         _free_context(self.library, self._held)
         params = self.library.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = -(-cells // 256) * 256, rows, True
         params.n_batch = params.n_ubatch = min(PIECE, params.n_ctx)
-        params.n_outputs_max = params.n_outputs_max_per_seq = rows  # it aborts the process if there are fewer
+        params.n_outputs_max = params.n_outputs_max_per_seq = max(rows, outputs)  # it aborts if there are fewer than rows
         if self.exact:
             params.type_k = params.type_v = F32
             params.flash_attn_type = 0
@@ -198,6 +199,7 @@ class Model:
         self._held["context"] = context
         self._memory = self.library.llama_get_memory(context)
         self._cells, self._rows, self._piece = params.n_ctx, rows, params.n_batch
+        self._outputs = params.n_outputs_max
         self._set_adapter()
 
     def copy(self, source: int, target: int) -> None:
@@ -210,7 +212,7 @@ class Model:
         start = 0
         while start < len(tokens):
             end, outputs = start, 0
-            while end < len(tokens) and end - start < self._piece and outputs + wanted[end] <= self._rows:
+            while end < len(tokens) and end - start < self._piece and outputs + wanted[end] <= self._outputs:
                 outputs += wanted[end]
                 end += 1
             found.append(self._decode(tokens[start:end], places[start:end], rows[start:end], wanted[start:end]))
