@@ -152,7 +152,10 @@ def learn(file: str, out: Path, seed: int, options: dict[str, str]) -> None:
     config = RunConfig(**{**mine, **given, "output_dir": str(out / f"seed{seed}")})
     found = pipeline.run(config, resume=(out / f"seed{seed}").exists())
     for line in found["evaluations"]:
-        shown = {key: line.get(key) for key in ("iteration", "reward", "reward_low", "reward_high", "gained", "length")}
+        shown = {
+            key: line.get(key)
+            for key in ("iteration", "reward", "reward_gain", "reward_gain_low", "reward_gain_high", "kl_per_answer")
+        }
         print(json.dumps(shown))
 
 

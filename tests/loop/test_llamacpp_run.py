@@ -153,9 +153,13 @@ def test_what_needs_the_network_is_refused_before_anything_is_loaded(folder: Pat
         ({"lora_r": 0}, "lora_r: must be greater than 0"),
         ({"method": "zopro", "warm_start": "first_order"}, "warm_start: must be spsa or sft"),
         ({"engine": "llamacpp"}, "engine: must be one of transformers, llamacpp:FILE"),
+        ({"engine": "llamacpp:blobs/sha256"}, r"engine: must be llamacpp:FILE\.gguf, got 'llamacpp:blobs/sha256'"),
+        ({"engine": "transformers", "model": "a.gguf"}, r"model: must be a Hub id .* Set engine: llamacpp:a\.gguf"),
     ):
         with pytest.raises(InputError, match=what):
             settings(folder, tmp_path, **options)
+    with pytest.raises(InputError, match=r"engine: must be given a GGUF file, got 'none\.gguf'"):
+        pipeline.run(settings(folder, tmp_path / "run", engine="llamacpp:none.gguf"), quiet=True)
 
 
 def test_no_weights_are_merged_that_are_not_there(run: Path, tmp_path: Path) -> None:

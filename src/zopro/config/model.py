@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from zopro.choices import ENGINES
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
 
+GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -39,6 +40,10 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_choices(self, ModelOptions)
+        file = self.served.endswith(GGUF) or not self.engine.startswith("llamacpp:")
+        check(file, "engine", f"must be llamacpp:FILE{GGUF}", self.engine, "A link of such a name to the file will do.")
+        weights = self.served or not self.model.endswith(GGUF)
+        check(bool(weights), "model", "must be a Hub id or a folder", self.model, f"Set engine: llamacpp:{self.model}.")
         self.model = self.model or self.served
         check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
         not_negative(self, "lora_r")
