@@ -225,6 +225,15 @@ def test_numbers_of_a_broken_batch_do_not_stay(device: str) -> None:
     assert_same(generate(model, PROMPTS, **options), expected)
 
 
+def test_memory_made_in_inference_mode_serves_outside_of_it(device: str) -> None:
+    model = model_of("llama", device)
+    options = {"max_new_tokens": 8, "eos_token_ids": [-1], "pad_token_id": 0, "do_sample": False}
+    generate(model, PROMPTS[:1], **options)
+    with torch.inference_mode():
+        inside = generate(model, PROMPTS, num_generations=2, **options)
+    assert_same(generate(model, PROMPTS, num_generations=2, **options), inside)
+
+
 @pytest.mark.parametrize(("kind", "how"), [*EACH, ("llama", {"do_sample": False})], ids=str)
 def test_a_step_waits_for_no_host(kind: str, how: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole step, drawing and stop test too. That the check can fail, the next test shows."""
