@@ -138,7 +138,7 @@ def test_policies_answer_side_by_side(run: Path) -> None:
 
 
 def test_log_probs_and_the_reference_policy_come_from_llama_cpp_too(folder: Path, tmp_path: Path) -> None:
-    mine = {"method": "mezo", "beta": 0.1, "eps": 0.01, "iterations": 1}
+    mine = {"method": "mezo", "beta": 0.1, "eps": 0.01, "iterations": 1, "lora_freeze_a": True}
     pipeline.run(settings(folder, tmp_path / "run", **mine), quiet=True)
     journal = [json.loads(line) for line in (tmp_path / "run/iterations/000/journal.jsonl").read_text().splitlines()]
     assert any(line.get("projected_gradients", [0])[0] for line in journal)

@@ -221,6 +221,7 @@ def test_what_does_not_fit_is_refused(both: Both, tmp_path: Path) -> None:
         (lambda: with_tensor("lm_head.lora_A.weight", 4, 32), "'lm_head', which .* does not have"),
         (lambda: with_tensor("model.layers.0.mlp.up_proj.lora_A.weight", 4, 31), "64 x 32, got .* 4 x 31"),
         (lambda: with_tensor("model.layers.0.mlp.up_proj.weight", 4, 32), "plain LoRA"),
+        (lambda: with_tensor("model.layers.0.mlp.up_proj.lora_A.weight", 4, 32), "must have A and B of each module"),
         (lambda: new_tensors(both.other.model, 4, "up_proj, nap", seed=0), "among down_proj, .* got 'nap'"),
         (lambda: both.other.sample([[]], 1, Sampling(**OPTIONS)), "prompt 0 has no token"),
         (lambda: both.other.sample([[5] * 123], 1, Sampling(**OPTIONS)), "exceeds the model's context of 128"),

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from zopro.engine import Batch, Engine, Sampling
@@ -24,6 +25,7 @@ AGREE = 0.5  # nats a token, root mean square, that two ways to one log-prob may
 SHOWS = 3.0  # times the noise that a difference must be, to be one
 
 
+@torch.no_grad()
 def check_engine(engine: Engine, prompts: Sequence[Sequence[int]], options: Sampling, differences: bool) -> list[str]:
     """What was found out about the engine, a line each.
 
