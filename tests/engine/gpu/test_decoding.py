@@ -17,7 +17,6 @@ from taped import Taped
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.engine import Sampling
 from zopro.engine.gpu import decoding, memory
-from zopro.engine.gpu.memory import bucket
 from zopro.engine.gpu.trial import NoHostReads
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
@@ -298,10 +297,3 @@ def test_what_cannot_be_captured_is_said_once(
     (line,) = [entry.message for entry in caplog.records if entry.name == decoding.__name__]
     assert line.startswith(f"model: {kind} decodes without CUDA graphs, since ") and reason in line
     assert_same(found[0], plainly(model, prompts, **arguments))
-
-
-def test_buckets_leave_at_most_a_third_idle() -> None:
-    for least in (1, 64):
-        sizes = [bucket(size, least) for size in range(1, 1000)]
-        assert sizes == sorted(sizes) and len(set(sizes)) < 22
-        assert all(size <= found <= max(least, 1.5 * size) for size, found in enumerate(sizes, 1))
