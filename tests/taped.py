@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -37,6 +38,7 @@ class Tape(TorchDispatchMode):
             self.done.append((func, args, kwargs or {}, None if func._schema.is_mutable else result))
         return result
 
+    @torch.inference_mode()  # in which what was made in it may be written too
     def replay(self) -> None:
         for func, args, kwargs, result in self.done:
             again = func(*args, **kwargs)

@@ -17,7 +17,6 @@ from taped import Taped
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.engine import Sampling
 from zopro.engine.gpu import decoding, memory
-from zopro.engine.gpu.memory import bucket
 from zopro.engine.gpu.trial import NoHostReads
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
@@ -225,6 +224,15 @@ def test_numbers_of_a_broken_batch_do_not_stay(device: str) -> None:
     assert_same(generate(model, PROMPTS, **options), expected)
 
 
+def test_memory_made_in_inference_mode_serves_outside_of_it(device: str) -> None:
+    model = model_of("llama", device)
+    options = {"max_new_tokens": 8, "eos_token_ids": [-1], "pad_token_id": 0, "do_sample": False}
+    generate(model, PROMPTS[:1], **options)
+    with torch.inference_mode():
+        inside = generate(model, PROMPTS, num_generations=2, **options)
+    assert_same(generate(model, PROMPTS, num_generations=2, **options), inside)
+
+
 @pytest.mark.parametrize(("kind", "how"), [*EACH, ("llama", {"do_sample": False})], ids=str)
 def test_a_step_waits_for_no_host(kind: str, how: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole step, drawing and stop test too. That the check can fail, the next test shows."""
@@ -289,10 +297,3 @@ def test_what_cannot_be_captured_is_said_once(
     (line,) = [entry.message for entry in caplog.records if entry.name == decoding.__name__]
     assert line.startswith(f"model: {kind} decodes without CUDA graphs, since ") and reason in line
     assert_same(found[0], plainly(model, prompts, **arguments))
-
-
-def test_buckets_leave_at_most_a_third_idle() -> None:
-    for least in (1, 64):
-        sizes = [bucket(size, least) for size in range(1, 1000)]
-        assert sizes == sorted(sizes) and len(set(sizes)) < 22
-        assert all(size <= found <= max(least, 1.5 * size) for size, found in enumerate(sizes, 1))

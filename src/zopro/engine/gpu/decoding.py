@@ -122,13 +122,15 @@ class Fixed:
         if self._memory is None or not self._memory.fits(prompts, shape):
             before = (0, 0, 0) if self._memory is None else self._memory.size
             self.rest()
-            self._memory = Memory(prompts, shape, device, before)
+            with torch.inference_mode(False):  # whose tensors are of use there alone
+                self._memory = Memory(prompts, shape, device, before)
         return self._memory
 
     def _stopping(self, stops: tuple[int, ...], device: torch.device) -> Tensor:
         """At one address for all graphs."""
         if stops not in self._stops:
-            self._stops[stops] = torch.tensor(stops, dtype=torch.long, device=device)
+            with torch.inference_mode(False):
+                self._stops[stops] = torch.tensor(stops, dtype=torch.long, device=device)
         return self._stops[stops]
 
     def rest(self) -> None:
@@ -150,7 +152,8 @@ def fixed_decoding(parts: CausalParts, able: Abilities) -> Iterator[Fixed | None
         yield None
         return
     if parts.model not in _known and not only_now():
-        _known[parts.model] = Fixed(parts)
+        with torch.inference_mode(False), torch.no_grad():
+            _known[parts.model] = Fixed(parts)
     fixed = _known.get(parts.model)
     reason = only_now() or ("" if fixed is None else fixed.why_not) or _watched(parts)
     if fixed is None or reason:

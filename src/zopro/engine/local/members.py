@@ -131,7 +131,11 @@ class Members(TorchFunctionMode):
 
 def _settled(held: dict[object, Tensor], name: object, tensor: Tensor) -> Tensor:
     kept = held.get(name)
-    if kept is None or (kept.shape, kept.stride(), kept.dtype) != (tensor.shape, tensor.stride(), tensor.dtype):
+    if (
+        kept is None
+        or kept.is_inference()
+        or (kept.shape, kept.stride(), kept.dtype) != (tensor.shape, tensor.stride(), tensor.dtype)
+    ):
         held[name] = tensor
         return tensor
     return kept if kept is tensor else kept.copy_(tensor)
