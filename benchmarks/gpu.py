@@ -29,11 +29,15 @@ with importing():
 
     from zopro.bench import kinds
     from zopro.bench.work import Setting, Work, build
-    from zopro.engine.batch import Rollouts
+    from zopro.engine.batch import Rollouts, Sampling
     from zopro.engine.gpu import decoding
     from zopro.engine.local import head
     from zopro.engine.local.causal import causal_parts
+    from zopro.engine.local.engine import LocalEngine
     from zopro.engine.local.rollouts import generate
+    from zopro.zo import Gaussian
+    from zopro.zo.displacement import Displacement
+    from zopro.zo.weights import Weights
 
 SMALL = {"prompts": 8, "num_generations": 4, "completion_length": 32, "steps": 3}
 LARGE = {"prompts": 32, "num_generations": 8, "completion_length": 128, "steps": 2}
@@ -128,6 +132,29 @@ def decoding_speed(work: Work) -> dict[str, Any]:
     }
 
 
+def population(work: Work) -> dict[str, Any]:
+    """Seconds of the answers of 8 displaced policies: together and one by one, from graphs and by the plain loop."""
+    setting = build(work, classifier=False)
+    named = [(name, tensor) for name, tensor in setting.policy.named_parameters() if tensor.requires_grad]
+    weights = Weights.of(named, Gaussian())
+    at = [Displacement(0, query, 0, t, (1e-3,)) for query in range(4) for t in (1.0, -1.0)]
+    options = Sampling(work.completion_length, [-1], setting.tokenizer.pad_token_id)
+
+    def seconds(together: bool) -> float:
+        engine = LocalEngine(setting.policy, weights, member_tokens=2**20 if together else 0)
+        best = float("inf")
+        for _ in range(3):  # the first captures
+            start = wait()
+            engine.sample(setting.prompt_ids, work.num_generations, options, at)
+            best = min(best, wait() - start)
+        return best
+
+    result = {"members": len(at), "together_s": seconds(True), "one_by_one_s": seconds(False)}
+    with plain_loop():
+        result |= {"plain_together_s": seconds(True), "plain_one_by_one_s": seconds(False)}
+    return result
+
+
 @torch.no_grad()
 def tiles(work: Work) -> dict[str, Any]:
     """Seconds of the log-probs of many tokens by the tile's size, and by torch's linear_cross_entropy where it is."""
@@ -188,6 +215,7 @@ def entries() -> list[Entry]:
         Entry("tiles 1b large", 10, tiles, Work(size="1b", **LARGE)),
         Entry("step 0.1b as SmolLM2", 20, measured("step"), Work(**SMOLLM)),
         Entry("memory 1b large", 25, memory, Work(size="1b", **LARGE)),
+        Entry("population 1b", 40, population, Work(size="1b", **{**SMALL, "num_generations": 2})),
         Entry("peer 1b large", 35, measured("peer"), Work(size="1b", **{**LARGE, "steps": 1})),
         Entry("peer-cb 1b large", 40, measured("peer-cb"), Work(size="1b", **{**LARGE, "steps": 1})),
         Entry("peer 8b small", 35, measured("peer"), Work(size="8b", **{**SMALL, "steps": 1})),

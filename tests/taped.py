@@ -7,8 +7,10 @@ as they were, just as in a graph. So CPU tests show what would go wrong on a GPU
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,6 +38,7 @@ class Tape(TorchDispatchMode):
             self.done.append((func, args, kwargs or {}, None if func._schema.is_mutable else result))
         return result
 
+    @torch.inference_mode()  # in which what was made in it may be written too
     def replay(self) -> None:
         for func, args, kwargs, result in self.done:
             again = func(*args, **kwargs)
@@ -47,10 +50,14 @@ class Tape(TorchDispatchMode):
 class Taped(Graphs):
     """`Graphs` whose captures are tapes."""
 
-    def _first(self, step: Callable[[], None]) -> None:
+    def _there(self) -> Any:
+        return nullcontext()
+
+    def _waits(self, step: Callable[[], object]) -> bool:
         self._latest = Tape()
         with self._latest:
             step()
+        return False
 
-    def _capture(self, key: Any, step: Callable[[], None]) -> None:
+    def _capture(self, key: Any, step: Callable[[], object]) -> None:
         self._graphs[key] = self._latest

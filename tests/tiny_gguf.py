@@ -11,13 +11,18 @@ import numpy as np
 PERMUTED = {"llama"}
 
 
-def write_gguf(path: Path, model: Any, tokenizer: Any, kind: str, quantised: str = "F32") -> Path:
-    """Of a Llama or Qwen3 model, as the converter writes it; matrices in a type of GGUF, for example Q8_0."""
+def write_gguf(
+    path: Path, model: Any, tokenizer: Any, kind: str, quantised: str = "F32", tensors_a_file: int = 0
+) -> Path:
+    """Of a Llama or Qwen3 model, as the converter writes it; matrices in a type of GGUF, for example Q8_0.
+
+    Returns the file, or the first of those of `tensors_a_file`.
+    """
     import gguf
 
     config, weights = model.config, {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     heads, keys = config.num_attention_heads, config.num_key_value_heads
-    writer = gguf.GGUFWriter(path, kind)
+    writer = gguf.GGUFWriter(path, kind, split_max_tensors=tensors_a_file)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -48,7 +53,7 @@ def write_gguf(path: Path, model: Any, tokenizer: Any, kind: str, quantised: str
             writer.add_tensor(target, tensor)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         write()
-    return path
+    return path if path.exists() else min(path.parent.glob(f"{path.stem}-*.gguf"))
 
 
 def _vocabulary(writer: Any, tokenizer: Any) -> None:

@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from zopro.config.model import GGUF
 from zopro.errors import InputError, out_of_memory
 from zopro.text.chat import QUESTION, added, added_start, check_end, render, turn_of
 
@@ -20,7 +21,6 @@ CHATML = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
-GGUF = ".gguf"  # one file with a model and its tokenizer, for llama.cpp
 PROCESSOR_TEMPLATE = "chat_template.json"  # where processors of images kept the template before it was the tokenizer's
 
 
@@ -35,6 +35,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
         InputError: there is no such tokenizer, it has no EOS token (a completion could not end), or it cannot be
             kept from adding tokens to the end of a prompt.
     """
+    if model.endswith(GGUF) and not Path(model).is_file():
+        raise InputError(f"engine: must be given a GGUF file, got {model!r}, which is none. Check the path.")
     try:
         if model.endswith(GGUF):
             tokenizer = _of_gguf(model)

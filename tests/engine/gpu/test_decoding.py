@@ -17,11 +17,11 @@ from taped import Taped
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.engine import Sampling
 from zopro.engine.gpu import decoding, memory
-from zopro.engine.gpu.memory import bucket
 from zopro.engine.gpu.trial import NoHostReads
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.members import Members
 from zopro.engine.local.rollouts import Rollouts, generate
 from zopro.zo import Gaussian
 from zopro.zo.displacement import Displacement
@@ -173,6 +173,23 @@ def test_adapters_that_change_in_place_are_read_anew(device: str) -> None:
     assert_same(generate(model, PROMPTS, **options), plainly(model, PROMPTS, **options))
 
 
+def test_members_go_together_from_the_same_graphs(device: str, buckets: list[Any]) -> None:
+    """Prompts of several lengths, two populations: the second's matrices come to where the first's were."""
+    model = adapted(model_of("gemma3", device))
+    weights = Weights.of([(name, p) for name, p in model.named_parameters() if p.requires_grad], Gaussian(), "in_place")
+    options = {"num_generations": 2, "max_new_tokens": 12, "pad_token_id": 0}
+    answers, held = set(), []
+    for step, stops in enumerate((STOPS, [-1], [-1])):
+        at = [None, *(Displacement(0, query, step, t, (0.2,)) for query in range(2) for t in (1.0, -1.0))]
+        given = [{"eos_token_ids": stops, "generator": seeded(step), "members": Members(weights, at)} for _ in range(2)]
+        found = generate(model, PROMPTS, **options, **given[0])
+        assert_same(found, plainly(model, PROMPTS, **options, **given[1]))
+        answers.add(str(rows_of(found)))
+        held.append(len(decoding._known[model.get_base_model()].graphs._graphs))
+    assert len(answers) == 3 and {rows for _, rows, _ in buckets} == {5 * 4 * 2}
+    assert held[0] < held[1] == held[2], "other stops, then other matrices"
+
+
 def record(step: int) -> StepRecord:
     return StepRecord(
         step=step, seed=0, projected_gradients=[1.0], coefficients=[1.0], learning_rates=[0.05], eps=[1.0],
@@ -205,6 +222,15 @@ def test_numbers_of_a_broken_batch_do_not_stay(device: str) -> None:
             generate(model, PROMPTS, **options)
         weight.copy_(kept)
     assert_same(generate(model, PROMPTS, **options), expected)
+
+
+def test_memory_made_in_inference_mode_serves_outside_of_it(device: str) -> None:
+    model = model_of("llama", device)
+    options = {"max_new_tokens": 8, "eos_token_ids": [-1], "pad_token_id": 0, "do_sample": False}
+    generate(model, PROMPTS[:1], **options)
+    with torch.inference_mode():
+        inside = generate(model, PROMPTS, num_generations=2, **options)
+    assert_same(generate(model, PROMPTS, num_generations=2, **options), inside)
 
 
 @pytest.mark.parametrize(("kind", "how"), [*EACH, ("llama", {"do_sample": False})], ids=str)
@@ -271,10 +297,3 @@ def test_what_cannot_be_captured_is_said_once(
     (line,) = [entry.message for entry in caplog.records if entry.name == decoding.__name__]
     assert line.startswith(f"model: {kind} decodes without CUDA graphs, since ") and reason in line
     assert_same(found[0], plainly(model, prompts, **arguments))
-
-
-def test_buckets_leave_at_most_a_third_idle() -> None:
-    for least in (1, 64):
-        sizes = [bucket(size, least) for size in range(1, 1000)]
-        assert sizes == sorted(sizes) and len(set(sizes)) < 22
-        assert all(size <= found <= max(least, 1.5 * size) for size, found in enumerate(sizes, 1))

@@ -19,6 +19,7 @@ from zopro.engine.local.engine import LocalEngine
 from zopro.errors import InputError
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Displacement, Gaussian, StepRecord, Weights
+from zopro.zo.schedules import auto_eps
 
 pytest.importorskip("xllamacpp", reason="needs zopro[llamacpp]")
 gguf = pytest.importorskip("gguf", reason="writes the test's GGUF files")
@@ -96,6 +97,24 @@ def test_logprobs_are_those_of_transformers_at_every_displacement(both: Both) ->
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=ROUNDING, rtol=0)
     assert all((one - other).abs().max() > 0.05 for one, other in pairwise(wanted))
+
+
+def test_slopes_at_the_chosen_distance_are_autograds(both: Both) -> None:
+    rows = batch()
+
+    def loss_at(t: float) -> float:
+        return -float(both.other.logprobs(rows, [Displacement(7, 0, 0, t, (1.0,))])[0].double().sum())
+
+    eps, noise = auto_eps(loss_at)
+    places = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
+    logits = both.policy(rows.input_ids, attention_mask=rows.attention_mask, position_ids=places).logits
+    picked = logits.log_softmax(-1)[:, :-1].gather(-1, rows.input_ids[:, 1:, None])[..., 0]
+    loss = -(picked[:, -rows.completion_length :] * rows.completion_mask).sum()
+    gradients = torch.autograd.grad(loss, [p for _, p in both.named()])
+    z = Gaussian().sample(both.named(), seed=7, step=0)
+    wanted = sum(float((g * z[name]).sum()) for g, (name, _) in zip(gradients, both.named(), strict=True))
+    found = (loss_at(eps) - loss_at(-eps)) / (2 * eps)
+    assert found == pytest.approx(wanted, rel=0.1, abs=3 * noise / eps) and abs(wanted) > 10 * noise / eps
 
 
 def test_theta_reads_to_the_same_bits_after_displacements(both: Both) -> None:
@@ -204,6 +223,21 @@ def test_quantised_weights_answer_nearly_as_the_numbers_they_stand_for(tmp_path:
     model.close()
 
 
+def test_a_split_model_takes_adapters_on_all_its_blocks(both: Both, tmp_path: Path) -> None:
+    with both.policy.disable_adapter():
+        base = both.policy.get_base_model()
+        wanted = true_logprobs(both.policy, batch(), 1.0)
+    weights = {name.replace(".base_layer.", "."): t for name, t in base.state_dict().items() if ".lora_" not in name}
+    whole = type(base)(base.config)
+    whole.load_state_dict(weights)
+    first = write_gguf(tmp_path / "split.gguf", whole, both.tokenizer, both.path.stem, tensors_a_file=9)
+    model = Model(first, threads=1)
+    assert model.tensors == both.other.model.tensors and first.name.startswith("split-00001-of-")
+    new = Weights.of(new_tensors(model, 4, "all-linear", seed=0).items(), Gaussian())
+    torch.testing.assert_close(LlamaCppEngine(model, new, alpha=8).logprobs(batch())[0], wanted, atol=ROUNDING, rtol=0)
+    model.close()
+
+
 def test_adapters_begin_as_peft_begins_them() -> None:
     made = adapter.fresh({"up": (8, 4096)}, rank=64, seed=1)
     assert made["up.lora_A.weight"].std() == pytest.approx(1 / 64 / 3**0.5, rel=0.01)
@@ -221,6 +255,7 @@ def test_what_does_not_fit_is_refused(both: Both, tmp_path: Path) -> None:
         (lambda: with_tensor("lm_head.lora_A.weight", 4, 32), "'lm_head', which .* does not have"),
         (lambda: with_tensor("model.layers.0.mlp.up_proj.lora_A.weight", 4, 31), "64 x 32, got .* 4 x 31"),
         (lambda: with_tensor("model.layers.0.mlp.up_proj.weight", 4, 32), "plain LoRA"),
+        (lambda: with_tensor("model.layers.0.mlp.up_proj.lora_A.weight", 4, 32), "must have A and B of each module"),
         (lambda: new_tensors(both.other.model, 4, "up_proj, nap", seed=0), "among down_proj, .* got 'nap'"),
         (lambda: both.other.sample([[]], 1, Sampling(**OPTIONS)), "prompt 0 has no token"),
         (lambda: both.other.sample([[5] * 123], 1, Sampling(**OPTIONS)), "exceeds the model's context of 128"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def watched(model: nn.Module) -> str:
 
 def signature(model: nn.Module) -> Hashable:
     """What a graph of this model holds for good: the tensors' addresses and the adapters in use."""
-    tensors = [(tensor.data_ptr(), tensor.shape, tensor.dtype) for tensor in (*model.parameters(), *model.buffers())]
+    with torch._C.DisableTorchFunction():  # which looks at parameters that are read
+        tensors = [(one.data_ptr(), one.shape, one.dtype) for one in (*model.parameters(), *model.buffers())]
     return hash((*tensors, *(_use(module) for module in model.modules() if isinstance(module, BaseTunerLayer))))
 
 
@@ -58,14 +59,19 @@ def _use(layer: Any) -> Hashable:
 class Graphs:
     """Steps by what they were captured for, in one pool of memory: no two run at once, and none leaves anything in it.
 
+    Args:
+        device: where the steps run.
+
     Attributes:
         why_not: what went wrong when one was captured; none is from then on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
         self._pool: Any = None
         self._stream: Any = None
+        self._waited: set[Hashable] = set()
         self.why_not = ""
 
     def clear(self) -> None:
@@ -75,21 +81,30 @@ class Graphs:
 
     def run(self, key: Hashable, step: Step, times: int) -> None:
         """Take a step some times, at least once. The first of its kind runs as it is, which also warms up."""
-        if self.why_not:
+        with self._there():
+            while times and key not in self._graphs and not self.why_not:
+                self._first(key, step)
+                times -= 1
+            graph = self._graphs.get(key)
             for _ in range(times):
-                step()
-            return
-        if key not in self._graphs:
-            self._first(step)
-            if not self.why_not:
-                self._capture(key, step)
-            self.run(key, step, times - 1)
-            return
-        for _ in range(times):
-            self._graphs[key].replay()
-        self._graphs.move_to_end(key)
+                step() if graph is None else graph.replay()
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
 
-    def _first(self, step: Step) -> None:
+    def _there(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device)
+
+    def _first(self, key: Hashable, step: Step) -> None:
+        """A step as it is, then a capture; if it waited, which the first of its kind may, another has to come before."""
+        if not self._waits(step):
+            self._capture(key, step)
+        elif key in self._waited:
+            self.why_not = "it waits for the host"
+        else:
+            self._waited.add(key)
+
+    def _waits(self, step: Step) -> bool:
+        """Take a step; whether the host had to wait for it."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()
         before = torch.cuda.get_sync_debug_mode()
@@ -103,8 +118,7 @@ class Graphs:
             finally:
                 torch.cuda.set_sync_debug_mode(before)
                 torch.cuda.current_stream().wait_stream(self._stream)
-        if any("called a synchronizing" in str(entry.message) for entry in caught):
-            self.why_not = "it waits for the host"
+        return any("called a synchronizing" in str(entry.message) for entry in caught)
 
     def _capture(self, key: Hashable, step: Step) -> None:
         if self._pool is None:

@@ -38,8 +38,9 @@ class NoHostReads(TorchDispatchMode):
         if by_values(func) and not (func in INDEXING and all(index.dtype not in MASKS for index in _indices(args))):
             raise HostRead(f"{name} waits for the host")
         result = func(*args, **(kwargs or {}))
-        leaves = [leaf for leaf in tree_leaves((args, kwargs or {}, result)) if isinstance(leaf, Tensor)]
-        if len({leaf.device for leaf in leaves if leaf.dim() or func in COPYING}) > 1:  # others take numbers from a host
+        copies = func in COPYING  # others take numbers from a host, and leave some there that nobody reads
+        leaves = [x for x in tree_leaves((args, kwargs or {}, result if copies else ())) if isinstance(x, Tensor)]
+        if len({leaf.device for leaf in leaves if leaf.dim() or copies}) > 1:
             raise HostRead(f"{name} moves values between devices")
         return result
 

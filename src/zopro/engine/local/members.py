@@ -11,7 +11,7 @@ after another by the rounding of sums. What it cannot do it refuses (`Apart`), a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,20 @@ class Members(TorchFunctionMode):
         """Go on with these rows alone."""
         self.choose(self._rows[rows])
 
+    def settle(self, held: dict[object, Tensor]) -> Hashable:
+        """Move what rows read to the tensors in `held`, where they fit, and leave there what does not.
+
+        A captured step reads at fixed addresses, and other members come to the same ones.
+
+        Returns:
+            All that such a step holds for good.
+        """
+        for index, stack in self._stacks.items():
+            self._stacks[index] = _settled(held, index, stack)
+        self._slot = _settled(held, "slot", self._slot)
+        read = [(tensor.data_ptr(), tensor.shape) for tensor in (*self._stacks.values(), self._slot)]
+        return self.count, self._width, self._ordered, *read
+
     def _stack(self, index: int) -> Tensor:
         """(P, in, out): each member's matrix, transposed. Made when it is first read."""
         if index not in self._stacks:
@@ -113,3 +127,15 @@ class Members(TorchFunctionMode):
         grouped[self._slot] = x
         products = torch.bmm(grouped.view(self.count, -1, features), stack)
         return products.view(-1, time, stack.shape[-1])[self._slot]
+
+
+def _settled(held: dict[object, Tensor], name: object, tensor: Tensor) -> Tensor:
+    kept = held.get(name)
+    if (
+        kept is None
+        or kept.is_inference()
+        or (kept.shape, kept.stride(), kept.dtype) != (tensor.shape, tensor.stride(), tensor.dtype)
+    ):
+        held[name] = tensor
+        return tensor
+    return kept if kept is tensor else kept.copy_(tensor)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.local.sampling import Sampler
 from zopro.engine.servers.llamacpp.adapter import adapter_bytes, fresh, heads_of, module_names, parts
 from zopro.engine.servers.llamacpp.model import MOST_ROWS, Model
+from zopro.engine.servers.llamacpp.rows import Asked, rollouts_of, uniform_of, unpadded
 from zopro.errors import InputError
 from zopro.zo import Directions, Weights
 from zopro.zo.displacement import Displacement
@@ -31,17 +32,6 @@ CELLS = 2**14  # tokens of prompts and answers held at once, unless a single pro
 LOGITS = 2**23  # elements held at once: 32 MiB
 
 T = TypeVar("T")
-
-
-class Asked(NamedTuple):
-    """A prompt and the rows of the result that begin with it."""
-
-    prompt: Sequence[int]
-    rows: list[int]
-
-    def cells(self, new: int) -> int:
-        """Tokens of the prompt, and of each row's `new` ones."""
-        return len(self.prompt) + len(self.rows) * new
 
 
 class LlamaCppEngine:
@@ -57,11 +47,13 @@ class LlamaCppEngine:
 
     def __init__(self, model: Model, weights: Weights, alpha: float) -> None:
         self.model, self.alpha = model, alpha
+        self._tensors: dict[str, Tensor] = {}
         self.weights = weights
 
     @property
     def weights(self) -> Weights:
-        """theta and its directions; another holder of the same policy's tensors may put its own here."""
+        """theta and its directions; another holder of the same policy's tensors, or of a part of them, may put its own
+        here."""
         return self._weights
 
     @weights.setter
@@ -81,6 +73,10 @@ class LlamaCppEngine:
                 )
             self._places[module] = weight, heads_of(weight, model.architecture, *model.heads)
         self._weights = weights
+        self._tensors |= dict(_named(weights))
+        half = next((m for m in self._places if not {f"{m}.lora_{s}.weight" for s in "AB"} <= self._tensors.keys()), None)
+        if half is not None:
+            raise InputError(f"engine: the adapter must have A and B of each module, got one of {half!r}.")
 
     @classmethod
     def of(
@@ -104,7 +100,7 @@ class LlamaCppEngine:
 
     def adapter_file(self, at: Displacement | None = None) -> bytes | None:
         """The policy at a displacement as a GGUF adapter, for `llama-cli --lora`; None: the model without one."""
-        tensors = dict(_named(self.weights)) if at is None or at.t == 0 else self.weights.at(at)
+        tensors = self._tensors if at is None or at.t == 0 else {**self._tensors, **self.weights.at(at)}
         return adapter_bytes(tensors, self.model.architecture, self.alpha, self._places) if tensors else None
 
     def sample(
@@ -113,7 +109,7 @@ class LlamaCppEngine:
         """As `Engine.sample`. Raises InputError: an option out of range, or a prompt without room for its answer."""
         sampler = Sampler(options.do_sample, options.temperature, options.top_k, options.top_p, options.min_p or 0.0)
         self._check(prompts, k, options.max_new_tokens)
-        uniform = _uniform(options, len(prompts) * k, len(at))
+        uniform = uniform_of(options, len(prompts) * k, len(at))
         return self._at(at, lambda: self._generate(prompts, k, options, sampler, uniform))
 
     def logprobs(
@@ -157,7 +153,7 @@ class LlamaCppEngine:
         stops = frozenset(options.eos_token_ids)
         asked = [Asked(prompt, list(range(n * k, n * k + k))) for n, prompt in enumerate(prompts)]
         for part in self._parts(asked, options.max_new_tokens):
-            logits = self._begin(part, options.max_new_tokens)
+            logits = self._begin(part, options.max_new_tokens, 1)
             order = [(row, len(one.prompt)) for one in part for row in one.rows]
             live = list(range(len(order)))
             for step in range(options.max_new_tokens):
@@ -173,17 +169,14 @@ class LlamaCppEngine:
                 logits = self.model.read(last, [order[i][1] + step for i in live], live, [True] * len(live))
         if not logprobs.isfinite().all():
             raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
-        return _rollouts(prompts, k, answers, logprobs, options.pad_token_id)
+        return rollouts_of(prompts, k, answers, logprobs, options.pad_token_id)
 
     def _score(self, batch: Batch, temperature: float) -> Tensor:
-        answers = [
-            ids[mask.bool()].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
-        ]
         width = batch.completion_length
-        before = zip(batch.prompt_ids, batch.attention_mask[:, :-width], strict=True)
+        answers = unpadded(batch.completion_ids, batch.completion_mask)
         groups: dict[tuple[int, ...], list[int]] = {}
-        for row, (ids, mask) in enumerate(before):
-            groups.setdefault(tuple(ids[mask.bool()].tolist()), []).append(row)
+        for row, prompt in enumerate(unpadded(batch.prompt_ids, batch.attention_mask[:, :-width])):
+            groups.setdefault(tuple(prompt), []).append(row)
         found = torch.zeros(len(answers), width)
 
         def score(logits: Tensor, places: list[tuple[int, int]]) -> None:
@@ -195,7 +188,7 @@ class LlamaCppEngine:
         asked = [Asked(prompt, [row for row in rows if answers[row]]) for prompt, rows in groups.items()]
         for part in self._parts([one for one in asked if one.rows], width):
             order = [(row, len(one.prompt)) for one in part for row in one.rows]
-            score(self._begin(part, width), [(row, 0) for row, _ in order])
+            score(self._begin(part, width, width), [(row, 0) for row, _ in order])
             todo = [(i, column) for i, (row, _) in enumerate(order) for column in range(1, len(answers[row]))]
             for now in (todo[start : start + self._most] for start in range(0, len(todo), self._most)):
                 tokens = [answers[order[i][0]][column - 1] for i, column in now]
@@ -224,11 +217,16 @@ class LlamaCppEngine:
         if part:
             yield part
 
-    def _begin(self, part: Sequence[Asked], new: int) -> Tensor:
-        """Read each prompt once for its rows, which follow one another; logits (rows, V) behind it, new."""
+    def _begin(self, part: Sequence[Asked], new: int, wanted: int) -> Tensor:
+        """Read each prompt once for its rows, which follow one another; logits (rows, V) behind it, new.
+
+        Args:
+            new: tokens that will follow in each row. wanted: how many of them in one go.
+        """
         counts = [len(one.rows) for one in part]
         firsts = [sum(counts[:number]) for number in range(len(part))]
-        self.model.begin(sum(one.cells(new) for one in part), sum(counts))
+        outputs = max(sum(counts), min(self._most, sum(counts) * wanted))
+        self.model.begin(sum(one.cells(new) for one in part), sum(counts), outputs)
         each = [
             (first, place, one.prompt)
             for first, one in zip(firsts, part, strict=True)
@@ -263,34 +261,5 @@ def new_tensors(model: Model, rank: int, targets: str, seed: int) -> dict[str, T
     return fresh({name: (model.tensors[w][0], model.tensors[w][1]) for name, w in chosen.items()}, rank, seed)
 
 
-def _uniform(options: Sampling, rows: int, times: int) -> Tensor:
-    """(rows, steps) fp64 in [0, 1): as the local engine draws them, so that the same seeds mean the same numbers."""
-    given, steps = options.generator, options.max_new_tokens
-    if isinstance(given, Sequence):
-        own = [row.clone_state() if times > 1 else row for row in given]
-        return torch.stack([torch.rand(steps, dtype=torch.float64, generator=row) for row in own])
-    one = given.clone_state() if given is not None and times > 1 else given
-    return torch.rand((rows, steps), dtype=torch.float64, generator=one)
-
-
 def _named(weights: Weights) -> list[tuple[str, Tensor]]:
     return [pair for group in weights.groups for pair in zip(group["param_names"], group["params"], strict=True)]
-
-
-def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
-
-
-def _rollouts(
-    prompts: Sequence[Sequence[int]], k: int, answers: Sequence[list[int]], logprobs: Tensor, pad: int
-) -> Rollouts:
-    wide, long = max(map(len, prompts)), max(map(len, answers))
-    ids = torch.tensor([[pad] * (wide - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (wide - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return Rollouts(
-        prompt_ids=ids.repeat_interleave(k, dim=0),
-        prompt_mask=mask.repeat_interleave(k, dim=0),
-        completion_ids=torch.tensor([answer + [pad] * (long - len(answer)) for answer in answers]),
-        completion_mask=torch.tensor([[1] * len(answer) + [0] * (long - len(answer)) for answer in answers]),
-        logprobs=logprobs[:, :long].contiguous(),
-    )

@@ -1,8 +1,9 @@
 """A GGUF model in this process: tokens in, logits out, with one adapter over it at a time.
 
 model = Model("model.gguf")
-with model.adapter(data):                       # the bytes of a GGUF adapter
-    logits = model.read(Rows(...))
+with model.adapter(data):                                        # the bytes of a GGUF adapter
+    model.begin(cells=64, rows=1, outputs=1)
+    logits = model.read(tokens, range(len(tokens)), [0] * len(tokens), [False] * (len(tokens) - 1) + [True])
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Model:
 
     Args:
         path: of the file; of a split one its first.
-        threads: by default as many as torch has.
+        threads: by default as many as torch has when it reads.
         gpu_layers: layers that go to a GPU, if the library is built for one; -1: all.
 
     Raises InputError: no such file, none that llama.cpp can load, or a network that cannot be driven.
     """
 
-    _cells = _rows = _piece = 0
+    _cells = _rows = _outputs = _piece = 0
     _adapter: Any = None
 
     def __init__(self, path: str | Path, threads: int | None = None, gpu_layers: int = -1) -> None:
@@ -48,7 +49,7 @@ class Model:
         self._held: dict[str, Any] = {}  # what the library has given out: a context, the model
         self.close = weakref.finalize(self, _free, self.library, self._held)
         """Give the memory back; done at the latest before the interpreter ends, after which it would crash."""
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads
         if not self.path.is_file():
             raise InputError(f"engine: llamacpp must be given a GGUF file, got {str(path)!r}, which is none.")
         params = self.library.llama_model_default_params()
@@ -87,8 +88,16 @@ class Model:
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the file's weights by name, the fastest dimension last. Of a split model those of its first file."""
-        file = self.library.gguf_init_from_file(os.fsencode(self.path), lib.FileParams(True, None))
+        """Shapes of the weights by name, the fastest dimension last."""
+        found: dict[str, tuple[int, ...]] = {}
+        count = int(self.metadata("split.count") or 1)
+        for number in range(1, count + 1):
+            name = self.path.name.replace(f"-00001-of-{count:05d}", f"-{number:05d}-of-{count:05d}")
+            found |= self._tensors_of(self.path.with_name(name))
+        return found
+
+    def _tensors_of(self, path: Path) -> dict[str, tuple[int, ...]]:
+        file = self.library.gguf_init_from_file(os.fsencode(path), lib.FileParams(True, None))
         found = {}
         for index in range(self.library.gguf_get_n_tensors(file)):
             sizes = self.library.gguf_get_tensor_ne(file, index)[:4]
@@ -160,22 +169,23 @@ class Model:
         if self.library.llama_set_adapters_lora(context, adapters, count, scales):
             raise RuntimeError(f"engine: llama.cpp does not take the adapter{lib.why()}")
 
-    def begin(self, cells: int, rows: int) -> None:
-        """Forget everything read, and have room for so many tokens in so many rows.
+    def begin(self, cells: int, rows: int, outputs: int) -> None:
+        """Forget everything read, and have room for so many tokens in so many rows, and for rows of logits at once.
 
         Raises InputError: there is no memory for it.
         """
-        if "context" not in self._held or cells > self._cells or rows > self._rows:
-            self._open(max(cells, self._cells), max(rows, self._rows))
+        if "context" not in self._held or cells > self._cells or rows > self._rows or outputs > self._outputs:
+            self._open(max(cells, self._cells), max(rows, self._rows), max(outputs, self._outputs))
+        threads = self.threads or torch.get_num_threads()
+        self.library.llama_set_n_threads(self._held["context"], threads, threads)
         self.library.llama_memory_clear(self._memory, False)
 
-    def _open(self, cells: int, rows: int) -> None:
+    def _open(self, cells: int, rows: int, outputs: int) -> None:
         _free_context(self.library, self._held)
         params = self.library.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = -(-cells // 256) * 256, rows, True
         params.n_batch = params.n_ubatch = min(PIECE, params.n_ctx)
-        params.n_outputs_max = params.n_outputs_max_per_seq = rows  # it aborts the process if there are fewer
-        params.n_threads = params.n_threads_batch = self.threads
+        params.n_outputs_max = params.n_outputs_max_per_seq = max(rows, outputs)  # it aborts if there are fewer than rows
         if self.exact:
             params.type_k = params.type_v = F32
             params.flash_attn_type = 0
@@ -189,6 +199,7 @@ class Model:
         self._held["context"] = context
         self._memory = self.library.llama_get_memory(context)
         self._cells, self._rows, self._piece = params.n_ctx, rows, params.n_batch
+        self._outputs = params.n_outputs_max
         self._set_adapter()
 
     def copy(self, source: int, target: int) -> None:
@@ -201,7 +212,7 @@ class Model:
         start = 0
         while start < len(tokens):
             end, outputs = start, 0
-            while end < len(tokens) and end - start < self._piece and outputs + wanted[end] <= self._rows:
+            while end < len(tokens) and end - start < self._piece and outputs + wanted[end] <= self._outputs:
                 outputs += wanted[end]
                 end += 1
             found.append(self._decode(tokens[start:end], places[start:end], rows[start:end], wanted[start:end]))
