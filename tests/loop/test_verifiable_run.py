@@ -20,6 +20,7 @@ from zopro.loop import export, pipeline
 from zopro.loop.replay import replay
 
 SEEN: list[dict[str, Any]] = []
+GIVEN: list[dict[str, Any]] = []  # what `finished` saw
 
 
 def rows() -> list[dict[str, Any]]:
@@ -86,7 +87,9 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
         forward_only(patch)
-        return made, pipeline.run(made, quiet=True)
+        found = pipeline.run(made, quiet=True)
+    GIVEN[:] = SEEN
+    return made, found
 
 
 def test_only_the_stages_of_the_policy_run(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -167,8 +170,8 @@ def test_a_population_killed_in_a_generation_asks_for_the_rest_only(lora_r: int,
 
 def test_functions_get_the_row_as_it_is(finished: tuple[RunConfig, dict[str, Any]]) -> None:
     by_prompt = {row["prompt"]: row for row in rows()}
-    assert len(SEEN) > 4 and any(len(call["prompts"]) == 4 for call in SEEN)  # of a step: 2 prompts, 2 answers each
-    for call in SEEN:
+    assert len(GIVEN) > 4 and any(len(call["prompts"]) == 4 for call in GIVEN)  # of a step: 2 prompts, 2 answers each
+    for call in GIVEN:
         for prompt, answer, level in zip(call["prompts"], call["answer"], call["level"], strict=True):
             assert (by_prompt[prompt]["answer"], by_prompt[prompt]["level"]) == (answer, level)
         assert len(call["completion_ids"]) == len(call["completions"]) and "prompt" not in call
