@@ -24,22 +24,23 @@ from transformers import AutoModelForCausalLM
 from zopro.engine import Sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
-from zopro.zo import Displacement, Gaussian, Weights
+from zopro.zo import Displacement, Gaussian, LowRank, Weights
 
 WAYS = ("together", "apart", "theta")
 
 
 def build(args: argparse.Namespace) -> tuple[LocalEngine, list[list[int]], list[Displacement | None]]:
-    """An engine over the model with adapters on all linear layers, prompts of 24 to 36 tokens, and the members."""
+    """An engine over the model, with adapters if they have a rank, prompts of 24 to 36 tokens, and the members."""
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    model = get_peft_model(
-        base, LoraConfig(r=args.rank, target_modules=args.targets.split(",") if "," in args.targets else args.targets)
-    )
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and args.displaced in name]
+    model: Any = base
+    if args.rank:
+        targets = args.targets.split(",") if "," in args.targets else args.targets
+        model = get_peft_model(base, LoraConfig(r=args.rank, target_modules=targets))
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (args.displaced in n or not args.rank)]
     draw = torch.Generator().manual_seed(0)
     prompts = [torch.randint(100, 10_000, (24 + 4 * (n % 4),), generator=draw).tolist() for n in range(args.prompts)]
     at = [Displacement(0, query, 0, t, (1e-3,)) for query in range(args.members // 2) for t in (1.0, -1.0)]
-    return LocalEngine(model, Weights.of(named, Gaussian())), prompts, at
+    return LocalEngine(model, Weights.of(named, Gaussian() if args.rank else LowRank(1))), prompts, at
 
 
 def sample(engine: LocalEngine, prompts: list[list[int]], at: list[Any], way: str, tokens: int) -> float:
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=8, help="of adapters; 0: full parameters, with noise of rank 1")
     parser.add_argument("--targets", default="all-linear")
     parser.add_argument("--displaced", default="lora_", help="of the adapters, those with this in their names")
     parser.add_argument("--threads", type=int, default=2)

@@ -138,7 +138,7 @@ def test_logits_by_pieces_and_products_by_tiles(monkeypatch: pytest.MonkeyPatch)
 def test_directions_as_large_as_large_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members, "WIDEST", 31)
     model = tiny_model("llama", tiny_tokenizer())
-    expected = "is as large as what it displaces, which low_rank's is not"
+    expected = "is as large as the matrix, which low_rank's is not"
     with pytest.raises(Apart, match=expected), Members(Weights.of(model.named_parameters(), Gaussian()), AT) as mode:
         mode.choose(torch.zeros(1, dtype=torch.long))
         model(torch.tensor([[1, 2]]))

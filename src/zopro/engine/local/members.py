@@ -1,14 +1,14 @@
 """Many displaced policies in one pass of the base weights: each row of a batch reads its own member's matrices.
 
-Members theta + t eps z differ in t and in their direction's eps z. So the weights themselves serve the rows of all members at
-once, and only what a direction adds is taken group by group:
+Members theta + t eps z differ in t and in their direction's eps z. So the weights themselves serve the rows of all
+members at once, and only what a direction adds is taken group by group:
 
     y_row = x_row W^T + t_row x_row (eps z_q)^T,  q the row's direction
 
-The two sides of a direction share its eps z. Where z has few columns (LoRA's factors, or `LowRank` noise on full parameters,
-whose factors are used as they are: EGGROLL, arXiv 2511.16652), a member costs a product of few columns beside the shared one.
-Numbers differ from those of members one after another by the rounding of sums. What it cannot do it refuses (`Apart`), and the
-caller goes on one by one.
+The two sides of a direction share its eps z. Where z has few columns (LoRA's factors, or `LowRank` noise on full
+parameters, whose factors are used as they are: EGGROLL, arXiv 2511.16652), a member costs a product of few columns beside
+the shared one. Numbers differ from those of members one after another by the rounding of sums. What it cannot do it
+refuses (`Apart`), and the caller goes on one by one.
 """
 
 from __future__ import annotations
