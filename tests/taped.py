@@ -7,6 +7,7 @@ as they were, just as in a graph. So CPU tests show what would go wrong on a GPU
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -46,6 +47,9 @@ class Tape(TorchDispatchMode):
 
 class Taped(Graphs):
     """`Graphs` whose captures are tapes."""
+
+    def _there(self) -> Any:
+        return nullcontext()
 
     def _first(self, step: Callable[[], None]) -> None:
         self._latest = Tape()

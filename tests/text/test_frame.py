@@ -18,7 +18,7 @@ import tiny_runs
 from templates import SHAPES, in_parts, with_template
 from tiny import tiny_model
 from zopro import cli
-from zopro.config import ModelOptions, RunConfig
+from zopro.config.model import ModelOptions, RunConfig
 from zopro.engine.local.models import lora_config, sequence_classifier
 from zopro.errors import InputError
 from zopro.judges.model import ModelJudge

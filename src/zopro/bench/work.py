@@ -12,8 +12,8 @@ from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zopro.choices import DIRECTIONS
-from zopro.config import DTYPES, ModelOptions
 from zopro.config.fields import not_negative, one_of
+from zopro.config.model import DTYPES, ModelOptions
 from zopro.config.step import StepOptions
 from zopro.engine.local import models
 from zopro.engine.local.starts import load_start, tokenizer_home

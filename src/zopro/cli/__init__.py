@@ -182,6 +182,7 @@ def _add_export(commands: Any) -> argparse.ArgumentParser:
     _add_policy(command)
     command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
     command.add_argument("--merged", action="store_true", help="merge the adapter into the base model's weights")
+    command.add_argument("--gguf", action="store_true", help="also write the adapter for llama.cpp and Ollama")
     command.set_defaults(handler=_export)
     return command
 
@@ -259,7 +260,7 @@ def _export(args: argparse.Namespace) -> Result:
     with importing():
         from zopro.loop import export
 
-    written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged)
+    written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged, gguf=args.gguf)
     return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zopro.choices import ENGINES
-from zopro.config import ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local import rollouts
 from zopro.engine.local.logprobs import completion_logprobs

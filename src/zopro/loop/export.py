@@ -3,6 +3,7 @@
 Models are loaded here as the run loaded them, and nothing is trained.
 
     zopro export RUN --out DIR --merged
+    zopro export RUN --out DIR --gguf             # llama-cli -m model.gguf --lora DIR/adapter.gguf
     zopro generate RUN --prompt "How do I boil an egg?"
 """
 
@@ -19,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from zopro.config import RunConfig
 from zopro.config.reading import load_config
-from zopro.engine.local import models, rollouts
+from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
 from zopro.engine.local.starts import joined, load_start, start_adapter, tokenizer_home
+from zopro.engine.opening import generate, open_base
+from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
 from zopro.store.durable import read_json
 from zopro.store.layout import Layout, numbered
@@ -37,6 +41,7 @@ from zopro.text.tokenizer import load_tokenizer
 from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE, MODEL_INDEX, adapter_tensors
 from zopro.weights.saving import save_tensors, save_weights
 
+GGUF_FILE = "adapter.gguf"
 _WEIGHTS = (ADAPTER_FILE, MODEL_FILE, MODEL_INDEX)
 
 
@@ -68,18 +73,24 @@ def find_policy(run: str | Path, iteration: int | None = None) -> Policy:
     return Policy(run, load_config(layout.config()), newest, found[newest])
 
 
-def export(run: str | Path, out: str | Path, *, iteration: int | None = None, merged: bool = False) -> dict[str, Any]:
+def export(
+    run: str | Path, out: str | Path, *, iteration: int | None = None, merged: bool = False, gguf: bool = False
+) -> dict[str, Any]:
     """Write a policy of `run` with its tokenizer to `out` and return what was written.
 
     `merged` adds the adapter to the base weights, in the dtype the run computed in, so that the model answers as the
-    policy did. Policies of full-parameter runs are models already and are copied. `out` appears complete or not at
-    all.
+    policy did. `gguf` also writes the adapter as llama.cpp reads it, adapter.gguf. Policies of full-parameter runs are
+    models already and are copied. `out` appears complete or not at all.
     Raises `InputError` if `out` exists and is not an empty folder.
     """
     policy, out = find_policy(run, iteration), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
     config, is_adapter = policy.config, _is_adapter(policy.folder)
+    if merged and config.served:
+        raise InputError(f"--merged: must not be given, engine {config.engine} holds the weights. Export the adapter.")
+    if gguf and (merged or not is_adapter):
+        raise InputError("--gguf: must be given for an adapter alone, got a model. Leave --merged out.")
     tokenizer = load_tokenizer(tokenizer_home(config.model), config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if is_adapter and merged:
@@ -93,6 +104,8 @@ def export(run: str | Path, out: str | Path, *, iteration: int | None = None, me
             save_weights(model.merge_and_unload(), partial)
         elif is_adapter:
             _copy_adapter(policy, partial)
+            if gguf:
+                (partial / GGUF_FILE).write_bytes(gguf_adapter(partial, *_as_llamacpp(config)))
         else:
             shutil.copytree(
                 policy.folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer_state*", "*.pt")
@@ -141,7 +154,7 @@ def answer(
     for name, model in _policies(policy):
         frame = frame_of(tokenizer, declared_stops(model))
         check_vocabulary(tokenizer, model, frame, rendered)
-        drawn = rollouts.generate(
+        drawn = generate(
             model,
             encoded,
             num_generations=1,
@@ -204,6 +217,8 @@ def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
 
 def _load_model(config: RunConfig, folder: str) -> Any:
     device = models.resolve_device(config.device)
+    if folder == config.model:
+        return open_base(config, device)
     return load_start(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
 
 
@@ -220,6 +235,13 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
         name = start.base
     settings["base_model_name_or_path"] = str(Path(name).resolve()) if Path(name).is_dir() else name
     (target / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _as_llamacpp(config: RunConfig) -> tuple[str, tuple[int, int]]:
+    if config.served:
+        file = open_base(config, models.resolve_device("cpu")).served_by
+        return file.architecture, file.heads
+    return of_transformers(AutoConfig.from_pretrained(base_of(config.model), trust_remote_code=config.trust_remote_code))
 
 
 def _declare_stop(path: Path, tokenizer: Any) -> None:

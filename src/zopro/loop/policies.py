@@ -57,6 +57,10 @@ class Policies:
                 model = new_adapter(self.base, self.config, "CAUSAL_LM")
             else:
                 model = open_adapter(self.base, folder, trainable=trainable)
+        if self.config.lora_freeze_a:
+            for name, parameter in model.named_parameters():
+                if "lora_A" in name:
+                    parameter.requires_grad_(False)
         try:
             yield model
         finally:

@@ -279,8 +279,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         """Log-probs [B, C] of rows of which each `copies` share a prompt. What a guided trainer overrides."""
         expect_graph(torch.is_grad_enabled() and self.args.gradient_checkpointing)  # for memory, at the price of time
         policy = self.accelerator.unwrap_model(model)
-        engine = served(policy)
-        if engine is not None:
+        if engine := served(policy):
             return engine.logprobs(batch, temperature=self.temperature)[0]
         return LocalEngine(policy).score(batch, copies, self.temperature)
 

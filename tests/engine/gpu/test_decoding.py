@@ -22,6 +22,7 @@ from zopro.engine.gpu.trial import NoHostReads
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.members import Members
 from zopro.engine.local.rollouts import Rollouts, generate
 from zopro.zo import Gaussian
 from zopro.zo.displacement import Displacement
@@ -171,6 +172,23 @@ def test_adapters_that_change_in_place_are_read_anew(device: str) -> None:
     model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     model.set_adapter("other")
     assert_same(generate(model, PROMPTS, **options), plainly(model, PROMPTS, **options))
+
+
+def test_members_go_together_from_the_same_graphs(device: str, buckets: list[Any]) -> None:
+    """Prompts of several lengths, two populations: the second's matrices come to where the first's were."""
+    model = adapted(model_of("gemma3", device))
+    weights = Weights.of([(name, p) for name, p in model.named_parameters() if p.requires_grad], Gaussian(), "in_place")
+    options = {"num_generations": 2, "max_new_tokens": 12, "pad_token_id": 0}
+    answers, held = set(), []
+    for step, stops in enumerate((STOPS, [-1], [-1])):
+        at = [None, *(Displacement(0, query, step, t, (0.2,)) for query in range(2) for t in (1.0, -1.0))]
+        given = [{"eos_token_ids": stops, "generator": seeded(step), "members": Members(weights, at)} for _ in range(2)]
+        found = generate(model, PROMPTS, **options, **given[0])
+        assert_same(found, plainly(model, PROMPTS, **options, **given[1]))
+        answers.add(str(rows_of(found)))
+        held.append(len(decoding._known[model.get_base_model()].graphs._graphs))
+    assert len(answers) == 3 and {rows for _, rows, _ in buckets} == {5 * 4 * 2}
+    assert held[0] < held[1] == held[2], "other stops, then other matrices"
 
 
 def record(step: int) -> StepRecord:

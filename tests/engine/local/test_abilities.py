@@ -14,7 +14,7 @@ from trl import RLOOConfig
 from families import batch, family, family_model, named
 from tiny import tiny_model, tiny_tokenizer
 from tiny_trainers import online, same, weights, word_tokenizer
-from zopro.config import ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.engine.feedback import Feedback
 from zopro.engine.local import abilities as module
 from zopro.engine.local.abilities import NEVER, Abilities, abilities

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CohereConfig, CohereForCausalLM
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.config import ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.engine.local import models
 from zopro.errors import InputError
 from zopro.weights.adapters import adapter_state

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
 from zopro import cli
-from zopro.config import ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.engine.local import models
 from zopro.engine.local.quantised import check_trainable, hide, quantised, shown
 from zopro.engine.local.targets import new_adapter

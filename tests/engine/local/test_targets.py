@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
-from zopro.config import ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.rollouts import generate
 from zopro.engine.local.targets import check_targets, new_adapter

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,7 @@ from zopro.engine.gpu.trial import why_not
 from zopro.engine.local.abilities import Abilities
 from zopro.engine.local.causal import CausalParts, positions
 from zopro.engine.local.growing import growing_cache
+from zopro.engine.local.members import Members
 
 DEVICES = {"cuda"}  # where `generate` decodes this way
 OFF = "ZOPRO_CUDA_GRAPHS"  # environment variable: 0 turns it off
@@ -37,29 +38,46 @@ class Fixed:
 
     def __init__(self, parts: CausalParts) -> None:
         device = parts.model.get_input_embeddings().weight.device
-        self.graphs = Graphs() if device.type == "cuda" else Uncaptured()
+        self.graphs = (Graphs if device.type == "cuda" else Uncaptured)(device)
         self._memory: Memory | None = None
         self._stops: dict[tuple[int, ...], Tensor] = {}
+        self._settled: dict[object, Tensor] = {}
         self.why_not = why_not(parts, self.graphs)
 
     def decode(
-        self, parts: CausalParts, ids: Tensor, mask: Tensor, copies: int, how: Drawing, uniform: Tensor
+        self,
+        parts: CausalParts,
+        ids: Tensor,
+        mask: Tensor,
+        copies: int,
+        how: Drawing,
+        uniform: Tensor,
+        owners: tuple[Members, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Go on from prompts (n, P), padded on the left, `copies` times each, by `uniform` (n * K, C), fp64.
+
+        Of several displaced policies `owners` has the one of each prompt (n,). Their rows all stay to the end: which
+        rows go together is part of a graph.
 
         Returns:
             Tokens and log-probs (n * K, C) and lengths (n * K,): views, good until the next batch.
         """
         rows, steps = uniform.shape
         shape, stops = Shape.of(rows, ids.shape[1], steps), self._stopping(how.stops, ids.device)
+        if owners is not None:
+            owners[0].choose(owners[1])
         memory, hidden = self._begin(parts, ids, mask, copies, uniform, shape, how.pad)
+        same: Hashable = signature(parts.model)
+        if owners is not None:
+            owners[0].choose(owners[1].repeat_interleave(copies))
+            same = same, owners[0].settle(self._settled)
         draw(parts, memory.state(rows, shape.columns, shape.columns), hidden, how, stops)
-        same, done, end = signature(parts.model), 1, ids.shape[1]  # steps done; columns read
+        done, end = 1, ids.shape[1]  # steps done; columns read
         while done < steps:
             living = memory.living(rows)
             if len(living) == 0:
                 break
-            if (smaller := bucket(len(living))) < rows:
+            if owners is None and (smaller := bucket(len(living))) < rows:
                 memory.keep(living, rows, smaller, shape.columns, end)
                 rows = smaller
             times = min(LOOK, steps - done)
@@ -116,6 +134,7 @@ class Fixed:
     def rest(self) -> None:
         """Give memory back, and the graphs that go by it."""
         self.graphs.clear()
+        self._settled.clear()
         self._memory = None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def watched(model: nn.Module) -> str:
 
 def signature(model: nn.Module) -> Hashable:
     """What a graph of this model holds for good: the tensors' addresses and the adapters in use."""
-    tensors = [(tensor.data_ptr(), tensor.shape, tensor.dtype) for tensor in (*model.parameters(), *model.buffers())]
+    with torch._C.DisableTorchFunction():  # which looks at parameters that are read
+        tensors = [(one.data_ptr(), one.shape, one.dtype) for one in (*model.parameters(), *model.buffers())]
     return hash((*tensors, *(_use(module) for module in model.modules() if isinstance(module, BaseTunerLayer))))
 
 
@@ -58,11 +59,15 @@ def _use(layer: Any) -> Hashable:
 class Graphs:
     """Steps by what they were captured for, in one pool of memory: no two run at once, and none leaves anything in it.
 
+    Args:
+        device: where the steps run.
+
     Attributes:
         why_not: what went wrong when one was captured; none is from then on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
         self._pool: Any = None
         self._stream: Any = None
@@ -79,15 +84,18 @@ class Graphs:
             for _ in range(times):
                 step()
             return
-        if key not in self._graphs:
-            self._first(step)
-            if not self.why_not:
-                self._capture(key, step)
-            self.run(key, step, times - 1)
-            return
-        for _ in range(times):
-            self._graphs[key].replay()
-        self._graphs.move_to_end(key)
+        with self._there():
+            if key not in self._graphs:
+                self._first(step)
+                if not self.why_not:
+                    self._capture(key, step)
+                return self.run(key, step, times - 1)
+            for _ in range(times):
+                self._graphs[key].replay()
+            self._graphs.move_to_end(key)
+
+    def _there(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device)
 
     def _first(self, step: Step) -> None:
         if self._stream is None:

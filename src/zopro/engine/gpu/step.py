@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -51,8 +50,8 @@ def draw(parts: CausalParts, state: State, hidden: Tensor, how: Drawing, stops: 
     """The next token of each row after `hidden` (R, H); those that have ended write padding."""
     numbers = state.uniform[state.row, state.step]
     token, score = next_tokens(parts, how.sampler, hidden, numbers, on_host=False)
-    state.tokens[state.row, state.step] = torch.where(state.alive, token, how.pad)
-    state.scores[state.row, state.step] = torch.where(state.alive, score, 0.0)
+    state.tokens[state.row, state.step] = token.masked_fill(~state.alive, how.pad)
+    state.scores[state.row, state.step] = score.masked_fill(~state.alive, 0.0)
     state.counts[state.row] += state.alive
     state.alive.logical_and_((token[:, None] != stops).all(-1))
     state.token.copy_(token)

@@ -14,7 +14,7 @@ refuses (`Apart`), and the caller goes on one by one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,12 @@ class _Rows:
         self._slot = direction * width + place  # where each row stands among groups x width
         self._padded = groups * width
         self._even = self._padded == len(direction) and bool((self._slot == here).all())
+
+    def settle(self, held: dict[object, Tensor]) -> Hashable:
+        """As `Members.settle`."""
+        for name in ("direction", "t", "_slot"):
+            setattr(self, name, _settled(held, name, getattr(self, name)))
+        return self.groups, self._padded, self._even, *(_address(part) for part in (self.direction, self.t, self._slot))
 
     def grouped(self, x: Tensor) -> Tensor:
         """(groups, width * T, F) of x (B, T, F); groups of fewer rows end with zeros."""
@@ -93,7 +99,7 @@ class Members(TorchFunctionMode):
         self._added: dict[int, list[Tensor]] = {}
         self._members = torch.empty(0, dtype=torch.long)
         self._parts: dict[tuple[int, int], _Rows] = {}
-        self._next = 0
+        self._next, self._fixed = 0, False
 
     def __enter__(self) -> Members:
         super().__enter__()
@@ -107,12 +113,31 @@ class Members(TorchFunctionMode):
 
     def choose(self, members: Tensor) -> None:
         """Say which member each row of the coming passes belongs to: (B,) int64."""
-        self._members, self._next = members, 0
-        self._parts.clear()
+        self._members, self._next, self._fixed = members, 0, False
+        self._parts = {(0, len(members)): self._made(members)} if self._offsets else {}
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
         self.choose(self._members[rows])
+
+    def settle(self, held: dict[object, Tensor]) -> Hashable:
+        """Move what rows read to the tensors in `held`, where they fit, and leave there what does not.
+
+        A captured step reads at fixed addresses, and other members come to the same ones.
+
+        Returns:
+            All that such a step holds for good.
+        """
+        if not self._offsets:
+            return ()
+        rows = self._rows(len(self._members), whole=True)
+        self._fixed = True
+        read: list[Hashable] = [rows.settle(held)]
+        for index in range(len(self._tensors)):  # also what the prompts' pass has not read, such as an output matrix
+            kept = [_settled(held, (index, n), matrix) for n, matrix in enumerate(self._what_is_added(index))]
+            self._added[index] = kept
+            read += [_address(matrix) for matrix in kept]
+        return tuple(read)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -137,9 +162,13 @@ class Members(TorchFunctionMode):
         key = self._next, count
         self._next = (self._next + count) % total
         if key not in self._parts:
-            members = self._members[key[0] : key[0] + count]
-            self._parts[key] = _Rows(self._direction[members], self._t[members], len(self._offsets))
+            if self._fixed:
+                raise Apart("a displaced output matrix is read piece by piece in a captured step")
+            self._parts[key] = self._made(self._members[key[0] : key[0] + count])
         return self._parts[key]
+
+    def _made(self, members: Tensor) -> _Rows:
+        return _Rows(self._direction[members], self._t[members], len(self._offsets))
 
     def _what_is_added(self, index: int) -> list[Tensor]:
         """eps z of all directions as matrices to multiply with: (Q, in, out), or factors (Q, in, r) and (Q, r, out).
@@ -154,7 +183,7 @@ class Members(TorchFunctionMode):
                 self._added[index] = [right, left.transpose(1, 2)]
             elif tensor.dim() > 2 or (tensor.dim() == 2 and min(tensor.shape) > WIDEST):
                 raise Apart(
-                    f"a direction of {tuple(tensor.shape)} is as large as what it displaces, which low_rank's is not"
+                    f"a direction of {tuple(tensor.shape)} is as large as the matrix, which low_rank's is not"
                 )
             else:
                 stack = torch.stack([offset(index) for offset, _ in self._offsets])
@@ -202,3 +231,15 @@ class Members(TorchFunctionMode):
         rows = self._rows(len(self._members), whole=True)
         moved = vector.detach() + rows.scaled(self._what_is_added(self._index[id(vector)])[0][rows.direction])
         return moved.view(len(moved), *[1] * dims, -1)
+
+
+def _settled(held: dict[object, Tensor], name: object, tensor: Tensor) -> Tensor:
+    kept = held.get(name)
+    if kept is None or (kept.shape, kept.stride(), kept.dtype) != (tensor.shape, tensor.stride(), tensor.dtype):
+        held[name] = tensor
+        return tensor
+    return kept if kept is tensor else kept.copy_(tensor)
+
+
+def _address(tensor: Tensor) -> Hashable:
+    return tensor.data_ptr(), tensor.shape

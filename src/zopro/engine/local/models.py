@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from zopro.config import ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.engine.local.products import multiplies_bfloat16
 from zopro.engine.local.quantised import hide, quantised, share_modules
 from zopro.errors import InputError, out_of_memory

@@ -87,8 +87,7 @@ def generate(
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     copies = torch.arange(num_generations, device=device)
     budget = max_batch_tokens or MAX_BATCH_TOKENS
-    fixed_cache = fixed_decoding(parts, able) if members is None else nullcontext()
-    with torch.no_grad(), evaluating(parts.model), members or nullcontext(), fixed_cache as fixed:
+    with torch.no_grad(), evaluating(parts.model), fixed_decoding(parts, able) as fixed, members or nullcontext():
         sizes = [len(prompt) for prompt in prompts]
         for batch in _batches(sizes, num_generations, max_new_tokens, budget, equal=not able.pads):
             # a member's rows side by side
@@ -97,7 +96,8 @@ def generate(
             where = (index[:, None] * num_generations + copies).flatten()
             ids, mask = prompt_ids[index, width - longest :], prompt_mask[index, width - longest :]
             if fixed is not None:
-                found = fixed.decode(parts, ids, mask, num_generations, how, uniform[where])
+                owners = None if members is None else (members, index // once)
+                found = fixed.decode(parts, ids, mask, num_generations, how, uniform[where], owners)
             else:
                 if members is not None:
                     members.choose(index // once)

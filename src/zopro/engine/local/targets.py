@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
-from zopro.config import ModelOptions
+from zopro.config.model import ModelOptions
 from zopro.engine.local import models
 from zopro.engine.local.quantised import shown
 from zopro.errors import InputError, out_of_memory

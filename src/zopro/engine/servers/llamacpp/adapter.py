@@ -36,10 +36,11 @@ FUSED = {"phi3": {"ffn_up": "mlp.gate_up_proj"}}
 ROTATED = frozenset(("llama", "granite", "smollm3", "arcee", "minicpm"))
 """Architectures whose rows of q and k the converter reorders, since llama.cpp rotates neighbours, transformers halves."""
 
-AS_THEY_ARE = frozenset(("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "stablelm", "starcoder2"))
+AS_THEY_ARE = frozenset(("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo2", "stablelm"))
 """Those whose rows it leaves in order."""
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
@@ -56,6 +57,21 @@ def module_names(tensors: Mapping[str, tuple[int, ...]], architecture: str) -> d
         if match and match[2] in known and len(shape) == 2:
             found[f"model.layers.{match[1]}.{known[match[2]]}"] = name
     return found
+
+
+def weight_of(module: str, architecture: str) -> str:
+    """llama.cpp's name of a module's weight. Raises InputError: it takes no adapter there.
+
+    >>> weight_of("model.layers.3.self_attn.o_proj", "llama")
+    'blk.3.attn_output.weight'
+    """
+    names = {ours: theirs for theirs, ours in (MODULES | FUSED.get(architecture, {})).items()}
+    match = _LAYER.fullmatch(module)
+    if match is None or match[2] not in names:
+        raise InputError(
+            f"lora_target_modules: must be modules inside of a block for llama.cpp, {', '.join(names)}, got {module!r}."
+        )
+    return f"blk.{match[1]}.{names[match[2]]}.weight"
 
 
 def rotated(rows: Tensor, heads: int) -> Tensor:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import ctypes as c
 from collections import deque
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from zopro.errors import InputError
@@ -162,16 +160,16 @@ def why() -> str:
 @cache
 def library() -> Any:
     """The loaded library. Raises InputError: not installed, without a C API, or of another version."""
-    spec = find_spec("xllamacpp")
-    if spec is None or spec.origin is None:
-        raise InputError("engine: llamacpp must have its library. Install it: pip install 'zopro[llamacpp]'.")
-    files = [*Path(spec.origin).parent.glob("xllamacpp*.so"), *Path(spec.origin).parent.glob("xllamacpp*.pyd")]
     try:
-        loaded = c.CDLL(str(files[0]))
+        import xllamacpp.xllamacpp as built
+    except ImportError:
+        raise InputError("engine: llamacpp must have its library. Install it: pip install 'zopro[llamacpp]'.") from None
+    try:
+        loaded = c.CDLL(built.__file__)
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
-    except (IndexError, OSError, AttributeError) as error:
+    except (OSError, AttributeError) as error:
         raise _other(str(error)) from error
     loaded.llama_log_set(_log, None)
     loaded.llama_backend_init()

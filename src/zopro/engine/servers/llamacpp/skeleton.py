@@ -9,6 +9,7 @@ served(get_peft_model(base, LoraConfig(...))).sample(...)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -64,6 +65,17 @@ class Skeleton(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> Any:
         return self.lm_head
+
+    def check_tokens(self, tokenizer: Any, texts: Sequence[str]) -> None:
+        """Raise InputError where llama.cpp encodes a text otherwise than `tokenizer`, which every prompt comes from."""
+        for text in texts:
+            theirs, ours = self.served_by.tokens(text), tokenizer(text, add_special_tokens=False)["input_ids"]
+            if theirs != ours:
+                raise InputError(
+                    f"model: must have the tokenizer of {self.served_by.path.name}, got one that encodes a prompt "
+                    f"otherwise than llama.cpp does: {text[:60]!r}. Leave model out, or name the one that the file was "
+                    "made of."
+                )
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise InputError(

@@ -1,0 +1,54 @@
+"""Configuration keys of the base model and its adapters; a group of `zopro.config.RunConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zopro.choices import ENGINES
+from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass
+class ModelOptions:
+    """The base model and its adapters."""
+
+    model: str = option("", "Base model: a Hub id or a local folder.")
+    dtype: str = option(
+        "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32.", DTYPES
+    )
+    engine: str = option(
+        "transformers",
+        f"What runs the model: {ENGINES.about()}. An engine of its own needs no model, whose tokenizer and name are used "
+        "if it is given.",
+        ENGINES,
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
+    lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
+    lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
+    lora_freeze_a: bool = option(
+        False,
+        "Keep the A of each adapter as it was drawn and train B alone: half the directions, and displacements whose "
+        "effect is linear. For es, whose members then share A.",
+    )
+    lora_target_modules: str = option(
+        "all-linear", "PEFT target modules: all-linear, names with commas, or a regular expression."
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, ModelOptions)
+        self.model = self.model or self.served
+        check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
+        not_negative(self, "lora_r")
+        at_most(self, 65_536, "lora_r")
+        positive(self, "lora_alpha")
+        targets = self.lora_target_modules
+        rule = "must be all-linear, names separated by commas or a regular expression"
+        check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
+
+    @property
+    def served(self) -> str:
+        """The file or address of an engine that is not PyTorch; empty where PyTorch runs the model."""
+        return self.engine.partition(":")[2]
