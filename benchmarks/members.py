@@ -3,7 +3,7 @@
 Both ways take turns in one process, so that their ratio does not depend on what else the machine does. Peak memory is
 that of a process of its own for each way, beside one that samples as many rows at theta.
 
-    python benchmarks/members.py MODEL [--members 32] [--prompts 4] [--tokens 16] [--displaced lora_B] [--threads 2]
+    python benchmarks/members.py MODEL [--members 32] [--prompts 4] [--tokens 16] [--displaced lora_B] [--rank 8]
 """
 
 from __future__ import annotations
@@ -24,34 +24,39 @@ from transformers import AutoModelForCausalLM
 from zopro.engine import Sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
-from zopro.zo import Displacement, Gaussian, Weights
+from zopro.zo import Displacement, Gaussian, LowRank, Weights
 
 WAYS = ("together", "apart", "theta")
 
 
 def build(args: argparse.Namespace) -> tuple[LocalEngine, list[list[int]], list[Displacement | None]]:
-    """An engine over the model with adapters on all linear layers, prompts of 24 to 36 tokens, and the members."""
+    """An engine over the model, with adapters if they have a rank, prompts of 24 to 36 tokens, and the members."""
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    model = get_peft_model(
-        base, LoraConfig(r=args.rank, target_modules=args.targets.split(",") if "," in args.targets else args.targets)
-    )
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and args.displaced in name]
+    model: Any = base
+    if args.rank:
+        targets = args.targets.split(",") if "," in args.targets else args.targets
+        model = get_peft_model(base, LoraConfig(r=args.rank, target_modules=targets))
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and (args.displaced in n or not args.rank)]
     draw = torch.Generator().manual_seed(0)
     prompts = [torch.randint(100, 10_000, (24 + 4 * (n % 4),), generator=draw).tolist() for n in range(args.prompts)]
     at = [Displacement(0, query, 0, t, (1e-3,)) for query in range(args.members // 2) for t in (1.0, -1.0)]
-    return LocalEngine(model, Weights.of(named, Gaussian())), prompts, at
+    return LocalEngine(model, Weights.of(named, Gaussian() if args.rank else LowRank(1))), prompts, at
 
 
-def sample(engine: LocalEngine, prompts: list[list[int]], at: list[Any], way: str, tokens: int) -> float:
-    """Seconds of one generation; no answer ends before its last token."""
+def sample(args: argparse.Namespace, setting: tuple[Any, Any, Any], way: str) -> float:
+    """Processor seconds for all members, which other processes change little; no answer ends before its last token."""
+    engine, prompts, at = setting
+    at, members, tokens = at[: args.apart] if way == "apart" else at, len(at), args.tokens
     options = Sampling(tokens, [-1], 0, generator=torch.Generator().manual_seed(1))
     engine.member_tokens = MAX_BATCH_TOKENS if way == "together" else 0
-    began = time.perf_counter()
+    began = time.process_time()
     if way == "theta":  # as many rows, all of theta
         engine.sample(prompts * len(at), 1, options)
     else:
         engine.sample(prompts, 1, options, at)
-    return time.perf_counter() - began
+    if way == "together" and not engine.member_tokens:
+        raise SystemExit("the members did not go together")
+    return (time.process_time() - began) * members / len(at)
 
 
 def main() -> None:
@@ -60,29 +65,30 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=8, help="of adapters; 0: full parameters, with noise of rank 1")
     parser.add_argument("--targets", default="all-linear")
     parser.add_argument("--displaced", default="lora_", help="of the adapters, those with this in their names")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--apart", type=int, default=4, help="members timed one after another, for all of them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     setting = build(args)
     if args.only:
-        sample(*setting, args.only, args.tokens)
+        sample(args, setting, args.only)
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
         return
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for repeat in range(args.repeats + 1):
         for way in WAYS:
-            taken = sample(*setting, way, args.tokens)
+            taken = sample(args, setting, way)
             if repeat:
                 seconds[way].append(taken)
                 print(f"{way}: {taken:.2f} s", flush=True)
     rates = {way: args.members / median(values) for way, values in seconds.items()}
     peaks = {way: _peak(way) for way in WAYS}
-    print(f"members a second: {rates['together']:.2f} together, {rates['apart']:.2f} one after another, ratio "
+    print(f"members a processor second: {rates['together']:.2f} together, {rates['apart']:.2f} one after another, ratio "
           f"{rates['together'] / rates['apart']:.2f}; {rates['theta']:.2f} for as many rows at theta")  # fmt: skip
     print(f"peak memory: {peaks['together']:.0f} MB together, {peaks['apart']:.0f} MB one after another, "
           f"{peaks['theta']:.0f} MB for as many rows at theta: {peaks['together'] / peaks['theta']:.2f}")  # fmt: skip

@@ -46,7 +46,7 @@ class Evaluator:
         """`read(function())` at each displacement (None: theta); `read` may not put off reading a parameter."""
         found, ways = list[T](), self._ways(at)
         for displacement, way in zip(at, ways, strict=True):
-            self._begin()
+            self.begin()
             try:
                 if displacement is None or displacement.t == 0:
                     found.append(read(self._call(function)))
@@ -69,7 +69,8 @@ class Evaluator:
             index += 2 if pair else 1
         return ways
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Put the random state back to the caller's."""
         torch.set_rng_state(self._cpu)
         for device, state in self._cuda.items():
             torch.cuda.set_rng_state(state, device)

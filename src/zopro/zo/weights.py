@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,19 @@ class Weights:
             return z.mul_(displacement.t * displacement.eps[place[id(group)]])
 
         return offset
+
+    def factors(self, displacement: Displacement) -> Callable[[int], tuple[Tensor, Tensor] | None]:
+        """A (m, r) and B (n, r) of which `offset` is A B^T, where they have fewer numbers than it; else None."""
+        entries, place, seed = self.entries, self._places(), displacement.direction_seed
+
+        def factors(index: int) -> tuple[Tensor, Tensor] | None:
+            name, tensor, group = entries[index]
+            found = self.directions.factors(name, tensor, seed, displacement.step)
+            if found is None or sum(factor.numel() for factor in found) >= tensor.numel():
+                return None
+            return found[0] * (displacement.t * displacement.eps[place[id(group)]]), found[1]
+
+        return factors
 
     def scale(self, displacement: Displacement) -> float:
         """Root mean square of the entries of t eps z; 1 for a direction of 0."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ from peft import LoraConfig, get_peft_model
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.engine import Rollouts, Sampling
+from zopro.engine.local import few_rows, members, sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.members import Apart, Members
-from zopro.zo import Displacement, Gaussian, Weights
+from zopro.zo import Displacement, Gaussian, LowRank, Targeted, Weights
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
 SIDES = [Displacement(7, query, 3, t, (0.3,)) for query in range(3) for t in (1.0, -1.0)]
@@ -84,23 +87,61 @@ def test_generators_of_rows_and_the_global_state_are_the_same_for_all() -> None:
     torch.manual_seed(3)
     expected = one_by_one(model, weights, 2, options(None))
     after = torch.get_rng_state()
-    torch.manual_seed(3)
-    same(LocalEngine(model, weights).sample(PROMPTS, 2, options(None), AT), expected)
-    assert torch.equal(torch.get_rng_state(), after)
+    for engine in (LocalEngine(model, weights), LocalEngine(model, weights, member_tokens=200)):  # all, two at a time
+        torch.manual_seed(3)
+        same(engine.sample(PROMPTS, 2, options(None), AT), expected)
+        assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_what_cannot_go_together_goes_one_after_another(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    model, weights = policy("llama", targets=["q_proj", "lm_head"])
+    model, weights = policy("llama", targets=["q_proj", "embed_tokens"])
     engine = LocalEngine(model, weights)
-    for _ in range(2):
-        same(engine.sample(PROMPTS, 1, options(), AT), one_by_one(model, weights, 1, options()))
+    assert engine.abilities.at_once > 1
+    torch.manual_seed(3)
+    expected = one_by_one(model, weights, 1, options(None))
+    torch.manual_seed(3)
+    same(engine.sample(PROMPTS, 1, options(None), AT), expected)  # begun together
+    same(engine.sample(PROMPTS, 1, options(), AT), one_by_one(model, weights, 1, options()))
     assert [record.getMessage() for record in caplog.records] == [
-        "members of a population answer one after another: a displaced matrix is read by linear"
+        "members of a population answer one after another: a displaced tensor is read by __get__"
     ]
-    full = tiny_model("llama", tiny_tokenizer())
-    with pytest.raises(Apart, match="a displaced tensor is not a matrix"):
-        Members(Weights.of(full.named_parameters(), Gaussian()), AT)
+    assert engine.abilities.at_once == 1
+
+
+NOISES = {"gaussian": Gaussian(), "rank 1": LowRank(1), "rank 4": LowRank(4), "targeted": Targeted({}, {}, 9)}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_full_parameters(kind: str, noise: str) -> None:
+    model = tiny_model(kind, tiny_tokenizer(), tie_word_embeddings=kind == "qwen3", attention_bias=kind == "llama")
+    weights = Weights.of(model.named_parameters(), NOISES[noise])
+    at = [dataclasses.replace(side, eps=(0.02,)) if side else None for side in AT]
+    engines = [LocalEngine(model, weights), LocalEngine(model, weights, member_tokens=0)]
+    together, apart = (engine.sample(PROMPTS, 2, options(), at) for engine in engines)
+    same(together, apart)
+    assert engines[0].member_tokens and len({str(rollouts.answers()) for rollouts in together}) > 4
+
+
+def test_logits_by_pieces_and_products_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", tiny_tokenizer())
+    weights = Weights.of(model.named_parameters(), LowRank(1))
+    expected = one_by_one(model, weights, 1, options())
+    monkeypatch.setattr(few_rows, "LARGE", 64)
+    monkeypatch.setattr(sampling, "limits", lambda device: SimpleNamespace(elements=5 * 300))  # 5 rows at a time
+    engine = LocalEngine(model, weights)
+    same(engine.sample(PROMPTS, 1, options(), AT), expected)
+    assert engine.member_tokens
+
+
+def test_directions_as_large_as_large_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "WIDEST", 31)
+    model = tiny_model("llama", tiny_tokenizer())
+    expected = "is as large as the matrix, which low_rank's is not"
+    with pytest.raises(Apart, match=expected), Members(Weights.of(model.named_parameters(), Gaussian()), AT) as mode:
+        mode.choose(torch.zeros(1, dtype=torch.long))
+        model(torch.tensor([[1, 2]]))
 
 
 def test_matrices_are_made_once_for_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,4 +155,4 @@ def test_matrices_are_made_once_for_all_tokens(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Gaussian, "tensor", counted)
     LocalEngine(model, weights).sample(PROMPTS, 1, options(), SIDES)
-    assert len(drawn) == 3 * len(weights.entries), "a side is the other one mirrored"
+    assert len(drawn) == 3 * len(weights.entries), "both sides read the same z"

@@ -6,6 +6,7 @@ It displaces the model's own tensors: in place, virtually, or both sides of a di
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
@@ -60,8 +61,9 @@ class LocalEngine:
 
     @property
     def abilities(self) -> Abilities:
-        both = self._evaluator is not None and self._evaluator.together is not None
-        return Abilities(at_once=2 if both else 1)
+        if self._evaluator is not None:  # of log-probs
+            return Abilities(at_once=1 if self._evaluator.together is None else 2)
+        return Abilities(at_once=max(1, self.member_tokens) if self.weights is not None else 1)  # each has some tokens
 
     @contextmanager
     def during(self, evaluator: Evaluator | None) -> Iterator[None]:
@@ -78,23 +80,33 @@ class LocalEngine:
         """As `Engine.sample`. Raises what `generate` raises; ValueError for a displacement without weights."""
         expect_graph(False)
         if len(at) > 1 and self.member_tokens and self.weights is not None:
+            evaluator = self._evaluator or Evaluator(self.weights)
             try:
-                return self._sample_together(prompts, k, options, at)
+                return self._sample_together(prompts, k, options, at, evaluator)
             except Apart as reason:
                 logger.info("members of a population answer one after another: %s", reason)
                 self.member_tokens = 0
+                evaluator.begin()
         return self._at(at, lambda: generate(self.model, prompts, num_generations=k, **self._drawing(options, len(at))))
 
     def _sample_together(
-        self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, at: Sequence[Displacement | None]
+        self,
+        prompts: Sequence[Sequence[int]],
+        k: int,
+        options: Sampling,
+        at: Sequence[Displacement | None],
+        evaluator: Evaluator,
     ) -> list[Rollouts]:
         """As many displacements at a time as `member_tokens` allows, in one pass of the base weights."""
         longest = max(map(len, prompts), default=0) + options.max_new_tokens
         size = max(1, self.member_tokens // (len(prompts) * k * longest))
+        size = math.ceil(len(at) / math.ceil(len(at) / size))  # no small rest
+        size += size % 2 if size > 1 else 0  # both sides of a direction share what they read
         found: list[Rollouts] = []
         for start in range(0, len(at), size):
             members = Members(self._held(), at[start : start + size])
             given = self._drawing(options, len(at))
+            evaluator.begin()  # the same random numbers also from the global state
             found += generate(self.model, prompts, num_generations=k, members=members, **given).split(members.count)
         return found
 

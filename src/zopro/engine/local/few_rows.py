@@ -7,6 +7,8 @@ reading it: each tile is multiplied while it is in the cache. Numbers differ fro
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,19 @@ LARGE = 2**19  # elements of a weight; smaller ones stay in the cache
 TILE_OF_SHORT, TILE = 64, 256  # rows of the weight in a tile
 MAX_ELEMENTS = 2**21  # of a result, that are held a second time: 8 MiB
 
+elsewhere: set[int] = set()  # ids of weights whose products something else takes
+
+
+@contextmanager
+def left_alone(weights: Iterable[int]) -> Iterator[None]:
+    """Within the context, layers with these weights, given by their ids, are multiplied as if there were no tiles."""
+    added = set(weights) - elsewhere
+    elsewhere.update(added)
+    try:
+        yield
+    finally:
+        elsewhere.difference_update(added)
+
 
 def concern(module: nn.Module) -> bool:
     """Whether a module has a weight large enough."""
@@ -30,6 +45,7 @@ def gains(x: Tensor, weight: Tensor) -> bool:
     """Whether x (..., in) times a linear layer's weight (out, in) is faster by tiles."""
     return (
         weight.numel() >= LARGE
+        and id(weight) not in elsewhere
         and x.numel() // x.shape[-1] in FEW
         and x.dtype == weight.dtype == torch.float32
         and weight.device.type == "cpu"

@@ -90,7 +90,8 @@ def generate(
     with torch.no_grad(), evaluating(parts.model), fixed_decoding(parts, able) as fixed, members or nullcontext():
         sizes = [len(prompt) for prompt in prompts]
         for batch in _batches(sizes, num_generations, max_new_tokens, budget, equal=not able.pads):
-            index = torch.tensor(batch, device=device)
+            # a member's rows side by side
+            index = torch.tensor(batch if members is None else sorted(batch), device=device)
             longest = max(len(prompts[i]) for i in batch)
             where = (index[:, None] * num_generations + copies).flatten()
             ids, mask = prompt_ids[index, width - longest :], prompt_mask[index, width - longest :]

@@ -36,6 +36,10 @@ class Directions(ABC):
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         """Return z for the parameter `name`: fp32, of the shape and on the device of `like`, a new tensor each time."""
 
+    def factors(self, name: str, like: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor] | None:
+        """A (m, r) and B (n, r) of which z = A B^T, if it is made of such; None where it is not."""
+        return None
+
     def sample(self, named_params: Iterable[tuple[str, Tensor]], seed: int, step: int) -> dict[str, Tensor]:
         """Return {name: z} for all of `named_params`: same arguments, same z. SPSA draws one tensor at a time."""
         named = dict(named_params)

@@ -32,8 +32,15 @@ class LowRank(Directions):
         self.rank = rank
 
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
-        if like.dim() < 2:
+        factors = self.factors(name, like, seed, step)
+        if factors is None:
             return gaussian(name, like, seed, step)
+        left, right = factors
+        return (left @ right.T).view(like.shape)
+
+    def factors(self, name: str, like: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor] | None:
+        if like.dim() < 2:
+            return None
         rows, columns = len(like), like[0].numel() if len(like) else 0
-        factors = gaussian(name, like.new_empty(rows + columns, self.rank, device=like.device), seed, step)
-        return (factors[:rows] @ factors[rows:].div_(math.sqrt(self.rank)).T).view(like.shape)
+        drawn = gaussian(name, like.new_empty(rows + columns, self.rank, device=like.device), seed, step)
+        return drawn[:rows], drawn[rows:].div_(math.sqrt(self.rank))
