@@ -182,9 +182,7 @@ class Members(TorchFunctionMode):
                 left, right = (torch.stack([pair[side] for pair in pairs if pair is not None]) for side in (0, 1))
                 self._added[index] = [right, left.transpose(1, 2)]
             elif tensor.dim() > 2 or (tensor.dim() == 2 and min(tensor.shape) > WIDEST):
-                raise Apart(
-                    f"a direction of {tuple(tensor.shape)} is as large as the matrix, which low_rank's is not"
-                )
+                raise Apart(f"a direction of {tuple(tensor.shape)} is as large as the matrix, which low_rank's is not")
             else:
                 stack = torch.stack([offset(index) for offset, _ in self._offsets])
                 self._added[index] = [stack.transpose(1, 2) if tensor.dim() == 2 else stack]
