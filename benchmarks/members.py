@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from zopro.engine import Sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
+from zopro.system.memory import peak_rss_mb
 from zopro.zo import Displacement, Gaussian, LowRank, Weights
 
 WAYS = ("together", "apart", "theta")
@@ -77,7 +77,7 @@ def main() -> None:
     setting = build(args)
     if args.only:
         sample(args, setting, args.only)
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        print(json.dumps(peak_rss_mb()))
         return
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for repeat in range(args.repeats + 1):
@@ -97,11 +97,7 @@ def main() -> None:
 def _peak(way: str) -> float:
     """MB of a process that does nothing else."""
     done = subprocess.run([sys.executable, *sys.argv, "--only", way], capture_output=True, text=True, check=True)
-    return (
-        int(json.loads(done.stdout.splitlines()[-1]))
-        / (1 if sys.platform == "darwin" else 2**10)
-        / (2**20 if sys.platform == "darwin" else 1)
-    )
+    return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":
