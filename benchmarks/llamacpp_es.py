@@ -51,7 +51,7 @@ def alone(file: str) -> int:
     assert spec is not None and spec.loader is not None
     lib = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lib)
-    library = lib.library()
+    library = lib.opened()
     model = library.llama_model_load_from_file(file.encode(), library.llama_model_default_params())
     params = library.llama_context_default_params()
     params.n_ctx, params.n_seq_max, params.kv_unified, params.n_batch = ROWS * (PROMPT + NEW), ROWS, True, 512
@@ -73,7 +73,7 @@ def decode(lib: Any, context: Any, rows: list[int], places: list[int], wanted: l
     each = (pointer * n)(*(ctypes.cast(ctypes.byref(own, 4 * i), pointer) for i in range(n)))
     ids, at, ones = ((ctypes.c_int32 * n)(*values) for values in ([5] * n, places, [1] * n))
     batch = lib.Batch(n, ids, None, at, ones, each, (ctypes.c_int8 * n)(*wanted))
-    assert lib.library().llama_decode(context, batch) == 0
+    assert lib.opened().llama_decode(context, batch) == 0
 
 
 def imported() -> int:

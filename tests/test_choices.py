@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tiny_runs import config, write_inputs
-from zopro.choices import DIRECTIONS, JUDGES, METHODS, TASKS, Choice, Method, Registry
+from zopro.choices import DIRECTIONS, METHODS, REGISTRIES, Choice, Method, Registry
 from zopro.compare.plan import Plan
 from zopro.config.reading import FIELDS
 from zopro.errors import InputError
@@ -21,7 +21,7 @@ from zopro.train.methods import mezo
 from zopro.zo import Directions, Targeted
 from zopro.zo.directions import noise_source
 
-REGISTRIES = {registry.key: registry for registry in (METHODS, DIRECTIONS, JUDGES, TASKS)}
+BY_KEY = {registry.key: registry for registry in REGISTRIES}
 
 DIRECTION = '''
 import torch
@@ -49,24 +49,25 @@ averaged = Method("averaged", train, "mezo with two queries a step", self_starti
 """
 
 
-@pytest.mark.parametrize("key", REGISTRIES)
+@pytest.mark.parametrize("key", BY_KEY)
 def test_every_name_stands_for_something(key: str) -> None:
-    registry: Registry[Choice] = REGISTRIES[key]
+    registry: Registry[Choice] = BY_KEY[key]
     assert FIELDS[key].metadata["choices"] is registry
     for choice in registry.values():
         assert callable(choice.load()) and choice.help
         assert f"{choice.name} ({choice.help})" in FIELDS[key].metadata["help"]
 
 
-@pytest.mark.parametrize("key", REGISTRIES)
+@pytest.mark.parametrize("key", BY_KEY)
 def test_an_unknown_name_is_refused_with_all_that_are_known(key: str) -> None:
-    registry = REGISTRIES[key]
+    registry = BY_KEY[key]
     almost = next(iter(registry)) + "x"
     with pytest.raises(InputError) as refused:
         registry.check(almost)
     assert str(refused.value).startswith(f"{key}: must be one of {', '.join(registry)}")
     assert str(refused.value).endswith(f"got {almost!r}. Did you mean '{next(iter(registry))}'?")
-    for name in ("", "python", "python:", "model:", ":x", *(["python:module", "python::name"] if key != "judge" else [])):
+    own = any(choice.prefix == "python" for choice in registry.values())  # which looks at the form itself
+    for name in ("", "python", "python:", "model:", ":x", *([] if own else ["python:module", "python::name"])):
         with pytest.raises(InputError, match=f"^{key}: must be one of"):
             registry[name]
 

@@ -24,7 +24,6 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def begin() -> None:
         monkeypatch.setattr(there, "ON", {"cpu"})
-        monkeypatch.setattr(drawn_module, "DEVICES", {"cpu"})
 
     return begin
 

@@ -25,6 +25,7 @@ __all__ = [
     "JUDGES",
     "METHODS",
     "PARALLEL",
+    "REGISTRIES",
     "REWARDS",
     "SHAPINGS",
     "SWEEP",
@@ -96,8 +97,9 @@ class Reward(Choice):
     network: bool = False
 
 
-METHODS = Registry("method", Method)
-for method in (
+METHODS = Registry(
+    "method",
+    Method,
     Method("zopro", "zopro.train.methods:targeted", "SPSA along the previous update and noise"),
     Method("zopro-paper", "zopro.train.methods:paper", "the same as published: preset paper", preset="paper"),
     Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone"),
@@ -128,11 +130,11 @@ for method in (
             ("online-dpo", "online_dpo", "DPO on pairs of fresh answers"),
         )
     ),
-):
-    METHODS.add(method)
+)
 
-DIRECTIONS = Registry("noise", Direction)
-for direction in (
+DIRECTIONS = Registry(
+    "noise",
+    Direction,
     Direction("gaussian", "zopro.zo.directions.gaussian:Gaussian", "N(0, 1)"),
     Direction("rademacher", "zopro.zo.directions.rademacher:Rademacher", "-1 or 1"),
     Direction("low_rank", "zopro.zo.directions.low_rank:LowRank", "cheap where all parameters are trained", ("rank",)),
@@ -142,11 +144,11 @@ for direction in (
         "the previous update, with a random sign for each sub-layer",
         of_update=True,
     ),
-):
-    DIRECTIONS.add(direction)
+)
 
-JUDGES = Registry("judge", Choice)
-for judge in (
+JUDGES = Registry(
+    "judge",
+    Choice,
     Choice("auto", "zopro.judges.making:by_task", "by task"),
     Choice("rouge", "zopro.judges.making:by_metric", "the answer nearer to the reference in words"),
     Choice("chrf", "zopro.judges.making:by_metric", "nearer in characters"),
@@ -154,28 +156,28 @@ for judge in (
     Choice("model:PATH", "zopro.judges.making:by_model", "another one"),
     Choice("openai:MODEL", "zopro.judges.making:by_endpoint", "an endpoint"),
     Choice("python:MODULE:FUNCTION", "zopro.judges.making:by_callable", "your function"),
-):
-    JUDGES.add(judge)
+)
 
-ENGINES = Registry("engine", Choice)
-for engine in (
+ENGINES = Registry(
+    "engine",
+    Choice,
     Choice("transformers", "zopro.engine.local.engine:LocalEngine", "PyTorch"),
     Choice("llamacpp:FILE", "zopro.engine.servers.llamacpp.skeleton:open_file", "llama.cpp, over a GGUF file"),
-):
-    ENGINES.add(engine)
+)
 
-TASKS = Registry("task", Choice)
-for task in (
+TASKS = Registry(
+    "task",
+    Choice,
     Choice("chat", "zopro.tasks.chat:task", "a reply to a conversation"),
     Choice("summarization", "zopro.tasks.summarization:task", "a summary of a text"),
     Choice("translation", "zopro.tasks.translation:task", "a translation, scored or paired"),
     Choice("preference", "zopro.tasks.preference:task", "TRL's prompt, chosen and rejected"),
     Choice("verifiable", "zopro.tasks.verifiable:task", "a prompt whose answer a program checks"),
-):
-    TASKS.add(task)
+)
 
-REWARDS = Registry("reward", Reward)
-for reward in (
+REWARDS = Registry(
+    "reward",
+    Reward,
     Reward("model", "zopro.rewards.model:RewardModel", "trained on the rows' preferences", trained=True),
     Reward("model:PATH", "zopro.rewards.classifier:Classifier", "a sequence classifier with one output", network=True),
     Reward("python:MODULE:FUNCTION", "zopro.rewards.functions.own:own", "your function, as TRL calls it"),
@@ -192,5 +194,7 @@ for reward in (
             ("length:MIN-MAX", "length:length", "so many words", (), False),
         )
     ),
-):
-    REWARDS.add(reward)
+)
+
+REGISTRIES = (METHODS, DIRECTIONS, JUDGES, TASKS, REWARDS, ENGINES)
+"""All of them."""

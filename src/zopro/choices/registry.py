@@ -47,6 +47,7 @@ class Registry(Generic[C]):
     Args:
         key: of the configuration, which errors name.
         kind: what its choices are.
+        choices: the first of them; `add` registers more.
 
     >>> from zopro.choices import TASKS
     >>> TASKS["chat"].help
@@ -55,10 +56,12 @@ class Registry(Generic[C]):
     (True, False)
     """
 
-    def __init__(self, key: str, kind: type[C]) -> None:
+    def __init__(self, key: str, kind: type[C], *choices: C) -> None:
         self.key, self.kind = key, kind
         self._choices: dict[str, C] = {}
         self._foreign: dict[str, C] = {}
+        for choice in choices:
+            self.add(choice)
 
     def add(self, choice: C) -> C:
         """Register a variant. Raises ValueError for a name that is taken."""

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from zopro.choices import DIRECTIONS, JUDGES, METHODS, REWARDS, TASKS, Registry
+from zopro.choices import METHODS, REGISTRIES
 from zopro.system.terminal import Page, Table
 
 
@@ -27,14 +27,14 @@ def add_schema(commands: Any) -> argparse.ArgumentParser:
 
 
 def _methods(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    others: dict[str, Registry[Any]] = {"noise": DIRECTIONS, "judge": JUDGES, "task": TASKS, "reward": REWARDS}
+    others = [registry for registry in REGISTRIES if registry is not METHODS]
     tables: list[str | Table] = []
-    for key, registry in others.items():
-        tables += ["", Table([(key, ""), *((choice.name, choice.help) for choice in registry.values())])]
+    for registry in others:
+        tables += ["", Table([(registry.key, ""), *((choice.name, choice.help) for choice in registry.values())])]
     rows = [(method.name, method.uses, method.help, method.rate) for method in METHODS.values()]
     shown = Table([("method", "uses", "", "learning rate"), *rows])
     methods = [dict(zip(("name", "uses", "help", "learning_rate"), row, strict=True)) for row in rows]
-    found = {"methods": methods, **{key: {c.name: c.help for c in registry.values()} for key, registry in others.items()}}
+    found = {"methods": methods, **{registry.key: {c.name: c.help for c in registry.values()} for registry in others}}
     return found, Page(shown, *tables, "", "In place of a name, python:MODULE:NAME takes yours: docs/extending.md.")
 
 

@@ -52,11 +52,10 @@ def add_configuration(command: argparse.ArgumentParser) -> None:
 
 
 def _help(field: Any) -> str:
-    default = field.default
-    shown = f" (default: {str(default).lower() if isinstance(default, bool) else default})"
-    return f"{field.metadata['help']}{shown if isinstance(default, (int, float, str)) and default != '' else ''}".replace(
-        "%", "%%"
-    )
+    text, default = field.metadata["help"], field.default
+    if isinstance(default, int | float | str) and default != "":
+        text += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+    return str(text).replace("%", "%%")
 
 
 def configuration(args: argparse.Namespace, **given: str) -> RunConfig:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from zopro.choices import SHAPINGS
-from zopro.config.fields import check, check_choices, option
+from zopro.config.fields import check, check_choices, number_or, option
 
 
 @dataclass
@@ -40,16 +39,4 @@ class EvolutionOptions:
         check(members >= 2, "population", "must be at least 2", members)
         for name in ("momentum", "second_moment", "anchor"):
             check(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)", getattr(self, name))
-        self.sigma = _sigma(self.sigma)
-
-
-def _sigma(value: float | str) -> float | str:
-    """However it was written, so that a run's configuration is found to be the same."""
-    if value == "auto":
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    check(0 < number < math.inf, "sigma", "must be a number greater than 0, or auto", value)
-    return number
+        self.sigma = number_or(self, "sigma", "auto")

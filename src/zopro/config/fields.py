@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import field, fields
 from typing import Any
@@ -21,7 +22,7 @@ def check_choices(config: Any, group: type) -> None:
         choices, value = key.metadata.get("choices", ()), getattr(config, key.name)
         if isinstance(choices, Registry):
             for name in value if isinstance(value, list) else [value]:
-                if name or not _may_be_empty(key.default):
+                if name or key.default != "":  # else empty means: what something else says
                     choices.check(name)
         elif choices:
             known = [choice for choice in choices if choice != ""]
@@ -29,9 +30,18 @@ def check_choices(config: Any, group: type) -> None:
             check(value in choices, key.name, rule, value, nearest(str(value), map(str, known)).strip())
 
 
-def _may_be_empty(default: Any) -> bool:
-    """Whether an empty value means: what something else says."""
-    return bool(default == "")
+def number_or(config: Any, name: str, *words: str) -> float | str:
+    """The value of a field as a number above 0, or as one of `words`: however it was written, so that a run's
+    configuration is found to be the same. Raises `InputError` for what is neither."""
+    value = getattr(config, name)
+    if value in words:
+        return str(value)
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    check(0 < number < math.inf, name, "must be a number greater than 0, or auto", value)
+    return number
 
 
 def check(ok: bool, name: str, rule: str, value: Any, remedy: str = "") -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from zopro.choices import DIRECTIONS, EVALUATIONS, PARALLEL
-from zopro.config.fields import check, check_choices, option, positive
+from zopro.config.fields import check, check_choices, number_or, option, positive
 
 PRESETS = {"default": 1e-4, "paper": 1.0}
 """Presets with their zeroth-order learning rates; the paper's is relative to |mu|."""
@@ -67,20 +66,8 @@ class StepOptions(DirectionOptions):
     def __post_init__(self) -> None:
         check_choices(self, StepOptions)
         positive(self, "queries")
-        self.eps = _eps(self.eps)
+        self.eps = number_or(self, "eps", "", "auto")
         fits = self.evaluation == "sequential" or self.sides == 2
         check(fits, "evaluation", "must be sequential with sides: 1", self.evaluation)
         fits = self.parallel == "data" or self.evaluation == "sequential"
         check(fits, "parallel", "must be data with evaluation: together", self.parallel)
-
-
-def _eps(value: float | str) -> float | str:
-    """However it was written, so that a run's configuration is found to be the same."""
-    if value in ("", "auto"):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    check(0 < number < math.inf, "eps", "must be a number greater than 0, or auto", value)
-    return number

@@ -23,15 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from zopro.engine.batch import Batch, Rollouts, Sampling
 from zopro.zo.displacement import Displacement
 from zopro.zo.records import StepRecord
+from zopro.zo.weights import Weights
 
-__all__ = ["Abilities", "Batch", "Engine", "Rollouts", "Sampling", "Scores"]
+__all__ = ["Abilities", "Batch", "Engine", "OverTensors", "Rollouts", "Sampling", "Scores"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,14 @@ class Engine(Protocol):
 
     def apply(self, record: StepRecord) -> None:
         """Take a step: theta moves, everywhere the engine holds it, by the numbers of the record alone."""
+
+
+@runtime_checkable
+class OverTensors(Protocol):
+    """An engine without tensors of its own: it reads and moves those of whoever holds the policy."""
+
+    def hold(self, weights: Weights) -> None:
+        """Read and move these from now on: the policy's tensors, or a part of them, and their directions."""
 
 
 class Scores(Protocol):

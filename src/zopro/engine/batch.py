@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zopro.errors import InputError
+
 
 @dataclass
 class Rollouts:
@@ -87,6 +89,51 @@ class Batch(NamedTuple):
         return (tokens * self.completion_mask).sum(1)
 
 
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Token ids (N, P) of prompts, and 1 on real ones."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], k: int, new: int, context: float) -> None:
+    """Raise InputError where `k` completions of `new` tokens cannot be asked of a model with such a context."""
+    if not prompts:
+        raise InputError("prompts: must hold at least one prompt, got none.")
+    for name, value in (("num_generations", k), ("max_new_tokens", new)):
+        if value < 1:
+            raise InputError(f"{name}: must be at least 1, got {value}.")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(f"prompts: prompt {number} has no token; begin it with the tokenizer's BOS.")
+        if len(prompt) + new > context:
+            raise InputError(
+                f"prompts: prompt {number} has {len(prompt)} tokens, which with max_new_tokens={new} exceeds the model's "
+                f"context of {context}. Shorten either."
+            )
+
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One for each row, or one for all; None: the global random state."""
+
+
+def again(generator: Generators) -> Generators:
+    """Generators that stand where these do, which stay there."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator and generator.clone_state()
+    return [row.clone_state() for row in generator]
+
+
+def uniform_numbers(generator: Generators, rows: int, steps: int, device: torch.device) -> Tensor:
+    """(rows, steps) fp64 in [0, 1): every engine draws tokens by these, so that the same seeds mean the same numbers."""
+    if isinstance(generator, Sequence):
+        drawn = [torch.rand(steps, dtype=torch.float64, generator=one, device=one.device) for one in generator]
+        return torch.stack(drawn).to(device)
+    source = generator.device if generator is not None else device
+    return torch.rand((rows, steps), dtype=torch.float64, generator=generator, device=source).to(device)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. Truncations follow one another: top-k, top-p, min-p."""
@@ -99,5 +146,4 @@ class Sampling:
     top_p: float = 1.0
     min_p: float | None = None
     do_sample: bool = True
-    # One for each row, or one for all; a server takes their `initial_seed()`. None: the global random state.
-    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    generator: Generators = None  # a server takes their `initial_seed()`

@@ -5,12 +5,11 @@ One JSON object a line: the pair's sha256 and its winner. Answers, prompts and k
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from zopro.store.durable import append_line, fix_end, whole_lines
+from zopro.store.durable import fix_end
+from zopro.store.kept import digest, keep, kept
 
 Row = tuple[str, Sequence[str], str | None]
 """Prompt, answers, reference."""
@@ -23,13 +22,9 @@ class Verdicts:
         self.path = path
         self._winners: dict[str, int] = {}
         fix_end(path)
-        for line in whole_lines(path) if path.exists() else []:
-            try:
-                value = json.loads(line)
-                if value["winner"] in (-1, 0, 1):
-                    self._winners[str(value["pair"])] = int(value["winner"])
-            except (ValueError, KeyError, TypeError):
-                continue
+        for value in kept(path):
+            if "pair" in value and value.get("winner") in (-1, 0, 1):
+                self._winners[str(value["pair"])] = int(value["winner"])
 
     def get(self, row: Row) -> int | None:
         """The winner of a pair, or None where it is not known."""
@@ -37,12 +32,11 @@ class Verdicts:
 
     def keep(self, row: Row, winner: int) -> None:
         """Add a verdict; a crash of this process does not lose it."""
-        digest = _digest(row)
-        self._winners[digest] = winner
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        append_line(self.path, json.dumps({"pair": digest, "winner": winner}), flush=False)
+        pair = _digest(row)
+        self._winners[pair] = winner
+        keep(self.path, {"pair": pair, "winner": winner})
 
 
 def _digest(row: Row) -> str:
     prompt, answers, reference = row
-    return hashlib.sha256(json.dumps([prompt, list(answers), reference]).encode()).hexdigest()
+    return digest(prompt, list(answers), reference)

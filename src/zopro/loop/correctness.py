@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from zopro.errors import InputError
 from zopro.loop.rewarding import Scores
-from zopro.system.statistics import mean_interval, win_interval
+from zopro.system.statistics import known_mean, mean_interval, win_interval
 
 PAIRED = {
     "reward": "sampled_reward",
@@ -30,17 +29,12 @@ def of_prompts(scores: Scores, count: int) -> list[dict[str, float]]:
     right = scores.checked()
     rows: list[dict[str, float]] = []
     for start in range(0, len(scores.total), count):
-        row = {"sampled_reward": _mean(scores.total[start : start + count])}
+        row = {"sampled_reward": known_mean(scores.total[start : start + count])}
         if right is not None:
             whole = [float(value == 1) for value in right[start : start + count] if not math.isnan(value)]
-            row |= {"accuracy": _mean(whole), "passed": max(whole, default=math.nan)}
+            row |= {"accuracy": known_mean(whole), "passed": max(whole, default=math.nan)}
         rows.append({name: value for name, value in row.items() if not math.isnan(value)})
     return rows
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return fmean(known) if known else math.nan
 
 
 def reward_interval(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> dict[str, float]:

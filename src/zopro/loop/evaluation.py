@@ -22,7 +22,7 @@ from zopro.loop.run import Run
 from zopro.loop.unended import unended
 from zopro.store.rundir import read_rows, write_text
 from zopro.store.shown import PER_ANSWER
-from zopro.system.statistics import win_interval
+from zopro.system.statistics import known_mean, win_interval
 from zopro.tasks import Task, metric
 
 EVALUATION_SEED = "evaluation"
@@ -100,7 +100,8 @@ def _add_prompts(models: Models, rows: Rows, prompts: Sequence[dict[str, float]]
 def _correctness(models: Models, found: Measured, rows: Rows, prompts: Sequence[dict[str, float]]) -> dict[str, Any]:
     line: dict[str, Any] = {"samples": len(found.ids) // len(rows), "ended": ended(models, found.ids)}
     if len(found.scores.parts) > 1:
-        line["rewards"] = {name: _known_mean(values) for name, values in found.scores.parts.items()}
+        means = {name: known_mean(values) for name, values in found.scores.parts.items()}
+        line["rewards"] = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
     line |= shares(prompts, "accuracy", "accuracy")
     if line["samples"] > 1:
         line |= shares(prompts, "pass_at_k", "passed")
@@ -110,11 +111,6 @@ def _correctness(models: Models, found: Measured, rows: Rows, prompts: Sequence[
         )
         line |= {"greedy_length": fmean(map(len, found.greedy)), "greedy_ended": ended(models, found.greedy)}
     return line
-
-
-def _known_mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if value == value]
-    return fmean(known) if known else None
 
 
 def _answer_by_base(run: Run, models: Models, items: Sequence[Item]) -> None:

@@ -17,6 +17,7 @@ from zopro.choices import REWARDS
 from zopro.loop.data import Item
 from zopro.rewards import RewardModel
 from zopro.system import guard
+from zopro.system.statistics import known_mean
 from zopro.tasks.columns import answer_as_given, columns_of, prompt_as_given
 
 Texts = Callable[[Sequence[Sequence[int]]], list[str]]
@@ -96,8 +97,7 @@ class Rewards:
             numbers = columns.get("item") or [places[prompt] for prompt in prompts]
             scores = self.score([items[number] for number in numbers], completion_ids)
             for name, values in scores.parts.items() if len(scores.parts) > 1 and columns.get("log_metric") else ():
-                known = [value for value in values if not math.isnan(value)]
-                columns["log_metric"](f"rewards/{name}", sum(known) / len(known) if known else math.nan)
+                columns["log_metric"](f"rewards/{name}", known_mean(values))
             return [None if math.isnan(number) else number for number in scores.total]
 
         reward.checked = True  # type: ignore[attr-defined]

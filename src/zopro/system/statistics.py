@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist, fmean, stdev, variance
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -21,6 +21,16 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean = fmean(values)
     half = Z95 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return mean, mean - half, mean + half
+
+
+def known_mean(values: Iterable[float]) -> float:
+    """The mean of those that are not NaN; NaN where none is.
+
+    >>> known_mean([1.0, float("nan"), 2.0]), known_mean([])
+    (1.5, nan)
+    """
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan
 
 
 def win_interval(wins: Sequence[float]) -> Interval:

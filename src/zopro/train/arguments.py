@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +82,17 @@ def quiet_arguments(
         checkpoint_steps=checkpoint_steps,
     )
     return kind(**shared, learning_rate=learning_rate, data_seed=seed, remove_unused_columns=False, **more)
+
+
+@contextmanager
+def as_if_more_answers(arguments: Any, times: int) -> Iterator[None]:
+    """Within the context arguments of `trl.RLOOConfig` count so many times as many rows."""
+    names = ("num_generations", "per_device_train_batch_size", "generation_batch_size")
+    for name in names:
+        setattr(arguments, name, getattr(arguments, name) and getattr(arguments, name) * times)
+    yield
+    for name in names:
+        setattr(arguments, name, getattr(arguments, name) // times)
 
 
 def policy_arguments(

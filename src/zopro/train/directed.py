@@ -9,9 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from zopro.engine import Engine
-from zopro.engine.local.engine import LocalEngine
-from zopro.engine.servers.llamacpp.engine import LlamaCppEngine
+from zopro.engine import Engine, OverTensors
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
 from zopro.weights.adapters import tensor_name
@@ -65,8 +63,9 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
         optimizer = super().create_optimizer(model)
-        if isinstance(self.engine, LocalEngine | LlamaCppEngine):
-            self.engine.weights, self.spsa.move = self.spsa.weights, self.engine.apply
+        if isinstance(self.engine, OverTensors):
+            self.engine.hold(self.spsa.weights)
+            self.spsa.move = self.engine.apply
         else:
             self.spsa.move = self._move_both
         return optimizer

@@ -27,6 +27,7 @@ from zopro.config.fields import option
 from zopro.config.step import DirectionOptions
 from zopro.engine import Rollouts
 from zopro.system.clock import timed
+from zopro.train.arguments import as_if_more_answers
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import Asked, KeptRewards
 from zopro.train.rloo import Drawn
@@ -56,14 +57,9 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
     def __post_init__(self) -> None:
         if self.beta:
             raise ValueError(f"beta: must be 0, since no log-probs are taken, got {self.beta}. Use anchor")
-        extra = 2 if self.num_generations == 1 else 1  # TRL wants a baseline of answers; a population has its members
-        args: Any = self
-        args.num_generations *= extra
-        args.per_device_train_batch_size *= extra
-        args.generation_batch_size = self.generation_batch_size and self.generation_batch_size * extra
-        RLOOConfig.__post_init__(self)
-        for name in ("num_generations", "per_device_train_batch_size", "generation_batch_size"):
-            setattr(self, name, getattr(self, name) // extra)
+        # TRL wants a baseline of answers; a population has its members.
+        with as_if_more_answers(self, 2 if self.num_generations == 1 else 1):
+            RLOOConfig.__post_init__(self)
         EvolutionOptions.__post_init__(self)
         DirectionOptions.__post_init__(self)
         self.noise = self.noise or "gaussian"

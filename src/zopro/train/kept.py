@@ -7,14 +7,13 @@ Each rank has a file of its own and reads all of them, for a resumed job may hav
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zopro.store.durable import append_line, fix_end, whole_lines
+from zopro.store.durable import fix_end
+from zopro.store.kept import digest, keep, kept
 from zopro.zo.displacement import Displacement
 
 FILES = "members-*.jsonl"
@@ -40,9 +39,8 @@ class KeptRewards:
         self._known: dict[str, Asked] = {}
         fix_end(self.path)
         for path in folder.glob(FILES):
-            for line in whole_lines(path):
+            for value in kept(path):
                 try:
-                    value = json.loads(line)
                     rows = [[math.nan if number is None else float(number) for number in row] for row in value["rewards"]]
                     self._known[str(value["member"])] = Asked(rows, dict(value["logged"]))
                 except (ValueError, KeyError, TypeError):
@@ -58,10 +56,8 @@ class KeptRewards:
     def keep(self, member: Displacement, prompts: Sequence[Any], completions: Sequence[Any], asked: Asked) -> None:
         """Add what is said of a member's answers; a crash of this process does not lose it."""
         rows = [[None if math.isnan(number) else number for number in row] for row in asked.rewards]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"member": _digest(member, prompts, completions), "rewards": rows, "logged": asked.logged})
-        append_line(self.path, line, flush=False)
+        keep(self.path, {"member": _digest(member, prompts, completions), "rewards": rows, "logged": asked.logged})
 
 
 def _digest(member: Displacement, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps([repr(member), list(prompts), list(completions)]).encode()).hexdigest()
+    return digest(repr(member), list(prompts), list(completions))

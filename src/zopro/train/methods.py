@@ -47,8 +47,10 @@ class PolicyInputs:
     reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model folder named in its config
 
 
-def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
+def _arguments(inputs: PolicyInputs, **others: Any) -> dict[str, Any]:
+    """What all methods' trainers are given, but for `others`."""
     config = inputs.config
+    shared = {"num_generations": config.num_generations, "beta": config.beta}
     return policy_arguments(
         output_dir=inputs.folder,
         steps=inputs.steps,
@@ -58,10 +60,9 @@ def _arguments(inputs: PolicyInputs) -> dict[str, Any]:
         report_to=config.report_to if inputs.writes else [],
         checkpoint_steps=config.checkpoint_steps if inputs.writes else 0,
         prompts=config.prompts_per_step,
-        num_generations=config.num_generations,
         max_completion_length=config.max_completion_length,
         temperature=config.temperature,
-        beta=config.beta,
+        **{**shared, **others},
     )
 
 
@@ -117,10 +118,8 @@ def fzoo(inputs: PolicyInputs) -> Trainer:
 def evolution(inputs: PolicyInputs, **paper: Any) -> Trainer:
     """Evolution strategies as the configuration says, but for what `paper` does."""
     config = inputs.config
-    shared = _arguments(inputs)
-    shared["per_device_train_batch_size"] //= shared["num_generations"]
     arguments = ESConfig(
-        **{**shared, "num_generations": 1, "beta": 0.0},
+        **_arguments(inputs, num_generations=1, beta=0.0),
         learning_rate=config.es_learning_rate,
         weight_decay=config.weight_decay,
         **{

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from zopro.zo.directions import Directions
+from zopro.zo.directions.there import waits
 
-DEVICES = {"cuda"}
 KEPT = 2**26  # elements of fp32, 256 MiB; what is beyond is drawn again, as a whole model's would be
 
 
@@ -24,7 +24,7 @@ class Drawn:
 
     def tensor(self, directions: Directions, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         """As `Directions.tensor`, a new tensor each time."""
-        if like.device.type not in DEVICES or not directions.pure:
+        if not waits(like.device) or not directions.pure:
             return directions.tensor(name, like, seed, step)
         if self._of != (directions, step):
             self.forget()

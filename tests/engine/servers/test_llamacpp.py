@@ -267,8 +267,8 @@ def test_what_does_not_fit_is_refused(both: Both, tmp_path: Path) -> None:
 
 
 def test_a_library_with_other_structs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    library.library.cache_clear()
+    library.opened.cache_clear()
     monkeypatch.setitem(library._CONTEXT_DEFAULTS, "type_k", 7)
     with pytest.raises(InputError, match=f"must have the library of xllamacpp {library.VERSION}"):
-        library.library()
-    library.library.cache_clear()
+        library.opened()
+    library.opened.cache_clear()

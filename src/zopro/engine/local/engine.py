@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zopro.engine import Abilities, Batch, Rollouts, Sampling
+from zopro.engine.batch import again
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.logprobs import completion_logprobs
@@ -138,6 +139,9 @@ class LocalEngine:
         """One pass: log-probs (B, C) of rows of which each `copies` share a prompt."""
         return completion_logprobs(self.model, *batch, temperature=temperature, num_generations=copies)
 
+    def hold(self, weights: Weights) -> None:
+        self.weights = weights
+
     def apply(self, record: StepRecord) -> None:
         self._held().apply(record)
 
@@ -154,13 +158,8 @@ class LocalEngine:
 
     def _drawing(self, options: Sampling, times: int) -> dict[str, Any]:
         """Arguments of `generate`; of several displacements each has generators at the same place."""
-        given, generator = vars(options).copy(), options.generator
-        if times > 1:
-            if isinstance(generator, torch.Generator):
-                given["generator"] = generator.clone_state()
-            elif generator is not None:
-                given["generator"] = [row.clone_state() for row in generator]
-        return given
+        generator = options.generator if times == 1 else again(options.generator)
+        return {**vars(options), "generator": generator}
 
 
 def by_prompt(batch: Batch, score: Callable[[Batch, int], Tensor]) -> Tensor:

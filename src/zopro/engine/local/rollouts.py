@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zopro.engine.batch import Rollouts
+from zopro.engine.batch import Generators, Rollouts, check_prompts, left_padded, uniform_numbers
 from zopro.engine.gpu.decoding import fixed_decoding
 from zopro.engine.gpu.step import Drawing
 from zopro.engine.local.abilities import abilities
@@ -22,7 +22,6 @@ from zopro.engine.local.causal import CausalParts, causal_parts, evaluating
 from zopro.engine.local.members import Members
 from zopro.engine.local.reading import Cached, Recomputed
 from zopro.engine.local.sampling import Sampler, next_tokens
-from zopro.errors import InputError
 
 __all__ = ["Rollouts", "generate"]
 
@@ -43,7 +42,7 @@ def generate(
     top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float | None = None,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: Generators = None,
     max_batch_tokens: int | None = None,
     members: Members | None = None,
 ) -> Rollouts:
@@ -72,16 +71,17 @@ def generate(
     parts = causal_parts(model)
     able = abilities(parts)
     read = Cached if able.decodes else Recomputed
-    _check_arguments(parts, prompts, num_generations, max_new_tokens)
+    context = getattr(parts.config, "max_position_embeddings", None) or float("inf")
+    check_prompts(prompts, num_generations, max_new_tokens, context)
     device = parts.model.get_input_embeddings().weight.device
     once, times = len(prompts), 1 if members is None else members.count
-    uniform = _uniform(generator, once * num_generations, max_new_tokens, device).repeat(times, 1)
+    uniform = uniform_numbers(generator, once * num_generations, max_new_tokens, device).repeat(times, 1)
     prompts = [*prompts] * times
     rows, width = len(prompts) * num_generations, max(map(len, prompts))
     ends = (eos_token_ids,) if isinstance(eos_token_ids, int) else tuple(eos_token_ids)
     how, stops = Drawing(sampler, ends, pad_token_id), torch.tensor(ends, device=device)
 
-    prompt_ids, prompt_mask = _left_padded(prompts, pad_token_id, width, device)
+    prompt_ids, prompt_mask = left_padded(prompts, pad_token_id, device)
     completion_ids = torch.full((rows, max_new_tokens), pad_token_id, device=device)
     logprobs = torch.zeros((rows, max_new_tokens), device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -116,42 +116,6 @@ def generate(
         completion_mask=(torch.arange(kept, device=device) < lengths[:, None]).long(),
         logprobs=logprobs[:, :kept].contiguous(),
     )
-
-
-def _check_arguments(
-    parts: CausalParts, prompts: Sequence[Sequence[int]], num_generations: int, max_new_tokens: int
-) -> None:
-    if not prompts:
-        raise InputError("prompts: must hold at least one prompt, got none.")
-    for name, value in (("num_generations", num_generations), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise InputError(f"{name}: must be at least 1, got {value}.")
-    context = getattr(parts.config, "max_position_embeddings", None) or float("inf")
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise InputError(f"prompts: prompt {number} has no token; begin it with the tokenizer's BOS.")
-        if len(prompt) + max_new_tokens > context:
-            raise InputError(
-                f"prompts: prompt {number} has {len(prompt)} tokens, which with max_new_tokens={max_new_tokens} "
-                f"exceeds the model's context of {context}. Shorten either."
-            )
-
-
-def _uniform(
-    generator: torch.Generator | Sequence[torch.Generator] | None, rows: int, steps: int, device: torch.device
-) -> Tensor:
-    """(rows, steps) fp64 in [0, 1)."""
-    if isinstance(generator, Sequence):
-        drawn = [torch.rand(steps, dtype=torch.float64, generator=one, device=one.device) for one in generator]
-        return torch.stack(drawn).to(device)
-    source = generator.device if generator is not None else device
-    return torch.rand((rows, steps), dtype=torch.float64, generator=generator, device=source).to(device)
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
 
 
 def _batches(lengths: Sequence[int], copies: int, new: int, budget: int, equal: bool = False) -> Iterator[list[int]]:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from zopro.engine import Abilities, Batch, Rollouts, Sampling
+from zopro.engine.batch import again, check_prompts, uniform_numbers
 from zopro.engine.local.sampling import Sampler
 from zopro.engine.servers.llamacpp.adapter import adapter_bytes, fresh, heads_of, module_names, parts
 from zopro.engine.servers.llamacpp.model import MOST_ROWS, Model
-from zopro.engine.servers.llamacpp.rows import Asked, rollouts_of, uniform_of, unpadded
+from zopro.engine.servers.llamacpp.rows import Asked, rollouts_of, unpadded
 from zopro.errors import InputError
 from zopro.zo import Directions, Weights
 from zopro.zo.displacement import Displacement
@@ -48,16 +49,10 @@ class LlamaCppEngine:
     def __init__(self, model: Model, weights: Weights, alpha: float) -> None:
         self.model, self.alpha = model, alpha
         self._tensors: dict[str, Tensor] = {}
-        self.weights = weights
+        self.hold(weights)
 
-    @property
-    def weights(self) -> Weights:
-        """theta and its directions; another holder of the same policy's tensors, or of a part of them, may put its own
-        here."""
-        return self._weights
-
-    @weights.setter
-    def weights(self, weights: Weights) -> None:
+    def hold(self, weights: Weights) -> None:
+        """theta and its directions: all of the policy's tensors at first, and later those or a part of them."""
         model, names = self.model, module_names(self.model.tensors, self.model.architecture)
         self._places: dict[str, tuple[str, int]] = {}
         for name, tensor in _named(weights):
@@ -72,7 +67,7 @@ class LlamaCppEngine:
                     f"{name!r} of {' x '.join(map(str, tensor.shape))}."
                 )
             self._places[module] = weight, heads_of(weight, model.architecture, *model.heads)
-        self._weights = weights
+        self.weights = weights
         self._tensors |= dict(_named(weights))
         half = next((m for m in self._places if not {f"{m}.lora_{s}.weight" for s in "AB"} <= self._tensors.keys()), None)
         if half is not None:
@@ -108,8 +103,9 @@ class LlamaCppEngine:
     ) -> list[Rollouts]:
         """As `Engine.sample`. Raises InputError: an option out of range, or a prompt without room for its answer."""
         sampler = Sampler(options.do_sample, options.temperature, options.top_k, options.top_p, options.min_p or 0.0)
-        self._check(prompts, k, options.max_new_tokens)
-        uniform = uniform_of(options, len(prompts) * k, len(at))
+        check_prompts(prompts, k, options.max_new_tokens, self.model.context_length)
+        generator = options.generator if len(at) == 1 else again(options.generator)
+        uniform = uniform_numbers(generator, len(prompts) * k, options.max_new_tokens, torch.device("cpu"))
         return self._at(at, lambda: self._generate(prompts, k, options, sampler, uniform))
 
     def logprobs(
@@ -129,21 +125,6 @@ class LlamaCppEngine:
             with self.model.adapter(self.adapter_file(displacement)):
                 found.append(function())
         return found
-
-    def _check(self, prompts: Sequence[Sequence[int]], k: int, new: int) -> None:
-        if not prompts:
-            raise InputError("prompts: must hold at least one prompt, got none.")
-        for name, value in (("num_generations", k), ("max_new_tokens", new)):
-            if value < 1:
-                raise InputError(f"{name}: must be at least 1, got {value}.")
-        for number, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise InputError(f"prompts: prompt {number} has no token; begin it with the tokenizer's BOS.")
-            if len(prompt) + new > self.model.context_length:
-                raise InputError(
-                    f"prompts: prompt {number} has {len(prompt)} tokens, which with max_new_tokens={new} exceeds the "
-                    f"model's context of {self.model.context_length}. Shorten either."
-                )
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], k: int, options: Sampling, sampler: Sampler, uniform: Tensor

@@ -159,7 +159,7 @@ def why() -> str:
 
 
 @cache
-def library() -> Any:
+def opened() -> Any:
     """The loaded library. Raises InputError: not installed, without a C API, or of another version."""
     try:
         import xllamacpp.xllamacpp as built

@@ -45,27 +45,27 @@ class Model:
     _adapter: Any = None
 
     def __init__(self, path: str | Path, threads: int | None = None, gpu_layers: int = -1) -> None:
-        self.library, self.path = lib.library(), Path(path)
+        self.api, self.path = lib.opened(), Path(path)
         self._held: dict[str, Any] = {}  # what the library has given out: a context, the model
-        self.close = weakref.finalize(self, _free, self.library, self._held)
+        self.close = weakref.finalize(self, _free, self.api, self._held)
         """Give the memory back; done at the latest before the interpreter ends, after which it would crash."""
         self.threads = threads
         if not self.path.is_file():
             raise InputError(f"engine: llamacpp must be given a GGUF file, got {str(path)!r}, which is none.")
-        params = self.library.llama_model_default_params()
+        params = self.api.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         lib.said.clear()
-        self._model = self.library.llama_model_load_from_file(os.fsencode(self.path), params)
+        self._model = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
             raise InputError(f"engine: llama.cpp cannot load {str(path)!r}{lib.why()}.")
         self._held["model"] = self._model
-        self._vocabulary = self.library.llama_model_get_vocab(self._model)
-        self.vocab_size: int = self.library.llama_vocab_n_tokens(self._vocabulary)
-        self.context_length: int = self.library.llama_model_n_ctx_train(self._model)
+        self._vocabulary = self.api.llama_model_get_vocab(self._model)
+        self.vocab_size: int = self.api.llama_vocab_n_tokens(self._vocabulary)
+        self.context_length: int = self.api.llama_model_n_ctx_train(self._model)
         for is_it, what in (
-            (self.library.llama_model_is_recurrent, "recurrent"),
-            (self.library.llama_model_is_hybrid, "partly recurrent"),
-            (self.library.llama_model_has_encoder, "an encoder"),
+            (self.api.llama_model_is_recurrent, "recurrent"),
+            (self.api.llama_model_is_hybrid, "partly recurrent"),
+            (self.api.llama_model_has_encoder, "an encoder"),
         ):
             if is_it(self._model):
                 raise InputError(
@@ -79,12 +79,12 @@ class Model:
     @property
     def heads(self) -> tuple[int, int]:
         """Of queries, and of keys."""
-        return self.library.llama_model_n_head(self._model), self.library.llama_model_n_head_kv(self._model)
+        return self.api.llama_model_n_head(self._model), self.api.llama_model_n_head_kv(self._model)
 
     @property
     def exact(self) -> bool:
         """Whether its weights are fp32; the cache of keys and values then is, too."""
-        return bool(self.library.llama_model_ftype(self._model) == F32)
+        return bool(self.api.llama_model_ftype(self._model) == F32)
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -97,35 +97,35 @@ class Model:
         return found
 
     def _tensors_of(self, path: Path) -> dict[str, tuple[int, ...]]:
-        file = self.library.gguf_init_from_file(os.fsencode(path), lib.FileParams(True, None))
+        file = self.api.gguf_init_from_file(os.fsencode(path), lib.FileParams(True, None))
         found = {}
-        for index in range(self.library.gguf_get_n_tensors(file)):
-            sizes = self.library.gguf_get_tensor_ne(file, index)[:4]
+        for index in range(self.api.gguf_get_n_tensors(file)):
+            sizes = self.api.gguf_get_tensor_ne(file, index)[:4]
             while len(sizes) > 1 and sizes[-1] == 1:
                 sizes.pop()
-            found[self.library.gguf_get_tensor_name(file, index).decode()] = tuple(sizes[::-1])
-        self.library.gguf_free(file)
+            found[self.api.gguf_get_tensor_name(file, index).decode()] = tuple(sizes[::-1])
+        self.api.gguf_free(file)
         return found
 
     @cached_property
     def stops(self) -> list[int]:
         """Tokens that end an answer, as llama.cpp knows them: of the file's head, and by their names."""
-        return [token for token in range(self.vocab_size) if self.library.llama_vocab_is_eog(self._vocabulary, token)]
+        return [token for token in range(self.vocab_size) if self.api.llama_vocab_is_eog(self._vocabulary, token)]
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's head as text; None where there is none. Lists have none."""
-        size = self.library.llama_model_meta_val_str(self._model, key.encode(), None, 0)
+        size = self.api.llama_model_meta_val_str(self._model, key.encode(), None, 0)
         if size < 0:
             return None
         buffer = c.create_string_buffer(size + 1)
-        self.library.llama_model_meta_val_str(self._model, key.encode(), buffer, size + 1)
+        self.api.llama_model_meta_val_str(self._model, key.encode(), buffer, size + 1)
         return buffer.value.decode("utf-8", "replace")
 
     def tokens(self, text: str) -> list[int]:
         """Of a text as llama.cpp itself encodes it: special tokens are read, none are added."""
         raw = text.encode()
         buffer = (c.c_int32 * (len(raw) + 8))()
-        count = self.library.llama_tokenize(self._vocabulary, raw, len(raw), buffer, len(buffer), False, True)
+        count = self.api.llama_tokenize(self._vocabulary, raw, len(raw), buffer, len(buffer), False, True)
         if count < 0:
             raise ValueError(f"text: llama.cpp cannot encode it, got {text!r}")
         return list(buffer[:count])
@@ -145,7 +145,7 @@ class Model:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
             lib.said.clear()
-            adapter = self.library.llama_adapter_lora_init(self._model, os.fsencode(name))
+            adapter = self.api.llama_adapter_lora_init(self._model, os.fsencode(name))
         finally:
             os.unlink(name)
         if not adapter:
@@ -157,7 +157,7 @@ class Model:
         finally:
             self._adapter = None
             self._set_adapter()
-            self.library.llama_adapter_lora_free(adapter)
+            self.api.llama_adapter_lora_free(adapter)
 
     def _set_adapter(self) -> None:
         context = self._held.get("context")
@@ -166,7 +166,7 @@ class Model:
         given = [self._adapter] if self._adapter else []
         count = len(given)
         adapters, scales = (c.c_void_p * 1)(*given), (c.c_float * 1)(1.0)
-        if self.library.llama_set_adapters_lora(context, adapters, count, scales):
+        if self.api.llama_set_adapters_lora(context, adapters, count, scales):
             raise RuntimeError(f"engine: llama.cpp does not take the adapter{lib.why()}")
 
     def begin(self, cells: int, rows: int, outputs: int) -> None:
@@ -177,12 +177,12 @@ class Model:
         if "context" not in self._held or cells > self._cells or rows > self._rows or outputs > self._outputs:
             self._open(max(cells, self._cells), max(rows, self._rows), max(outputs, self._outputs))
         threads = self.threads or torch.get_num_threads()
-        self.library.llama_set_n_threads(self._held["context"], threads, threads)
-        self.library.llama_memory_clear(self._memory, False)
+        self.api.llama_set_n_threads(self._held["context"], threads, threads)
+        self.api.llama_memory_clear(self._memory, False)
 
     def _open(self, cells: int, rows: int, outputs: int) -> None:
-        _free_context(self.library, self._held)
-        params = self.library.llama_context_default_params()
+        _free_context(self.api, self._held)
+        params = self.api.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = -(-cells // 256) * 256, rows, True
         params.n_batch = params.n_ubatch = min(PIECE, params.n_ctx)
         params.n_outputs_max = params.n_outputs_max_per_seq = max(rows, outputs)  # it aborts if there are fewer than rows
@@ -190,21 +190,21 @@ class Model:
             params.type_k = params.type_v = F32
             params.flash_attn_type = 0
         lib.said.clear()
-        context = self.library.llama_init_from_model(self._model, params)
+        context = self.api.llama_init_from_model(self._model, params)
         if not context:
             raise InputError(
                 f"engine: llama.cpp has no room for {rows} rows with {cells} tokens in all{lib.why()}. "
                 "Take fewer or shorter answers at once."
             )
         self._held["context"] = context
-        self._memory = self.library.llama_get_memory(context)
+        self._memory = self.api.llama_get_memory(context)
         self._cells, self._rows, self._piece = params.n_ctx, rows, params.n_batch
         self._outputs = params.n_outputs_max
         self._set_adapter()
 
     def copy(self, source: int, target: int) -> None:
         """Row `target` begins with all that row `source` has read."""
-        self.library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def read(self, tokens: Sequence[int], places: Sequence[int], rows: Sequence[int], wanted: Sequence[bool]) -> Tensor:
         """Logits (wanted, V), fp32 and new, behind tokens at places (from 0) in their rows."""
@@ -228,23 +228,23 @@ class Model:
         each = (pointer * n)(*(c.cast(c.byref(own, i * size), pointer) for i in range(n)))
         ids, at, ones = (c.c_int32 * n)(*tokens), (c.c_int32 * n)(*places), (c.c_int32 * n)(*([1] * n))
         asked = (c.c_int8 * n)(*wanted)
-        status = self.library.llama_decode(self._held["context"], lib.Batch(n, ids, None, at, ones, each, asked))
+        status = self.api.llama_decode(self._held["context"], lib.Batch(n, ids, None, at, ones, each, asked))
         if status:
             raise RuntimeError(f"engine: llama.cpp failed with status {status}{lib.why()}")
         outputs = sum(wanted)
         if not outputs:
             return torch.empty(0, self.vocab_size)
-        logits = self.library.llama_get_logits(self._held["context"])
+        logits = self.api.llama_get_logits(self._held["context"])
         memory = (c.c_float * (outputs * self.vocab_size)).from_address(c.addressof(logits.contents))
         return torch.frombuffer(memory, dtype=torch.float32).view(outputs, self.vocab_size).clone()
 
 
-def _free_context(library: Any, held: dict[str, Any]) -> None:
+def _free_context(api: Any, held: dict[str, Any]) -> None:
     if "context" in held:
-        library.llama_free(held.pop("context"))
+        api.llama_free(held.pop("context"))
 
 
-def _free(library: Any, held: dict[str, Any]) -> None:
-    _free_context(library, held)
+def _free(api: Any, held: dict[str, Any]) -> None:
+    _free_context(api, held)
     if "model" in held:
-        library.llama_model_free(held.pop("model"))
+        api.llama_model_free(held.pop("model"))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zopro.engine import Rollouts, Sampling
+from zopro.engine import Rollouts
+from zopro.engine.batch import left_padded
 
 
 class Asked(NamedTuple):
@@ -22,16 +23,6 @@ class Asked(NamedTuple):
         return len(self.prompt) + len(self.rows) * new
 
 
-def uniform_of(options: Sampling, rows: int, times: int) -> Tensor:
-    """(rows, steps) fp64 in [0, 1): as the local engine draws them, so that the same seeds mean the same numbers."""
-    given, steps = options.generator, options.max_new_tokens
-    if isinstance(given, Sequence):
-        own = [row.clone_state() if times > 1 else row for row in given]
-        return torch.stack([torch.rand(steps, dtype=torch.float64, generator=row) for row in own])
-    one = given.clone_state() if given is not None and times > 1 else given
-    return torch.rand((rows, steps), dtype=torch.float64, generator=one)
-
-
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
 
@@ -39,9 +30,8 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 def rollouts_of(
     prompts: Sequence[Sequence[int]], k: int, answers: Sequence[list[int]], logprobs: Tensor, pad: int
 ) -> Rollouts:
-    wide, long = max(map(len, prompts)), max(map(len, answers))
-    ids = torch.tensor([[pad] * (wide - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (wide - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    long = max(map(len, answers))
+    ids, mask = left_padded(prompts, pad)
     return Rollouts(
         prompt_ids=ids.repeat_interleave(k, dim=0),
         prompt_mask=mask.repeat_interleave(k, dim=0),
