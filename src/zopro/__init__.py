@@ -1,4 +1,4 @@
-"""Align language models to preferences with forward passes only: ZOPrO (arXiv 2503.03460) and the tools around it.
+"""Align language models by function evaluations instead of gradients: ZOPrO (arXiv 2503.03460) and the tools around it.
 
 The public names are imported on first use, so that `import zopro` and `zopro --help` cost nothing.
 """

@@ -89,7 +89,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="zopro", description="Align language models to preferences with forward passes only.")
+    about = "Align language models to preferences or rewards by function evaluations instead of gradients."
+    parser = _Parser(prog="zopro", description=about)
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     adders = (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, bench.add)
