@@ -24,11 +24,10 @@ from transformers import AutoConfig
 
 from zopro.config import RunConfig
 from zopro.config.reading import load_config
-from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
-from zopro.engine.local.starts import joined, load_start, start_adapter, tokenizer_home
-from zopro.engine.opening import generate, open_base
+from zopro.engine.local.starts import joined, start_adapter, tokenizer_home
+from zopro.engine.opening import generate, open_base, open_policy
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
 from zopro.store.durable import read_json
@@ -94,7 +93,7 @@ def export(
     tokenizer = load_tokenizer(tokenizer_home(config.model), config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if is_adapter and merged:
-            base = _load_model(config, config.model)
+            base = open_policy(config)
             if quantised(base):
                 raise InputError(
                     "--merged: must not be given, the run's model is quantised: rounded to its weights an adapter "
@@ -196,14 +195,10 @@ def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
     """Yield base, SFT and aligned model in turn; adapters share one base, models are loaded one at a time."""
     config, sft = policy.config, Layout(policy.run).sft()
     if not _is_adapter(policy.folder):
-        for name, folder in (
-            ("base", config.model),
-            ("sft", str(sft) if _has_weights(sft) else config.model),
-            ("aligned", str(policy.folder)),
-        ):
-            yield name, _load_model(config, folder).eval()
+        for name, folder in (("base", None), ("sft", sft if _has_weights(sft) else None), ("aligned", policy.folder)):
+            yield name, open_policy(config, folder)
         return
-    model = open_adapter(_load_model(config, config.model), policy.folder, "aligned").eval()
+    model = open_adapter(open_policy(config), policy.folder, "aligned").eval()
     with model.disable_adapter():
         yield "base", model
     if _has_weights(sft):
@@ -213,13 +208,6 @@ def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
         yield "sft", model
     model.set_adapter("aligned")
     yield "aligned", model
-
-
-def _load_model(config: RunConfig, folder: str) -> Any:
-    device = models.resolve_device(config.device)
-    if folder == config.model:
-        return open_base(config, device)
-    return load_start(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
 
 
 def _copy_adapter(policy: Policy, target: Path) -> None:
@@ -238,8 +226,8 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
 
 
 def _as_llamacpp(config: RunConfig) -> tuple[str, tuple[int, int]]:
-    if config.served:
-        file = open_base(config, models.resolve_device("cpu")).served_by
+    if config.engine.startswith("llamacpp:"):
+        file = open_base(config, torch.device("cpu")).served_by
         return file.architecture, file.heads
     return of_transformers(AutoConfig.from_pretrained(base_of(config.model), trust_remote_code=config.trust_remote_code))
 
