@@ -28,7 +28,7 @@ from zopro.weights.adapters import ADAPTER_FILE
 def open_base(options: ModelOptions, device: torch.device) -> Any:
     """The base model, which PEFT puts adapters on. Raises InputError: it cannot be loaded."""
     if options.served:
-        return ENGINES[options.engine].load()(options.served)
+        return ENGINES[options.engine].load()(options)
     return load_start(options.model, resolve_dtype(options.dtype, device), device, options.trust_remote_code)
 
 

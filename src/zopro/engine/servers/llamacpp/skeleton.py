@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
+from zopro.config.model import ModelOptions
 from zopro.engine.servers.adapters import hollow, lora_tensors
 from zopro.engine.servers.llamacpp.adapter import module_names
 from zopro.engine.servers.llamacpp.engine import LlamaCppEngine
@@ -85,9 +86,9 @@ class Skeleton(PreTrainedModel, GenerationMixin):
         )
 
 
-def open_file(path: str) -> Skeleton:
+def open_file(options: ModelOptions) -> Skeleton:
     """What `engine: llamacpp:FILE.gguf` stands for. Raises InputError: as `Model`, and as `skeleton`."""
-    return skeleton(Model(path))
+    return skeleton(Model(options.served))
 
 
 def skeleton(model: Model) -> Skeleton:
