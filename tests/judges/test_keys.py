@@ -15,8 +15,8 @@ from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.judges import make_judge
 from zopro.judges.endpoint import OpenAIJudge
-from zopro.system.secrets import redacted
 from zopro.loop import pipeline
+from zopro.system.secrets import redacted
 
 openai = pytest.importorskip("openai")
 
