@@ -57,7 +57,8 @@ def open_servers(options: ModelOptions) -> PreTrainedModel:
     model.__class__ = type(kind.__name__, (kind,), {"forward": _refuse, "__module__": kind.__module__})
     model.served_by, model.serve = fleet, partial(served, folder=options.adapter_folder)
     model.check_tokens = partial(check_tokens, fleet)
-    return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
+    found: PreTrainedModel = model.requires_grad_(False).eval()
+    return found
 
 
 def served(model: Any, folder: str = "") -> VLLMEngine:
