@@ -27,6 +27,7 @@ from zopro.compare import command as compare
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
+from zopro.system import progress
 from zopro.system.heap import return_freed_memory
 from zopro.system.imports import importing
 from zopro.system.terminal import show
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; the result must stay alone there.
         if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), progress.reporting():
             result, text = args.handler(args)
     except Exception as error:
         known = explained(error)
@@ -199,7 +200,8 @@ def _replay(args: argparse.Namespace) -> Result:
     with importing():
         from zopro.loop import replay
 
-    result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
+    with progress.task("replaying"):
+        result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
     return result, replay.describe(result)
 
 
@@ -212,14 +214,15 @@ def _generate(args: argparse.Namespace) -> Result:
     with importing():
         from zopro.loop import export
 
-    answers = export.answer(
-        args.run,
-        args.prompt,
-        iteration=args.iteration,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
+    with progress.task("answering by each policy"):
+        answers = export.answer(
+            args.run,
+            args.prompt,
+            iteration=args.iteration,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
     return answers, export.side_by_side(answers)
 
 
@@ -232,7 +235,8 @@ def _export(args: argparse.Namespace) -> Result:
     with importing():
         from zopro.loop import export
 
-    written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged, gguf=args.gguf)
+    with progress.task("exporting"):
+        written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged, gguf=args.gguf)
     return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
 
 

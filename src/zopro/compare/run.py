@@ -20,6 +20,7 @@ from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
 from zopro.store.rundir import RunDirectory, write_text
 from zopro.store.shown import PER_ANSWER, named, seconds
+from zopro.system import progress
 
 _RENAMED = {"learning_rates": "search_trials"}  # what earlier versions called a plan's options
 
@@ -38,17 +39,22 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     Raises:
         InputError: bad input, or no method could be run.
     """
+    with progress.reporting(quiet):
+        return _compare(config, plan)
+
+
+def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     for method in plan.methods:
         plan.steps_of(method, config)
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
-    runner = _Runner(out, replace(config, output_dir=str(shared_run(out)), method=SHARED_METHOD), quiet)
+    runner = _Runner(out, replace(config, output_dir=str(shared_run(out)), method=SHARED_METHOD))
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
     start = named(prepared["start"])
     if plan.start == "sft":
         start[PER_ANSWER] = [0.0] * len(start["rewards"])  # by definition; earlier versions had estimated it
     if "rows" in prepared:  # earlier versions kept none
-        runner.say(prepared["rows"])
+        progress.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
     methods = _finished(out / "compare.json", plan, start_point(start))
     failed: dict[str, str] = {}
@@ -57,7 +63,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
             methods[method] = _method(runner, plan, method, start)
         except JobFailed as error:
             failed[method] = str(error)
-            runner.say(f"{method}: failed: {error}")
+            progress.say(f"{method}: failed: {error}")
     if len(failed) == len(plan.methods):
         raise InputError(f"methods: none could be run; {next(iter(failed))}: {next(iter(failed.values()))}")
     result: dict[str, Any] = {
@@ -120,7 +126,7 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
         try:
             point = runner.result(plan.trial(replace(full, learning_rate=rate)))["points"][-1]
         except JobFailed as error:
-            runner.say(f"{full.method}: learning rate {rate:g} failed: {error}")
+            progress.say(f"{full.method}: learning rate {rate:g} failed: {error}")
             continue
         reward, kl = fmean(point["rewards"]), kl_per_answer(point[PER_ANSWER])
         objective = reward - runner.config.beta * kl
@@ -142,12 +148,8 @@ def _launch(described: Path, log: Any) -> int:
 class _Runner:
     """Runs jobs whose result is not there yet."""
 
-    def __init__(self, out: Path, config: RunConfig, quiet: bool) -> None:
-        self.out, self.config, self.quiet = out, config, quiet
-
-    def say(self, line: str) -> None:
-        if not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+    def __init__(self, out: Path, config: RunConfig) -> None:
+        self.out, self.config = out, config
 
     def result(self, job: Job) -> dict[str, Any]:
         """The job's result, from its folder if it is finished.
@@ -162,7 +164,7 @@ class _Runner:
             began = time.perf_counter()
             values = {"job": asdict(job), "config": self.config.to_dict()}
             write_text(folder / "job.json", json.dumps(values, indent=2))
-            with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            with (folder / "log.txt").open("w", encoding="utf-8") as log, progress.task(job.name):
                 code = _launch(folder / "job.json", log)
             if code != 0 or not path.exists():
                 lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -170,6 +172,6 @@ class _Runner:
                 if code == 2 and message.startswith("zopro: error: "):
                     raise InputError(message.removeprefix("zopro: error: "))
                 raise JobFailed(f"{message} (see {folder / 'log.txt'})")
-            self.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
+            progress.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {key: list(map(named, value)) if key == "points" else value for key, value in found.items()}

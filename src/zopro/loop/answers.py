@@ -22,6 +22,7 @@ from zopro.loop.divergence import log_ratios, policy_logprobs
 from zopro.loop.models import Models
 from zopro.loop.rewarding import Rewards, Scores
 from zopro.loop.run import Run
+from zopro.system import progress
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ def sample_all(
     run: Run, models: Models, model: Any, items: Sequence[Item], seed: int, count: int = 1, greedy: bool = False
 ) -> Iterator[Rollouts]:
     """`count` completions of each item, `eval_batch_size` rows at a time, each batch by the seed after the last one's."""
-    for number, batch in enumerate(batches(items, max(1, run.config.eval_batch_size // count))):
+    size = max(1, run.config.eval_batch_size // count)
+    for number, batch in enumerate(progress.counted([*batches(items, size)], "answering")):
         yield sample(run, models, model, batch, seed + number, count, greedy)
 
 

@@ -26,6 +26,7 @@ from zopro.loop.recording import TARGETED, digest
 from zopro.store.durable import whole_folder
 from zopro.store.journal import Header, Journal, read
 from zopro.store.layout import Layout
+from zopro.system.progress import counted
 from zopro.system.threads import torch_threads
 from zopro.weights.adapters import tensor_files, tensor_name
 from zopro.weights.saving import save_tensors
@@ -99,7 +100,7 @@ def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[
         weights = Weights.of(trained, directions)
     except ValueError as error:
         raise InputError(f"journal: does not fit the policy in '{run / header.start}': {error}.") from None
-    for step in journal.steps[:steps]:
+    for step in counted(journal.steps[:steps], "replaying", "steps"):
         weights.apply(step.record)
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 

@@ -55,6 +55,11 @@ def kl(value: Any) -> str:
     return fixed(value, 2)
 
 
+def signal(value: Any) -> str:
+    """Of a difference over its rounding noise."""
+    return fixed(value, 1)
+
+
 def seconds(value: Any) -> str:
     return fixed(value, 1)
 

@@ -29,6 +29,7 @@ from zopro.errors import InputError
 from zopro.system.clock import timed
 from zopro.system.launch import counted
 from zopro.train.construction import trainable
+from zopro.train.evaluations import counting
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
 from zopro.train.typed import Mixin
@@ -210,7 +211,13 @@ class ZerothOrderMixin(Mixin):
             return trainer._base_loss(model, dict(batch) if isinstance(batch, Mapping) else batch, *args, **kwargs)
 
         closure = self._slope.closure(loss_of, inputs, search=not self.known_loss)
-        return self.spsa.measure(closure, self.loss_at_theta(inputs))
+        with counting(self.spsa) as seen:
+
+            def evaluate() -> Any:
+                seen(1)
+                return closure()
+
+            return self.spsa.measure(evaluate, self.loss_at_theta(inputs))
 
     def _base_loss(self, *args: Any, **kwargs: Any) -> Any:
         return super().compute_loss(*args, **kwargs)

@@ -19,6 +19,7 @@ from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
 from zopro.train.directed import DirectedTrainer
+from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
 from zopro.zo import Displacement, Estimate
@@ -110,9 +111,11 @@ class ZOPrOTrainer(DirectedTrainer):
 
         def values(at: Sequence[Displacement]) -> list[float]:
             found.extend(engine.logprobs(batch, at, self.temperature))
+            seen(len(at))
             return [float(evaluate()) for _ in at]
 
-        with engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext():
+        here = engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext()
+        with here, counting(self.spsa) as seen:
             return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:
