@@ -12,14 +12,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zopro.bench.options import Work
 from zopro.errors import InputError
 from zopro.system.imports import importing
 from zopro.system.terminal import Page, Table
-
-if TYPE_CHECKING:
-    from zopro.bench.work import Work
 
 PEERS = {"trl": ("peer", "peer-plain"), "trl-cb": ("peer-cb",)}
 ABOUT = {
@@ -70,8 +68,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from zopro.bench.work import Work
-
     chosen = {name: value for name, value in vars(args).items() if name in OPTIONS}
     if not chosen.get("lora_r", 8):
         chosen.setdefault("beta", 0.0)

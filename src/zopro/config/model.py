@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from zopro.choices import ENGINES
 from zopro.config.addresses import check_addresses
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
+from zopro.errors import InputError
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -72,3 +76,16 @@ class ModelOptions:
     def of_servers(self) -> bool:
         """Whether servers run the model, which know it by a name or folder that need not exist here."""
         return self.engine.startswith("vllm:")
+
+
+def check_there(model: str, key: str = "model") -> None:
+    """Raise `InputError` for a model or GGUF file that is neither on the disk nor can be a Hub id."""
+    if model.endswith(GGUF):
+        if not Path(model).is_file():
+            raise InputError(f"engine: must be given a GGUF file, got {model!r}, which is none. Check the path.")
+    elif not Path(model).exists() and not _HUB_ID.fullmatch(model):
+        raise no_such_model(model, key)
+
+
+def no_such_model(model: str, key: str = "model") -> InputError:
+    return InputError(f"{key}: no folder and no Hub id of that name can be read, got {model!r}. Check the path.")
