@@ -1,7 +1,7 @@
 """Both ends of what pyproject.toml allows: the oldest and the newest version of every dependency run the demo.
 
-Each end is an environment of its own, made by uv (`pip install uv`) from the wheel that a user would get, in a folder that
-is kept. Prints the versions that were installed, the lower bounds that other packages lift (raise those in
+Each end is an environment of its own, made by uv (`pip install uv`) from the wheel that a user would get, in a folder
+that is kept. Prints the versions that were installed, the lower bounds that other packages lift (raise those in
 pyproject.toml), and how the demo ended. Takes some gigabytes where torch brings CUDA's libraries.
 
     python benchmarks/bounds.py lowest --python python3.10 --folder bounds
@@ -17,8 +17,9 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 ENDS = {"lowest": "lowest-direct", "highest": "highest"}

@@ -1,4 +1,4 @@
-"""What is handed out: the wheel has all of the package and nothing else, the sdist all that it is built and tested from."""
+"""What is handed out: the wheel has all of the package and nothing else, the sdist all it is built and tested from."""
 
 from __future__ import annotations
 

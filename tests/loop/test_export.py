@@ -21,7 +21,9 @@ from transformers import (
 from zopro import cli
 from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.loop.export import answer, export, find_policy, side_by_side
+from zopro.loop.export import export
+from zopro.loop.finished import find_policy
+from zopro.loop.voices import answer, side_by_side
 
 WORDS = "user assistant what is a good day for the garden red green blue tall small"
 TEMPLATE = (

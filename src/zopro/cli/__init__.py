@@ -244,9 +244,9 @@ def _compare(args: argparse.Namespace) -> Result:
 
 def _generate(args: argparse.Namespace) -> Result:
     with importing():
-        from zopro.loop import export
+        from zopro.loop import voices
 
-    answers = export.answer(
+    answers = voices.answer(
         args.run,
         args.prompt,
         iteration=args.iteration,
@@ -254,7 +254,7 @@ def _generate(args: argparse.Namespace) -> Result:
         temperature=args.temperature,
         seed=args.seed,
     )
-    return answers, export.side_by_side(answers)
+    return answers, voices.side_by_side(answers)
 
 
 def _export(args: argparse.Namespace) -> Result:
