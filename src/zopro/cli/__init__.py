@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import data, init, listing
+from zopro.cli import chat, data, init, listing
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; the result must stay alone there.
         if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
+        args.stdout = sys.stdout
         with contextlib.redirect_stdout(sys.stderr):
             result, text = args.handler(args)
     except Exception as error:
@@ -93,7 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description=about)
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    adders = (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, bench.add)
+    adders = (
+        _add_demo,
+        _add_run,
+        _add_replay,
+        _add_compare,
+        analyse.add,
+        _add_generate,
+        chat.add,
+        _add_export,
+        bench.add,
+    )
     for add in (init.add, *adders, data.add, listing.add_methods, listing.add_schema):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
