@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import chat, data, init, listing
+from zopro.cli import chat, data, export, init, listing
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         analyse.add,
         _add_generate,
         chat.add,
-        _add_export,
+        export.add,
         bench.add,
     )
     for add in (init.add, *adders, data.add, listing.add_methods, listing.add_schema):
@@ -178,30 +178,13 @@ def _add_generate(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "generate", help="see what changed: base, SFT and aligned answers side by side"
     )
-    _add_policy(command)
+    export.add_policy(command)
     command.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", required=True, help="what to answer")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: as in the run)")
     command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
     command.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     command.set_defaults(handler=_generate)
     return command
-
-
-def _add_export(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "export", help="an ordinary PEFT adapter, or with --merged an ordinary model"
-    )
-    _add_policy(command)
-    command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
-    command.add_argument("--merged", action="store_true", help="merge the adapter into the base model's weights")
-    command.add_argument("--gguf", action="store_true", help="also write the adapter for llama.cpp and Ollama")
-    command.set_defaults(handler=_export)
-    return command
-
-
-def _add_policy(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", metavar="RUN", help="run directory")
-    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: the newest)")
 
 
 def _demo(args: argparse.Namespace) -> Result:
@@ -266,14 +249,6 @@ def _generate(args: argparse.Namespace) -> Result:
         seed=args.seed,
     )
     return answers, voices.side_by_side(answers)
-
-
-def _export(args: argparse.Namespace) -> Result:
-    with importing():
-        from zopro.loop import export
-
-    written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged, gguf=args.gguf)
-    return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
 
 
 def _set_verbosity(verbose: bool) -> None:

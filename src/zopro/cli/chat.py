@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from typing import Any, TextIO
 
+from zopro.cli.export import add_policy
 from zopro.errors import InputError
 from zopro.system.imports import importing
 from zopro.system.terminal import Page, Table, show
@@ -28,8 +29,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="talk to the base model and the aligned policy side by side",
         description=f"Talk to the base model and the aligned policy, a line each time. {COMMANDS}.",
     )
-    command.add_argument("run", metavar="RUN", help="run directory")
-    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: the newest)")
+    add_policy(command)
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: as in the run)")
     command.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: as in the run)")
     command.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
@@ -39,11 +39,14 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Answer until the messages end. The conversation is printed as it goes, or with `--json` the result."""
+    from zopro.loop.finished import check_answering, find_policy
+
+    check_answering(args.max_new_tokens, args.temperature or 0.0, args.seed)
+    policy = find_policy(args.run, args.iteration)
+
     with importing():
-        from zopro.loop.finished import find_policy
         from zopro.loop.voices import Voices, manner_of, printable
 
-    policy = find_policy(args.run, args.iteration)
     manner = manner_of(policy, args.max_new_tokens, args.temperature)
     titles = {"base": "base", "aligned": f"aligned (iteration {policy.iteration})"}
     print(f"loading {policy.config.model} and the policy of {policy.run}. Then: {COMMANDS}.", file=sys.stderr)

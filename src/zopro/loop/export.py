@@ -23,13 +23,16 @@ from zopro.engine.local.starts import joined, start_adapter, tokenizer_home
 from zopro.engine.opening import open_base
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
-from zopro.loop.finished import Policy, find_policy, load_model
+from zopro.loop.card import write_card
+from zopro.loop.finished import Policy, check_export, check_new, find_policy
+from zopro.loop.voices import load_model
 from zopro.store.durable import read_json
 from zopro.store.rundir import whole_folder
 from zopro.text import chat
 from zopro.text.frame import frame_of, token_ids
 from zopro.text.tokenizer import load_tokenizer
-from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, adapter_tensors
+from zopro.weights.adapters import adapter_tensors
+from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, is_adapter
 from zopro.weights.saving import save_tensors, save_weights
 
 GGUF_FILE = "adapter.gguf"
@@ -38,24 +41,19 @@ GGUF_FILE = "adapter.gguf"
 def export(
     run: str | Path, out: str | Path, *, iteration: int | None = None, merged: bool = False, gguf: bool = False
 ) -> dict[str, Any]:
-    """Write a policy of `run` with its tokenizer to `out` and return what was written.
+    """Write a policy of `run` with its tokenizer and a model card to `out` and return what was written.
 
     `merged` adds the adapter to the base weights, in the dtype the run computed in, so that the model answers as the
     policy did. `gguf` also writes the adapter as llama.cpp reads it, adapter.gguf. Policies of full-parameter runs are
     models already and are copied. `out` appears complete or not at all.
     Raises `InputError` if `out` exists and is not an empty folder.
     """
-    policy, out = find_policy(run, iteration), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
-    config, is_adapter = policy.config, policy.is_adapter
-    if merged and config.served:
-        raise InputError(f"--merged: must not be given, engine {config.engine} holds the weights. Export the adapter.")
-    if gguf and (merged or not is_adapter):
-        raise InputError("--gguf: must be given for an adapter alone, got a model. Leave --merged out.")
+    policy, out = find_policy(run, iteration), check_new(out)
+    check_export(policy, merged, gguf)
+    config, adapter = policy.config, is_adapter(policy.folder)
     tokenizer = load_tokenizer(tokenizer_home(config.model), config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
-        if is_adapter and merged:
+        if adapter and merged:
             base = load_model(config, config.model)
             if quantised(base):
                 raise InputError(
@@ -64,7 +62,7 @@ def export(
                 )
             model = open_adapter(base, policy.folder)
             save_weights(model.merge_and_unload(), partial)
-        elif is_adapter:
+        elif adapter:
             _copy_adapter(policy, partial)
             if gguf:
                 (partial / GGUF_FILE).write_bytes(gguf_adapter(partial, *_as_llamacpp(config)))
@@ -74,11 +72,12 @@ def export(
             )
         tokenizer.save_pretrained(partial)
         _declare_stop(partial / "generation_config.json", tokenizer)
+        write_card(policy, base_of(config.model), partial, adapter and not merged)
     return {
         "run": str(policy.run),
         "iteration": policy.iteration,
         "out": str(out),
-        "kind": "adapter" if is_adapter and not merged else "model",
+        "kind": "adapter" if adapter and not merged else "model",
         "base": base_of(config.model),
     }
 

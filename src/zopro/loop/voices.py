@@ -21,16 +21,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from zopro.config import RunConfig
+from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
-from zopro.engine.local.starts import tokenizer_home
-from zopro.engine.opening import generate
+from zopro.engine.local.starts import load_start, tokenizer_home
+from zopro.engine.opening import generate, open_base
 from zopro.errors import InputError
-from zopro.loop.finished import Policy, find_policy, has_weights, load_model
+from zopro.loop.finished import Policy, check_answering, find_policy
 from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
 from zopro.text import chat
 from zopro.text.frame import check_vocabulary, declared_stops, frame_of
 from zopro.text.tokenizer import load_tokenizer
+from zopro.weights.names import has_weights, is_adapter
 
 NAMES = ("base", "sft", "aligned")
 _ACTIVE, _SFT = "default", "sft"  # names of the adapters
@@ -44,14 +47,6 @@ class Manner:
 
     max_new_tokens: int
     temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"--max-new-tokens: must be at least 1, got {self.max_new_tokens}.")
-        if self.temperature < 0:
-            raise InputError(f"--temperature: must not be negative, got {self.temperature}. 0 takes the likeliest token.")
-        if self.temperature and not 1e-6 <= self.temperature <= 1e6:
-            raise InputError(f"--temperature: must be 0 or lie in [1e-6, 1e6], got {self.temperature}.")
 
 
 class Voices:
@@ -77,7 +72,7 @@ class Voices:
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
         """The model called `name`, one of `NAMES`, for as long as the context lasts."""
-        if not self.policy.is_adapter:
+        if not is_adapter(self.policy.folder):
             yield self.whole(name)
             return
         model, sft = self._adapted, Layout(self.policy.run).sft()
@@ -96,7 +91,7 @@ class Voices:
 
     def whole(self, name: str) -> Any:
         """The aligned model with its adapter, or of a run that trained all parameters the model called `name`."""
-        if self.policy.is_adapter:
+        if is_adapter(self.policy.folder):
             return self._adapted
         config, sft = self.policy.config, Layout(self.policy.run).sft()
         folders = {"base": config.model, "sft": str(sft) if has_weights(sft) else config.model}
@@ -111,11 +106,10 @@ class Voices:
     def answer(self, name: str, conversations: Sequence[Messages], manner: Manner, seed: int = 0) -> list[str]:
         """What the model called `name` says next in each conversation.
 
-        Raises `InputError`: the chat template refuses a conversation, a token has no embedding, or a conversation and its
-        answer are longer than the model can read.
+        Raises `InputError`: a number out of range; the chat template refuses a conversation, a token has no embedding,
+        or a conversation and its answer are longer than the model can read.
         """
-        if not 0 <= seed < 2**63:
-            raise InputError(f"--seed: must not be negative, and less than 2^63, got {seed}.")
+        check_answering(manner.max_new_tokens, manner.temperature, seed)
         rendered = [chat.render_prompt(self.tokenizer, messages) for messages in conversations]
         encoded = [self.tokenizer(text)["input_ids"] for text in rendered]
         with self.model(name) as model:
@@ -185,6 +179,14 @@ def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
                 lines.append("  ".join(text.ljust(column) for text in cut).rstrip())
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def load_model(config: RunConfig, folder: str) -> Any:
+    """The network in `folder`: the run's base by the run's engine, or a whole model that it trained."""
+    device = models.resolve_device(config.device)
+    if folder == config.model:
+        return open_base(config, device)
+    return load_start(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
 
 
 def _check_length(model: Any, prompt: int, answer: int) -> None:

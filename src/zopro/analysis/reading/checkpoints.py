@@ -19,7 +19,8 @@ from typing import Any
 
 from zopro.errors import InputError
 from zopro.store.layout import Layout, numbered
-from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILES, weight_files, weight_name
+from zopro.weights.adapters import weight_files, weight_name
+from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILES
 from zopro.weights.tensors import Stored, read_header
 
 BEYOND = (
