@@ -22,7 +22,7 @@ from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.models import resolve_device, resolve_dtype
 from zopro.engine.local.starts import load_start
 from zopro.system.random_state import preserve_random_state
-from zopro.weights.adapters import ADAPTER_FILE
+from zopro.weights.names import ADAPTER_FILE
 
 
 def open_base(options: ModelOptions, device: torch.device) -> Any:

@@ -28,7 +28,11 @@ TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask",
 
 @dataclass
 class ZOPrOConfig(StepOptions, RLOOConfig):
-    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's."""
+    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's.
+
+    >>> ZOPrOConfig("runs/short").eps, ZOPrOConfig("runs/short", preset="paper").eps
+    ('auto', 1e-05)
+    """
 
     learning_rate: float = option(
         PRESETS["default"], "Step size; in the default preset the change of a weight in a typical step."
@@ -63,6 +67,17 @@ class ZOPrOTrainer(DirectedTrainer):
     The default preset's loss is -mean(advantage * log-ratio), which has RLOO's gradient where the ratios are 1, but stays
     a line where RLOO's ratio is exponential and clipped at 0.8 and 1.2. So eps can be large enough for a difference to
     stand above bfloat16's rounding: on a 270M model that moved an answer's log-prob by 0.16 nats.
+
+    >>> from datasets import Dataset
+    >>> from peft import LoraConfig
+    >>> def short(completions, **columns):  # any TRL reward function
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> rows = Dataset.from_dict({"prompt": ["What is rust?", "What is tea?"]})
+    >>> args = ZOPrOConfig("runs/short", max_steps=1, per_device_train_batch_size=4, report_to=[])
+    >>> lora = LoraConfig(task_type="CAUSAL_LM")
+    >>> trainer = ZOPrOTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", short, args, rows, peft_config=lora)
+    >>> trainer.train().global_step
+    1
     """
 
     config_cls = ZOPrOConfig
