@@ -111,7 +111,8 @@ def _zeroth_order(
 def fzoo(inputs: PolicyInputs) -> Trainer:
     """FZOO (Dang et al. 2025): one-sided differences along signs, 8 of them unless `queries` says more."""
     queries = inputs.config.queries if inputs.config.queries > 1 else 8
-    config = replace(inputs.config, sides=1, noise="rademacher", evaluation="sequential", queries=queries)
+    evaluation = "batched" if inputs.config.evaluation == "batched" else "sequential"
+    config = replace(inputs.config, sides=1, noise="rademacher", evaluation=evaluation, queries=queries)
     return _zeroth_order(replace(inputs, config=config), targeted=False, trainer_cls=FZOOTrainer)
 
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from trl import RLOOConfig
 
@@ -18,6 +19,7 @@ from zopro.config.fields import option
 from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
 from zopro.train.directed import DirectedTrainer
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
@@ -73,6 +75,13 @@ class ZOPrOTrainer(DirectedTrainer):
     def on_policy(self) -> bool:
         """Whether every step's completions are drawn from the parameters that the step starts from."""
         return self.args.steps_per_generation * self.num_iterations <= self.args.gradient_accumulation_steps
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As `DirectedTrainer`'s; with `evaluation: batched` the engine takes all displacements of a step at once."""
+        optimizer = super().create_optimizer(model)
+        if isinstance(self.engine, LocalEngine) and self.args.evaluation == "batched":
+            self.engine.logprob_tokens = MAX_BATCH_TOKENS
+        return optimizer
 
     def loss_at_theta(self, inputs: Any) -> float | None:
         """L(theta) on-policy, where every ratio is 1: -mean(advantage), or 0 for log-ratios."""
@@ -131,7 +140,7 @@ class ZOPrOTrainer(DirectedTrainer):
             "eps": self.args.eps,
             "queries": self.args.queries,
             "sides": self.args.sides,
-            "evaluation": self.args.evaluation,
+            "evaluation": "sequential" if self.args.evaluation == "batched" else self.args.evaluation,
             "second_moment_beta": self.args.second_moment_beta or None,
             "measure_noise": True,
         }
@@ -140,8 +149,9 @@ class ZOPrOTrainer(DirectedTrainer):
 class FZOOTrainer(ZOPrOTrainer):
     """ZOPrO's loss by FZOO's step (Dang et al. 2025, arXiv 2506.09034): over the standard deviation of the losses.
 
-    Departures: the losses of a step's queries are taken one after another, not in one batch of displaced models; the
-    learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is known where answers are the policy's own.
+    Departures: the losses of a step's queries are taken one after another, unless `evaluation: batched` has them in one
+    batch of displaced models, as theirs are; the learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is
+    known where answers are the policy's own.
     """
 
     def spsa_arguments(self) -> dict[str, Any]:
