@@ -121,7 +121,7 @@ def test_the_fewest_tokens() -> None:
             parts = [list(part) for part in _parts(ranked, cuts)]
             least.append(sum(5 + len(part) * max(part) for part in parts))
         groups = by_length(rows, 5)
-        assert sorted(sum(groups, [])) == list(range(8)) and all(group == sorted(group) for group in groups)
+        assert sorted(itertools.chain(*groups)) == list(range(8)) and all(group == sorted(group) for group in groups)
         assert sum(5 + len(group) * max(rows[row] for row in group) for group in groups) == min(least)
     many = torch.randint(0, 4000, (500,), generator=draw).tolist()
     groups = by_length(many, 100)

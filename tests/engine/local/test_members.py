@@ -178,9 +178,7 @@ def passes(model: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "full"])
-def test_log_probs_at_all_displacements_are_those_at_one_after_another(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_probs_at_all_displacements_are_those_one_after_another(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with rows in groups of like lengths, and with some displacements at a time."""
     if kind == "full":
         model = tiny_model("qwen3", tiny_tokenizer(), tie_word_embeddings=False)
