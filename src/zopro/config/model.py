@@ -8,7 +8,7 @@ from zopro.choices import ENGINES
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
 
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -17,8 +17,13 @@ class ModelOptions:
 
     model: str = option("", "Base model: a Hub id or a local folder.")
     dtype: str = option(
-        "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32.", DTYPES
+        "auto",
+        "auto, float32, bfloat16 or float16 (for GPUs without bfloat16, such as a T4; adapters stay float32). auto: "
+        "bfloat16 where the hardware multiplies it, else float32.",
+        DTYPES,
     )
+    load_in_4bit: bool = option(False, "Quantise the model's weights to 4 bits (NF4) by bitsandbytes as it is loaded.")
+    load_in_8bit: bool = option(False, "Quantise them to 8 bits.")
     engine: str = option(
         "transformers",
         f"What runs the model: {ENGINES.about()}. An engine of its own needs no model, whose tokenizer and name are used "
@@ -49,9 +54,19 @@ class ModelOptions:
         not_negative(self, "lora_r")
         at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
+        one = not (self.load_in_4bit and self.load_in_8bit)
+        check(one, "load_in_8bit", "must be false with load_in_4bit: true", self.load_in_8bit)
+        if self.bits:
+            check(not self.served, "engine", "must be transformers with load_in_4bit or load_in_8bit", self.engine)
+            check(self.lora_r > 0, "lora_r", "must be greater than 0 with load_in_4bit or load_in_8bit", self.lora_r)
         targets = self.lora_target_modules
         rule = "must be all-linear, names separated by commas or a regular expression"
         check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, if it is quantised as it is loaded; else 0."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
 
     @property
     def served(self) -> str:

@@ -54,8 +54,8 @@ class StepOptions(DirectionOptions):
     evaluation: str = option(
         "sequential",
         "A step's losses one after another (sequential); both sides of a central difference in one pass of the base "
-        "weights over twice the rows (together); or those of all queries in one, as far as 65536 tokens go (batched). LoRA "
-        "only; faster where a pass is bound by reading weights or by launching kernels.",
+        "weights over twice the rows (together); or those of all queries in one, as far as 65536 tokens go (batched). "
+        "LoRA only; faster where a pass is bound by reading weights or by launching kernels.",
         EVALUATIONS,
     )
     surrogate: str = option(

@@ -18,6 +18,7 @@ from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local import rollouts
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.models import resolve_dtype
+from zopro.engine.local.quantised import stored_in
 from zopro.engine.local.starts import load_start
 
 
@@ -25,7 +26,9 @@ def open_base(options: ModelOptions, device: torch.device) -> Any:
     """The base model, which PEFT puts adapters on. Raises InputError: it cannot be loaded."""
     if options.served:
         return ENGINES[options.engine].load()(options.served)
-    return load_start(options.model, resolve_dtype(options.dtype, device), device, options.trust_remote_code)
+    dtype = resolve_dtype(options.dtype, device)
+    stored = stored_in(options, dtype, device)
+    return load_start(options.model, dtype, device, options.trust_remote_code, stored)
 
 
 def served(model: Any) -> Engine | None:

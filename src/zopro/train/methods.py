@@ -19,7 +19,7 @@ from trl import RLOOConfig
 from zopro.config import RunConfig
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.step import PRESETS, DirectionOptions, StepOptions
-from zopro.train.arguments import policy_arguments
+from zopro.train.arguments import policy_arguments, scaled_gradients
 from zopro.train.checkpoints import checkpointed
 from zopro.train.es import ESConfig, ESTrainer
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
@@ -88,7 +88,7 @@ def first_order(
     inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False, **extra: Any
 ) -> Trainer:
     """Back-propagation and AdamW: RLOO, GRPO or online DPO. Checkpointing keeps one block's activations at a time."""
-    arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing}
+    arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing, **scaled_gradients(inputs.model)}
     rate = inputs.config.first_order_learning_rate
     return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs, **extra)
 

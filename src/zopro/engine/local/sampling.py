@@ -94,7 +94,8 @@ def most_likely(logits: Tensor) -> Tensor:
 def sample_blocked(weights: Tensor, uniform: Tensor) -> Tensor:
     """Token (rows,) with probability proportional to fp32 weights (rows, V): first its block, then it in the block."""
     block, rest = invert(_of_blocks(torch.sum, weights), uniform)
-    return block * BLOCK + invert(_inside(weights, block, 0.0), rest)[0]
+    token = block * BLOCK + invert(_inside(weights, block, 0.0), rest)[0]
+    return token.clamp(max=weights.shape[-1] - 1)  # of NaN, which the caller finds in the log-probs
 
 
 def _of_blocks(reduce: Callable[..., Tensor], values: Tensor) -> Tensor:
