@@ -30,7 +30,7 @@ class ModelOptions:
         "if it is given.",
         ENGINES,
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU, which auto does not take).")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
     lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
     lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")

@@ -24,6 +24,7 @@ from zopro.train.directed import DirectedTrainer
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
 from zopro.zo import Displacement, Estimate
+from zopro.zo.directions import there
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -89,7 +90,7 @@ class ZOPrOTrainer(DirectedTrainer):
             return None
         if self._takes_log_ratios(inputs):
             return 0.0
-        loss = -float(inputs["advantages"].double().mean())
+        loss = -float(there.in_float64(inputs["advantages"]).mean())
         return loss if self.spsa.ranks is None else self.spsa.ranks.mean([loss])[0]
 
     def _takes_log_ratios(self, inputs: Any) -> bool:
@@ -133,7 +134,7 @@ class ZOPrOTrainer(DirectedTrainer):
             return super()._compute_loss(model, inputs)
         batch = Batch.of_inputs(inputs)
         tokens, _, _ = self._get_per_token_logps_and_entropies(model, *batch)
-        return log_ratio_surrogate(batch.sums(tokens), inputs["old_logps"], inputs["advantages"])
+        return log_ratio_surrogate(*there.summable(batch.sums(tokens), inputs["old_logps"], inputs["advantages"]))
 
     def spsa_arguments(self) -> dict[str, Any]:
         return {

@@ -39,10 +39,12 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}.") from None
+        raise InputError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}.") from None
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if resolved.type not in ("cpu", "cuda") and (accelerator is None or resolved.type != accelerator.type):
-        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}, which torch does not find here.")
+        raise InputError(
+            f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}, which torch does not find here."
+        )
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: must exist, got {device!r} with {torch.cuda.device_count()} GPUs. Use auto or cpu.")
     return resolved
