@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zopro.choices import ENGINES
+from zopro.config.addresses import check_addresses
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
 
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
@@ -25,6 +26,11 @@ class ModelOptions:
         "if it is given.",
         ENGINES,
     )
+    engine_timeout: float = option(600.0, "vllm: seconds that a server may take for the answers of one displaced policy.")
+    adapter_folder: str = option(
+        "",
+        "vllm: where adapters are published, a folder that this machine and the servers see by one path; shared memory.",
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
     lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
@@ -42,10 +48,14 @@ class ModelOptions:
         check_choices(self, ModelOptions)
         file = self.served.endswith(GGUF) or not self.engine.startswith("llamacpp:")
         check(file, "engine", f"must be llamacpp:FILE{GGUF}", self.engine, "A link of such a name to the file will do.")
+        if self.of_servers:
+            check_addresses(self.served)
         weights = self.served or not self.model.endswith(GGUF)
         check(bool(weights), "model", "must be a Hub id or a folder", self.model, f"Set engine: llamacpp:{self.model}.")
-        self.model = self.model or self.served
-        check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
+        self.model = self.model or ("" if self.of_servers else self.served)
+        remedy = "Give a Hub id or a folder" + ("; its weights are not loaded." if self.of_servers else ".")
+        check(bool(self.model), "model", "must be set", self.model, remedy)
+        positive(self, "engine_timeout")
         not_negative(self, "lora_r")
         at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
@@ -57,3 +67,8 @@ class ModelOptions:
     def served(self) -> str:
         """The file or address of an engine that is not PyTorch; empty where PyTorch runs the model."""
         return self.engine.partition(":")[2]
+
+    @property
+    def of_servers(self) -> bool:
+        """Whether servers run the model, which know it by a name or folder that need not exist here."""
+        return self.engine.startswith("vllm:")

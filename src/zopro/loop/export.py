@@ -13,19 +13,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from zopro.config import RunConfig
-from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
 from zopro.engine.local.starts import joined, start_adapter, tokenizer_home
-from zopro.engine.opening import open_base
+from zopro.engine.opening import open_base, open_policy
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
 from zopro.loop.card import write_card
 from zopro.loop.finished import Policy, check_export, check_new, find_policy
-from zopro.loop.voices import load_model
 from zopro.store.durable import read_json
 from zopro.store.rundir import whole_folder
 from zopro.text import chat
@@ -54,7 +53,7 @@ def export(
     tokenizer = load_tokenizer(tokenizer_home(config.model), config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if adapter and merged:
-            base = load_model(config, config.model)
+            base = open_policy(config)
             if quantised(base):
                 raise InputError(
                     "--merged: must not be given, the run's model is quantised: rounded to its weights an adapter "
@@ -98,8 +97,8 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
 
 
 def _as_llamacpp(config: RunConfig) -> tuple[str, tuple[int, int]]:
-    if config.served:
-        file = open_base(config, models.resolve_device("cpu")).served_by
+    if config.engine.startswith("llamacpp:"):
+        file = open_base(config, torch.device("cpu")).served_by
         return file.architecture, file.heads
     return of_transformers(AutoConfig.from_pretrained(base_of(config.model), trust_remote_code=config.trust_remote_code))
 

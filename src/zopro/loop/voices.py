@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from zopro.config import RunConfig
-from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
-from zopro.engine.local.starts import load_start, tokenizer_home
-from zopro.engine.opening import generate, open_base
+from zopro.engine.local.starts import tokenizer_home
+from zopro.engine.opening import generate, open_policy
 from zopro.errors import InputError
 from zopro.loop.finished import Policy, check_answering, find_policy
 from zopro.store.layout import Layout
@@ -56,7 +54,7 @@ class Voices:
     """
 
     def __init__(self, policy: Policy, held: int = 1) -> None:
-        self.policy, self._held, self._models = policy, held, dict[str, Any]()
+        self.policy, self._held, self._models = policy, held, dict[Path | None, Any]()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -64,10 +62,8 @@ class Voices:
         return load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
 
     @cached_property
-    @preserve_random_state()  # PEFT draws initial weights before it loads the saved ones
     def _adapted(self) -> Any:
-        config = self.policy.config
-        return open_adapter(load_model(config, config.model), self.policy.folder, _ACTIVE).eval()
+        return open_policy(self.policy.config, self.policy.folder)
 
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
@@ -93,13 +89,13 @@ class Voices:
         """The aligned model with its adapter, or of a run that trained all parameters the model called `name`."""
         if is_adapter(self.policy.folder):
             return self._adapted
-        config, sft = self.policy.config, Layout(self.policy.run).sft()
-        folders = {"base": config.model, "sft": str(sft) if has_weights(sft) else config.model}
-        folder = folders.get(name, str(self.policy.folder))
+        sft = Layout(self.policy.run).sft()
+        folders = {"sft": sft if has_weights(sft) else None, "aligned": self.policy.folder}
+        folder = folders.get(name)
         if folder not in self._models:
             while len(self._models) >= self._held:
                 del self._models[next(iter(self._models))]
-            self._models[folder] = load_model(config, folder).eval()
+            self._models[folder] = open_policy(self.policy.config, folder)
         return self._models[folder]
 
     @preserve_random_state()
@@ -179,14 +175,6 @@ def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
                 lines.append("  ".join(text.ljust(column) for text in cut).rstrip())
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
-
-
-def load_model(config: RunConfig, folder: str) -> Any:
-    """The network in `folder`: the run's base by the run's engine, or a whole model that it trained."""
-    device = models.resolve_device(config.device)
-    if folder == config.model:
-        return open_base(config, device)
-    return load_start(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
 
 
 def _check_length(model: Any, prompt: int, answer: int) -> None:
