@@ -55,6 +55,12 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("walked --iteration 4 --prompt hello", "--iteration: must be one of 1, got 4"),
         ("walked --prompt hello --temperature -1", "--temperature: must not be negative"),
     ],
+    "chat": [
+        ("none", "RUN: must be a run directory"),
+        ("begun", "RUN: must hold a finished policy"),
+        ("walked --iteration 4", "--iteration: must be one of 1, got 4"),
+        ("walked --temperature -1", "--temperature: must not be negative"),
+    ],
     "export": [
         ("none --out new", "RUN: must be a run directory"),
         ("walked --out full", "--out: must be a new or empty folder"),

@@ -25,10 +25,11 @@ from zopro.errors import InputError
 from zopro.judges.model import ModelJudge
 from zopro.loop import pipeline, policy_stage, stages
 from zopro.loop.data import Data
-from zopro.loop.export import answer, export
+from zopro.loop.export import export
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.run import Run
+from zopro.loop.voices import answer
 from zopro.rewards import RewardModel
 from zopro.store.rundir import read_rows
 from zopro.text.frame import frame_of

@@ -38,7 +38,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "completion_length": (int, "tokens of a completion (default: 32)"),
     "lora_r": (int, "rank of the adapters on all linear layers; 0: all parameters (default: 8)"),
     "dtype": (str, "auto, float32 or bfloat16 (default: auto)"),
-    "device": (str, "auto, cpu, cuda or cuda:N (default: auto)"),
+    "device": (str, "auto, cpu, cuda, cuda:N or mps (default: auto)"),
     "threads": (int, "CPU threads (default: torch's choice)"),
     "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),
     "sides": (int, "2: central differences, 1: forward differences (default: 2)"),

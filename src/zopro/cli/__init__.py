@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import data, init, listing
+from zopro.cli import chat, data, export, init, listing
 from zopro.compare import command as compare
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; the result must stay alone there.
         if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
+        args.stdout = sys.stdout
         with contextlib.redirect_stdout(sys.stderr), progress.reporting():
             result, text = args.handler(args)
     except Exception as error:
@@ -95,7 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description=about)
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    adders = (_add_demo, _add_run, _add_replay, compare.add, analyse.add, _add_generate, _add_export, bench.add)
+    adders = (
+        _add_demo,
+        _add_run,
+        _add_replay,
+        compare.add,
+        analyse.add,
+        _add_generate,
+        chat.add,
+        export.add,
+        bench.add,
+    )
     for add in (init.add, *adders, data.add, listing.add_methods, listing.add_schema):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -143,30 +154,13 @@ def _add_generate(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "generate", help="see what changed: base, SFT and aligned answers side by side"
     )
-    _add_policy(command)
+    export.add_policy(command)
     command.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", required=True, help="what to answer")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: as in the run)")
     command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
     command.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     command.set_defaults(handler=_generate)
     return command
-
-
-def _add_export(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "export", help="an ordinary PEFT adapter, or with --merged an ordinary model"
-    )
-    _add_policy(command)
-    command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
-    command.add_argument("--merged", action="store_true", help="merge the adapter into the base model's weights")
-    command.add_argument("--gguf", action="store_true", help="also write the adapter for llama.cpp and Ollama")
-    command.set_defaults(handler=_export)
-    return command
-
-
-def _add_policy(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", metavar="RUN", help="run directory")
-    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: the newest)")
 
 
 def _demo(args: argparse.Namespace) -> Result:
@@ -212,10 +206,10 @@ def _generate(args: argparse.Namespace) -> Result:
     find_policy(args.run, args.iteration)
 
     with importing():
-        from zopro.loop import export
+        from zopro.loop import voices
 
     with progress.task("answering by each policy"):
-        answers = export.answer(
+        answers = voices.answer(
             args.run,
             args.prompt,
             iteration=args.iteration,
@@ -223,21 +217,7 @@ def _generate(args: argparse.Namespace) -> Result:
             temperature=args.temperature,
             seed=args.seed,
         )
-    return answers, export.side_by_side(answers)
-
-
-def _export(args: argparse.Namespace) -> Result:
-    from zopro.loop.finished import check_export, check_new, find_policy
-
-    check_new(args.out)
-    check_export(find_policy(args.run, args.iteration), args.merged, args.gguf)
-
-    with importing():
-        from zopro.loop import export
-
-    with progress.task("exporting"):
-        written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged, gguf=args.gguf)
-    return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
+    return answers, voices.side_by_side(answers)
 
 
 def _set_verbosity(verbose: bool) -> None:

@@ -246,6 +246,10 @@ class RunConfig(_Options):
 
     What is not given takes its default, which for some keys depends on the task or the engine
     (`zopro.config.defaults`). Raises `InputError` on a value out of range.
+
+    >>> config = RunConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct", task="verifiable", train_data="rows.jsonl")
+    >>> config.warm_start, config.sft_steps, RunConfig(**config.to_dict()) == config
+    ('spsa', 0, True)
     """
 
     def __init__(self, **given: Any) -> None:

@@ -66,11 +66,11 @@ class Processes:
             timeout_minutes: after which a rank that waits for another in a step gives up.
 
         Raises:
-            InputError: `device` names one GPU for all, or there are fewer GPUs than ranks on this machine.
+            InputError: `device` names one GPU for all (cuda:N, mps), or there are fewer GPUs than ranks on this machine.
         """
         if launched() == 1:
             return cls()
-        if device.startswith("cuda:"):
+        if device.startswith(("cuda:", "mps")):
             raise InputError(f"device: must be auto, cpu or cuda where a launcher starts many processes, got {device!r}.")
         gpu = device != "cpu" and torch.cuda.is_available()
         if gpu:

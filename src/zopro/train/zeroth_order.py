@@ -274,6 +274,14 @@ def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options:
     Raises:
         TypeError: `trainer_cls` is not such a class.
         ValueError: its `training_step` computes a loss of its own instead of calling `compute_loss`.
+
+    >>> from datasets import Dataset
+    >>> from trl import SFTConfig, SFTTrainer
+    >>> rows = Dataset.from_dict({"prompt": ["What is tea? "] * 8, "completion": ["Leaves in hot water."] * 8})
+    >>> args = SFTConfig("runs/sft", max_steps=1, learning_rate=1e-4, use_cpu=True, bf16=False, report_to=[])
+    >>> model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    >>> zeroth_order(SFTTrainer)(model, args=args, train_dataset=rows).train().global_step
+    1
     """
     if not (isinstance(trainer_cls, type) and hasattr(trainer_cls, "training_step")):
         raise TypeError(f"trainer_cls: must be a subclass of transformers.Trainer, got {trainer_cls!r}")
