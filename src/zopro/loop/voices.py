@@ -62,9 +62,8 @@ class Voices:
         return load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
 
     @cached_property
-    @preserve_random_state()  # PEFT draws initial weights before it loads the saved ones
     def _adapted(self) -> Any:
-        return open_adapter(open_policy(self.policy.config), self.policy.folder, _ACTIVE).eval()
+        return open_policy(self.policy.config, self.policy.folder)
 
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
@@ -91,8 +90,8 @@ class Voices:
         if is_adapter(self.policy.folder):
             return self._adapted
         sft = Layout(self.policy.run).sft()
-        folders = {"base": None, "sft": sft if has_weights(sft) else None}
-        folder = folders.get(name, self.policy.folder)
+        folders = {"sft": sft if has_weights(sft) else None, "aligned": self.policy.folder}
+        folder = folders.get(name)
         if folder not in self._models:
             while len(self._models) >= self._held:
                 del self._models[next(iter(self._models))]
