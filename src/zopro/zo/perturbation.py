@@ -26,7 +26,6 @@ from zopro.zo import fused
 Offset = Callable[[int], Tensor]  # index of a parameter -> its displacement t z: fp32, a new tensor at each call
 
 
-
 @runtime_checkable
 class Offsets(Protocol):
     """An `Offset` that may give those of all parameters at once."""

@@ -120,10 +120,13 @@ class Targeted(Directions):
             sizes: dict[tuple[int, torch.device], list[int]] = {}
             for place, (_, like) in enumerate(named):
                 sizes.setdefault((like.numel(), like.device), []).append(place)
-            self._rows = key, [
-                (places, self._rows_of([named[place][0] for place in places], size, device))
-                for (size, device), places in sizes.items()
-            ]
+            self._rows = (
+                key,
+                [
+                    (places, self._rows_of([named[place][0] for place in places], size, device))
+                    for (size, device), places in sizes.items()
+                ],
+            )
         return self._rows[1]
 
     def _rows_of(self, names: Sequence[str], size: int, device: torch.device) -> Rows:
