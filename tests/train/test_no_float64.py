@@ -87,8 +87,10 @@ def test_steps(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             for _ in range(2)
         )
         options: dict[str, Any] = {"model": model, "max_steps": 1, "previous_update": mu, "reward_update": v}
+        options |= {"per_device_train_batch_size": 4, "num_generations": 1 if method == "es" else 4}
+        options |= {"max_completion_length": 2}
         options |= {"top_k": 5, "top_p": 0.9, "beta": 0.1} if method == "zopro" else {}
-        options |= {"surrogate": "clipped", "sides": 1} if method == "clipped" else {}
+        options |= {"surrogate": "clipped", "sides": 1, "eps": 0.01} if method == "clipped" else {}
         trainer = es(tmp_path, **options) if method == "es" else zopro(tmp_path, **options)
         before = weights(model)
         with without_float64(monkeypatch):

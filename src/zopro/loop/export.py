@@ -13,18 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 
 from zopro.config import RunConfig
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
 from zopro.engine.local.starts import joined, start_adapter, tokenizer_home
-<<<<<<< HEAD
 from zopro.engine.opening import open_policy
-=======
-from zopro.engine.opening import open_base, open_policy
->>>>>>> w-package
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
 from zopro.loop.card import write_card

@@ -63,11 +63,7 @@ class Voices:
 
     @cached_property
     def _adapted(self) -> Any:
-<<<<<<< HEAD
-        return open_adapter(open_policy(self.policy.config), self.policy.folder, _ACTIVE).eval()
-=======
         return open_policy(self.policy.config, self.policy.folder)
->>>>>>> w-package
 
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
@@ -94,13 +90,8 @@ class Voices:
         if is_adapter(self.policy.folder):
             return self._adapted
         sft = Layout(self.policy.run).sft()
-<<<<<<< HEAD
-        folders = {"base": None, "sft": sft if has_weights(sft) else None}
-        folder = folders.get(name, self.policy.folder)
-=======
         folders = {"sft": sft if has_weights(sft) else None, "aligned": self.policy.folder}
         folder = folders.get(name)
->>>>>>> w-package
         if folder not in self._models:
             while len(self._models) >= self._held:
                 del self._models[next(iter(self._models))]
