@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zopro.analysis.reading.places import folder_at, run_at
 from zopro.errors import InputError, nearest
 from zopro.system.terminal import Page, Table
 
@@ -77,8 +78,6 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     else:
         out = Path(args.out or "analysis")
         sides = of_folder(args.policy, "policy"), of_folder(args.reward, "reward")
-    if out.is_file():
-        raise InputError(f"--out: must be a folder, got the file '{out}'.")
     numbers = analyse(
         *sides,
         coordinates=args.coordinates,
@@ -99,6 +98,13 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--coordinates: must be at least 2, got {args.coordinates}.")
     if not 0 < args.reward_ema <= 1:
         raise InputError(f"--reward-ema: must lie in (0, 1], got {args.reward_ema}.")
+    for name in ("policy", "reward"):
+        if folder := getattr(args, name):
+            folder_at(folder, name)
+    if args.run is not None:
+        run_at(Path(args.run))
+    if args.out and Path(args.out).is_file():
+        raise InputError(f"--out: must be a folder, got the file '{args.out}'.")
     if args.seed < 0:
         raise InputError(f"--seed: must not be negative, got {args.seed}.")
 

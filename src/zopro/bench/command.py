@@ -12,14 +12,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zopro.bench.options import Work
 from zopro.errors import InputError
 from zopro.system.imports import importing
 from zopro.system.terminal import Page, Table
-
-if TYPE_CHECKING:
-    from zopro.bench.work import Work
 
 PEERS = {"trl": ("peer", "peer-plain"), "trl-cb": ("peer-cb",)}
 ABOUT = {
@@ -39,7 +37,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "completion_length": (int, "tokens of a completion (default: 32)"),
     "lora_r": (int, "rank of the adapters on all linear layers; 0: all parameters (default: 8)"),
     "dtype": (str, "auto, float32 or bfloat16 (default: auto)"),
-    "device": (str, "auto, cpu, cuda or cuda:N (default: auto)"),
+    "device": (str, "auto, cpu, cuda, cuda:N or mps (default: auto)"),
     "threads": (int, "CPU threads (default: torch's choice)"),
     "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),
     "sides": (int, "2: central differences, 1: forward differences (default: 2)"),
@@ -70,8 +68,6 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from zopro.bench.work import Work
-
     chosen = {name: value for name, value in vars(args).items() if name in OPTIONS}
     if not chosen.get("lora_r", 8):
         chosen.setdefault("beta", 0.0)

@@ -23,6 +23,7 @@ from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
 from zopro.cli import chat, data, export, init, listing
+from zopro.compare import command as compare
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_demo,
         _add_run,
         _add_replay,
-        _add_compare,
+        compare.add,
         analyse.add,
         _add_generate,
         chat.add,
@@ -136,32 +137,6 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     return command
 
 
-def _add_compare(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "compare",
-        help="methods side by side on the same work: reward, KL, seconds and memory",
-        description="Train every method from the same policy on the same work, measure it, and write tables and plots. "
-        "Finished trainings are kept, so the same command goes on where it was stopped.",
-    )
-    plan = command.add_argument_group("Comparison")
-    plan.add_argument("--methods", metavar="NAMES", required=True, help="comma separated, such as guided,rloo")
-    plan.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each method (default: 1)")
-    length = plan.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
-    length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
-    length.add_argument("--answers", type=int, default=0, metavar="N", help="answers that each training samples")
-    plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
-    plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried at most (default: 3)")
-    plan.add_argument(
-        "--search-share", type=float, default=0.25, metavar="X", help="a trial's share of a training (default: 0.25)"
-    )
-    plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
-    plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
-    add_configuration(command)
-    command.set_defaults(handler=_compare)
-    return command
-
-
 def _add_replay(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "replay", help="the policy of any zeroth-order step, rebuilt from its journal without a forward pass"
@@ -196,7 +171,10 @@ def _demo(args: argparse.Namespace) -> Result:
 
 
 def _run(args: argparse.Namespace) -> Result:
+    from zopro.loop.beforehand import check_beforehand
+
     config = configuration(args)
+    check_beforehand(config, args.resume)
 
     with importing():
         from zopro import demo
@@ -207,6 +185,11 @@ def _run(args: argparse.Namespace) -> Result:
 
 
 def _replay(args: argparse.Namespace) -> Result:
+    from zopro.loop.finished import check_new, find_journal
+
+    find_journal(args.run, args.iteration, args.to_step)
+    check_new(args.out)
+
     with importing():
         from zopro.loop import replay
 
@@ -214,29 +197,12 @@ def _replay(args: argparse.Namespace) -> Result:
     return result, replay.describe(result)
 
 
-def _compare(args: argparse.Namespace) -> Result:
-    config = configuration(args, **({"output_dir": args.out} if args.out else {}))
-
-    with importing():
-        from zopro.compare import Plan, compare
-        from zopro.compare.summary import text
-
-    plan = Plan(
-        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
-        seeds=args.seeds,
-        steps=args.steps,
-        budget_minutes=args.budget_minutes,
-        answers=args.answers,
-        points=args.points,
-        learning_rates=args.learning_rates,
-        search_share=args.search_share,
-        start=args.start,
-    )
-    result = compare(config, plan)
-    return result, text(result)
-
-
 def _generate(args: argparse.Namespace) -> Result:
+    from zopro.loop.finished import check_answering, find_policy
+
+    check_answering(args.max_new_tokens, args.temperature, args.seed)
+    find_policy(args.run, args.iteration)
+
     with importing():
         from zopro.loop import voices
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from zopro.compare.plan import PROBE_STEPS, Job, Plan
+from zopro.compare.plan import PROBE_STEPS, SHARED_METHOD, Job, Plan, shared_run
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
@@ -20,6 +20,8 @@ from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
 from zopro.store.rundir import RunDirectory, write_text
 from zopro.store.shown import PER_ANSWER, named, seconds
+
+_RENAMED = {"learning_rates": "search_trials"}  # what earlier versions called a plan's options
 
 
 class JobFailed(Stopped):
@@ -39,7 +41,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     for method in plan.methods:
         plan.steps_of(method, config)
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
-    runner = _Runner(out, replace(config, output_dir=str(out / "shared"), method="zopro"), quiet)
+    runner = _Runner(out, replace(config, output_dir=str(shared_run(out)), method=SHARED_METHOD), quiet)
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
     start = named(prepared["start"])
@@ -82,7 +84,8 @@ def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
         return {}
     earlier = json.loads(path.read_text(encoding="utf-8"))
     free = {"methods": [], "seeds": 0}
-    if {"answers": 0, **earlier["plan"], **free} != {**asdict(plan), **free}:
+    before = {_RENAMED.get(name, name): value for name, value in earlier["plan"].items()}
+    if {"answers": 0, **before, **free} != {**asdict(plan), **free}:
         return {}
     return {
         name: {**method, "curve": [start, *map(named, method["curve"][1:])], "search": list(map(named, method["search"]))}
@@ -99,7 +102,7 @@ def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> 
     if plan.budget_minutes:
         probe = runner.result(replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
         full = replace(full, steps=max(1, math.floor(full.budget_seconds * probe["steps"] / probe["seconds"])))
-    search = _search(runner, plan, full) if plan.learning_rates > 1 else []
+    search = _search(runner, plan, full) if plan.search_trials > 1 else []
     best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rate
     results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
     answers = max(result["steps"] for result in results) * plan.answers_a_step(method, runner.config)

@@ -176,6 +176,11 @@ class EvaluationOptions:
     eval_batch_size: int = option(32, "Rows in a batch of evaluation and scoring.")
     eval_samples: int = option(1, "Answers sampled to each held-out prompt. Verifiable: 4.")
     eval_greedy: bool = option(False, "Also take the likeliest answer to each held-out prompt. Verifiable: true.")
+    easy_questions: bool = option(
+        True,
+        "Also ask five easy questions (the capital of France) before and after each iteration, and say which of them the "
+        "model has forgotten. Of models with a chat template of their own that can answer any.",
+    )
 
     def __post_init__(self) -> None:
         positive(self, "eval_prompts", "eval_batch_size", "eval_samples")

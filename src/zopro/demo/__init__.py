@@ -14,14 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from zopro.config import RunConfig
 from zopro.demo import task
 from zopro.demo.summary_table import table
 from zopro.store.layout import Layout
 from zopro.store.rundir import RunDirectory, read_rows
-from zopro.system.threads import torch_threads
 
 __all__ = ["SETTINGS", "run", "table"]
 
@@ -78,6 +75,10 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         iterations=iterations,
     )
     RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
+    import torch
+
+    from zopro.system.threads import torch_threads
+
     # On tensors this small more threads wait for one another longer than they compute.
     with torch_threads(min(torch.get_num_threads(), 2)):
         from zopro.demo import model

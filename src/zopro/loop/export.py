@@ -13,14 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 
 from zopro.config import RunConfig
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
 from zopro.engine.local.starts import joined, start_adapter, tokenizer_home
-from zopro.engine.opening import open_base, open_policy
+from zopro.engine.opening import open_policy
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
 from zopro.loop.card import write_card
@@ -98,7 +97,7 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
 
 def _as_llamacpp(config: RunConfig) -> tuple[str, tuple[int, int]]:
     if config.engine.startswith("llamacpp:"):
-        file = open_base(config, torch.device("cpu")).served_by
+        file = open_policy(config).served_by
         return file.architecture, file.heads
     return of_transformers(AutoConfig.from_pretrained(base_of(config.model), trust_remote_code=config.trust_remote_code))
 

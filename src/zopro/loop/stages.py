@@ -25,7 +25,7 @@ from zopro.store import shown
 from zopro.store.rundir import read_rows, whole_folder
 from zopro.system.random_state import preserve_random_state
 from zopro.text.chat import shared_length
-from zopro.train.arguments import quiet_arguments
+from zopro.train.arguments import quiet_arguments, scaled_gradients
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import checkpointed, fit
 
@@ -78,6 +78,7 @@ def _fit_sft(run: Run, models: Models, model: Any, rows: Sequence[Item]) -> None
         checkpoint_steps=config.checkpoint_steps,
         max_length=models.max_length,
         completion_only_loss=True,
+        **scaled_gradients(models.base),
     )
     sequences, _ = Sequences(models.tokenizer, models.max_length, models.frame).from_text(
         [item.prompt for item in rows], [item.example.chosen or "" for item in rows]

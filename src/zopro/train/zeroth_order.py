@@ -27,7 +27,7 @@ from transformers import TrainingArguments
 
 from zopro.errors import InputError
 from zopro.system.clock import timed
-from zopro.system.launch import counted
+from zopro.system.launch import counted, exchanging
 from zopro.train.construction import trainable
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
@@ -115,7 +115,7 @@ class ZerothOrderMixin(Mixin):
     def ranks(self) -> Ranks | None:
         """Between whom losses are exchanged: the launcher's processes, each with accelerate's share of the data."""
         accelerator = self.accelerator
-        return Ranks(device=accelerator.device) if accelerator.num_processes > 1 else None
+        return Ranks(device=exchanging(accelerator.device)) if accelerator.num_processes > 1 else None
 
     def spsa_arguments(self) -> dict[str, Any]:
         """Arguments of the optimiser beyond the learning rate."""

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from trl import RLOOConfig
 
@@ -18,10 +19,12 @@ from zopro.config.fields import option
 from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
 from zopro.train.directed import DirectedTrainer
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
 from zopro.zo import Displacement, Estimate
+from zopro.zo.directions import there
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -89,13 +92,20 @@ class ZOPrOTrainer(DirectedTrainer):
         """Whether every step's completions are drawn from the parameters that the step starts from."""
         return self.args.steps_per_generation * self.num_iterations <= self.args.gradient_accumulation_steps
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As `DirectedTrainer`'s; with `evaluation: batched` the engine takes all displacements of a step at once."""
+        optimizer = super().create_optimizer(model)
+        if isinstance(self.engine, LocalEngine) and self.args.evaluation == "batched":
+            self.engine.logprob_tokens = MAX_BATCH_TOKENS
+        return optimizer
+
     def loss_at_theta(self, inputs: Any) -> float | None:
         """L(theta) on-policy, where every ratio is 1: -mean(advantage), or 0 for log-ratios."""
         if self.args.sides == 2 or self.aux_loss_enabled or not self.on_policy:
             return None
         if self._takes_log_ratios(inputs):
             return 0.0
-        loss = -float(inputs["advantages"].double().mean())
+        loss = -float(there.in_float64(inputs["advantages"]).mean())
         return loss if self.spsa.ranks is None else self.spsa.ranks.mean([loss])[0]
 
     def _takes_log_ratios(self, inputs: Any) -> bool:
@@ -139,14 +149,14 @@ class ZOPrOTrainer(DirectedTrainer):
             return super()._compute_loss(model, inputs)
         batch = Batch.of_inputs(inputs)
         tokens, _, _ = self._get_per_token_logps_and_entropies(model, *batch)
-        return log_ratio_surrogate(batch.sums(tokens), inputs["old_logps"], inputs["advantages"])
+        return log_ratio_surrogate(*there.summable(batch.sums(tokens), inputs["old_logps"], inputs["advantages"]))
 
     def spsa_arguments(self) -> dict[str, Any]:
         return {
             "eps": self.args.eps,
             "queries": self.args.queries,
             "sides": self.args.sides,
-            "evaluation": self.args.evaluation,
+            "evaluation": "sequential" if self.args.evaluation == "batched" else self.args.evaluation,
             "second_moment_beta": self.args.second_moment_beta or None,
             "measure_noise": True,
         }
@@ -155,8 +165,9 @@ class ZOPrOTrainer(DirectedTrainer):
 class FZOOTrainer(ZOPrOTrainer):
     """ZOPrO's loss by FZOO's step (Dang et al. 2025, arXiv 2506.09034): over the standard deviation of the losses.
 
-    Departures: the losses of a step's queries are taken one after another, not in one batch of displaced models; the
-    learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is known where answers are the policy's own.
+    Departures: the losses of a step's queries are taken one after another, unless `evaluation: batched` has them in one
+    batch of displaced models, as theirs are; the learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is
+    known where answers are the policy's own.
     """
 
     def spsa_arguments(self) -> dict[str, Any]:

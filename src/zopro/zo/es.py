@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from zopro.zo.directions import Directions, Gaussian
+from zopro.zo.directions import Directions, Gaussian, there
 from zopro.zo.displacement import Displacement
 from zopro.zo.evaluation import Evaluator
 from zopro.zo.evolution import ESStrategy, Rewards
@@ -154,5 +154,5 @@ class ES(Recorded):
 
 def _numbers(reward: Any) -> list[float]:
     """What an evaluation returned: one reward, or one for each prompt."""
-    values: list[float] = torch.as_tensor(reward).double().flatten().tolist()
+    values: list[float] = there.in_float64(torch.as_tensor(reward)).flatten().tolist()
     return values

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,13 @@ def start_note(model: str) -> str | None:
     return None if adapter is None else f"model {model} is an adapter: merged into its base {adapter.base} in memory"
 
 
-def load_start(model: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_start(
+    model: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    stored: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
     """The causal language model, as `models.load_base` gives it; an adapter is merged into its base.
 
     Raises:
@@ -97,7 +104,12 @@ def load_start(model: str, dtype: torch.dtype, device: torch.device, trust_remot
     """
     adapter = start_adapter(model)
     if adapter is None:
-        return models.load_base(model, dtype, device, trust_remote_code)
+        return models.load_base(model, dtype, device, trust_remote_code, stored)
+    if stored:
+        raise InputError(
+            f"model: must be a model where it is quantised when loaded, got the adapter {model!r}. Merge it into its "
+            "base first: zopro export --merged."
+        )
     if start_adapter(adapter.base) is not None:
         raise InputError(f"model: the base of adapter {model!r} must be a model, got the adapter {adapter.base!r}.")
     try:
