@@ -13,7 +13,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "tests", "docs", "examples", "benchmarks")
-FILES = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml")
+FILES = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", "mkdocs.yml", "pyproject.toml")
 
 
 def on_disk(folder: Path) -> set[str]:
