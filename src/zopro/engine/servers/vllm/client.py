@@ -26,7 +26,7 @@ from zopro.config.addresses import VLLM_KEY
 from zopro.engine import Sampling
 from zopro.system.secrets import redacted
 
-PROBE = 5.0  # seconds for a server to say that it is there
+PROBE = 10.0  # seconds for a server to say that it is there
 SLOTS = 4  # adapters that a server has at once, where it does not say
 REMEDIES = (
     ("No adapter found", "set adapter_folder to a folder that the server sees by the same path"),

@@ -129,4 +129,8 @@ class VLLMEngine:
                 server.unload(adapter.name)  # one that has failed is told when it is back
                 return found
 
-            return self.fleet.share(len(at), publish, work)
+            def forget(adapter: Path | None) -> None:
+                if adapter is not None:
+                    published.remove(adapter)
+
+            return self.fleet.share(len(at), publish, work, forget)
