@@ -129,12 +129,12 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
         plain(tmp_path, {"evaluation": "together", "eps": 1e-3}, max_steps=1).train()
     with pytest.raises(ValueError, match=r"evaluation: must be sequential, or together .* got .together., sides=1"):
         optimizer(trained("llama"), "together", sides=1)
-    with pytest.raises(ValueError, match=r"evaluation: must be one of sequential, together, got .both."):
+    with pytest.raises(ValueError, match=r"evaluation: must be one of sequential, together, batched, got .both."):
         zopro(tmp_path, evaluation="both")
     given = {"model": "m", "task": "chat", "train_data": "x", "evaluation": "together"}
     assert RunConfig(**given).evaluation == "together"
-    for key, value in (("sides", 1), ("lora_r", 0)):
-        with pytest.raises(InputError, match=rf"evaluation: must be sequential with {key}: {value}, got 'together'"):
+    for key, value, rule in (("sides", 1, "sequential or batched"), ("lora_r", 0, "sequential")):
+        with pytest.raises(InputError, match=rf"evaluation: must be {rule} with {key}: {value}, got 'together'"):
             RunConfig(**given, **{key: value})
-    with pytest.raises(InputError, match=r"evaluation: must be one of sequential, together, got 'both'"):
+    with pytest.raises(InputError, match=r"evaluation: must be one of sequential, together, batched, got 'both'"):
         RunConfig(**{**given, "evaluation": "both"})

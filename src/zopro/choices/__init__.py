@@ -42,8 +42,8 @@ FUNCTION_VALUES = "function values only"
 SWEEP = "back-propagation, block by block"
 BACK_PROPAGATION = "back-propagation"
 
-EVALUATIONS = ("sequential", "together")
-"""How the two sides of a central difference are evaluated."""
+EVALUATIONS = ("sequential", "together", "batched")
+"""How a step's losses are evaluated: one after another, both sides of a difference in one pass, or all of them in one."""
 PARALLEL = ("data", "queries")
 """What processes share in a step."""
 SHAPINGS = ("z_score", "centred_rank")

@@ -141,7 +141,7 @@ class PolicyOptions:
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
     )
     es_learning_rate: float = option(
-        1e-3, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
+        1e-2, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
     )
     advantage: str = option(
         "rloo",
@@ -176,6 +176,11 @@ class EvaluationOptions:
     eval_batch_size: int = option(32, "Rows in a batch of evaluation and scoring.")
     eval_samples: int = option(1, "Answers sampled to each held-out prompt. Verifiable: 4.")
     eval_greedy: bool = option(False, "Also take the likeliest answer to each held-out prompt. Verifiable: true.")
+    easy_questions: bool = option(
+        True,
+        "Also ask five easy questions (the capital of France) before and after each iteration, and say which of them the "
+        "model has forgotten. Of models with a chat template of their own that can answer any.",
+    )
 
     def __post_init__(self) -> None:
         positive(self, "eval_prompts", "eval_batch_size", "eval_samples")
@@ -241,6 +246,10 @@ class RunConfig(_Options):
 
     What is not given takes its default, which for some keys depends on the task or the engine
     (`zopro.config.defaults`). Raises `InputError` on a value out of range.
+
+    >>> config = RunConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct", task="verifiable", train_data="rows.jsonl")
+    >>> config.warm_start, config.sft_steps, RunConfig(**config.to_dict()) == config
+    ('spsa', 0, True)
     """
 
     def __init__(self, **given: Any) -> None:

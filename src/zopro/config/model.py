@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from zopro.choices import ENGINES
 from zopro.config.addresses import check_addresses
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
+from zopro.errors import InputError
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -18,8 +22,13 @@ class ModelOptions:
 
     model: str = option("", "Base model: a Hub id or a local folder.")
     dtype: str = option(
-        "auto", "auto, float32 or bfloat16. auto: bfloat16 where the hardware multiplies it, else float32.", DTYPES
+        "auto",
+        "auto, float32, bfloat16 or float16 (for GPUs without bfloat16, such as a T4; adapters stay float32). auto: "
+        "bfloat16 where the hardware multiplies it, else float32.",
+        DTYPES,
     )
+    load_in_4bit: bool = option(False, "Quantise the model's weights to 4 bits (NF4) by bitsandbytes as it is loaded.")
+    load_in_8bit: bool = option(False, "Quantise them to 8 bits.")
     engine: str = option(
         "transformers",
         f"What runs the model: {ENGINES.about()}. An engine of its own needs no model, whose tokenizer and name are used "
@@ -31,7 +40,7 @@ class ModelOptions:
         "",
         "vllm: where adapters are published, a folder that this machine and the servers see by one path; shared memory.",
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU, which auto does not take).")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
     lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
     lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")
@@ -59,9 +68,19 @@ class ModelOptions:
         not_negative(self, "lora_r")
         at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
+        one = not (self.load_in_4bit and self.load_in_8bit)
+        check(one, "load_in_8bit", "must be false with load_in_4bit: true", self.load_in_8bit)
+        if self.bits:
+            check(not self.served, "engine", "must be transformers with load_in_4bit or load_in_8bit", self.engine)
+            check(self.lora_r > 0, "lora_r", "must be greater than 0 with load_in_4bit or load_in_8bit", self.lora_r)
         targets = self.lora_target_modules
         rule = "must be all-linear, names separated by commas or a regular expression"
         check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, if it is quantised as it is loaded; else 0."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 0
 
     @property
     def served(self) -> str:
@@ -72,3 +91,16 @@ class ModelOptions:
     def of_servers(self) -> bool:
         """Whether servers run the model, which know it by a name or folder that need not exist here."""
         return self.engine.startswith("vllm:")
+
+
+def check_there(model: str, key: str = "model") -> None:
+    """Raise `InputError` for a model or GGUF file that is neither on the disk nor can be a Hub id."""
+    if model.endswith(GGUF):
+        if not Path(model).is_file():
+            raise InputError(f"engine: must be given a GGUF file, got {model!r}, which is none. Check the path.")
+    elif not Path(model).exists() and not _HUB_ID.fullmatch(model):
+        raise no_such_model(model, key)
+
+
+def no_such_model(model: str, key: str = "model") -> InputError:
+    return InputError(f"{key}: no folder and no Hub id of that name can be read, got {model!r}. Check the path.")

@@ -53,8 +53,9 @@ class StepOptions(DirectionOptions):
     )
     evaluation: str = option(
         "sequential",
-        "The two sides of a central difference one after another (sequential), or together: in one pass of the base "
-        "weights over twice the rows (LoRA only; faster where a pass is bound by reading weights).",
+        "A step's losses one after another (sequential); both sides of a central difference in one pass of the base "
+        "weights over twice the rows (together); or those of all queries in one, as far as 65536 tokens go (batched). "
+        "LoRA only; faster where a pass is bound by reading weights or by launching kernels.",
         EVALUATIONS,
     )
     surrogate: str = option(
@@ -67,7 +68,7 @@ class StepOptions(DirectionOptions):
         check_choices(self, StepOptions)
         positive(self, "queries")
         self.eps = number_or(self, "eps", "", "auto")
-        fits = self.evaluation == "sequential" or self.sides == 2
-        check(fits, "evaluation", "must be sequential with sides: 1", self.evaluation)
-        fits = self.parallel == "data" or self.evaluation == "sequential"
+        fits = self.evaluation != "together" or self.sides == 2
+        check(fits, "evaluation", "must be sequential or batched with sides: 1", self.evaluation)
+        fits = self.parallel == "data" or self.evaluation != "together"
         check(fits, "parallel", "must be data with evaluation: together", self.parallel)

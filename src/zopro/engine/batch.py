@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zopro.errors import InputError
+from zopro.zo.directions import there
 
 
 @dataclass
@@ -126,12 +127,19 @@ def again(generator: Generators) -> Generators:
 
 
 def uniform_numbers(generator: Generators, rows: int, steps: int, device: torch.device) -> Tensor:
-    """(rows, steps) fp64 in [0, 1): every engine draws tokens by these, so that the same seeds mean the same numbers."""
+    """(rows, steps) fp64 in [0, 1]: every engine draws tokens by these, so that the same seeds mean the same numbers.
+
+    On a device without fp64 they are fp32.
+    """
+    return _drawn(generator, rows, steps, device).to(there.widest(device)).to(device)
+
+
+def _drawn(generator: Generators, rows: int, steps: int, device: torch.device) -> Tensor:
+    """On the generator's device."""
     if isinstance(generator, Sequence):
-        drawn = [torch.rand(steps, dtype=torch.float64, generator=one, device=one.device) for one in generator]
-        return torch.stack(drawn).to(device)
+        return torch.stack([_drawn(one, 1, steps, device)[0] for one in generator])
     source = generator.device if generator is not None else device
-    return torch.rand((rows, steps), dtype=torch.float64, generator=generator, device=source).to(device)
+    return torch.rand((rows, steps), dtype=there.widest(source), generator=generator, device=source)
 
 
 @dataclass(frozen=True)

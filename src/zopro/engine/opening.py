@@ -20,16 +20,19 @@ from zopro.engine.local import rollouts
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.models import resolve_device, resolve_dtype
+from zopro.engine.local.quantised import stored_in
 from zopro.engine.local.starts import load_start
 from zopro.system.random_state import preserve_random_state
-from zopro.weights.adapters import ADAPTER_FILE
+from zopro.weights.names import ADAPTER_FILE
 
 
 def open_base(options: ModelOptions, device: torch.device) -> Any:
     """The base model, which PEFT puts adapters on. Raises InputError: it cannot be loaded."""
     if options.served:
         return ENGINES[options.engine].load()(options)
-    return load_start(options.model, resolve_dtype(options.dtype, device), device, options.trust_remote_code)
+    dtype = resolve_dtype(options.dtype, device)
+    stored = stored_in(options, dtype, device)
+    return load_start(options.model, dtype, device, options.trust_remote_code, stored)
 
 
 def open_policy(options: ModelOptions, folder: str | Path | None = None) -> Any:

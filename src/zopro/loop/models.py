@@ -163,7 +163,8 @@ def _load(config: RunConfig, path: str, device: torch.device) -> Any:
 def _load_base(config: RunConfig, device: torch.device) -> Any:
     base = open_base(config, device).requires_grad_(False)
     if not config.served:
-        abilities(causal_parts(base))  # refuses an architecture, or says what it costs, before anything runs
+        with torch.no_grad():
+            abilities(causal_parts(base))  # refuses an architecture, or says what it costs, before anything runs
     return base
 
 

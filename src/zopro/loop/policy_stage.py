@@ -20,6 +20,7 @@ from zopro.loop.recording import Origin, Recorder, origin_of
 from zopro.loop.run import Run
 from zopro.loop.unended import UnendedCallback
 from zopro.store.rundir import whole_folder
+from zopro.system import progress
 from zopro.system.random_state import preserve_random_state
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import fit
@@ -72,6 +73,7 @@ def policy_trainer(
         trainer = METHODS[origin.method].load()(inputs)
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
         be_quiet(trainer)
+        trainer.clock = progress.Spans()
         yield trainer, model
 
 

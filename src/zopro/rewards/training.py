@@ -16,7 +16,7 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from zopro.system.random_state import preserve_random_state
-from zopro.train.arguments import quiet_arguments
+from zopro.train.arguments import quiet_arguments, scaled_gradients
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import checkpointed, fit
 
@@ -46,7 +46,7 @@ def fit_pairs(
     with _stage_folder(output_dir) as folder, preserve_random_state(), _same_pad_token(tokenizer):
         trainer = checkpointed(RewardTrainer)(
             model,
-            args=quiet_arguments(RewardConfig, output_dir=folder, max_length=None, **options),
+            args=quiet_arguments(RewardConfig, output_dir=folder, max_length=None, **scaled_gradients(model), **options),
             data_collator=DataCollatorForPreference(pad_token_id=pad_id),
             train_dataset=Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}),
             processing_class=tokenizer,
@@ -76,7 +76,7 @@ def fit_scores(
     with _stage_folder(output_dir) as folder, preserve_random_state():
         trainer = checkpointed(Trainer)(
             model,
-            args=quiet_arguments(TrainingArguments, output_dir=folder, **options),
+            args=quiet_arguments(TrainingArguments, output_dir=folder, **scaled_gradients(model), **options),
             data_collator=collate,
             train_dataset=Dataset.from_dict({"ids": sequences, "score": scores}),
             compute_loss_func=squared_error,

@@ -11,9 +11,11 @@ Zeroth-order stages are worked on by all ranks; everything else is done by the f
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,6 +27,7 @@ from accelerate.state import AcceleratorState
 from zopro.errors import InputError, Stopped
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 # What a launcher tells its processes; without it accelerate sees one process.
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -59,25 +62,32 @@ class Processes:
 
     @classmethod
     def join(cls, device: str, timeout_minutes: int) -> Processes:
-        """Meet the launcher's other processes, with one GPU for each; without a launcher, this one alone.
+        """Meet the launcher's other processes, with one GPU for each, or as few as there are; else this one alone.
+
+        Over NCCL where every process has a GPU of its own, which it takes for granted; over gloo where some share one.
 
         Args:
             device: as configured: auto, cpu or cuda.
             timeout_minutes: after which a rank that waits for another in a step gives up.
 
         Raises:
-            InputError: `device` names one GPU for all, or there are fewer GPUs than ranks on this machine.
+            InputError: `device` names one GPU for all (cuda:N, mps).
         """
         if launched() == 1:
             return cls()
-        if device.startswith("cuda:"):
+        if device.startswith(("cuda:", "mps")):
             raise InputError(f"device: must be auto, cpu or cuda where a launcher starts many processes, got {device!r}.")
-        gpu = device != "cpu" and torch.cuda.is_available()
+        gpu, timeout = device != "cpu" and torch.cuda.is_available(), timedelta(minutes=timeout_minutes)
         if gpu:
             see_one_gpu()
-        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        if not dist.is_initialized():
-            dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        if gpu and not dist.is_initialized():
+            store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+            store.set(f"gpu/{rank}", own_gpu())
+            found = [store.get(f"gpu/{other}").decode() for other in range(size)]
+            group = dist.PrefixStore("ranks", store)
+            dist.init_process_group(backend_of(found), store=group, rank=rank, world_size=size, timeout=timeout)
+        elif not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=timeout)
         return cls(dist.new_group(backend="gloo", timeout=_PATIENCE))
 
     @property
@@ -165,12 +175,34 @@ def counted(add: Callable[[int], None]) -> Iterator[None]:
             setattr(dist, name, collective)
 
 
+def backend_of(gpus: Sequence[str]) -> str:
+    """What processes exchange tensors by, given which GPU each has, by machine and number.
+
+    >>> backend_of(["a/1", "a/2"]), backend_of(["a/1", "a/1"])
+    ('cpu:gloo,cuda:nccl', 'cpu:gloo,cuda:gloo')
+    """
+    distinct = len(set(gpus)) == len(gpus) and dist.is_nccl_available()
+    return f"cpu:gloo,cuda:{'nccl' if distinct else 'gloo'}"
+
+
+def own_gpu() -> str:
+    """Machine and number of cuda:0, as the maker numbers it: the same whatever a process sees of the machine."""
+    about = torch.cuda.get_device_properties(0)
+    return f"{platform.node()}/{getattr(about, 'uuid', '') or os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+
+
+def exchanging(device: torch.device) -> torch.device:
+    """Where the tensors lie that ranks exchange: on the device over NCCL, else on the CPU."""
+    return device if "nccl" in str(dist.get_backend_config()) else torch.device("cpu")
+
+
 def see_one_gpu() -> None:
-    """Leave this process the GPU of its local rank, which is cuda:0 then. Raises InputError: there are too few."""
+    """Leave this process the GPU of its local rank, which is cuda:0 then; where they are fewer, ranks take turns."""
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     if len(names) > 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:  # else the scheduler has seen to it
         if local >= len(names):
-            raise InputError(f"launcher: must start one process for each GPU, got more than the {len(names)} here.")
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[local]
+            logger.warning("launcher: rank %d here shares one of %d GPUs: one process for each would be faster.", local,
+                           len(names))  # fmt: skip
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[local % len(names)]
     os.environ["LOCAL_RANK"] = "0"

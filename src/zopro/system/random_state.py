@@ -24,18 +24,21 @@ import torch
 
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
-    """Restore the states of `random`, `numpy.random` and torch (CPU and every CUDA device) on leaving.
+    """Restore the states of `random`, `numpy.random` and torch (CPU, every CUDA device and MPS) on leaving.
 
     Also when an exception leaves. Where CUDA is available this initialises it: a state that does not exist yet could
     not be put back.
     """
     python, numpy = random.getstate(), np.random.get_state()
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 def derived_seed(seed: int, *names: object) -> int:

@@ -84,6 +84,14 @@ def quiet_arguments(
     return kind(**shared, learning_rate=learning_rate, data_seed=seed, remove_unused_columns=False, **more)
 
 
+def scaled_gradients(model: Any) -> dict[str, Any]:
+    """Arguments with which back-propagation through a float16 model scales its loss, so that gradients do not vanish.
+
+    On a GPU alone, where accelerate does it. Function-value methods need none of it.
+    """
+    return {"fp16": True} if model.dtype == torch.float16 and model.device.type == "cuda" else {}
+
+
 @contextmanager
 def as_if_more_answers(arguments: Any, times: int) -> Iterator[None]:
     """Within the context arguments of `trl.RLOOConfig` count so many times as many rows."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zopro.engine import Engine, OverTensors
+from zopro.system.launch import exchanging
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
 from zopro.weights.adapters import tensor_name
@@ -91,7 +92,7 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
             return super().ranks()
         if self.accelerator.num_processes > 1:
             raise ValueError("parallel: with 'queries' args and trainer must be made inside zopro.system.launch.alone()")
-        return Ranks("queries", self.accelerator.device)
+        return Ranks("queries", exchanging(self.accelerator.device))
 
 
 def plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:

@@ -19,7 +19,7 @@ from trl import RLOOConfig
 from zopro.config import RunConfig
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.step import PRESETS, DirectionOptions, StepOptions
-from zopro.train.arguments import policy_arguments
+from zopro.train.arguments import policy_arguments, scaled_gradients
 from zopro.train.checkpoints import checkpointed
 from zopro.train.es import ESConfig, ESTrainer
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
@@ -88,7 +88,7 @@ def first_order(
     inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False, **extra: Any
 ) -> Trainer:
     """Back-propagation and AdamW: RLOO, GRPO or online DPO. Checkpointing keeps one block's activations at a time."""
-    arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing}
+    arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing, **scaled_gradients(inputs.model)}
     rate = inputs.config.first_order_learning_rate
     return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs, **extra)
 
@@ -111,7 +111,8 @@ def _zeroth_order(
 def fzoo(inputs: PolicyInputs) -> Trainer:
     """FZOO (Dang et al. 2025): one-sided differences along signs, 8 of them unless `queries` says more."""
     queries = inputs.config.queries if inputs.config.queries > 1 else 8
-    config = replace(inputs.config, sides=1, noise="rademacher", evaluation="sequential", queries=queries)
+    evaluation = "batched" if inputs.config.evaluation == "batched" else "sequential"
+    config = replace(inputs.config, sides=1, noise="rademacher", evaluation=evaluation, queries=queries)
     return _zeroth_order(replace(inputs, config=config), targeted=False, trainer_cls=FZOOTrainer)
 
 

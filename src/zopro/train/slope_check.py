@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zopro.system.random_state import preserve_random_state
 from zopro.zo import SPSA, Displacement, Gaussian, Weights, groups
+from zopro.zo.directions import there
 from zopro.zo.evaluation import Closure, Evaluator
 from zopro.zo.frozen import Frozen, record
 from zopro.zo.perturbation import displaced
@@ -122,7 +123,8 @@ class _Derivative:
         ends = (self.offset(t, index) for t in (self.eps, -self.eps))
         plus, minus = (displaced(parameter, end).float() for end in ends)  # as they round in bfloat16
         assert parameter.grad is not None
-        self.slope += float(plus.sub_(minus).mul_(parameter.grad).sum(dtype=torch.float64)) / (2 * self.eps)
+        (products,) = there.summable(plus.sub_(minus).mul_(parameter.grad))
+        self.slope += float(products.sum(dtype=torch.float64)) / (2 * self.eps)
         parameter.grad = None
 
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from trl import RLOOConfig
 
@@ -18,17 +19,24 @@ from zopro.config.fields import option
 from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
 from zopro.train.directed import DirectedTrainer
+from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
 from zopro.zo import Displacement, Estimate
+from zopro.zo.directions import there
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
 
 @dataclass
 class ZOPrOConfig(StepOptions, RLOOConfig):
-    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's."""
+    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's.
+
+    >>> ZOPrOConfig("runs/short").eps, ZOPrOConfig("runs/short", preset="paper").eps
+    ('auto', 1e-05)
+    """
 
     learning_rate: float = option(
         PRESETS["default"], "Step size; in the default preset the change of a weight in a typical step."
@@ -63,6 +71,17 @@ class ZOPrOTrainer(DirectedTrainer):
     The default preset's loss is -mean(advantage * log-ratio), which has RLOO's gradient where the ratios are 1, but stays
     a line where RLOO's ratio is exponential and clipped at 0.8 and 1.2. So eps can be large enough for a difference to
     stand above bfloat16's rounding: on a 270M model that moved an answer's log-prob by 0.16 nats.
+
+    >>> from datasets import Dataset
+    >>> from peft import LoraConfig
+    >>> def short(completions, **columns):  # any TRL reward function
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> rows = Dataset.from_dict({"prompt": ["What is rust?", "What is tea?"]})
+    >>> args = ZOPrOConfig("runs/short", max_steps=1, per_device_train_batch_size=4, report_to=[])
+    >>> lora = LoraConfig(task_type="CAUSAL_LM")
+    >>> trainer = ZOPrOTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", short, args, rows, peft_config=lora)
+    >>> trainer.train().global_step
+    1
     """
 
     config_cls = ZOPrOConfig
@@ -74,13 +93,20 @@ class ZOPrOTrainer(DirectedTrainer):
         """Whether every step's completions are drawn from the parameters that the step starts from."""
         return self.args.steps_per_generation * self.num_iterations <= self.args.gradient_accumulation_steps
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As `DirectedTrainer`'s; with `evaluation: batched` the engine takes all displacements of a step at once."""
+        optimizer = super().create_optimizer(model)
+        if isinstance(self.engine, LocalEngine) and self.args.evaluation == "batched":
+            self.engine.logprob_tokens = MAX_BATCH_TOKENS
+        return optimizer
+
     def loss_at_theta(self, inputs: Any) -> float | None:
         """L(theta) on-policy, where every ratio is 1: -mean(advantage), or 0 for log-ratios."""
         if self.args.sides == 2 or self.aux_loss_enabled or not self.on_policy:
             return None
         if self._takes_log_ratios(inputs):
             return 0.0
-        loss = -float(inputs["advantages"].double().mean())
+        loss = -float(there.in_float64(inputs["advantages"]).mean())
         return loss if self.spsa.ranks is None else self.spsa.ranks.mean([loss])[0]
 
     def _takes_log_ratios(self, inputs: Any) -> bool:
@@ -110,9 +136,11 @@ class ZOPrOTrainer(DirectedTrainer):
 
         def values(at: Sequence[Displacement]) -> list[float]:
             found.extend(engine.logprobs(batch, at, self.temperature))
+            seen(len(at))
             return [float(evaluate()) for _ in at]
 
-        with engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext():
+        here = engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext()
+        with here, counting(self.spsa) as seen:
             return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:
@@ -124,14 +152,14 @@ class ZOPrOTrainer(DirectedTrainer):
             return super()._compute_loss(model, inputs)
         batch = Batch.of_inputs(inputs)
         tokens, _, _ = self._get_per_token_logps_and_entropies(model, *batch)
-        return log_ratio_surrogate(batch.sums(tokens), inputs["old_logps"], inputs["advantages"])
+        return log_ratio_surrogate(*there.summable(batch.sums(tokens), inputs["old_logps"], inputs["advantages"]))
 
     def spsa_arguments(self) -> dict[str, Any]:
         return {
             "eps": self.args.eps,
             "queries": self.args.queries,
             "sides": self.args.sides,
-            "evaluation": self.args.evaluation,
+            "evaluation": "sequential" if self.args.evaluation == "batched" else self.args.evaluation,
             "second_moment_beta": self.args.second_moment_beta or None,
             "measure_noise": True,
         }
@@ -140,8 +168,9 @@ class ZOPrOTrainer(DirectedTrainer):
 class FZOOTrainer(ZOPrOTrainer):
     """ZOPrO's loss by FZOO's step (Dang et al. 2025, arXiv 2506.09034): over the standard deviation of the losses.
 
-    Departures: the losses of a step's queries are taken one after another, not in one batch of displaced models; the
-    learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is known where answers are the policy's own.
+    Departures: the losses of a step's queries are taken one after another, unless `evaluation: batched` has them in one
+    batch of displaced models, as theirs are; the learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is
+    known where answers are the policy's own.
     """
 
     def spsa_arguments(self) -> dict[str, Any]:

@@ -16,6 +16,17 @@ Closure = Callable[[], Any]  # () -> scalar loss, a tensor or a float
 T = TypeVar("T")
 
 
+def _random_state(device: torch.device) -> torch.Tensor:
+    return torch.mps.get_rng_state() if device.type == "mps" else torch.cuda.get_rng_state(device)
+
+
+def _set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    if device.type == "mps":
+        torch.mps.set_rng_state(state)
+    else:
+        torch.cuda.set_rng_state(state, device)
+
+
 class Evaluator:
     """What functions of the displaced tensors return, all under the random state that the caller had at construction.
 
@@ -37,8 +48,8 @@ class Evaluator:
             together.parameters = self.reading.parameters
         self.watch: Callable[[Closure], Any] | None = None
         self._cpu = torch.get_rng_state()
-        devices = {tensor.device for tensor in self.reading.parameters if tensor.device.type == "cuda"}
-        self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+        devices = {tensor.device for tensor in self.reading.parameters if tensor.device.type in ("cuda", "mps")}
+        self._there = {device: _random_state(device) for device in devices}
 
     def results(
         self, function: Callable[[], Any], at: Sequence[Displacement | None], read: Callable[[Any], T]
@@ -72,8 +83,8 @@ class Evaluator:
     def begin(self) -> None:
         """Put the random state back to the caller's."""
         torch.set_rng_state(self._cpu)
-        for device, state in self._cuda.items():
-            torch.cuda.set_rng_state(state, device)
+        for device, state in self._there.items():
+            _set_random_state(device, state)
         torch.clear_autocast_cache()  # an autocast around the step would hand out casts made before the displacement
 
     def _call(self, function: Callable[[], Any]) -> Any:

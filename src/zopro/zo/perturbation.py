@@ -14,14 +14,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from zopro.zo import fused
+
 Offset = Callable[[int], Tensor]  # index of a parameter -> its displacement t z: fp32, a new tensor at each call
+
+
+@runtime_checkable
+class Offsets(Protocol):
+    """An `Offset` that may give those of all parameters at once."""
+
+    def __call__(self, index: int) -> Tensor: ...
+
+    def all(self) -> list[Tensor] | None:
+        """New tensors in fp32; None: they are to be asked for one by one."""
+
 
 PERTURBATIONS = ("auto", "in_place", "virtual")
 KEPT_FROM = 2**18  # elements; smaller displaced tensors are not kept for another read
@@ -72,6 +85,16 @@ class InPlace(Perturbation):
 
     @contextmanager
     def at(self, offset: Offset) -> Iterator[None]:
+        offsets = offset.all() if isinstance(offset, Offsets) else None
+        if offsets is not None:
+            before = fused.copies(self.parameters)
+            try:
+                fused.displace(self.parameters, before, offsets)
+                del offsets
+                yield
+            finally:
+                fused.put(self.parameters, before)
+            return
         originals = [p.detach().clone() for p in self.parameters]
         try:
             for index, parameter in enumerate(self.parameters):

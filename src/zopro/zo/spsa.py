@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from zopro.choices import EVALUATIONS
 from zopro.zo import groups
 from zopro.zo.directions import Directions, Gaussian
 from zopro.zo.displacement import Displacement, Values
@@ -92,7 +91,7 @@ class SPSA(Recorded):
         before_apply: Callable[[StepRecord], None] | None = None,
     ) -> None:
         sequential_only = sides != 2 or getattr(ranks, "parallel", "data") != "data"
-        if evaluation not in EVALUATIONS or (evaluation == "together" and sequential_only):
+        if evaluation not in ("sequential", "together") or (evaluation == "together" and sequential_only):
             raise ValueError(f"evaluation: must be sequential, or together with sides=2, got {evaluation!r}, {sides=}")
         strategy = SPSAStrategy(
             queries=queries,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zopro.errors import InputError
+from zopro.zo import fused
 from zopro.zo import groups as grouped
 from zopro.zo.directions import Directions
 from zopro.zo.displacement import Displacement, query_seed
@@ -72,14 +73,7 @@ class Weights:
 
     def offset(self, displacement: Displacement) -> Offset:
         """t eps z by the index of a tensor in `entries`: fp32, a new tensor at each call."""
-        entries, place, seed = self.entries, self._places(), displacement.direction_seed
-
-        def offset(index: int) -> Tensor:
-            name, tensor, group = entries[index]
-            z = self._drawn.tensor(self.directions, name, tensor, seed, displacement.step)
-            return z.mul_(displacement.t * displacement.eps[place[id(group)]])
-
-        return offset
+        return _Offsets(self, displacement)
 
     def factors(self, displacement: Displacement) -> Callable[[int], tuple[Tensor, Tensor] | None]:
         """A (m, r) and B (n, r) of which `offset` is A B^T, where they have fewer numbers than it; else None."""
@@ -122,9 +116,8 @@ class Weights:
             return
         still, place = set(record.left_out), self._places()
         seeds = [query_seed(query, record.seed) for query in range(len(record.coefficients))]
-        for name, tensor, group in self.movable:
-            if name in still:
-                continue
+        moving = [entry for entry in self.movable if entry[0] not in still]
+        for name, tensor, group in [] if self._applied_at_once(record, moving, seeds) else moving:
             g = place[id(group)]
             lr = record.learning_rates[g]
             wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))  # itself if it is wide
@@ -143,6 +136,27 @@ class Weights:
         self._drawn.forget()
         torch.clear_autocast_cache()  # an autocast around the step may hold casts of the old values
 
+    def _applied_at_once(self, record: StepRecord, moving: list[Entry], seeds: list[int]) -> bool:
+        """A step without memory, of all tensors in a few kernels where they wait for each; else nothing is done."""
+        if record.has_moments or record.anchor:
+            return False
+        named = [(name, tensor) for name, tensor, _ in moving]
+        if (first := self._drawn.tensors(self.directions, named, seeds[0], record.step)) is None:
+            return False
+        place = self._places()
+        members = [[i for i, entry in enumerate(moving) if place[id(entry[2])] == g] for g in range(len(self.groups))]
+        for g, lr in enumerate(record.learning_rates):
+            if record.weight_decay[g]:
+                matrices = [moving[i][1] for i in members[g] if moving[i][1].dim() >= 2]
+                fused.shrink(matrices, 1 - lr * record.weight_decay[g])
+        for query, (seed, coefficient) in enumerate(zip(seeds, record.coefficients, strict=True)):
+            z = first if query == 0 else self._drawn.tensors(self.directions, named, seed, record.step)
+            assert z is not None
+            for g, lr in enumerate(record.learning_rates):
+                alpha = -lr * coefficient * record.eps[0] / record.eps[g]
+                fused.step([moving[i][1] for i in members[g]], [z[i] for i in members[g]], alpha)
+        return True
+
     def check(self, record: StepRecord) -> None:
         """Raise InputError for a step that would leave tensors useless, or infinite in a narrow dtype."""
         place = self._places()
@@ -159,3 +173,25 @@ class Weights:
 
     def _places(self) -> dict[int, int]:
         return {id(group): index for index, group in enumerate(self.groups)}
+
+
+class _Offsets:
+    """t eps z of `Weights.entries`, one by one or, where that is of use, all at once."""
+
+    def __init__(self, weights: Weights, displacement: Displacement) -> None:
+        self.weights, self.displacement, self.entries = weights, displacement, weights.entries
+        place = weights._places()
+        self.factors = [displacement.t * displacement.eps[place[id(group)]] for _, _, group in self.entries]
+
+    def __call__(self, index: int) -> Tensor:
+        name, tensor, _ = self.entries[index]
+        seed, step = self.displacement.direction_seed, self.displacement.step
+        z = self.weights._drawn.tensor(self.weights.directions, name, tensor, seed, step)
+        return z.mul_(self.factors[index])
+
+    def all(self) -> list[Tensor] | None:
+        """As `zopro.zo.perturbation.Offsets` has it."""
+        named = [(name, tensor) for name, tensor, _ in self.entries]
+        seed, step = self.displacement.direction_seed, self.displacement.step
+        z = self.weights._drawn.tensors(self.weights.directions, named, seed, step)
+        return None if z is None else fused.scaled(z, self.factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.engine import Rollouts, Sampling
-from zopro.engine.local import few_rows, members, sampling
+from tiny_trainers import online, with_adapter
+from zopro.engine import Batch, Rollouts, Sampling
+from zopro.engine.local import few_rows, lengths, members, sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.members import Apart, Members
+from zopro.train.zopro import FZOOTrainer, ZOPrOConfig, ZOPrOTrainer
 from zopro.zo import Displacement, Gaussian, LowRank, Targeted, Weights
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
@@ -156,3 +159,78 @@ def test_matrices_are_made_once_for_all_tokens(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Gaussian, "tensor", counted)
     LocalEngine(model, weights).sample(PROMPTS, 1, options(), SIDES)
     assert len(drawn) == 3 * len(weights.entries), "both sides read the same z"
+
+
+def answered(model: Any) -> Batch:
+    """Rows of unequal prompts and answers, out of order."""
+    rollouts = LocalEngine(model).sample(PROMPTS, 3, Sampling(9, list(range(0, 300, 5)), 0, generator=seeded()))[0]
+    return Batch.of(rollouts).rows(torch.tensor([4, 0, 8, 1, 5, 2, 6, 3, 7]))
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+def passes(model: Any) -> list[int]:
+    rows: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "full"])
+def test_log_probs_at_all_displacements_are_those_one_after_another(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with rows in groups of like lengths, and with some displacements at a time."""
+    if kind == "full":
+        model = tiny_model("qwen3", tiny_tokenizer(), tie_word_embeddings=False)
+        weights = Weights.of(model.named_parameters(), LowRank(1))
+        at = [dataclasses.replace(side, eps=(0.02,)) if side else None for side in AT]
+    else:
+        (model, weights), at = policy(kind), AT
+    batch, engine = answered(model), LocalEngine(model, weights)
+    with torch.no_grad():
+        expected = engine.logprobs(batch, at, 0.7)
+        seen = passes(model)
+        for tokens, cost, least in ((10**6, None, 2), (10**6, 4, 3), (4 * batch.input_ids.numel(), None, 4)):
+            engine.logprob_tokens = tokens
+            monkeypatch.setitem(lengths.PASS, "cpu", cost)
+            seen.clear()
+            for ours, theirs in zip(engine.logprobs(batch, at, 0.7), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-5 if kind != "full" else 5e-5, rtol=0)
+            assert least <= len(seen) < 2 * len(at), seen
+            assert engine.logprob_tokens == tokens, "they went together"
+    assert len({str(tokens) for tokens in expected}) == len(AT) - 1, "displacements show; None and t = 0 are theta"
+
+
+def test_log_probs_that_cannot_be_taken_together(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    model, weights = policy("llama", targets=["q_proj", "embed_tokens"])
+    batch, engine = answered(model), LocalEngine(model, weights)
+    with torch.no_grad():
+        expected = engine.logprobs(batch, AT)
+        engine.logprob_tokens = 10**6
+        assert all(map(torch.equal, engine.logprobs(batch, AT), expected))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "log-probs at displacements are taken one after another: a displaced tensor is read by __get__"
+    assert engine.logprob_tokens == 0
+
+
+@pytest.mark.parametrize("method", ["zopro", "fzoo"])
+def test_a_step_takes_all_its_losses_in_one_pass(method: str, tmp_path: Path) -> None:
+    """The same records up to rounding; the first step looks which tensors the loss reads, one pass at a time."""
+    trainer_cls, sides = (ZOPrOTrainer, 2) if method == "zopro" else (FZOOTrainer, 1)
+    records, rows = {}, {}
+    for evaluation in ("sequential", "batched"):
+        options = {"queries": 3, "sides": sides, "eps": 0.01, "max_steps": 2, "beta": 0.1, "learning_rate": 1e-3}
+        model = with_adapter()
+        trainer = online(trainer_cls, ZOPrOConfig, tmp_path, {"model": model, "evaluation": evaluation, **options})
+        seen, records[evaluation] = passes(model), list[Any]()
+        trainer.create_optimizer()
+        trainer.spsa.before_apply = records[evaluation].append
+        trainer.spsa.measure_noise = False
+        trainer.train()
+        rows[evaluation] = seen
+    for one, other in zip(*records.values(), strict=True):
+        assert one.projected_gradients == pytest.approx(other.projected_gradients, rel=1e-2, abs=1e-4)
+    assert any(one.projected_gradients != other.projected_gradients for one, other in zip(*records.values(), strict=True))
+    displaced = 3 * sides + (sides == 1)
+    assert max(rows["sequential"]) == 32 and max(rows["batched"]) in (32 * displaced, 32 * (displaced - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
+from tiny_trainers import es, llama, same, weights, zopro
 from zopro import cli
 from zopro.config.model import ModelOptions
+from zopro.engine import Batch, Sampling
 from zopro.engine.local import models
+from zopro.engine.local import quantised as quantised_module
+from zopro.engine.local.abilities import Abilities, abilities
+from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.quantised import check_trainable, hide, quantised, shown
 from zopro.engine.local.targets import new_adapter
+from zopro.engine.opening import open_base
 from zopro.errors import InputError
 from zopro.loop import pipeline
 from zopro.loop.export import export
+from zopro.zo import Displacement, Gaussian, Weights
 
 TOKENIZER = tiny_tokenizer()
 IDS = torch.tensor([[1, 40, 41, 50], [1, 60, 61, 62]])
@@ -35,7 +44,10 @@ class Eighths(nn.Linear):
         self.scale = float(source.weight.detach().abs().max()) / 127
         self.weight = nn.Parameter((source.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
 
+    one_way = False
+
     def forward(self, x: Tensor) -> Tensor:
+        assert not (Eighths.one_way and torch.is_grad_enabled()), "function values need no way back"
         return x @ (self.weight.to(x.dtype) * self.scale).T
 
 
@@ -96,6 +108,72 @@ def test_what_nothing_can_be_trained_over_is_refused_when_loaded():
         check_trainable(base(trainable=False), lora_r=8)
 
 
+@pytest.mark.parametrize("method", ["zopro", "es"])
+def test_function_values_take_no_way_back(method, tmp_path, monkeypatch):
+    """Not even when a model is first seen; where autograd is on, its way back is tried too."""
+    monkeypatch.setattr(Eighths, "one_way", True)
+    policy = new_adapter(stored_in_8_bits(llama()), ModelOptions(model="x", lora_r=2), "CAUSAL_LM")
+    trainer = {"zopro": zopro, "es": es}[method](tmp_path, model=policy, max_steps=2)
+    before = weights(trainer.model)
+    trainer.train()
+    assert not same(weights(trainer.model), before)
+    monkeypatch.setattr(Eighths, "one_way", False)
+    assert abilities(causal_parts(policy)) == Abilities()
+
+
+def test_quantised_as_it_is_loaded_is_refused_in_one_line(tmp_path, monkeypatch):
+    tiny_model("llama", TOKENIZER).save_pretrained(tmp_path)
+    options = ModelOptions(model=str(tmp_path), load_in_4bit=True)
+    monkeypatch.setattr(quantised_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^load_in_4bit: needs bitsandbytes, which is not installed. Run: pip install"):
+        open_base(options, torch.device("cpu"))
+    monkeypatch.undo()
+    monkeypatch.setattr(quantised_module.importlib.util, "find_spec", lambda name: object())
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match=r"load_in_4bit: must not be given, the weights of .* are quantised already"):
+        open_base(options, torch.device("cpu"))
+    (tmp_path / "config.json").unlink()
+    named = {"peft_type": "LORA", "base_model_name_or_path": "base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(named))
+    with pytest.raises(InputError, match="model: must be a model where it is quantised when loaded, got the adapter"):
+        open_base(options, torch.device("cpu"))
+    for given, line in (
+        ({"load_in_8bit": True}, "load_in_8bit: must be false with load_in_4bit: true, got True"),
+        ({"lora_r": 0}, "lora_r: must be greater than 0 with load_in_4bit or load_in_8bit, got 0"),
+        ({"engine": "llamacpp:m.gguf"}, "engine: must be transformers with load_in_4bit or load_in_8bit"),
+    ):
+        with pytest.raises(InputError, match=line):
+            ModelOptions(model="x", load_in_4bit=True, **given)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes_as_it_is_loaded(bits, tmp_path):
+    """Where it is installed: the key alone, float32 adapters, log-probs and steps by function values."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    tiny_model("llama", TOKENIZER, **sizes).save_pretrained(tmp_path)
+    options = ModelOptions(model=str(tmp_path), lora_r=2, dtype="float32", **{f"load_in_{bits}bit": True})
+    base = open_base(options, torch.device("cpu"))
+    kind = bitsandbytes.nn.Linear4bit if bits == 4 else bitsandbytes.nn.Linear8bitLt
+    linear = [module for module in base.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    assert quantised(base) and linear and all(isinstance(module, kind) for module in linear)
+    policy = new_adapter(base.requires_grad_(False), options, "CAUSAL_LM")
+    trained = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    assert {parameter.dtype for _, parameter in trained} == {torch.float32}
+    engine = LocalEngine(policy, Weights.of(trained, Gaussian()))
+    plus = Displacement(0, 0, 0, 1.0, (0.1,))
+    rollouts = engine.sample([[1, 40, 41], [1, 50]], 2, Sampling(6, [2], 0), [None])[0]
+    with torch.no_grad():
+        found = engine.logprobs(Batch.of(rollouts), [None, plus, plus.mirrored])
+        engine.logprob_tokens = 10**6
+        together = engine.logprobs(Batch.of(rollouts), [None, plus, plus.mirrored])
+    assert (found[1] - found[2]).abs().max() > 1e-3, "displacements show"
+    for one, other in zip(together, found, strict=True):
+        # of 8 bits bitsandbytes rounds what a layer reads as well
+        torch.testing.assert_close(one, other, atol=0.1 if bits == 8 else 1e-4, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
@@ -108,7 +186,7 @@ def test_the_loop_runs_and_its_adapters_stay_in_float32(inputs, tmp_path, monkey
     def load(*given: Any) -> Any:
         return stored_in_8_bits(loaded(*given))
 
-    for module in ("zopro.engine.opening", "zopro.loop.models", "zopro.loop.export"):
+    for module in ("zopro.engine.opening", "zopro.loop.models"):
         monkeypatch.setattr(f"{module}.load_start", load)
     monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
     monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)

@@ -65,6 +65,8 @@ class BlockCalls(Watch):
         exact: keep what blocks read of the prompts in its own dtype.
     """
 
+    whole = True
+
     def __init__(
         self, blocks: Sequence[nn.Module], end: nn.Module | None, copies: int, config: Any, exact: bool = False
     ) -> None:

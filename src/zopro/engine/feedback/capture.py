@@ -20,6 +20,8 @@ class Capture(Watch):
     would leave the heap in fragments that no later pass can use.
     """
 
+    whole = True
+
     def __init__(self) -> None:
         self._watched: dict[tuple[int, str], tuple[nn.Module, int, torch.dtype]] = {}
         self._seen = 0  # columns of `real` that earlier passes gave

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import CausalParts, causal_parts, evaluating
 from zopro.errors import InputError
+from zopro.zo.directions import there
 
 PROBE_TOKENS = 8
 
@@ -237,12 +238,16 @@ def _block(parts: CausalParts, calls: dict[str, _Call], name: str) -> Block:
 def _summands(block: _Call, candidates: list[_Call]) -> tuple[list[_Call], list[float]]:
     """The one or two outputs, with their factors, that add up to what the block changed; none if nothing does."""
     assert block.given is not None and block.result is not None
-    change = (block.result.double() - block.given.double()).flatten()
-    rounding = torch.finfo(block.result.dtype).eps * float(block.result.double().norm()) / float(change.norm() or 1.0)
+    change = (there.in_float64(block.result) - there.in_float64(block.given)).flatten()
+    rounding = (
+        torch.finfo(block.result.dtype).eps * float(there.in_float64(block.result).norm()) / float(change.norm() or 1.0)
+    )
     best: tuple[float, list[_Call], list[float]] = (max(1e-4, 2 * rounding), [], [])
     for count in (1, 2):
         for calls in combinations(candidates, count):
-            columns = torch.stack([call.result.double().flatten() for call in calls if call.result is not None], dim=1)
+            columns = torch.stack(
+                [there.in_float64(call.result).flatten() for call in calls if call.result is not None], dim=1
+            )
             factors = torch.linalg.lstsq(columns, change[:, None], driver="gelsd" if columns.is_cpu else None).solution
             error = float((columns @ factors - change[:, None]).norm() / change.norm())
             if error < best[0] / (1 if count == 1 or not best[1] else 2):

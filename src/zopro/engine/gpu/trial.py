@@ -62,7 +62,7 @@ def why_not(parts: CausalParts, graphs: Graphs) -> str:
     """
     device = parts.model.get_input_embeddings().weight.device
     with evaluating(parts.model), torch.autocast(device.type, enabled=False):
-        plain = plain_passes(parts, device)
+        plain = plain_passes(parts, device, gradients=False)
         try:
             with torch.no_grad():
                 found = _decoded(parts, plain, graphs)

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from zopro.engine.local.causal import Decoder, evaluating, refusing
+from zopro.engine.local.quantised import quantised
 from zopro.engine.local.trials import Judge, decoded, has_states, padded, plain_passes, shared
 
 NEVER = 2**31
+UNTRIED = NEVER + 1  # of gradients through quantised weights, which function values have no use for
 
 logger = logging.getLogger(__name__)
 _known: weakref.WeakKeyDictionary[nn.Module, Abilities] = weakref.WeakKeyDictionary()
@@ -34,7 +36,7 @@ class Abilities:
     pads_right: bool = True  # padded on the right
     decodes: bool = True  # one token after another, from the cache of a prompt that answers share
     shares: bool = True  # several tokens at once from it
-    gradients_from: int = 1  # least number of such tokens that gradients go back through; NEVER: none
+    gradients_from: int = 1  # least number of such tokens that gradients go back through; NEVER, UNTRIED: none
 
     def costs(self) -> str:
         """What it costs to go without the others, in words; empty where there are none."""
@@ -53,30 +55,34 @@ class Abilities:
 def abilities(parts: Decoder) -> Abilities:
     """What this model can do; it is tried the first time a model is seen, and one warning says what it costs.
 
+    Through quantised weights gradients are tried only where autograd is on.
+
     Raises:
         InputError: its states at a token depend on later tokens or on other rows, are not finite, or cannot be had.
     """
-    if parts.model not in _known:
+    backward = torch.is_grad_enabled() or not quantised(parts.model)
+    found = _known.get(parts.model)
+    if found is None or (backward and found.gradients_from == UNTRIED):
         with refusing(parts.model):
-            found = _try(parts)
+            found = _try(parts, backward)
         _known[parts.model] = found
         line = f"model: {parts.config.model_type} cannot go on from its cache in every way, so {found.costs()}"
         if found.costs() and line not in _said:
             _said.add(line)
             logger.warning(line)
-    return _known[parts.model]
+    return found
 
 
-def _try(parts: Decoder) -> Abilities:
+def _try(parts: Decoder, backward: bool) -> Abilities:
     device = parts.model.get_input_embeddings().weight.device
     with evaluating(parts.model), torch.autocast(device.type, enabled=False):
-        plain = plain_passes(parts, device)
+        plain = plain_passes(parts, device, backward)
         states = has_states(parts)
         judge = Judge(parts, plain)
         pads = judge.like(lambda: padded(parts, plain, left=True)) and (not states or judge.pads_states())
         groups = [plain] if pads else [[group] for group in plain]
         several, one = (not states or judge.keeps_states(step) for step in (None, 1))
-        trained = several and all(judge.gradients_like(group) for group in groups)
+        trained = backward and several and all(judge.gradients_like(group) for group in groups)
         # Of keys and values alone one token reads what several do; states are often taken on by other code.
         trained_by_one = trained and (not states or judge.gradients_like(plain[-1:]))
         untrained = (trained and not states) or judge.like(lambda: [r for group in groups for r in shared(parts, group)])
@@ -85,5 +91,5 @@ def _try(parts: Decoder) -> Abilities:
             pads_right=pads or judge.like(lambda: padded(parts, plain, left=False)),
             decodes=one and judge.like(lambda: [row for group in groups for row in decoded(parts, group)]),
             shares=several and untrained,
-            gradients_from=1 if trained_by_one else 2 if trained else NEVER,
+            gradients_from=1 if trained_by_one else 2 if trained else NEVER if backward else UNTRIED,
         )

@@ -184,13 +184,20 @@ def _check(parts: CausalParts) -> None:
         finally:
             hook.remove()
     if not pairs[0][0].isfinite().all():
-        raise InputError("model: its logits are not finite; the weights are damaged or training diverged.")
+        raise InputError(f"model: its logits are not finite; {why_not_finite(parts.model.dtype)}.")
     exact = parts.model.dtype in (torch.float32, torch.float64)
     for expected, found in pairs:
         error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
         if error > (1e-3 if exact else 2e-2):  # bf16 rounding of the logits stays below 2^-7
             name = type(parts.model).__name__
             raise InputError(f"model: {name} changes its logits in a way the engine does not know.")
+
+
+def why_not_finite(dtype: torch.dtype, otherwise: str = "the weights are damaged or training diverged") -> str:
+    """What may have made a model's numbers infinite, in words."""
+    if dtype == torch.float16:
+        return "float16 ends at 65504, which many models exceed. Set dtype: bfloat16 or float32"
+    return otherwise
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.batch import again
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
+from zopro.engine.local.displaced import members_logprobs
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.members import Apart, Members
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS, generate
@@ -45,9 +46,11 @@ class LocalEngine:
 
     Attributes:
         clock: is told how long passes that give log-probs take.
+        logprob_tokens: as `member_tokens`, of displacements whose log-probs are taken in one pass.
     """
 
     clock: Clock | None = None
+    logprob_tokens = 0
 
     def __init__(
         self,
@@ -63,7 +66,8 @@ class LocalEngine:
     @property
     def abilities(self) -> Abilities:
         if self._evaluator is not None:  # of log-probs
-            return Abilities(at_once=1 if self._evaluator.together is None else 2)
+            pair = 1 if self._evaluator.together is None else 2
+            return Abilities(at_once=max(pair, self.logprob_tokens))
         return Abilities(at_once=max(1, self.member_tokens) if self.weights is not None else 1)  # each has some tokens
 
     @contextmanager
@@ -100,16 +104,20 @@ class LocalEngine:
     ) -> list[Rollouts]:
         """As many displacements at a time as `member_tokens` allows, in one pass of the base weights."""
         longest = max(map(len, prompts), default=0) + options.max_new_tokens
-        size = max(1, self.member_tokens // (len(prompts) * k * longest))
-        size = math.ceil(len(at) / math.ceil(len(at) / size))  # no small rest
-        size += size % 2 if size > 1 else 0  # both sides of a direction share what they read
         found: list[Rollouts] = []
-        for start in range(0, len(at), size):
-            members = Members(self._held(), at[start : start + size])
+        for members in self._groups(at, self.member_tokens, len(prompts) * k * longest):
             given = self._drawing(options, len(at))
             evaluator.begin()  # the same random numbers also from the global state
             found += generate(self.model, prompts, num_generations=k, members=members, **given).split(members.count)
         return found
+
+    def _groups(self, at: Sequence[Displacement | None], tokens: int, each: int) -> Iterator[Members]:
+        """The displacements, as many at a time as `tokens` allow where each has so many."""
+        size = max(1, tokens // each)
+        size = math.ceil(len(at) / math.ceil(len(at) / size))  # no small rest
+        size += size % 2 if size > 1 else 0  # both sides of a direction share what they read
+        for start in range(0, len(at), size):
+            yield Members(self._held(), at[start : start + size])
 
     def logprobs(
         self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0
@@ -119,6 +127,13 @@ class LocalEngine:
         Raises what `completion_logprobs` raises; ValueError for a displacement without weights.
         """
         expect_graph(False)
+        watched = self._evaluator is not None and self._evaluator.watch is not None  # which sees one pass at a time
+        if len(at) > 1 and self.logprob_tokens and self.weights is not None and not (watched or torch.is_grad_enabled()):
+            try:
+                return self._logprobs_together(batch, at, temperature)
+            except Apart as reason:
+                logger.info("log-probs at displacements are taken one after another: %s", reason)
+                self.logprob_tokens = 0
         together = None if self._evaluator is None else self._evaluator.together
         if together is not None:
             abilities(causal_parts(self.model))  # whose first look at a model is at rows of its own
@@ -133,6 +148,22 @@ class LocalEngine:
                 return by_prompt(batch, score)
 
         return self._at(at, tokens)
+
+    @timed("log-probs")
+    def _logprobs_together(self, batch: Batch, at: Sequence[Displacement | None], temperature: float) -> list[Tensor]:
+        """As many displacements at a time as `logprob_tokens` allows, in one pass of the base weights."""
+        evaluator = self._evaluator or Evaluator(self._held())
+        found: list[Tensor] = []
+        for members in self._groups(at, self.logprob_tokens, batch.input_ids.numel()):
+            evaluator.begin()
+            with self.autocast():
+                tokens = by_prompt(batch, lambda rows, k, m=members: self._of_all(rows, k, temperature, m))  # type: ignore[misc]
+            found += tokens.unbind(1)
+        return found
+
+    def _of_all(self, rows: Batch, copies: int, temperature: float, members: Members) -> Tensor:
+        """(B, members, C)."""
+        return torch.stack(members_logprobs(self.model, rows, copies, temperature, members), dim=1)
 
     @timed("log-probs")
     def score(self, batch: Batch, copies: int, temperature: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import CausalParts, causal_parts, positions
 from zopro.engine.local.head import limits, score_tokens, token_logprobs
+from zopro.engine.local.lengths import by_length, pass_cost
 from zopro.engine.local.shared import Watch, hidden_shared
 
 
@@ -87,28 +88,60 @@ def completion_logprobs(
 
     def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
         states = completion_states(parts, ids, mask, completion_length, num_generations)
-        values = _packed(parts, states.hidden, states.targets, temperature, max_logit_elements, return_entropy)
+        values = packed(parts, states.hidden, states.targets, temperature, max_logit_elements, return_entropy)
         return [states.unpacked(value) for value in values]
 
     _check_shapes(input_ids, attention_mask, completion_length, num_generations)
-    result = in_batches(parts, input_ids, attention_mask, completion_length, run)
+    copies = None if torch.is_grad_enabled() else num_generations
+    result = in_batches(parts, input_ids, attention_mask, completion_length, run, copies)
     return (result[0], result[1]) if return_entropy else result[0]
 
 
 def in_batches(
-    parts: CausalParts, ids: Tensor, mask: Tensor, completion_length: int, run: Callable[[Tensor, Tensor], list[Tensor]]
+    parts: CausalParts,
+    ids: Tensor,
+    mask: Tensor,
+    completion_length: int,
+    run: Callable[[Tensor, Tensor], list[Tensor]],
+    copies: int | None = None,
 ) -> list[Tensor]:
-    """`run` of ids and mask for all rows, or where padding is not right for those of each length; its results by row."""
+    """`run` of ids and mask for all rows, or where padding is not right for those of each length; its results by row.
+
+    With `copies`, the rows of each prompt, rows also go in groups of about the same length where that pays.
+    """
     able = abilities(parts)
     if able.pads:
-        return run(ids, mask)
-    lengths = mask[:, :-completion_length].sum(1)
-    if not able.pads_right:
-        lengths = lengths * mask.shape[1] + mask.sum(1)
-    groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+        groups = [] if copies is None else _of_like_lengths(mask, completion_length, copies, able.shares)
+        if len(groups) < 2:
+            return run(ids, mask)
+    else:
+        lengths = mask[:, :-completion_length].sum(1)
+        if not able.pads_right:
+            lengths = lengths * mask.shape[1] + mask.sum(1)
+        groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
     order = torch.cat(groups).argsort()
     found = [run(ids[rows], mask[rows]) for rows in groups]
     return [torch.cat(values)[order] for values in zip(*found, strict=True)]
+
+
+def _of_like_lengths(mask: Tensor, completion_length: int, copies: int, shares: bool) -> list[Tensor]:
+    """Rows by the length of their prompts; where no rows share a prompt's pass, within these by that of completions.
+
+    Rows of a shared prompt stay side by side: `hidden_shared` groups their completions.
+    """
+    cost = pass_cost(mask.device)
+    if cost is None:
+        return []
+    real = mask.bool()
+    prompts = real[::copies, :-completion_length].sum(1).tolist()
+    answers = real[:, -completion_length:].sum(1).tolist()
+    shared = copies > 1 and shares
+    groups = []
+    for group in by_length(prompts, 2 * cost if shared else cost):
+        rows = [prompt * copies + copy for prompt in group for copy in range(copies)]
+        inner = [list(range(len(rows)))] if shared else by_length([answers[row] for row in rows], cost)
+        groups += [torch.tensor([rows[place] for place in places], device=mask.device) for places in inner]
+    return groups
 
 
 @dataclass(frozen=True)
@@ -162,6 +195,7 @@ def completion_states(
     able = abilities(parts)
     one_by_one = torch.is_grad_enabled() and ids.shape[1] - 1 - split < able.gradients_from
     shares = num_generations > 1 and able.shares and not one_by_one and not checkpoints
+    watch.over(torch.arange(len(ids), device=ids.device))
     if alone:
         with watch.passing(lambda states: states[:, split - 1 :]):
             hidden = parts.hidden(ids[:, :-1], mask[:, :-1], positions(mask)[:, :-1], None)[:, split - 1 :]
@@ -185,7 +219,7 @@ def _check_shapes(input_ids: Tensor, attention_mask: Tensor, completion_length: 
         raise ValueError(f"num_generations: must divide the {rows} rows, got {num_generations}.")
 
 
-def _packed(
+def packed(
     parts: CausalParts, hidden: Tensor, targets: Tensor, temperature: float, max_elements: int | None, with_entropy: bool
 ) -> list[Tensor]:
     """Log-probs and, if asked for, entropies, each (tokens,), of hidden states (tokens, H)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -37,10 +39,12 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}.") from None
+        raise InputError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}.") from None
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if resolved.type not in ("cpu", "cuda") and (accelerator is None or resolved.type != accelerator.type):
-        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {device!r}, which torch does not find here.")
+        raise InputError(
+            f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}, which torch does not find here."
+        )
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device: must exist, got {device!r} with {torch.cuda.device_count()} GPUs. Use auto or cpu.")
     return resolved
@@ -49,7 +53,7 @@ def resolve_device(device: str) -> torch.device:
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it (elsewhere it gains memory at best), else float32."""
     if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -57,8 +61,16 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_base(
+    model: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    stored: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
     """A causal language model in eval mode, from safetensors only.
+
+    `stored` is what `zopro.engine.local.quantised.stored_in` gives.
 
     Raises:
         InputError: there is no such model, it is not a causal language model, or its files are damaged or incomplete.
@@ -70,6 +82,7 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, trust_remote
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **(stored or {}),
         )
         hide(loaded)
         loaded = loaded if quantised(loaded) and loaded.device.type == device.type else loaded.to(device)
@@ -143,8 +156,19 @@ def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
                 value = torch.zeros(parameter.shape)
                 if value.dim() > 1:
                     value.normal_(std=deviation, generator=generator)
-                module.register_parameter(name, nn.Parameter(value.to(base.device, base.dtype)))
+                module.register_parameter(name, nn.Parameter(value.to(base.device, _trained_dtype(base))))
+        if base.dtype == torch.float16 and module is getattr(classifier, "score", None):
+            module.register_forward_pre_hook(_widen)
     return classifier.eval()
+
+
+def _trained_dtype(base: PreTrainedModel) -> torch.dtype:
+    """Of a head over the base: in float16 the squares that Adam keeps would be 0."""
+    return torch.float32 if base.dtype == torch.float16 else base.dtype
+
+
+def _widen(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(value.float() for value in args)
 
 
 def lora_config(options: ModelOptions, task_type: str, base: PreTrainedModel | None = None) -> LoraConfig:

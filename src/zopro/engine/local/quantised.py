@@ -7,22 +7,54 @@ bfloat16, in which the steps of an optimiser are lost.
 from __future__ import annotations
 
 import copy
+import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from zopro.config.model import ModelOptions
 from zopro.errors import InputError
 
 _FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
 _KEPT = "_zopro_stored_in"
 
 
+def stored_in(options: ModelOptions, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is given for `load_in_4bit` (NF4, as QLoRA has it) or `load_in_8bit`; {} without either.
+
+    Raises:
+        InputError: bitsandbytes is not installed, or the model's files are quantised already.
+    """
+    if not options.bits:
+        return {}
+    key = f"load_in_{options.bits}bit"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{key}: needs bitsandbytes, which is not installed. Run: pip install bitsandbytes")
+    try:
+        files = PreTrainedConfig.get_config_dict(options.model)[0]
+    except OSError:
+        files = {}  # whoever loads the model says what is wrong with its name
+    if "quantization_config" in files:
+        raise InputError(
+            f"{key}: must not be given, the weights of {options.model!r} are quantised already. Leave it out."
+        )
+    settings = BitsAndBytesConfig(
+        load_in_4bit=options.bits == 4,
+        load_in_8bit=options.bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
 def quantised(model: nn.Module) -> bool:
     """Whether the model's weights are stored in fewer bits than they are computed in."""
-    return getattr(model, "hf_quantizer", None) is not None
+    return getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, _KEPT, ()))
 
 
 def hide(model: PreTrainedModel) -> None:
@@ -31,6 +63,7 @@ def hide(model: PreTrainedModel) -> None:
         # bitsandbytes packs 4-bit weights anew at the first inference on some CPUs; no gradient passes what it packed.
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it tells of a cast at each product
     kept = [flag for flag in _FLAGS if getattr(model, flag, False)]
     setattr(model, _KEPT, kept)
     for flag in kept:

@@ -18,7 +18,7 @@ from zopro.engine.batch import Generators, Rollouts, check_prompts, left_padded,
 from zopro.engine.gpu.decoding import fixed_decoding
 from zopro.engine.gpu.step import Drawing
 from zopro.engine.local.abilities import abilities
-from zopro.engine.local.causal import CausalParts, causal_parts, evaluating
+from zopro.engine.local.causal import CausalParts, causal_parts, evaluating, why_not_finite
 from zopro.engine.local.members import Members
 from zopro.engine.local.reading import Cached, Recomputed
 from zopro.engine.local.sampling import Sampler, next_tokens
@@ -69,7 +69,8 @@ def generate(
     """
     sampler = Sampler(do_sample, temperature, top_k, top_p, min_p or 0.0)
     parts = causal_parts(model)
-    able = abilities(parts)
+    with torch.no_grad():
+        able = abilities(parts)
     read = Cached if able.decodes else Recomputed
     context = getattr(parts.config, "max_position_embeddings", None) or float("inf")
     check_prompts(prompts, num_generations, max_new_tokens, context)
@@ -107,7 +108,8 @@ def generate(
                 found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id, members)
             completion_ids[where], logprobs[where], lengths[where] = found
     if not logprobs.isfinite().all():
-        raise FloatingPointError("generate: the model's logits are not finite; its weights have diverged.")
+        reason = why_not_finite(parts.model.dtype, "its weights have diverged")
+        raise FloatingPointError(f"generate: the model's logits are not finite; {reason}.")
     kept = int(lengths.max())
     return Rollouts(
         prompt_ids=prompt_ids.repeat_interleave(num_generations, dim=0),

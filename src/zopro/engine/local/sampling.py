@@ -18,6 +18,7 @@ from zopro.engine.local.head import exponentiate_, limits
 from zopro.errors import InputError
 
 BLOCK = 512  # tokens summed before the distribution function is searched
+BELOW_ONE = {torch.float64: 1 - 1e-12, torch.float32: 1 - 2**-23}  # times any sum, it is below it
 FIRST_CANDIDATES = 256  # most likely tokens looked at first when the truncation's size is not known
 
 
@@ -76,9 +77,9 @@ def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     >>> index.tolist(), rest.tolist()
     ([2], [0.5])
     """
-    weights = weights.double()
+    weights = weights.to(uniform.dtype)
     cumulative = weights.cumsum(-1)
-    target = uniform.clamp(max=1 - 1e-12)[:, None] * cumulative[:, -1:]
+    target = uniform.clamp(max=BELOW_ONE[uniform.dtype])[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
     weight = weights.gather(-1, index)
     rest = (target - cumulative.gather(-1, index) + weight) / weight
@@ -94,7 +95,8 @@ def most_likely(logits: Tensor) -> Tensor:
 def sample_blocked(weights: Tensor, uniform: Tensor) -> Tensor:
     """Token (rows,) with probability proportional to fp32 weights (rows, V): first its block, then it in the block."""
     block, rest = invert(_of_blocks(torch.sum, weights), uniform)
-    return block * BLOCK + invert(_inside(weights, block, 0.0), rest)[0]
+    token = block * BLOCK + invert(_inside(weights, block, 0.0), rest)[0]
+    return token.clamp(max=weights.shape[-1] - 1)  # of NaN, which the caller finds in the log-probs
 
 
 def _of_blocks(reduce: Callable[..., Tensor], values: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def shared_scores(
         return decoder.model.score(ends)[:, 0].float()
 
 
+@torch.no_grad()
 def can_share(model: Any) -> bool:
     """Whether the backbone's cache serves a prompt's answers, and the classifier is a `score` layer on its last states.
 
@@ -57,6 +58,7 @@ def can_share(model: Any) -> bool:
     return _shareable[classifier]
 
 
+@torch.no_grad()
 def pads_right(model: Any) -> bool:
     """Whether a sequence's score is the same beside longer ones."""
     return abilities(Decoder(*_parts(model))).pads_right

@@ -13,12 +13,22 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from zopro.engine.local.causal import Decoder, positions
+from zopro.engine.local.lengths import by_length, pass_cost
 
 Select = Callable[[Tensor], Tensor]  # hidden states (rows, T, H) of a pass -> those of them that the caller gets
 
 
 class Watch:
-    """Looks on while a backbone runs. This one keeps nothing."""
+    """Looks on while a backbone runs. This one keeps nothing.
+
+    Attributes:
+        whole: passes are to be over all rows, in the batch's order.
+    """
+
+    whole = False
+
+    def over(self, rows: Tensor) -> None:
+        """Called before each pass with the rows of the batch that it is over, (b,) int64."""
 
     def expect(self, real: Tensor) -> None:
         """Called first, with (B, C') that says where the completions' tokens stand."""
@@ -68,6 +78,7 @@ def hidden_shared(
     cache = DynamicCache(config=parts.model.config)
     found = []
     if tail == 0:
+        watch.over(torch.arange(0, len(ids), copies, device=ids.device))
         with watch.prefilling(), watch.passing(lambda states: states[:, -1:].repeat_interleave(copies, dim=0)):
             prompt = parts.hidden(ids[::copies, :split], mask[::copies, :split], where[::copies, :split], cache)
         found.append(prompt[:, -1:].repeat_interleave(copies, dim=0))
@@ -78,7 +89,20 @@ def hidden_shared(
         with watch.prefilling():
             parts.hidden(ids[::copies, first], mask[::copies, first], where[::copies, first], cache)
     watch.prompts(cache)
-    cache = read_as(cache, torch.arange(len(ids), device=ids.device) // copies)
+    everything = torch.arange(len(ids), device=ids.device)
+    if tail == 0 and not watch.whole and not torch.is_grad_enabled():
+        groups = by_length(mask[:, split:].sum(1).tolist(), pass_cost(ids.device))
+        if len(groups) > 1:
+            rest = found[0].new_zeros(len(ids), ids.shape[1] - split, found[0].shape[-1])
+            for rows in (torch.tensor(group, device=ids.device) for group in groups):
+                end = split + int(mask[rows, split:].sum(1).max())
+                if end > split:
+                    watch.over(rows)
+                    seen = ids[rows, split:end], mask[rows, :end], where[rows, split:end]
+                    rest[rows, : end - split] = parts.hidden(*seen, read_as(cache, rows // copies))
+            return torch.cat([found[0], rest], dim=1)
+    watch.over(everything)
+    cache = read_as(cache, everything // copies)
     behind, before = slice(split - tail, None), max(0, tail - 1)  # of what runs now, `before` columns predict prompt
     with watch.passing(lambda states: states[:, before:]):
         found.append(parts.hidden(ids[:, behind], mask, where[:, behind], cache)[:, before:])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from zopro.engine.local.quantised import quantised
 from zopro.errors import InputError
 from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
-from zopro.weights.adapters import ADAPTER_CONFIG, adapter_tensors
+from zopro.weights.adapters import adapter_tensors
+from zopro.weights.names import ADAPTER_CONFIG
 
 CHANGES_MORE = ("use_dora", "lora_bias", "use_qalora", "target_parameters", "modules_to_save", "trainable_token_indices")
 """PEFT's options of adapters that are more than scale * B A on some weights; so is any `bias` but none."""
@@ -88,7 +90,13 @@ def start_note(model: str) -> str | None:
     return None if adapter is None else f"model {model} is an adapter: merged into its base {adapter.base} in memory"
 
 
-def load_start(model: str, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_start(
+    model: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    stored: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
     """The causal language model, as `models.load_base` gives it; an adapter is merged into its base.
 
     Raises:
@@ -96,7 +104,12 @@ def load_start(model: str, dtype: torch.dtype, device: torch.device, trust_remot
     """
     adapter = start_adapter(model)
     if adapter is None:
-        return models.load_base(model, dtype, device, trust_remote_code)
+        return models.load_base(model, dtype, device, trust_remote_code, stored)
+    if stored:
+        raise InputError(
+            f"model: must be a model where it is quantised when loaded, got the adapter {model!r}. Merge it into its "
+            "base first: zopro export --merged."
+        )
     if start_adapter(adapter.base) is not None:
         raise InputError(f"model: the base of adapter {model!r} must be a model, got the adapter {adapter.base!r}.")
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from zopro.engine.local.causal import Decoder, positions
+from zopro.engine.local.causal import Decoder, positions, why_not_finite
 from zopro.engine.local.reading import Cached
 from zopro.engine.local.shared import hidden_shared
 from zopro.errors import InputError
@@ -38,7 +38,7 @@ class Plain:
     ids: Tensor  # (K, P + C)
     split: int  # P
     hidden: Tensor  # (K, P + C, H)
-    gradient: Tensor  # of `_weighted` of what answers it gives, by the embeddings (K, P + C, H)
+    gradient: Tensor | None  # of `_weighted` of what answers it gives, by the embeddings (K, P + C, H)
 
     @property
     def answers(self) -> Tensor:
@@ -46,9 +46,9 @@ class Plain:
         return self.hidden[:, self.split - 1 :]
 
 
-def plain_passes(parts: Decoder, device: torch.device) -> list[Plain]:
-    """The rows of each prompt, passed without a cache and without padding."""
-    return [_passed(parts, ids, split) for ids, split in _numbers(parts, device)]
+def plain_passes(parts: Decoder, device: torch.device, gradients: bool = True) -> list[Plain]:
+    """The rows of each prompt, passed without a cache and without padding; and back where `gradients` are asked for."""
+    return [_passed(parts, ids, split, gradients) for ids, split in _numbers(parts, device)]
 
 
 def _numbers(parts: Decoder, device: torch.device) -> Iterator[tuple[Tensor, int]]:
@@ -83,8 +83,11 @@ def _weighted(answers: list[Tensor]) -> Tensor:
     return torch.stack([(row.float() * weight).sum() for row, weight in zip(answers, weights, strict=True)]).sum()
 
 
-def _passed(parts: Decoder, ids: Tensor, split: int) -> Plain:
+def _passed(parts: Decoder, ids: Tensor, split: int, gradients: bool) -> Plain:
     mask = torch.ones_like(ids)
+    if not gradients:
+        with torch.no_grad():
+            return Plain(ids, split, parts.hidden(ids, mask, positions(mask), None), None)
     with _leaves(parts) as leaves:
         hidden = parts.hidden(ids, mask, positions(mask), None)
         (gradient,) = torch.autograd.grad(_weighted(list(hidden[:, split - 1 :])), leaves[:1])
@@ -99,7 +102,7 @@ class Judge:
         everything = torch.cat([group.hidden.flatten(0, 1) for group in plain]).float()
         self._mean = everything.mean(0)  # what all tokens have in common tells nothing
         if not everything.isfinite().all():
-            raise InputError("model: its states are not finite; the weights are damaged or training diverged.")
+            raise InputError(f"model: its states are not finite; {why_not_finite(parts.model.dtype)}.")
         full = parts.model.dtype in (torch.float32, torch.float64)
         self.exact = full and torch.get_float32_matmul_precision() == "highest"
         self.limit = EXACT if self.exact else ROUNDED
@@ -165,8 +168,9 @@ class Judge:
         found = _tried(run)
         if found is None or not self._like([row.detach() for row in given], plain):
             return False
-        expected = [group.gradient[:, : group.split].sum(0) for group in plain]
-        expected += [row for group in plain for row in group.gradient[:, group.split :]]
+        true = [(group.gradient, group.split) for group in plain if group.gradient is not None]
+        expected = [gradient[:, :split].sum(0) for gradient, split in true]
+        expected += [row for gradient, split in true for row in gradient[:, split:]]
         return self._near(torch.cat(found), torch.cat(expected), OF_GRADIENTS * self.limit, 0.0)
 
 

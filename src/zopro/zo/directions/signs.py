@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from zopro.zo.directions import there
 from zopro.zo.directions.base import Directions, gaussian, norms, tensor_generator
 
 
@@ -46,6 +47,7 @@ class Signs(Directions):
     def __init__(self, update: Mapping[str, Tensor]) -> None:
         self.update = update
         self._norms = norms("update", update)
+        self._moved = there.Moved(update)
 
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         norm = self._norms.get(name)
@@ -53,5 +55,5 @@ class Signs(Directions):
             return gaussian(name, like, seed, step)
         generator = tensor_generator(sublayer(name), seed, step, torch.device("cpu"))
         sign = 1 - 2 * int(torch.randint(2, (), generator=generator))
-        mu = self.update[name].to(device=like.device, dtype=torch.float32)
+        mu = self._moved.at(name, like.device)
         return mu * (sign * math.sqrt(mu.numel()) / norm)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch  # noqa: F401  (doctest)
+import torch
 from torch import Tensor
 
 from zopro.zo.directions import there
 from zopro.zo.directions.base import Directions, norm_of, norms
 from zopro.zo.directions.gaussian import Gaussian
+from zopro.zo.directions.rows import Rows
 from zopro.zo.schedules import target_share
 
 ROUNDING = 1e-6  # root mean square of noise below which projections have left nothing of it
@@ -70,6 +72,7 @@ class Targeted(Directions):
         total = math.sqrt(sum(norm**2 for norm in self._norms.values()))
         self._scale = math.sqrt(sum(elements.values())) / total if normalize and total > 0 else 1.0
         sizes = [norm / math.sqrt(elements[name]) for name, norm in self._norms.items()]  # root mean squares
+        self._rows: tuple[Any, list[tuple[list[int], Rows]]] | None = None
         self._mean_size = sum(sizes) / len(sizes) if sizes else None
 
     def check(self, named_params: Iterable[tuple[str, Tensor]]) -> None:
@@ -98,6 +101,38 @@ class Targeted(Directions):
         mu = self._mu.at(name, like.device)
         noise = _rescaled(noise, mu_norm)
         return noise.mul_(math.sqrt(1 - d * d)).add_(mu, alpha=d).mul_(self._scale)
+
+    def tensors(self, named: Sequence[tuple[str, Tensor]], seed: int, step: int) -> list[Tensor]:
+        if not all(there.waits(like.device) for _, like in named):
+            return super().tensors(named, seed, step)
+        noise = self.noise.tensors(named, seed, step)
+        d, found = target_share(step, self.total_steps, self.decay), list[Tensor](noise)
+        for places, rows in self._grouped(named):
+            drawn = rows.directions(torch.stack([noise[place].flatten() for place in places]), d, self._scale)
+            for place, z in zip(places, drawn, strict=True):
+                found[place] = z.view(named[place][1].shape)
+        return found
+
+    def _grouped(self, named: Sequence[tuple[str, Tensor]]) -> list[tuple[list[int], Rows]]:
+        """Places in `named` of tensors of one size and device, with what their directions are made of; kept."""
+        key = tuple((name, like.shape, like.device) for name, like in named)
+        if self._rows is None or self._rows[0] != key:
+            sizes: dict[tuple[int, torch.device], list[int]] = {}
+            for place, (_, like) in enumerate(named):
+                sizes.setdefault((like.numel(), like.device), []).append(place)
+            self._rows = (
+                key,
+                [
+                    (places, self._rows_of([named[place][0] for place in places], size, device))
+                    for (size, device), places in sizes.items()
+                ],
+            )
+        return self._rows[1]
+
+    def _rows_of(self, names: Sequence[str], size: int, device: torch.device) -> Rows:
+        alone = None if self._mean_size is None else self._mean_size * math.sqrt(size) * self._scale
+        updates = self.previous_update, self.reward_update, self._norms, self._reward_norms
+        return Rows(names, size, device, *updates, alone, ROUNDING * math.sqrt(size))
 
     def _orthogonal_noise(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         """n - <v^, n> v^."""

@@ -1,4 +1,7 @@
-"""Updates and norms that stay on a GPU: a copy or a number read back for every tensor keeps it waiting for the host."""
+"""Updates and norms that stay on a GPU: a copy or a number read back for every tensor keeps it waiting for the host.
+
+And what a device without float64 takes in its place: float32 there, or float64 on the CPU for a few numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,29 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-ON = {"cuda"}  # kinds of device; a CPU's memory is the host's own
+ON = {"cuda", "mps"}  # kinds of device; a CPU's memory is the host's own
+NARROW = {"mps"}  # kinds of device that have no float64
 KEPT = 2**26  # elements of fp32, 256 MiB; what is beyond, as of a whole model, is copied for each use
 
 
 def waits(device: torch.device) -> bool:
     """Whether the host and this device wait for each other."""
     return device.type in ON
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest type that the device has."""
+    return torch.float32 if device.type in NARROW else torch.float64
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """In float64: where it is, or on the CPU where its device has none."""
+    return (tensor.cpu() if tensor.device.type in NARROW else tensor).double()
+
+
+def summable(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As they are; where the device has no float64, on the CPU in float64. A few numbers each."""
+    return tuple(in_float64(tensor) if tensor.device.type in NARROW else tensor for tensor in tensors)
 
 
 class Moved:
@@ -41,11 +60,14 @@ class Moved:
 
 
 def norm(tensor: Tensor) -> Tensor:
-    """`zopro.zo.directions.base.norm_of`, the same number, as 0-dimensional fp64 on the tensor's device."""
-    wide = tensor.float()
+    """`zopro.zo.directions.base.norm_of`, the same number, as 0-dimensional fp64 on the tensor's device.
+
+    Where the device has no fp64 it is an fp32 number, of the same bits but for a rounding.
+    """
+    wide, dtype = tensor.float(), widest(tensor.device)
     largest = torch.linalg.vector_norm(wide, ord=torch.inf)
-    scaled = largest.double() * torch.linalg.vector_norm(wide / largest).double()
-    return torch.where((largest > 0) & (largest < torch.inf), scaled, largest.double())
+    scaled = largest.to(dtype) * torch.linalg.vector_norm(wide / largest).to(dtype)
+    return torch.where((largest > 0) & (largest < torch.inf), scaled, largest.to(dtype))
 
 
 def rescaled(noise: Tensor, wanted: float, least: float) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zopro.engine.servers.adapters import shared_folder
 from zopro.store.durable import whole_folder
-from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE
+from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE
 from zopro.weights.saving import save_tensors
 
 STALE = 24 * 3600.0  # seconds after which an adapter's process has certainly ended: they live for one answer
