@@ -14,6 +14,7 @@ from typing import Any
 from zopro.choices import METHODS
 from zopro.config.step import PRESETS
 from zopro.errors import diverging
+from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.recording import Origin, Recorder, origin_of
@@ -82,6 +83,11 @@ def ranks_share(run: Run, iteration: int) -> bool:
     return METHODS[_origin(run, iteration).method].zeroth_order
 
 
+def rate_key(run: Run, iteration: int) -> str:
+    """The configuration key of the learning rate that an iteration's policy is trained with."""
+    return METHODS[_origin(run, iteration).method].rate
+
+
 def _origin(run: Run, iteration: int) -> Origin:
     config = run.config
     return origin_of(config, run.store, iteration, None if METHODS[config.method].self_starting else config.warm_start)
@@ -110,7 +116,8 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
 
         answers, limit = config.prompts_per_step * config.num_generations, config.max_completion_length
         notes = UnendedCallback(run.say, f"policy {iteration}", answers, limit)
-        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes):
+        bound = [BoundCallback(config.max_kl, run.say, f"policy {iteration}", method.rate)] if config.max_kl else []
+        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes, *bound):
             trainer.add_callback(callback)
         Recorder(trainer, store.journal(iteration), origin, rebuild=policies.full, writes=store.writes).attach()
         fit(trainer)
