@@ -13,7 +13,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "tests", "docs", "examples", "benchmarks")
-FILES = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml")
+FILES = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", "mkdocs.yml"}
 
 
 def on_disk(folder: Path) -> set[str]:
@@ -42,7 +42,7 @@ def test_the_sdist_has_whole_folders(folder: str, sdist: set[str]) -> None:
 
 
 def test_the_sdist_has_what_it_is_built_and_tested_with(sdist: set[str]) -> None:
-    assert not {*FILES, ".ci/run"} - sdist
+    assert not {*FILES, "pyproject.toml", ".ci/run"} - sdist
     assert {name.partition("/")[0] for name in sdist if "/" in name} == {*FOLDERS, ".ci"}
 
 

@@ -1,4 +1,4 @@
-"""Examples in docstrings are run, and every public name and all public maths have one.
+"""Examples in docstrings and notebooks are run, and every public name and all public maths have one.
 
 Those that need a model find a tiny one under the Hub's name, the demo's, in the folder that they run in.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -61,6 +62,24 @@ def test_examples_hold(
         monkeypatch.setattr(shown, "on_log", lambda *args, **kwargs: None)
     result = doctest.testmod(import_module(module), extraglobs={"zopro": zopro}, optionflags=doctest.ELLIPSIS)
     assert result.attempted and not result.failed, capsys.readouterr().out
+
+
+NOTEBOOKS = sorted((SOURCE.parent / "examples").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(notebook: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their cells in order, with fewer steps; none has outputs, which would be another machine's."""
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    no_figures(monkeypatch)
+    cells = [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    names: dict[str, object] = {}
+    exec(re.sub(r"(?m)^STEPS, POPULATION, PROMPTS = .*$", "STEPS, POPULATION, PROMPTS = 1, 2, 2", text), names)
+    after = names["after"]
+    assert isinstance(after, list) and len(after) == 2 and (place / "runs/brief/summary.json").is_file()
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
 
 
 @pytest.mark.parametrize("name", MATHS)

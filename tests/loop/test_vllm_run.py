@@ -17,8 +17,9 @@ from vllm_server import VLLMServer
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
-from zopro.loop.export import answer, export
+from zopro.loop.export import export
 from zopro.loop.replay import replay
+from zopro.loop.voices import answer
 from zopro.weights.adapters import adapter_state
 
 

@@ -146,7 +146,7 @@ class PolicyOptions:
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
     )
     es_learning_rate: float = option(
-        1e-3, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
+        1e-2, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
     )
     advantage: str = option(
         "rloo",

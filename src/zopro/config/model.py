@@ -31,14 +31,14 @@ class ModelOptions:
     load_in_8bit: bool = option(False, "Quantise them to 8 bits.")
     engine: str = option(
         "transformers",
-        f"What runs the model: {ENGINES.about()}. An engine of its own needs no model, whose tokenizer and name are used "
-        "if it is given.",
+        f"What runs the model: {ENGINES.about()}. llama.cpp needs no model, whose tokenizer and name "
+        "are used if it is given; with vLLM its configuration and tokenizer are read.",
         ENGINES,
     )
     engine_timeout: float = option(600.0, "vllm: seconds that a server may take for the answers of one displaced policy.")
     adapter_folder: str = option(
         "",
-        "vllm: where adapters are published, a folder that this machine and the servers see by one path; shared memory.",
+        "vllm: where adapters are published, a folder that the servers see by the same path; by default shared memory.",
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU, which auto does not take).")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")

@@ -51,7 +51,7 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
     (1, 0.0)
     """
 
-    learning_rate: float = option(1e-3, "Step size: the change of a weight in a step, if the step is normalised.")
+    learning_rate: float = option(1e-2, "Step size: the change of a weight in a step, if the step is normalised.")
     lr_scheduler_type: str = option("constant", "How the learning rate changes.")
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")

@@ -165,6 +165,18 @@ def test_a_failure_that_passes_costs_one_more_try_and_one_that_stays_ends_the_ca
         shared([Fake("a", fail), Fake("b", fail)], 3)
 
 
+def test_no_more_is_prepared_than_is_under_way() -> None:
+    there, most = set[int](), list[int]()
+
+    def prepare(index: int) -> int:
+        there.add(index)
+        most.append(len(there))
+        return index
+
+    Fleet([Fake("a")]).share(9, prepare, Fake.work, there.remove)  # type: ignore[arg-type, list-item]
+    assert max(most) == Fake.slots and not there
+
+
 def test_an_error_of_our_own_is_not_a_servers() -> None:
     def wrong(index: int) -> None:
         raise ZeroDivisionError

@@ -33,6 +33,7 @@ from zopro.engine.servers.adapters import shared_folder
 from zopro.engine.servers.check import check_engine
 from zopro.engine.servers.vllm.client import Server
 from zopro.engine.servers.vllm.engine import VLLMEngine
+from zopro.engine.servers.vllm.publishing import tidy
 from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.weights.adapters import tensor_name
@@ -213,6 +214,13 @@ def test_nothing_is_left_behind(both: Both) -> None:
     server = both.base.served_by.servers[0]
     assert [card["id"] for card in server._ask("GET", "/v1/models")["data"]] == [server.base]
     assert not list(Path(both.folder).iterdir())
+    old, new = (Path(both.folder) / f"zopro-{letter * 32}" for letter in "ab")
+    for path in (old, new):
+        path.mkdir()
+    os.utime(old, (0, 0))
+    tidy(both.folder)  # what a killed process left
+    assert list(Path(both.folder).iterdir()) == [new]
+    new.rmdir()
 
 
 def test_the_network_is_not_here(both: Both) -> None:

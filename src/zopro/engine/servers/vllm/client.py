@@ -26,7 +26,7 @@ from zopro.config.addresses import VLLM_KEY
 from zopro.engine import Sampling
 from zopro.system.secrets import redacted
 
-PROBE = 5.0  # seconds for a server to say that it is there
+PROBE = 10.0  # seconds for a server to say that it is there
 SLOTS = 4  # adapters that a server has at once, where it does not say
 REMEDIES = (
     ("No adapter found", "set adapter_folder to a folder that the server sees by the same path"),
@@ -109,7 +109,7 @@ class Server:
 
         All is said that the server would otherwise take from the model's own generation_config.json.
         """
-        how = {
+        how: dict[str, Any] = {
             "max_tokens": options.max_new_tokens, "temperature": options.temperature if options.do_sample else 0.0,
             "top_k": options.top_k or 0, "top_p": options.top_p, "min_p": options.min_p or 0.0,
             "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
@@ -121,7 +121,7 @@ class Server:
                 (choice,) = self._complete(model, prompt=list(prompt), seed=seed, **how)
                 return list(choice["token_ids"]), [float(score) for score in choice["logprobs"]["token_logprobs"]]
 
-        calls = [lambda p=p, s=s: answer(p, s) for p, s in zip(prompts, seeds, strict=True)]  # type: ignore[misc]
+        calls = [lambda p=p, s=s: answer(p, s) for p, s in zip(prompts, seeds, strict=True)]
         return together(calls)
 
     def score(self, model: str, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:

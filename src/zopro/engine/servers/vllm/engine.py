@@ -116,9 +116,9 @@ class VLLMEngine:
         with Published(self.folder) as published:
 
             def publish(index: int) -> Path | None:
-                displacement = at[index]
-                still = displacement is None or displacement.t == 0
-                tensors = self._tensors if still else {**self._tensors, **self.weights.at(displacement)}
+                where, tensors = at[index], self._tensors
+                if where is not None and where.t != 0:
+                    tensors = {**tensors, **self.weights.at(where)}
                 return published.write(tensors, self.alpha) if tensors else None
 
             def work(server: Server, adapter: Path | None) -> T:
@@ -129,4 +129,8 @@ class VLLMEngine:
                 server.unload(adapter.name)  # one that has failed is told when it is back
                 return found
 
-            return self.fleet.share(len(at), publish, work)
+            def forget(adapter: Path | None) -> None:
+                if adapter is not None:
+                    published.remove(adapter)
+
+            return self.fleet.share(len(at), publish, work, forget)

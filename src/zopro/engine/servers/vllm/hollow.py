@@ -19,6 +19,7 @@ from zopro.engine.local.starts import start_adapter
 from zopro.engine.servers.adapters import hollow, lora_tensors
 from zopro.engine.servers.vllm.client import Failed, Server
 from zopro.engine.servers.vllm.engine import VLLMEngine
+from zopro.engine.servers.vllm.publishing import tidy
 from zopro.engine.servers.vllm.sharing import Fleet
 from zopro.errors import InputError
 from zopro.text.tokenizer import cannot_load
@@ -35,6 +36,7 @@ def open_servers(options: ModelOptions) -> PreTrainedModel:
         raise InputError(f"model: must be the model that the servers hold, got the adapter {options.model!r}.")
     fleet = Fleet([Server(url, options.engine_timeout) for url in options.served.split(",")], options.engine_timeout)
     fleet.greet()
+    tidy(options.adapter_folder)
     dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
     try:
         config = AutoConfig.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
@@ -55,7 +57,8 @@ def open_servers(options: ModelOptions) -> PreTrainedModel:
     model.__class__ = type(kind.__name__, (kind,), {"forward": _refuse, "__module__": kind.__module__})
     model.served_by, model.serve = fleet, partial(served, folder=options.adapter_folder)
     model.check_tokens = partial(check_tokens, fleet)
-    return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
+    found: PreTrainedModel = model.requires_grad_(False).eval()
+    return found
 
 
 def served(model: Any, folder: str = "") -> VLLMEngine:

@@ -84,12 +84,19 @@ class Fleet:
                 "says, or take its address out."
             )
 
-    def share(self, count: int, prepare: Callable[[int], S], work: Callable[[Server, S], T]) -> list[T]:
+    def share(
+        self,
+        count: int,
+        prepare: Callable[[int], S],
+        work: Callable[[Server, S], T],
+        finish: Callable[[S], object] = lambda thing: None,
+    ) -> list[T]:
         """work(server, prepare(index)) for each index below `count`.
 
         Args:
             prepare: called in this thread, once for each index, when a server is about to take it.
             work: called in threads, as many at a time for a server as it has slots. Raises Failed: the server has.
+            finish: called in this thread with what was prepared, when its result is there.
 
         Raises InputError: no server is left.
         """
@@ -145,6 +152,7 @@ class Fleet:
                 else:
                     del jobs[ticket]
                     results[job.index] = outcome
+                    finish(things.pop(job.index))
                     slowest = max(slowest, time.monotonic() - job.begun)
                     self._pauses.pop(job.server, None)
         return [results[index] for index in range(count)]
@@ -181,6 +189,6 @@ class Fleet:
     def _nobody(self) -> InputError:
         reasons = "; ".join(f"{server.url}: {absence.reason}" for server, absence in self._absent.items())
         return InputError(
-            f"engine: at least one server must answer, got {reasons}. Start one as docs/serving.md says, then continue "
-            "with --resume."
+            f"engine: at least one server must answer, got {reasons}. Start one as docs/serving.md says; a run that "
+            "had begun continues with --resume."
         )
