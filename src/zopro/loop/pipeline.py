@@ -22,10 +22,11 @@ from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.data import Data
+from zopro.loop.estimate import estimate
 from zopro.loop.improvement import not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
-from zopro.loop.policy_stage import rate_key
+from zopro.loop.policy_stage import method_of
 from zopro.loop.run import Run
 from zopro.loop.summary import Measure, headline, summary
 from zopro.loop.table import EVALUATION, Stage, walk
@@ -103,9 +104,13 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.usage.begin()
     for name, seconds in before.items():
         run.stage_ended(name, None, seconds)
+    expected = estimate(run, models, data) if progress.heard() and processes.size == 1 else None
+    if expected is not None:
+        run.say(expected.line())
     stages = [*walk(config, config.iterations)]
     for number, (stage, iteration) in enumerate(stages, 1):
         if processes.settle(not stage.done(store, iteration)):
+            progress.expect(None if expected is None else expected.after(stage, iteration))
             title = f"[{number}/{len(stages)}] {stage.title(iteration)}"
             with progress.task(title), run.stage(stage.name, iteration), _taking_part(run, stage, iteration) as here:
                 if here:
@@ -133,7 +138,9 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
 def _say_result(run: Run, iteration: int) -> None:
     run.say(headline(run.store, iteration))
     evaluations = run.store.evaluation(iteration - 1 if iteration else None), run.store.evaluation(iteration)
-    if note := not_improved(*map(read_rows, evaluations), f"iteration {iteration}", rate_key(run, iteration)):
+    if note := not_improved(
+        *map(read_rows, evaluations), f"iteration {iteration}", METHODS[method_of(run, iteration)].rate
+    ):
         run.say(note)
 
 
