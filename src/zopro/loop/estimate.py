@@ -30,7 +30,7 @@ from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.system import progress
 from zopro.system.memory import peak_rss_mb
-from zopro.system.progress import duration
+from zopro.system.screens import duration
 from zopro.system.terminal import Page, Table
 
 TIMED_ANSWERS = 8  # at most, of one step, on a CPU: what takes longer is not one step's to know
