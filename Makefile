@@ -1,9 +1,10 @@
 # `make demo` and `make test` need nothing but Python 3.10 or later: both create .venv and install into it first.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-gpu check lint format docs clean
+.PHONY: demo test test-gpu check lint format docs docs-site dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/zopro demo $(ARGS)
@@ -36,12 +37,24 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/make_configuration.py
 
+# The pages of docs as a site, in site/; a broken link or a name that does not exist fails. `make docs-site ARGS=serve` shows it.
+docs-site: $(INSTALLED)
+	$(PIP) -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs $(or $(ARGS),build --strict --quiet)
+
+# What a release uploads, in dist/; the tests look at the same files.
+dist: $(INSTALLED)
+	$(PIP) -c constraints.txt -e '.[dist]'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(PIP) --no-compile -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m compileall -qq -j 0 -x /tests/ .venv/lib || true  # as pip would, but on all cores
 	rm -f .venv/installed-*
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

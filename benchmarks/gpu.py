@@ -1,4 +1,4 @@
-"""What docs/gpu.md says is not measured, in one process and under 8 minutes; each result is printed as it comes.
+"""What docs/lab/gpu.md says is not measured, in one process and under 8 minutes; each result is printed as it comes.
 
     python benchmarks/gpu.py                      # on a machine with a GPU: everything, the most important first
     python benchmarks/gpu.py --only decoding      # names that have this word

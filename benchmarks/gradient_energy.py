@@ -96,7 +96,7 @@ def main() -> None:
     described = json.loads(next(options.comparison.glob("jobs/*/job.json")).read_text(encoding="utf-8"))
     shared = {"output_dir": str(options.comparison / "shared"), "method": "zopro"}
     config = RunConfig.from_dict({**described["config"], **shared})
-    run, models, data = open_all(config, resume=True, quiet=True)
+    run, models, data = open_all(config, resume=True)
     job = Job("train", "iteration", "rloo", options.seed, STILL, options.batches)
     gradients = Gradients()
     with tempfile.TemporaryDirectory() as folder, job_trainer(run, models, data, job, Path(folder)) as (trainer, _):

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names every folder of the package, and nothing that does not exist; so does CONTRIBUTING.md."""
+"""ARCHITECTURE.md names every folder of the package, and nothing that does not exist; nor do CONTRIBUTING.md and docs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ PACKAGE = ROOT / "src" / "zopro"
 PAGES = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
 QUOTED = {page.name: sorted(set(re.findall(r"`([^`\n]+)`", page.read_text("utf-8")))) for page in PAGES}
 ALL = sorted({text for quoted in QUOTED.values() for text in quoted})
-CODE = [text for text in ALL if re.fullmatch(r"zopro(\.\w+)+", text)]
+SITE = {name for page in (ROOT / "docs").rglob("*.md") for name in re.findall(r"`(zopro(?:\.\w+)+)`", page.read_text())}
+CODE = sorted(SITE | {text for text in ALL if re.fullmatch(r"zopro(\.\w+)+", text)})
 PATHS = [text for text in ALL if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|\w+\.py", text)]
 
 

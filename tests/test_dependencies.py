@@ -13,6 +13,7 @@ from test_house import IMPORTS, SOURCE, SOURCES, names_used
 # Library -> what pip calls it, where that is another name.
 DISTRIBUTIONS = {"yaml": "pyyaml", "umap": "umap-learn"}
 
+TOOLS = {"dev", "dist", "docs"}  # extras of programs that the package does not import
 
 # Not on every system: modules, which only a function may import, and names, which have no place in the package.
 NOT_EVERYWHERE = {"fcntl", "grp", "msvcrt", "posix", "pty", "pwd", "resource", "termios", "winreg"}
@@ -39,7 +40,7 @@ def test_what_the_code_imports_is_what_pip_installs() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
+    lines = [*project["dependencies"], *(line for name in extras if name not in TOOLS for line in extras[name])]
     declared = [re.fullmatch(r"([\w-]+)(?:\[[\w,-]+\])?[>=]=[\d.]+", line) for line in lines]
     assert all(declared), "NAME>=VERSION, or NAME==VERSION where an interface is not stable, one a line"
     libraries = (

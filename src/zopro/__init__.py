@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zopro.config import RunConfig
     from zopro.errors import InputError
+    from zopro.loop.handle import RunHandle, load, run
     from zopro.train.es import ESConfig, ESTrainer
     from zopro.train.guided import GuidedConfig, GuidedTrainer
     from zopro.train.zeroth_order import zeroth_order
@@ -32,11 +33,14 @@ __all__ = [
     "Rademacher",
     "ResidualFeedback",
     "RunConfig",
+    "RunHandle",
     "Signs",
     "Targeted",
     "ZOPrOConfig",
     "ZOPrOTrainer",
     "__version__",
+    "load",
+    "run",
     "zeroth_order",
 ]
 
@@ -57,6 +61,9 @@ _HOME = {
     "ZOPrOTrainer": "zopro.train.zopro",
     "zeroth_order": "zopro.train.zeroth_order",
     "RunConfig": "zopro.config",
+    "RunHandle": "zopro.loop.handle",
+    "load": "zopro.loop.handle",
+    "run": "zopro.loop.handle",
     "InputError": "zopro.errors",
 }
 

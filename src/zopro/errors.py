@@ -11,7 +11,15 @@ _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Sto
 
 
 class InputError(ValueError):
-    """Bad input: one clear line that names the argument, the rule, the value received and the remedy."""
+    """Bad input: one clear line that names the argument, the rule, the value received and the remedy.
+
+    >>> from zopro import RunConfig
+    >>> try:
+    ...     RunConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct", task="chat", train_data="rows.jsonl", iterations=0)
+    ... except InputError as error:
+    ...     print(error)
+    iterations: must be greater than 0, got 0.
+    """
 
 
 class Stopped(RuntimeError):

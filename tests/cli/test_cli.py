@@ -33,6 +33,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     (tmp_path / "config.yaml").write_text(f"{NEEDED}iterations: 2\nsft_learning_rate: 2e-4\n")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
     return "config.yaml"
 
 

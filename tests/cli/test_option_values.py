@@ -29,7 +29,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a report to nobody": ({"report_to": "wadnb"}, "report_to: must be of .*Did you mean 'wandb'"),
     "an accelerator that is not here": ({"device": "meta"}, "device: must be auto, cpu, cuda, cuda:N or mps, got 'meta'"),
     "a precision of none": ({"dtype": "float8"}, "dtype: must be one of auto, float32, bfloat16, float16, got 'float8'"),
-    "a judge that is no model": ({"judge": "model:no/such/folder"}, "model: no folder and no Hub id"),
+    "a judge that is no model": ({"judge": "model:no/such/folder"}, "judge: no folder and no Hub id"),
 }
 
 

@@ -51,7 +51,7 @@ def config(settings: dict[str, Any], out: Path, **changes: Any) -> RunConfig:
 
 
 def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
-    plan = Plan(("guided",), seeds=2, steps=4, points=2, learning_rates=2)
+    plan = Plan(("guided",), seeds=2, steps=4, points=2, search_trials=2)
     result = compare(config(settings, tmp_path), plan, quiet=True)
     assert len(launched) == 2 + 2 + 2, "shared work and inference; the search; the seeds"
     assert json.loads((tmp_path / "compare.json").read_text()) == result
@@ -88,7 +88,7 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
 
 def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
     names = tuple(METHODS)
-    plan = Plan(names, answers=16, points=1, learning_rates=1, start="iteration")
+    plan = Plan(names, answers=16, points=1, search_trials=1, start="iteration")
     result = compare(config(settings, tmp_path, population=4), plan, quiet=True)
     assert result["failed"] == {} and tuple(result["methods"]) == names
     assert result["methods"]["zopro-paper"]["learning_rate"] == 1.0
@@ -99,7 +99,7 @@ def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched
 
 
 def test_a_budget_of_time(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
-    plan = Plan(("guided",), budget_minutes=0.02, points=2, learning_rates=1)
+    plan = Plan(("guided",), budget_minutes=0.02, points=2, search_trials=1)
     found = compare(config(settings, tmp_path), plan, quiet=True)["methods"]["guided"]
     assert 0.2 < found["curve"][-1]["seconds"] < 6
     assert len(launched) == 4, "prepare, inference, a probe of the pace, the training"
@@ -115,12 +115,12 @@ def test_a_method_that_fails_leaves_the_others(
         return worker.main(str(described))
 
     monkeypatch.setattr(run, "_launch", launch)
-    plan = Plan(("mezo", "guided"), steps=1, points=1, learning_rates=1)
+    plan = Plan(("mezo", "guided"), steps=1, points=1, search_trials=1)
     result = compare(config(settings, tmp_path), plan, quiet=True)
     assert list(result["methods"]) == ["guided"] and "out of memory" in result["failed"]["mezo"]
     assert "mezo failed: RuntimeError: out of memory" in (tmp_path / "compare.md").read_text()
     with pytest.raises(InputError, match=r"methods: none could be run; mezo: RuntimeError: out of memory"):
-        compare(config(settings, tmp_path), Plan(("mezo",), steps=1, points=1, learning_rates=1), quiet=True)
+        compare(config(settings, tmp_path), Plan(("mezo",), steps=1, points=1, search_trials=1), quiet=True)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def words(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
     path = tmp_path / "config.yaml"
     path.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
-    short = ["--steps", "1", "--points", "1", "--learning-rates", "1"]
+    short = ["--steps", "1", "--points", "1", "--search-trials", "1"]
     return ["compare", str(path), *short, "--out", str(tmp_path / "out"), "--methods"]
 
 
@@ -176,7 +176,7 @@ def test_rewards_of_ones_own_are_compared_without_a_reward_model(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mine = {"task": "verifiable", "train_data": str(tmp_path / "rows.jsonl"), "eval_data": ""}
     mine |= {"reward": [f"python:{__name__}:short"], "sft_steps": 0, "warm_start": "spsa", "num_generations": 2}
-    plan = Plan(("zopro", "es"), steps=1, points=1, learning_rates=1, start="iteration")
+    plan = Plan(("zopro", "es"), steps=1, points=1, search_trials=1, start="iteration")
     made = config({**settings, **mine}, tmp_path / "out", population=4, iterations=1)
     found = compare(made, plan, quiet=True)
     assert not found["failed"] and set(found["methods"]) == {"zopro", "es"}

@@ -30,7 +30,7 @@ CONFIG = RunConfig(model="m", task="chat", train_data="x")
         ({"answers": 8}, "steps: one of steps, budget_minutes and answers must be given"),
         ({"steps": 0, "answers": -8}, "steps: one of steps, budget_minutes and answers must be given"),
         ({"points": 0}, "points: must be at least 1"),
-        ({"learning_rates": 0}, "learning_rates: must be at least 1"),
+        ({"search_trials": 0}, "search_trials: must be at least 1"),
         ({"search_share": 0.0}, r"search_share: must lie in \(0, 1\]"),
         ({"start": "base"}, "start: must be one of sft, iteration, got base"),
     ],
@@ -64,7 +64,7 @@ def test_rates_lie_around_the_configured_one() -> None:
 @pytest.mark.parametrize("best", [-3, -1, 0, 1, 3])
 @pytest.mark.parametrize("trials", [1, 2, 3, 4, 6])
 def test_the_search_climbs_to_the_best_rate_or_as_far_as_its_trials_reach(best: int, trials: int) -> None:
-    plan, tried = Plan(("rloo",), steps=1, learning_rates=trials), dict[int, float]()
+    plan, tried = Plan(("rloo",), steps=1, search_trials=trials), dict[int, float]()
     while (power := plan.next_power(tried)) is not None:
         assert power not in tried
         tried[power] = -abs(power - best)
@@ -76,7 +76,7 @@ def test_the_search_climbs_to_the_best_rate_or_as_far_as_its_trials_reach(best: 
 
 
 def test_the_search_goes_down_from_rates_that_fail() -> None:
-    plan, tried = Plan(("rloo",), steps=1, learning_rates=4), dict[int, float]()
+    plan, tried = Plan(("rloo",), steps=1, search_trials=4), dict[int, float]()
     while (power := plan.next_power(tried)) is not None:
         tried[power] = -math.inf if power > -2 else 1.0
     assert sorted(tried) == [-2, -1, 0, 1]

@@ -14,8 +14,9 @@ from zopro.analysis.page.report import write_report
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.judges import make_judge
-from zopro.judges.endpoint import OpenAIJudge, redacted
+from zopro.judges.endpoint import OpenAIJudge
 from zopro.loop import pipeline
+from zopro.system.secrets import redacted
 
 openai = pytest.importorskip("openai")
 

@@ -7,81 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from peft import AutoPeftModelForCausalLM
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
+from tiny_finished import finished_run, greedy, policy, save_adapter, write_config
 from zopro import cli
-from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.loop.export import answer, export, find_policy, side_by_side
+from zopro.loop.export import export
+from zopro.loop.finished import find_policy
+from zopro.loop.voices import answer, side_by_side
 
-WORDS = "user assistant what is a good day for the garden red green blue tall small"
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
-)
 PROMPTS = ["what is a good day", "red"]
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
-def save_base(folder: Path) -> None:
-    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = ["<unk>", "<eos>", "<pad>"]
-    tokenizer.train_from_iterator([WORDS], trainers.WordLevelTrainer(special_tokens=special))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.6,
-        bos_token_id=None,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def save_adapter(base: Path, folder: Path) -> None:
-    """An adapter with weights large enough to change every answer."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear"))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(folder)
-
-
-def write_config(run: Path, **options) -> None:
-    config = RunConfig(task="chat", train_data="x", max_completion_length=6, dtype="float32", device="cpu", **options)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run with two finished LoRA iterations, and a third that has only begun."""
-    folder = tmp_path_factory.mktemp("work")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_base(folder / "base")
-        for part in ("sft", "policy/000", "policy/001"):
-            save_adapter(folder / "base", folder / "run" / part)
-    (folder / "run" / "policy" / "002").mkdir()
-    write_config(folder / "run", model=str(folder / "base"))
-    return folder / "run"
+    return finished_run(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
@@ -94,25 +39,9 @@ def full_run(run) -> Path:
     return folder
 
 
-def policy(run: Path, part: str) -> PeftModel:
-    base = AutoModelForCausalLM.from_pretrained(run.parent / "base", dtype=torch.float32)
-    return PeftModel.from_pretrained(base, run / part).eval()
-
-
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
     return model.eval()(IDS).logits
-
-
-def greedy(run: Path, model, prompt: str) -> str:
-    """What transformers itself answers."""
-    tokenizer = AutoTokenizer.from_pretrained(run.parent / "base")
-    messages = [{"role": "user", "content": prompt}]
-    ids = tokenizer(
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), return_tensors="pt"
-    )
-    out = model.generate(**ids, max_new_tokens=6, do_sample=False)
-    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize(("iteration", "part"), [(None, "policy/001"), (0, "policy/000")])

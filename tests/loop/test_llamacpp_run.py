@@ -18,8 +18,9 @@ from tiny_runs import NAMES, fingerprint
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
-from zopro.loop.export import answer, export
+from zopro.loop.export import export
 from zopro.loop.replay import replay
+from zopro.loop.voices import answer
 from zopro.train.es import ESTrainer
 from zopro.weights.adapters import adapter_state
 

@@ -110,7 +110,7 @@ def test_kl_is_that_of_plain_forward_passes(
     settings, summary = finished
     shutil.copytree(settings.output_dir, tmp_path / "run")
     drawn = captured(monkeypatch)
-    opened = open_all(replace(settings, output_dir=str(tmp_path / "run")), resume=True, quiet=True)
+    opened = open_all(replace(settings, output_dir=str(tmp_path / "run")), resume=True)
     line = evaluate(*opened, 1)
     store = opened[0].store
     folders = store.policy(1), store.sft()
@@ -145,7 +145,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Rollouts]:
 
 def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that has not moved, in bfloat16, where sampling's log-probs are not those of a pass."""
-    opened = open_all(config(folder, tmp_path / "run", dtype="bfloat16"), quiet=True)
+    opened = open_all(config(folder, tmp_path / "run", dtype="bfloat16"))
     for stage in (train_sft, train_reward):
         stage(*opened)
     run, models, _ = opened

@@ -131,7 +131,7 @@ def test_prompts_answers_and_rewards_stay_aligned(
 ) -> None:
     """With a reward that can be computed from the stored text, every stored reward is that of its own row."""
     shutil.copytree(finished[0].output_dir, tmp_path / "run")
-    opened = open_all(replace(finished[0], output_dir=str(tmp_path / "run")), resume=True, quiet=True)
+    opened = open_all(replace(finished[0], output_dir=str(tmp_path / "run")), resume=True)
     run, models, _ = opened
 
     def value(prompt: list[int], text: str) -> float:
@@ -279,7 +279,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 def test_base_comes_back_pristine(folder: Path, finished: tuple[RunConfig, dict[str, Any]]) -> None:
     options, _ = finished
-    run, models, _ = open_all(options, resume=True, quiet=True)
+    run, models, _ = open_all(options, resume=True)
     names = [name for name, _ in models.base.named_parameters()]
     with Policies(models.base, options).open(run.store.policy(1), trainable=True) as model:
         assert any("lora" in name for name, _ in model.named_parameters())

@@ -30,7 +30,7 @@ def config(folder: Path, **options: Any) -> RunConfig:
 def opened(options: RunConfig, ranks: int = 1) -> Run:
     processes = Processes()
     processes.size = ranks
-    return Run(options, RunDirectory(options, resume=False), processes, quiet=True)
+    return Run(options, RunDirectory(options, resume=False), processes)
 
 
 def test_each_iteration_has_the_stages_of_the_loop() -> None:

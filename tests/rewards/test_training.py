@@ -16,6 +16,7 @@ import torch
 from tiny_rewards import make_model, make_pairs, make_scored
 from zopro.errors import InputError
 from zopro.rewards import Scored
+from zopro.system.progress import reporting, task
 from zopro.system.random_state import preserve_random_state
 from zopro.train.callbacks import MetricsCallback
 
@@ -23,7 +24,7 @@ from zopro.train.callbacks import MetricsCallback
 def test_pairwise_training_raises_held_out_accuracy_and_reports() -> None:
     model, held_out, lines = make_model(), make_pairs(60, seed=1), []
     before = model.accuracy(held_out)
-    callback = MetricsCallback(lines.append, "reward", quiet=True)
+    callback = MetricsCallback(lines.append, "reward")
     report = model.train_pairs(
         make_pairs(120, seed=0), steps=40, batch_size=16, learning_rate=1e-2, seed=0, callbacks=[callback]
     )
@@ -88,15 +89,16 @@ def test_random_state_is_restored_after_an_exception() -> None:
 def test_training_writes_and_prints_nothing(tmp_path, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, lines = make_model(), []
-    quiet = MetricsCallback(lines.append, "refine", iteration=2, quiet=True)
+    quiet = MetricsCallback(lines.append, "refine", iteration=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.train_pairs(make_pairs(4, seed=0), steps=1, batch_size=2, learning_rate=1e-2, seed=0, callbacks=[quiet])
     assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
     shown = MetricsCallback(lines.append, "refine", iteration=2)
-    model.train_scores(make_scored(4, seed=0), steps=1, batch_size=2, learning_rate=1e-2, seed=0, callbacks=[shown])
+    with reporting(), task("refine 2"):
+        model.train_scores(make_scored(4, seed=0), steps=1, batch_size=2, learning_rate=1e-2, seed=0, callbacks=[shown])
     out, err = capfd.readouterr()
-    assert out == "" and "refine 2" in err and "1/1" in err
+    assert out == "" and "refine 2: 1/1 steps in " in err
     assert [(line["stage"], line["iteration"]) for line in lines] == [("refine", 2)] * 2
 
 

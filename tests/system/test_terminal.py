@@ -1,4 +1,4 @@
-"""Progress and results: rich on a terminal, plain lines everywhere else, and never a word on stdout that is no result."""
+"""Results: tables drawn by rich on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from zopro.system import terminal
-from zopro.system.terminal import Page, Progress, Table, show
+from zopro.system.terminal import Page, Table, show
 
 HOSTILE = "[bold]a[/bold] :tea: [/]"
 ROWS = [("method", "reward [95 %]"), ("zopro", "1.500 [1.000, 2.000]"), (HOSTILE, "-")]
@@ -51,47 +50,10 @@ def test_a_terminal_gets_the_same_words(screen: Terminal, monkeypatch: pytest.Mo
     assert screen.words().replace("─", "").split() == " ".join([HOSTILE, *map(" ".join, ROWS), long]).split()
 
 
-def test_plain_progress_is_few_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
-    progress = Progress("policy 1", total=20, done=10)
-    for done in range(11, 21):
-        now += 4.0
-        progress.step(done)
-        progress.step(done, {"loss": 0.5})
-    progress.close()
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.splitlines() == [
-        "policy 1: 13/20 steps in 12 s, about 28 s left, loss 0.5",
-        "policy 1: 16/20 steps in 24 s, about 16 s left, loss 0.5",
-        "policy 1: 19/20 steps in 36 s, about 4 s left, loss 0.5",
-        "policy 1: 20/20 steps in 40 s, loss 0.5",
-    ]
-
-
-def test_nothing_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress("sft", total=5, done=5).close()
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_terminal_gets_one_bar(
-    screen: Terminal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", screen)
-    progress = Progress("policy 1", total=20, done=10)
-    print("a line between", file=sys.stderr)
-    progress.step(15, {"loss": 0.5})
-    progress.close()
-    assert sys.stderr is screen, "as it was"
-    assert "policy 1" in screen.words() and "15/20" in screen.words() and "loss 0.5" in screen.words()
-    assert "a line between\n" in screen.words()
-    assert screen.getvalue().rfind("\x1b[?25h") >= screen.getvalue().rfind("\x1b[?25l"), "the cursor is there"
-    assert capsys.readouterr().out == ""
-
-
 def test_rich_waits_for_a_terminal() -> None:
     """Nothing that is printed to a pipe pays for its import."""
-    code = "import sys; from zopro.system.terminal import *; show(Page(Table([['a']]))); Progress('t', 2).close()"
-    code += "; assert 'rich' not in sys.modules"
+    code = (
+        "import sys; from zopro.system.progress import *; from zopro.system.terminal import *; show(Page(Table([['a']])))"
+    )
+    code += "\nwith reporting(), task('t', 2) as t: t.step()\nassert 'rich' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

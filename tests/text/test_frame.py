@@ -25,10 +25,11 @@ from zopro.errors import InputError
 from zopro.judges.model import ModelJudge
 from zopro.loop import pipeline, policy_stage, stages
 from zopro.loop.data import Data
-from zopro.loop.export import answer, export
+from zopro.loop.export import export
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.run import Run
+from zopro.loop.voices import answer
 from zopro.rewards import RewardModel
 from zopro.store.rundir import read_rows
 from zopro.text.frame import frame_of
@@ -51,7 +52,7 @@ def opened(
     folder: Path, template: str, rows: list[dict[str, Any]] | None = None, **options: Any
 ) -> tuple[Run, Models, Data]:
     options = {"max_prompt_length": 96, "max_completion_length": 24, "sft_steps": 1, **options}
-    return open_all(tiny_runs.config(inputs(folder, template, rows), folder / "run", **options), quiet=True)
+    return open_all(tiny_runs.config(inputs(folder, template, rows), folder / "run", **options))
 
 
 class Made(Exception):
@@ -177,7 +178,7 @@ def test_a_run_that_would_train_other_text_is_refused_before_it_begins(what, tmp
         tokenizer.save_pretrained(folder / "model")
     options = tiny_runs.config(folder, folder / "run")
     with pytest.raises(InputError) as error:
-        open_all(options, quiet=True)
+        open_all(options)
     reasons = {
         "reasoning": "asks for an answer with '<think>\\n', which answered turns do not have",
         "pad": "must have an embedding for the pad token, got '<extra>' with the id 319 and 319 rows",

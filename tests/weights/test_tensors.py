@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from zopro.errors import InputError
 from zopro.weights import adapters
-from zopro.weights.adapters import ADAPTER_FILE, MODEL_INDEX, tensor_files, tensor_name, weight_files
+from zopro.weights.adapters import tensor_files, tensor_name, weight_files
+from zopro.weights.names import ADAPTER_FILE, MODEL_INDEX
 from zopro.weights.tensors import read_header, read_tensor, read_whole, tensor_names
 from zopro.weights.updates import policy_update, reward_update
 

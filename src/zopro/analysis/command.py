@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zopro.analysis.reading.places import folder_at, run_at
 from zopro.errors import InputError, nearest
+from zopro.system.imports import importing
+from zopro.system.progress import task
 from zopro.system.terminal import Page, Table
 
 PROJECTIONS = ("pca", "tsne", "umap")
@@ -67,9 +70,10 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Read, compute, write; returns the object of `--json` and the text."""
     _check(args)
     projections = _projections(args.projections)
-    from zopro.analysis import write
-    from zopro.analysis.analyse import analyse
-    from zopro.analysis.reading.checkpoints import of_folder, of_run
+    with importing():
+        from zopro.analysis import write
+        from zopro.analysis.analyse import analyse
+        from zopro.analysis.reading.checkpoints import of_folder, of_run
 
     if args.run is not None:
         out = Path(args.out or args.run)
@@ -77,16 +81,16 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     else:
         out = Path(args.out or "analysis")
         sides = of_folder(args.policy, "policy"), of_folder(args.reward, "reward")
-    if out.is_file():
-        raise InputError(f"--out: must be a folder, got the file '{out}'.")
-    numbers = analyse(
-        *sides,
-        coordinates=args.coordinates,
-        reward_ema=args.reward_ema,
-        projections=projections,
-        seed=args.seed,
-    )
-    written = write.everything(out, numbers, source=None if args.run is None else Path(args.run))
+    with task("comparing checkpoints"):
+        numbers = analyse(
+            *sides,
+            coordinates=args.coordinates,
+            reward_ema=args.reward_ema,
+            projections=projections,
+            seed=args.seed,
+        )
+    with task("writing report and figures"):
+        written = write.everything(out, numbers, source=None if args.run is None else Path(args.run))
     return {**numbers, **written}, Page(*_text(numbers, written))
 
 
@@ -99,6 +103,13 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--coordinates: must be at least 2, got {args.coordinates}.")
     if not 0 < args.reward_ema <= 1:
         raise InputError(f"--reward-ema: must lie in (0, 1], got {args.reward_ema}.")
+    for name in ("policy", "reward"):
+        if folder := getattr(args, name):
+            folder_at(folder, name)
+    if args.run is not None:
+        run_at(Path(args.run))
+    if args.out and Path(args.out).is_file():
+        raise InputError(f"--out: must be a folder, got the file '{args.out}'.")
     if args.seed < 0:
         raise InputError(f"--seed: must not be negative, got {args.seed}.")
 

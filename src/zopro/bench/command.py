@@ -12,14 +12,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zopro.bench.options import Work
 from zopro.errors import InputError
+from zopro.system import progress
 from zopro.system.imports import importing
 from zopro.system.terminal import Page, Table
-
-if TYPE_CHECKING:
-    from zopro.bench.work import Work
 
 PEERS = {"trl": ("peer", "peer-plain"), "trl-cb": ("peer-cb",)}
 ABOUT = {
@@ -70,12 +69,10 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 
 def _bench(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from zopro.bench.work import Work
-
     chosen = {name: value for name, value in vars(args).items() if name in OPTIONS}
     if not chosen.get("lora_r", 8):
         chosen.setdefault("beta", 0.0)
-    measured = bench_step(Work(**chosen), args.peer, say=lambda line: print(line, file=sys.stderr))
+    measured = bench_step(Work(**chosen), args.peer, say=progress.say)
     return measured, table(measured)
 
 
@@ -94,17 +91,17 @@ def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] =
     if peer is not None and peer not in PEERS:
         raise InputError(f"peer: must be one of {', '.join(PEERS)}, got {peer!r}.")
     say(f"{work.steps} steps after one to warm up, with the floor between them")
-    result = _run("step", work)
+    result = _measured("step", work)
     result.pop("peak_mb")
     say(f"step {result['step_s']:.3f} s, floor {result['floor_s']:.3f} s, ratio {result['floor_ratio']:.3f}")
     say("peak memory of a step, and of generating the same batch")
-    result["peak_mb"] = _run("step-memory", work)["peak_mb"]
-    result["inference_peak_mb"] = _run("inference-memory", work)["peak_mb"]
+    result["peak_mb"] = _measured("step-memory", work)["peak_mb"]
+    result["inference_peak_mb"] = _measured("inference-memory", work)["peak_mb"]
     result["memory_ratio"] = result["peak_mb"] / result["inference_peak_mb"]
     say(f"{result['peak_mb']:.0f} MB and {result['inference_peak_mb']:.0f} MB, ratio {result['memory_ratio']:.3f}")
     for kind in PEERS[peer] if peer else ():
         say(f"TRL RLOO, first-order, {ABOUT[kind]}")
-        (name, plain), measured = _names(kind), _run(kind, work)
+        (name, plain), measured = _names(kind), _measured(kind, work)
         say(f"step {measured['step_s']:.3f} s, {measured['peak_mb']:.0f} MB")
         result |= {f"{name}_step_s": measured["step_s"], f"{name}_peak_mb": measured["peak_mb"]}
         result[f"{plain}speed_ratio"] = measured["step_s"] / result["step_s"]
@@ -117,6 +114,11 @@ def _names(kind: str) -> tuple[str, str]:
     """How a peer's results begin, and their ratios to ours."""
     name = kind.replace("-", "_")
     return name, "" if kind == "peer" else name.removeprefix("peer_") + "_"
+
+
+def _measured(kind: str, work: Work) -> dict[str, Any]:
+    with progress.task(f"measuring {kind}"):
+        return _run(kind, work)
 
 
 def _run(kind: str, work: Work) -> dict[str, Any]:

@@ -11,70 +11,18 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from zopro.choices import DIRECTIONS
-from zopro.config.fields import not_negative, one_of
-from zopro.config.model import DTYPES, ModelOptions
-from zopro.config.step import StepOptions
+from zopro.bench.options import SIZES, Work
+from zopro.config.model import ModelOptions
 from zopro.engine.local import models
 from zopro.engine.local.starts import load_start, tokenizer_home
 from zopro.engine.local.targets import new_adapter
-from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.text.frame import check_embedded
 from zopro.text.tokenizer import load_tokenizer
 
-# hidden, intermediate, layers, heads, key-value heads: as Llama 3 models of these sizes, 0.1b as SmolLM, tiny for tests.
-SIZES = {
-    "tiny": (64, 128, 2, 4, 2),
-    "0.1b": (576, 1536, 30, 9, 3),
-    "1b": (2048, 8192, 16, 32, 8),
-    "3b": (3072, 8192, 28, 24, 8),
-    "8b": (4096, 14336, 32, 32, 8),
-}
+__all__ = ["Setting", "Work", "adapter_options", "build"]
+
 WORDS = ("a", "the", "river", "model", "under", "seven", "birds", "wrote", "slowly", "green", "and", "over", "paper")
-
-
-@dataclass(frozen=True)
-class Work:
-    """One policy step. Lengths in tokens; every completion has exactly `completion_length` of them (no EOS ends one)."""
-
-    model: str = ""  # folder or Hub id; empty: random weights of `size`
-    size: str = "1b"
-    vocab_size: int = 128256  # of a random-weight model
-    prompts: int = 8
-    num_generations: int = 4
-    prompt_length: int = 100
-    completion_length: int = 32
-    lora_r: int = 8  # on all linear layers; 0: every parameter is trained
-    dtype: str = "auto"
-    device: str = "auto"
-    threads: int = 0  # 0: torch's own choice
-    beta: float = 0.05  # of full-parameter training: 0, as its reference would be a second model
-    sides: int = StepOptions.sides
-    evaluation: str = StepOptions.evaluation
-    queries: int = StepOptions.queries
-    directions: str = "targeted"
-    steps: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"prompts": 1, "num_generations": 2, "prompt_length": 4, "completion_length": 1, "steps": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"{name}: must be at least {low}, got {getattr(self, name)}.")
-        not_negative(self, "lora_r", "threads", "beta")
-        allowed = {
-            "size": tuple(SIZES),
-            "dtype": DTYPES,
-            "directions": ("targeted", *(choice.name for choice in DIRECTIONS.values() if not choice.of_update)),
-        }
-        for name, values in allowed.items():
-            one_of(self, name, values)
-        StepOptions(sides=self.sides, evaluation=self.evaluation, queries=self.queries)  # checks them
-        if self.evaluation == "together" and self.lora_r == 0:
-            raise InputError("evaluation: must be sequential with lora_r: 0, got 'together'.")
-        if self.lora_r == 0 and self.beta:
-            raise InputError("beta: must be 0 with lora_r=0 (a second model would be the reference), got a positive one.")
 
 
 @dataclass

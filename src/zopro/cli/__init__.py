@@ -22,10 +22,12 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import data, init, listing
+from zopro.cli import chat, data, export, init, listing
+from zopro.compare import command as compare
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
 from zopro.store.explained import explained
+from zopro.system import progress
 from zopro.system.heap import return_freed_memory
 from zopro.system.imports import importing
 from zopro.system.terminal import show
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Libraries print to stdout as they like; the result must stay alone there.
         if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
-        with contextlib.redirect_stdout(sys.stderr):
+        args.stdout = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr), progress.reporting():
             result, text = args.handler(args)
     except Exception as error:
         known = explained(error)
@@ -93,7 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="zopro", description=about)
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    adders = (_add_demo, _add_run, _add_replay, _add_compare, analyse.add, _add_generate, _add_export, bench.add)
+    adders = (
+        _add_demo,
+        _add_run,
+        _add_replay,
+        compare.add,
+        analyse.add,
+        _add_generate,
+        chat.add,
+        export.add,
+        bench.add,
+    )
     for add in (init.add, *adders, data.add, listing.add_methods, listing.add_schema):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -119,35 +132,12 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="the whole loop on your model and data",
         description="Run the whole loop as CONFIG says. Every key of CONFIG can be given as --key value, which wins.",
     )
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what it would do, minutes and memory by one timed step; write nothing"
+    )
     command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
     add_configuration(command)
     command.set_defaults(handler=_run)
-    return command
-
-
-def _add_compare(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "compare",
-        help="methods side by side on the same work: reward, KL, seconds and memory",
-        description="Train every method from the same policy on the same work, measure it, and write tables and plots. "
-        "Finished trainings are kept, so the same command goes on where it was stopped.",
-    )
-    plan = command.add_argument_group("Comparison")
-    plan.add_argument("--methods", metavar="NAMES", required=True, help="comma separated, such as guided,rloo")
-    plan.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each method (default: 1)")
-    length = plan.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
-    length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
-    length.add_argument("--answers", type=int, default=0, metavar="N", help="answers that each training samples")
-    plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
-    plan.add_argument("--learning-rates", type=int, default=3, metavar="N", help="rates tried at most (default: 3)")
-    plan.add_argument(
-        "--search-share", type=float, default=0.25, metavar="X", help="a trial's share of a training (default: 0.25)"
-    )
-    plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
-    plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
-    add_configuration(command)
-    command.set_defaults(handler=_compare)
     return command
 
 
@@ -167,30 +157,13 @@ def _add_generate(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "generate", help="see what changed: base, SFT and aligned answers side by side"
     )
-    _add_policy(command)
+    export.add_policy(command)
     command.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", required=True, help="what to answer")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: as in the run)")
     command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
     command.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     command.set_defaults(handler=_generate)
     return command
-
-
-def _add_export(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "export", help="an ordinary PEFT adapter, or with --merged an ordinary model"
-    )
-    _add_policy(command)
-    command.add_argument("--out", metavar="DIR", required=True, help="new or empty folder to write")
-    command.add_argument("--merged", action="store_true", help="merge the adapter into the base model's weights")
-    command.add_argument("--gguf", action="store_true", help="also write the adapter for llama.cpp and Ollama")
-    command.set_defaults(handler=_export)
-    return command
-
-
-def _add_policy(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", metavar="RUN", help="run directory")
-    command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: the newest)")
 
 
 def _demo(args: argparse.Namespace) -> Result:
@@ -202,7 +175,18 @@ def _demo(args: argparse.Namespace) -> Result:
 
 
 def _run(args: argparse.Namespace) -> Result:
+    from zopro.loop.beforehand import check_beforehand
+
+    if args.dry_run and args.resume:
+        raise InputError("--dry-run: must be given without --resume. Leave one of them out.")
     config = configuration(args)
+    check_beforehand(config, args.resume)
+
+    if args.dry_run:
+        with importing():
+            from zopro.loop import estimate
+
+        return estimate.dry_run(config)
 
     with importing():
         from zopro import demo
@@ -213,56 +197,38 @@ def _run(args: argparse.Namespace) -> Result:
 
 
 def _replay(args: argparse.Namespace) -> Result:
+    from zopro.loop.finished import check_new, find_journal
+
+    find_journal(args.run, args.iteration, args.to_step)
+    check_new(args.out)
+
     with importing():
         from zopro.loop import replay
 
-    result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
+    with progress.task("replaying"):
+        result = replay.replay(args.run, args.out, iteration=args.iteration, to_step=args.to_step)
     return result, replay.describe(result)
 
 
-def _compare(args: argparse.Namespace) -> Result:
-    config = configuration(args, **({"output_dir": args.out} if args.out else {}))
-
-    with importing():
-        from zopro.compare import Plan, compare
-        from zopro.compare.summary import text
-
-    plan = Plan(
-        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
-        seeds=args.seeds,
-        steps=args.steps,
-        budget_minutes=args.budget_minutes,
-        answers=args.answers,
-        points=args.points,
-        learning_rates=args.learning_rates,
-        search_share=args.search_share,
-        start=args.start,
-    )
-    result = compare(config, plan)
-    return result, text(result)
-
-
 def _generate(args: argparse.Namespace) -> Result:
+    from zopro.loop.finished import check_answering, find_policy
+
+    check_answering(args.max_new_tokens, args.temperature, args.seed)
+    find_policy(args.run, args.iteration)
+
     with importing():
-        from zopro.loop import export
+        from zopro.loop import voices
 
-    answers = export.answer(
-        args.run,
-        args.prompt,
-        iteration=args.iteration,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
-    return answers, export.side_by_side(answers)
-
-
-def _export(args: argparse.Namespace) -> Result:
-    with importing():
-        from zopro.loop import export
-
-    written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged, gguf=args.gguf)
-    return written, f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
+    with progress.task("answering by each policy"):
+        answers = voices.answer(
+            args.run,
+            args.prompt,
+            iteration=args.iteration,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
+    return answers, voices.side_by_side(answers)
 
 
 def _set_verbosity(verbose: bool) -> None:

@@ -8,7 +8,21 @@ or seeds can be added to one.
     zopro compare CONFIG.yaml --methods guided,rloo --seeds 2 --steps 40
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from zopro.compare.plan import Plan
-from zopro.compare.run import compare
+
+if TYPE_CHECKING:
+    from zopro.compare.run import compare
 
 __all__ = ["Plan", "compare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "compare":  # with all libraries, which a plan that is refused needs not wait for
+        raise AttributeError(f"module 'zopro.compare' has no attribute {name!r}")
+    from zopro.compare.run import compare
+
+    return compare

@@ -33,7 +33,7 @@ INFERENCE_BATCHES = 3
 
 def do_job(job: Job, config: RunConfig, folder: Path) -> dict[str, Any]:
     """Do the job and return what result.json says."""
-    opened = open_all(config, resume=Layout(config.output_dir).config().exists(), quiet=True)
+    opened = open_all(config, resume=Layout(config.output_dir).config().exists())
     if job.kind == "prepare":
         return _prepare(*opened, job)
     if job.kind == "inference":

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from zopro.choices import METHODS
 from zopro.config import RunConfig
@@ -15,6 +16,7 @@ from zopro.errors import InputError
 
 STARTS = ("sft", "iteration")
 RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
+SHARED_METHOD = "zopro"  # as the configuration of what all trainings start from has it
 PROBE_STEPS = 3  # that tell how many steps fit a budget
 
 
@@ -29,7 +31,7 @@ class Plan:
         budget_minutes: minutes of training, evaluation left out; each method takes the steps that fit; 0: by the others.
         answers: sampled by each training; each method takes the steps that fit; 0: by the others.
         points: measurements along each training, evenly spaced over its steps (the start is one more).
-        learning_rates: rates tried for each method at most, by factors of 3, from the configured one on to where the
+        search_trials: rates tried for each method at most, by factors of 3, from the configured one on to where the
             best lies between two others; 1 searches nothing.
         search_share: length of a trial of a rate, as a share of a training.
         start: "sft", every method starts from the SFT policy, whose update is the previous one; or "iteration": from
@@ -44,7 +46,7 @@ class Plan:
     steps: int = 0
     budget_minutes: float = 0.0
     points: int = 5
-    learning_rates: int = 3
+    search_trials: int = 3
     search_share: float = 0.25
     start: str = "sft"
     answers: int = 0
@@ -63,7 +65,7 @@ class Plan:
             ", ".join(map(str, lengths)),
         )
         _check(self.points >= 1, "points", "must be at least 1", self.points)
-        _check(self.learning_rates >= 1, "learning_rates", "must be at least 1", self.learning_rates)
+        _check(self.search_trials >= 1, "search_trials", "must be at least 1", self.search_trials)
         _check(0 < self.search_share <= 1, "search_share", "must lie in (0, 1]", self.search_share)
         _check(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}", self.start)
 
@@ -104,16 +106,16 @@ class Plan:
             objectives: what each power tried so far gave; -inf for a training that failed.
 
         Returns:
-            None once `learning_rates` are tried, or the best lies between two others.
+            None once `search_trials` are tried, or the best lies between two others.
 
-        >>> Plan(("rloo",), steps=1, learning_rates=4).next_power({0: 1.0, 1: 1.2})
+        >>> Plan(("rloo",), steps=1, search_trials=4).next_power({0: 1.0, 1: 1.2})
         2
         """
         if not objectives:
             return 0
         best = max(objectives, key=lambda power: (objectives[power], -power))  # of failures the smallest
         beside = [power for power in (best + 1, best - 1) if power not in objectives]
-        return beside[0] if beside and len(objectives) < self.learning_rates else None
+        return beside[0] if beside and len(objectives) < self.search_trials else None
 
     def trial(self, job: Job) -> Job:
         """A short training of the search from a full one."""
@@ -156,6 +158,11 @@ class Job:
         [3, 5, 8, 10]
         """
         return sorted({math.ceil(self.steps * (i + 1) / self.points) for i in range(self.points)})
+
+
+def shared_run(out: str | Path) -> Path:
+    """The run directory of what all trainings start from, in a comparison's folder."""
+    return Path(out) / "shared"
 
 
 def _check(ok: bool, name: str, rule: str, value: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from zopro.compare.plan import PROBE_STEPS, Job, Plan
+from zopro.compare.plan import PROBE_STEPS, SHARED_METHOD, Job, Plan, shared_run
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
@@ -20,6 +20,9 @@ from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
 from zopro.store.rundir import RunDirectory, write_text
 from zopro.store.shown import PER_ANSWER, named, seconds
+from zopro.system import progress
+
+_RENAMED = {"learning_rates": "search_trials"}  # what earlier versions called a plan's options
 
 
 class JobFailed(Stopped):
@@ -36,17 +39,22 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     Raises:
         InputError: bad input, or no method could be run.
     """
+    with progress.reporting(quiet):
+        return _compare(config, plan)
+
+
+def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     for method in plan.methods:
         plan.steps_of(method, config)
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
-    runner = _Runner(out, replace(config, output_dir=str(out / "shared"), method="zopro"), quiet)
+    runner = _Runner(out, replace(config, output_dir=str(shared_run(out)), method=SHARED_METHOD))
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
     start = named(prepared["start"])
     if plan.start == "sft":
         start[PER_ANSWER] = [0.0] * len(start["rewards"])  # by definition; earlier versions had estimated it
     if "rows" in prepared:  # earlier versions kept none
-        runner.say(prepared["rows"])
+        progress.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
     methods = _finished(out / "compare.json", plan, start_point(start))
     failed: dict[str, str] = {}
@@ -55,7 +63,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
             methods[method] = _method(runner, plan, method, start)
         except JobFailed as error:
             failed[method] = str(error)
-            runner.say(f"{method}: failed: {error}")
+            progress.say(f"{method}: failed: {error}")
     if len(failed) == len(plan.methods):
         raise InputError(f"methods: none could be run; {next(iter(failed))}: {next(iter(failed.values()))}")
     result: dict[str, Any] = {
@@ -82,7 +90,8 @@ def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
         return {}
     earlier = json.loads(path.read_text(encoding="utf-8"))
     free = {"methods": [], "seeds": 0}
-    if {"answers": 0, **earlier["plan"], **free} != {**asdict(plan), **free}:
+    before = {_RENAMED.get(name, name): value for name, value in earlier["plan"].items()}
+    if {"answers": 0, **before, **free} != {**asdict(plan), **free}:
         return {}
     return {
         name: {**method, "curve": [start, *map(named, method["curve"][1:])], "search": list(map(named, method["search"]))}
@@ -99,7 +108,7 @@ def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> 
     if plan.budget_minutes:
         probe = runner.result(replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
         full = replace(full, steps=max(1, math.floor(full.budget_seconds * probe["steps"] / probe["seconds"])))
-    search = _search(runner, plan, full) if plan.learning_rates > 1 else []
+    search = _search(runner, plan, full) if plan.search_trials > 1 else []
     best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rate
     results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
     answers = max(result["steps"] for result in results) * plan.answers_a_step(method, runner.config)
@@ -117,7 +126,7 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
         try:
             point = runner.result(plan.trial(replace(full, learning_rate=rate)))["points"][-1]
         except JobFailed as error:
-            runner.say(f"{full.method}: learning rate {rate:g} failed: {error}")
+            progress.say(f"{full.method}: learning rate {rate:g} failed: {error}")
             continue
         reward, kl = fmean(point["rewards"]), kl_per_answer(point[PER_ANSWER])
         objective = reward - runner.config.beta * kl
@@ -139,12 +148,8 @@ def _launch(described: Path, log: Any) -> int:
 class _Runner:
     """Runs jobs whose result is not there yet."""
 
-    def __init__(self, out: Path, config: RunConfig, quiet: bool) -> None:
-        self.out, self.config, self.quiet = out, config, quiet
-
-    def say(self, line: str) -> None:
-        if not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+    def __init__(self, out: Path, config: RunConfig) -> None:
+        self.out, self.config = out, config
 
     def result(self, job: Job) -> dict[str, Any]:
         """The job's result, from its folder if it is finished.
@@ -159,7 +164,7 @@ class _Runner:
             began = time.perf_counter()
             values = {"job": asdict(job), "config": self.config.to_dict()}
             write_text(folder / "job.json", json.dumps(values, indent=2))
-            with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            with (folder / "log.txt").open("w", encoding="utf-8") as log, progress.task(job.name):
                 code = _launch(folder / "job.json", log)
             if code != 0 or not path.exists():
                 lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -167,6 +172,6 @@ class _Runner:
                 if code == 2 and message.startswith("zopro: error: "):
                     raise InputError(message.removeprefix("zopro: error: "))
                 raise JobFailed(f"{message} (see {folder / 'log.txt'})")
-            self.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
+            progress.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {key: list(map(named, value)) if key == "points" else value for key, value in found.items()}

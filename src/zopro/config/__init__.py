@@ -137,11 +137,16 @@ class PolicyOptions:
     num_generations: int = option(2, "Completions per prompt, K (the paper: 2). Verifiable: 8. es: one of each member.")
     temperature: float = option(1.0, "Sampling temperature of the rollouts.")
     beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward; es has no such term, but anchor.")
+    max_kl: float = option(
+        0.0,
+        "End a policy iteration at the first step whose answers are more than so many nats from the SFT policy, each; 0: "
+        "never. 10 suits answers of up to 50 tokens: KL grows with their length, so there is no bound for all.",
+    )
     first_order_learning_rate: float = option(
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
     )
     es_learning_rate: float = option(
-        1e-3, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
+        1e-2, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
     )
     advantage: str = option(
         "rloo",
@@ -155,7 +160,7 @@ class PolicyOptions:
     weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
 
     def __post_init__(self) -> None:
-        not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
+        not_negative(self, "policy_steps", "beta", "max_kl", "learning_rate", "weight_decay")
         positive(self, "prompts_per_step", "first_order_learning_rate", "es_learning_rate")
         at_most(self, 1_000_000, "prompts_per_step", "num_generations")
         check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
@@ -176,6 +181,11 @@ class EvaluationOptions:
     eval_batch_size: int = option(32, "Rows in a batch of evaluation and scoring.")
     eval_samples: int = option(1, "Answers sampled to each held-out prompt. Verifiable: 4.")
     eval_greedy: bool = option(False, "Also take the likeliest answer to each held-out prompt. Verifiable: true.")
+    easy_questions: bool = option(
+        True,
+        "Also ask five easy questions (the capital of France) before and after each iteration, and say which of them the "
+        "model has forgotten. Of models with a chat template of their own that can answer any.",
+    )
 
     def __post_init__(self) -> None:
         positive(self, "eval_prompts", "eval_batch_size", "eval_samples")
@@ -241,6 +251,10 @@ class RunConfig(_Options):
 
     What is not given takes its default, which for some keys depends on the task or the engine
     (`zopro.config.defaults`). Raises `InputError` on a value out of range.
+
+    >>> config = RunConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct", task="verifiable", train_data="rows.jsonl")
+    >>> config.warm_start, config.sft_steps, RunConfig(**config.to_dict()) == config
+    ('spsa', 0, True)
     """
 
     def __init__(self, **given: Any) -> None:

@@ -21,7 +21,9 @@ BY_TASK: dict[str, dict[str, Any]] = {
 }
 
 
-BY_ENGINE: dict[str, dict[str, Any]] = {"llamacpp": {"sft_steps": 0, "warm_start": "spsa"}}  # no gradients
+BY_ENGINE: dict[str, dict[str, Any]] = {
+    name: {"sft_steps": 0, "warm_start": "spsa"} for name in ("llamacpp", "vllm")
+}  # no gradients
 
 
 def own_defaults(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class EvolutionOptions:
     population: int = option(32, "Members, each of which answers all prompts of a step once.")
     antithetic: bool = option(True, "Members in pairs, theta + sigma z and theta - sigma z; population must be even.")
     sigma: float | str = option(
-        0.01,
+        0.1,
         "Scale of the members' displacements: a number, or auto (from 0.01 to where members' rewards differ twice as "
         "much as sampling noise would make them).",
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from zopro.choices import ENGINES
+from zopro.config.addresses import check_addresses
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
+from zopro.errors import InputError
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -26,9 +31,14 @@ class ModelOptions:
     load_in_8bit: bool = option(False, "Quantise them to 8 bits.")
     engine: str = option(
         "transformers",
-        f"What runs the model: {ENGINES.about()}. An engine of its own needs no model, whose tokenizer and name are used "
-        "if it is given.",
+        f"What runs the model: {ENGINES.about()}. llama.cpp needs no model, whose tokenizer and name "
+        "are used if it is given; with vLLM its configuration and tokenizer are read.",
         ENGINES,
+    )
+    engine_timeout: float = option(600.0, "vllm: seconds that a server may take for the answers of one displaced policy.")
+    adapter_folder: str = option(
+        "",
+        "vllm: where adapters are published, a folder that the servers see by the same path; by default shared memory.",
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU, which auto does not take).")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
@@ -47,10 +57,14 @@ class ModelOptions:
         check_choices(self, ModelOptions)
         file = self.served.endswith(GGUF) or not self.engine.startswith("llamacpp:")
         check(file, "engine", f"must be llamacpp:FILE{GGUF}", self.engine, "A link of such a name to the file will do.")
+        if self.of_servers:
+            check_addresses(self.served)
         weights = self.served or not self.model.endswith(GGUF)
         check(bool(weights), "model", "must be a Hub id or a folder", self.model, f"Set engine: llamacpp:{self.model}.")
-        self.model = self.model or self.served
-        check(bool(self.model), "model", "must be set", self.model, "Give a Hub id or a folder.")
+        self.model = self.model or ("" if self.of_servers else self.served)
+        remedy = "Give a Hub id or a folder" + ("; its weights are not loaded." if self.of_servers else ".")
+        check(bool(self.model), "model", "must be set", self.model, remedy)
+        positive(self, "engine_timeout")
         not_negative(self, "lora_r")
         at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
@@ -72,3 +86,21 @@ class ModelOptions:
     def served(self) -> str:
         """The file or address of an engine that is not PyTorch; empty where PyTorch runs the model."""
         return self.engine.partition(":")[2]
+
+    @property
+    def of_servers(self) -> bool:
+        """Whether servers run the model, which know it by a name or folder that need not exist here."""
+        return self.engine.startswith("vllm:")
+
+
+def check_there(model: str, key: str = "model") -> None:
+    """Raise `InputError` for a model or GGUF file that is neither on the disk nor can be a Hub id."""
+    if model.endswith(GGUF):
+        if not Path(model).is_file():
+            raise InputError(f"engine: must be given a GGUF file, got {model!r}, which is none. Check the path.")
+    elif not Path(model).exists() and not _HUB_ID.fullmatch(model):
+        raise no_such_model(model, key)
+
+
+def no_such_model(model: str, key: str = "model") -> InputError:
+    return InputError(f"{key}: no folder and no Hub id of that name can be read, got {model!r}. Check the path.")

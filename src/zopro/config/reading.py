@@ -27,7 +27,14 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
 
     Raises `InputError` for a missing file, YAML that does not parse, an unknown key and a value of the wrong type.
     """
-    values = {**_read_yaml(Path(path)), **(overrides or {})}
+    return config_from({**_read_yaml(Path(path)), **(overrides or {})})
+
+
+def config_from(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration with these keys, each read as the type of its field; None means the default.
+
+    Raises `InputError` for an unknown key and a value of the wrong type.
+    """
     for key in values:
         if key not in FIELDS:
             raise InputError(f"{key}: no such configuration key.{nearest(str(key), FIELDS)}")

@@ -1,4 +1,4 @@
-"""What a run must be whose model is run by an engine of its own (`engine: llamacpp:FILE.gguf`), not by PyTorch."""
+"""What a run must be whose model is run by an engine of its own (`llamacpp:FILE.gguf`, `vllm:URLS`), not by PyTorch."""
 
 from __future__ import annotations
 
@@ -25,3 +25,5 @@ def check_served(config: Any) -> None:
     warm = method.self_starting or config.warm_start != "first_order"
     rule = f"must be spsa or sft with engine {engine}, since the first iteration has no gradients"
     check(warm, "warm_start", rule, config.warm_start)
+    rule = "must be 1 with engine vllm, whose servers give log-probs of given tokens at 1 alone"
+    check(not config.of_servers or config.temperature == 1, "temperature", rule, config.temperature)

@@ -14,14 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from zopro.config import RunConfig
 from zopro.demo import task
 from zopro.demo.summary_table import table
 from zopro.store.layout import Layout
 from zopro.store.rundir import RunDirectory, read_rows
-from zopro.system.threads import torch_threads
+from zopro.system import progress
+from zopro.system.imports import importing
 
 __all__ = ["SETTINGS", "run", "table"]
 
@@ -78,15 +77,20 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         iterations=iterations,
     )
     RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
+    import torch
+
+    from zopro.system.threads import torch_threads
+
     # On tensors this small more threads wait for one another longer than they compute.
-    with torch_threads(min(torch.get_num_threads(), 2)):
-        from zopro.demo import model
-        from zopro.loop import pipeline
+    with progress.reporting(quiet), torch_threads(min(torch.get_num_threads(), 2)):
+        with importing():
+            from zopro.demo import model
+            from zopro.loop import pipeline
 
         before = time.perf_counter()
         rows, _ = task.write(made, seed)
         conversations = [(row["prompt"], row[key]) for row in read_rows(rows) for key in ("chosen", "rejected")]
-        model.write(Path(config.model), seed, conversations, quiet=quiet)
+        model.write(Path(config.model), seed, conversations)
         pretraining = time.perf_counter() - before
 
         def truth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

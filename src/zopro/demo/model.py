@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zopro.system.terminal import Progress
+from zopro.system.progress import counted
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -90,7 +90,6 @@ def pretrain(
     steps: int,
     batch_size: int = 64,
     learning_rate: float = 8e-3,
-    quiet: bool = True,
 ) -> float:
     """Next-token prediction on `texts` by AdamW (warm-up, cosine decay); returns the last step's loss in nats a token."""
     encoded = tokenizer(list(texts), padding=True, padding_side="right", add_special_tokens=False)
@@ -102,8 +101,9 @@ def pretrain(
     )
     loss = torch.tensor(math.nan)
     model.train()
-    progress = None if quiet else Progress("pretraining", steps)
-    for step, batch in zip(range(1, steps + 1), _batches(rows, batch_size, generator), strict=False):
+    batches = _batches(rows, batch_size, generator)
+    for _ in counted(range(steps), "pretraining", "steps"):
+        batch = next(batches)
         mask = batch != tokenizer.pad_token_id
         batch = batch[:, : int(mask.sum(1).max())]
         mask = mask[:, : batch.shape[1]]
@@ -113,17 +113,11 @@ def pretrain(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if progress is not None:
-            progress.step(step)
-    if progress is not None:
-        progress.close()
     model.eval()
     return loss.item()
 
 
-def write(
-    folder: str | Path, seed: int, conversations: Sequence[tuple[str, str]], steps: int = 450, quiet: bool = True
-) -> Path:
+def write(folder: str | Path, seed: int, conversations: Sequence[tuple[str, str]], steps: int = 450) -> Path:
     """Write a pretrained tiny model and its tokenizer to `folder`, an ordinary model folder, and return its path.
 
     `conversations` are (prompt, answer) pairs; the tokenizer is trained on them too. The result depends on nothing but
@@ -137,7 +131,7 @@ def write(
         for prompt, answer in conversations
     ]
     model = build_model(tokenizer, seed)
-    pretrain(model, tokenizer, texts, torch.Generator().manual_seed(seed), steps, quiet=quiet)
+    pretrain(model, tokenizer, texts, torch.Generator().manual_seed(seed), steps)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)

@@ -24,6 +24,7 @@ def table(summary: Mapping[str, Any]) -> Page:
         Table(list(_evaluations(summary["evaluations"]))),
         "",
         *_gained(summary["evaluations"][-1]),
+        *_forgotten(summary["evaluations"][-1]),
         *_costs(summary),
         "",
         *(line for sample in summary["samples"] for line in (*_sample(sample), "")),
@@ -77,6 +78,12 @@ def _gained(line: Mapping[str, Any]) -> Iterator[str]:
     ]
     if gains:
         yield f"gained       {', '.join(gains)}"
+
+
+def _forgotten(line: Mapping[str, Any]) -> Iterator[str]:
+    """What the last policy can no longer answer, of what the base model could."""
+    if line.get(shown.REMEMBERED) is not None:
+        yield shown.remembered(line[shown.REMEMBERED]).replace("forgotten: ", "forgotten    ", 1)
 
 
 def _costs(summary: Mapping[str, Any]) -> Iterator[str]:

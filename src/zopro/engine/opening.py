@@ -1,12 +1,13 @@
 """The model of a configuration, run by the engine that it names, and what any such model answers.
 
-base = open_base(config, torch.device("cpu"))      # engine: transformers, or llamacpp:FILE.gguf
-rollouts = generate(open_adapter(base, folder), prompts, max_new_tokens=32, eos_token_ids=[2], pad_token_id=0)
+policy = open_policy(config, find_policy("runs/a").folder)      # by the engine of that configuration
+rollouts = generate(policy, prompts, max_new_tokens=32, eos_token_ids=[2], pad_token_id=0)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,19 +17,36 @@ from zopro.choices import ENGINES
 from zopro.config.model import ModelOptions
 from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local import rollouts
+from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.logprobs import completion_logprobs
-from zopro.engine.local.models import resolve_dtype
+from zopro.engine.local.models import resolve_device, resolve_dtype
 from zopro.engine.local.quantised import stored_in
 from zopro.engine.local.starts import load_start
+from zopro.system.random_state import preserve_random_state
+from zopro.weights.names import ADAPTER_FILE
 
 
 def open_base(options: ModelOptions, device: torch.device) -> Any:
     """The base model, which PEFT puts adapters on. Raises InputError: it cannot be loaded."""
     if options.served:
-        return ENGINES[options.engine].load()(options.served)
+        return ENGINES[options.engine].load()(options)
     dtype = resolve_dtype(options.dtype, device)
     stored = stored_in(options, dtype, device)
     return load_start(options.model, dtype, device, options.trust_remote_code, stored)
+
+
+def open_policy(options: ModelOptions, folder: str | Path | None = None) -> Any:
+    """What `generate` answers by: the policy saved in `folder`, an adapter or a whole model; None: the base itself.
+
+    Its device is `policy.device`, where a `generator` has to be, its stop tokens are
+    `frame_of(tokenizer, declared_stops(policy)).stops`. Raises InputError: it cannot be loaded.
+    """
+    device = resolve_device("cpu" if options.served else options.device)
+    if folder is None or (Path(folder) / ADAPTER_FILE).is_file():
+        base = open_base(options, device)
+        with preserve_random_state():  # PEFT draws initial weights before it loads the saved ones
+            return (base if folder is None else open_adapter(base, folder)).eval()
+    return load_start(str(folder), resolve_dtype(options.dtype, device), device, options.trust_remote_code).eval()
 
 
 def served(model: Any) -> Engine | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ from typing import Any
 from zopro.config.judging import OPENAI_KEY, OPENAI_URL
 from zopro.errors import InputError
 from zopro.system import guard
+from zopro.system.secrets import redacted
 
 _READINGS = 2
 """Requests for one vote: a reply that cannot be read is asked for once more."""
 _LONGEST_WAIT = 120.0
 """Seconds between two tries: the most that the client waits when the endpoint asks it to."""
-_WINDOW = 8
-"""Characters of a key that give it away."""
 _VOTES = {"a": 1, "b": -1, "tie": 0}
 
 
@@ -49,17 +47,6 @@ def api_key(variable: str) -> str:
             "not set. Export it (any text for an endpoint that wants none)."
         )
     return key
-
-
-def redacted(text: str, key: str) -> str:
-    """`text` without the words that hold the key or eight characters of it.
-
-    >>> redacted("Incorrect API key provided: sk-1234567890.", "sk-1234567890")
-    'Incorrect API key provided: [redacted].'
-    """
-    parts = {key[i : i + _WINDOW] for i in range(max(1, len(key) - _WINDOW + 1))}
-    words = text.replace(key, "[redacted]")
-    return re.sub(r"\S+", lambda word: "[redacted]" if any(part in word[0] for part in parts) else word[0], words)
 
 
 def question(prompt: str, first: str, second: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from zopro.errors import InputError
 from zopro.judges.endpoint import NoVerdict
 from zopro.judges.verdicts import Row, Verdicts
-from zopro.system import guard
+from zopro.system import guard, progress
 
 _GIVE_UP_AFTER = 3
 """Failures in a row after which a judge is taken to be broken; a remote one may take a minute to fail each time."""
@@ -76,8 +76,10 @@ def judge_pairs(
         elif index not in equal:
             due.append(index)
     failures, asked = 0, _ask(judge, rows, due, batch_size)
+    judged = progress.begin("judging", len(due), "pairs")
     try:
         for index, verdict in asked:
+            judged.step()
             winner = _checked(verdict, len(rows[index][1]))
             if isinstance(winner, int):
                 winners[index] = winner
@@ -92,6 +94,7 @@ def judge_pairs(
         raise _broken(judge, f"gave {error}") from None
     finally:
         asked.close()
+        progress.end(judged)
     invalid = reasons.total() - len(equal)
     if invalid == len(rows) - len(equal) >= _GIVE_UP_AFTER:
         most, count = (reasons - Counter({"equal answers": len(equal)})).most_common(1)[0]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,7 @@ from zopro.loop.divergence import log_ratios, policy_logprobs
 from zopro.loop.models import Models
 from zopro.loop.rewarding import Rewards, Scores
 from zopro.loop.run import Run
+from zopro.system import progress
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ def sample_all(
     run: Run, models: Models, model: Any, items: Sequence[Item], seed: int, count: int = 1, greedy: bool = False
 ) -> Iterator[Rollouts]:
     """`count` completions of each item, `eval_batch_size` rows at a time, each batch by the seed after the last one's."""
-    for number, batch in enumerate(batches(items, max(1, run.config.eval_batch_size // count))):
+    size = max(1, run.config.eval_batch_size // count)
+    for number, batch in enumerate(progress.counted([*batches(items, size)], "answering")):
         yield sample(run, models, model, batch, seed + number, count, greedy)
 
 
@@ -77,8 +79,12 @@ def measure(
     rewards: Rewards,
     count: int = 1,
     greedy: bool = False,
+    also: Callable[[Any], None] | None = None,
 ) -> Measured:
-    """Sample `count` answers to each item from the policy saved in `policy`, and measure them; also the greedy one."""
+    """Sample `count` answers to each item from the policy saved in `policy`, and measure them; also the greedy one.
+
+    `also` is handed the policy while it is open.
+    """
     rollouts, logprobs, likeliest = [], [], []
     with models.policies.open(policy) as model:
         for rollout in sample_all(run, models, model, items, seed, count):
@@ -86,6 +92,8 @@ def measure(
             logprobs.append(policy_logprobs(model, rollout, run.config.temperature))
         for rollout in sample_all(run, models, model, items, seed, greedy=True) if greedy else ():
             likeliest += rollout.answers()
+        if also is not None:
+            also(model)
     ids = [row for rollout in rollouts for row in rollout.answers()]
     asked = [item for item in items for _ in range(count)]
     scores = rewards.score(asked, ids)

@@ -14,6 +14,7 @@ from zopro.engine import Batch, Rollouts
 from zopro.engine.opening import logprobs as logprobs_of
 from zopro.loop.models import Models
 from zopro.loop.run import Run
+from zopro.system.progress import counted
 
 
 def policy_logprobs(model: Any, rollout: Rollouts, temperature: float) -> Tensor:
@@ -37,7 +38,7 @@ def log_ratios(
         return [0.0 for rollout in rollouts for _ in rollout.completion_ids]
     found: list[float] = []
     with models.policies.open(run.store.sft()) as sft:
-        for rollout, ours in zip(rollouts, logprobs, strict=True):
+        for rollout, ours in counted([*zip(rollouts, logprobs, strict=True)], "log-probs of the SFT policy"):
             theirs = _pass(sft, rollout, run.config.temperature)
             found += ((ours - theirs) * rollout.completion_mask).sum(1).tolist()
     return found

@@ -14,14 +14,16 @@ from statistics import fmean
 from typing import Any
 
 from zopro.loop.answers import Measured, ask_judge, batches, ended, measure, sample_all
+from zopro.loop.bound import beyond
 from zopro.loop.correctness import gains, of_prompts, reward_interval, shares
 from zopro.loop.data import Data, Item
 from zopro.loop.divergence import kl_per_answer
 from zopro.loop.models import Models
+from zopro.loop.remembered import Memory
 from zopro.loop.run import Run
 from zopro.loop.unended import unended
+from zopro.store import shown
 from zopro.store.rundir import read_rows, write_text
-from zopro.store.shown import PER_ANSWER
 from zopro.system.statistics import known_mean, win_interval
 from zopro.tasks import Task, metric
 
@@ -41,14 +43,15 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
     folder = store.sft() if iteration is None else store.policy(iteration)
     seed, count = run.seed(EVALUATION_SEED), config.eval_samples
     rewards = models.rewards_with(store.reward(0))
-    found = measure(run, models, data.eval, folder, seed, rewards, count, config.eval_greedy)
+    memory = Memory(run, models, iteration)
+    found = measure(run, models, data.eval, folder, seed, rewards, count, config.eval_greedy, memory.ask)
     rows = _rows(models, data.eval, found.ids[::count], found.scores.total[::count])
     prompts = of_prompts(found.scores, count)
     line: dict[str, Any] = {"stage": "evaluation", "iteration": iteration, "step": None}
     line |= {
         **reward_interval(prompts, "reward", "sampled_reward"),
         "n": len(rows),
-        PER_ANSWER: kl_per_answer(found.log_ratios),
+        shown.PER_ANSWER: kl_per_answer(found.log_ratios),
     }
     before = rows if iteration is None else read_rows(store.evaluation(None))
     if iteration is not None:
@@ -65,6 +68,11 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
     of = "evaluation" if iteration is None else f"evaluation {iteration}"
     if note := unended(of, 1 - ended(models, found.ids), len(found.ids), config.max_completion_length):
         run.say(note)
+    if note := beyond(line, config.max_kl, of):
+        run.say(note)
+    if memory.found is not None:
+        line[shown.REMEMBERED] = memory.found
+        run.say(f"{of}: {shown.remembered(memory.found)}")
     store.write_rows(store.evaluation(iteration), rows)
     if iteration is None:
         _answer_by_base(run, models, data.eval[:BASE_ANSWERS])

@@ -1,100 +1,58 @@
-"""A finished policy outside of its run: as a PEFT adapter or a model, and its answers beside those it started from.
+"""A finished policy outside of its run: as a PEFT adapter or a model, with a card that says where it comes from.
 
 Models are loaded here as the run loaded them, and nothing is trained.
 
     zopro export RUN --out DIR --merged
     zopro export RUN --out DIR --gguf             # llama-cli -m model.gguf --lora DIR/adapter.gguf
-    zopro generate RUN --prompt "How do I boil an egg?"
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 
 from zopro.config import RunConfig
-from zopro.config.reading import load_config
-from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
-from zopro.engine.local.starts import joined, load_start, start_adapter, tokenizer_home
-from zopro.engine.opening import generate, open_base
+from zopro.engine.local.starts import joined, start_adapter, tokenizer_home
+from zopro.engine.opening import open_policy
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
+from zopro.loop.card import write_card
+from zopro.loop.finished import Policy, check_export, check_new, find_policy
 from zopro.store.durable import read_json
-from zopro.store.layout import Layout, numbered
 from zopro.store.rundir import whole_folder
-from zopro.system.random_state import preserve_random_state
 from zopro.text import chat
-from zopro.text.frame import check_vocabulary, declared_stops, frame_of, token_ids
+from zopro.text.frame import frame_of, token_ids
 from zopro.text.tokenizer import load_tokenizer
-from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE, MODEL_INDEX, adapter_tensors
+from zopro.weights.adapters import adapter_tensors
+from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, is_adapter
 from zopro.weights.saving import save_tensors, save_weights
 
 GGUF_FILE = "adapter.gguf"
-_WEIGHTS = (ADAPTER_FILE, MODEL_FILE, MODEL_INDEX)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """One iteration's policy in a run directory: an adapter over `config.model`, or a model (`lora_r: 0`)."""
-
-    run: Path
-    config: RunConfig
-    iteration: int
-    folder: Path
-
-
-def find_policy(run: str | Path, iteration: int | None = None) -> Policy:
-    """Return the policy of `iteration` (default: the newest) of run directory `run`.
-
-    Raises `InputError` if `run` is no run directory or has no such policy.
-    """
-    run = Path(run)
-    layout = Layout(run)
-    if not layout.config().is_file():
-        raise InputError(f"RUN: must be a run directory, got '{run}' (no config.yaml in it).")
-    found = {number: path for number, path in numbered(layout.policies()).items() if _has_weights(path)}
-    if not found:
-        raise InputError(f"RUN: must hold a finished policy, got '{run}' (none yet). Continue it with --resume.")
-    newest = max(found) if iteration is None else iteration
-    if newest not in found:
-        raise InputError(f"--iteration: must be one of {', '.join(map(str, sorted(found)))}, got {iteration}.")
-    return Policy(run, load_config(layout.config()), newest, found[newest])
 
 
 def export(
     run: str | Path, out: str | Path, *, iteration: int | None = None, merged: bool = False, gguf: bool = False
 ) -> dict[str, Any]:
-    """Write a policy of `run` with its tokenizer to `out` and return what was written.
+    """Write a policy of `run` with its tokenizer and a model card to `out` and return what was written.
 
     `merged` adds the adapter to the base weights, in the dtype the run computed in, so that the model answers as the
     policy did. `gguf` also writes the adapter as llama.cpp reads it, adapter.gguf. Policies of full-parameter runs are
     models already and are copied. `out` appears complete or not at all.
     Raises `InputError` if `out` exists and is not an empty folder.
     """
-    policy, out = find_policy(run, iteration), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
-    config, is_adapter = policy.config, _is_adapter(policy.folder)
-    if merged and config.served:
-        raise InputError(f"--merged: must not be given, engine {config.engine} holds the weights. Export the adapter.")
-    if gguf and (merged or not is_adapter):
-        raise InputError("--gguf: must be given for an adapter alone, got a model. Leave --merged out.")
+    policy, out = find_policy(run, iteration), check_new(out)
+    check_export(policy, merged, gguf)
+    config, adapter = policy.config, is_adapter(policy.folder)
     tokenizer = load_tokenizer(tokenizer_home(config.model), config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
-        if is_adapter and merged:
-            base = _load_model(config, config.model)
+        if adapter and merged:
+            base = open_policy(config)
             if quantised(base):
                 raise InputError(
                     "--merged: must not be given, the run's model is quantised: rounded to its weights an adapter "
@@ -102,7 +60,7 @@ def export(
                 )
             model = open_adapter(base, policy.folder)
             save_weights(model.merge_and_unload(), partial)
-        elif is_adapter:
+        elif adapter:
             _copy_adapter(policy, partial)
             if gguf:
                 (partial / GGUF_FILE).write_bytes(gguf_adapter(partial, *_as_llamacpp(config)))
@@ -112,114 +70,14 @@ def export(
             )
         tokenizer.save_pretrained(partial)
         _declare_stop(partial / "generation_config.json", tokenizer)
+        write_card(policy, base_of(config.model), partial, adapter and not merged)
     return {
         "run": str(policy.run),
         "iteration": policy.iteration,
         "out": str(out),
-        "kind": "adapter" if is_adapter and not merged else "model",
+        "kind": "adapter" if adapter and not merged else "model",
         "base": base_of(config.model),
     }
-
-
-@preserve_random_state()  # PEFT draws initial weights before it loads the saved ones
-def answer(
-    run: str | Path,
-    prompts: Sequence[str],
-    *,
-    iteration: int | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Answer each prompt, as a user's message, by the base model, the SFT policy and the aligned policy.
-
-    The same `seed` is used for all three; `temperature` 0 takes the likeliest token. Returns `{"run", "iteration",
-    "answers": [{"prompt", "base", "sft", "aligned"}, ...]}`.
-    """
-    policy = find_policy(run, iteration)
-    length = policy.config.max_completion_length if max_new_tokens is None else max_new_tokens
-    if length < 1:
-        raise InputError(f"--max-new-tokens: must be at least 1, got {length}.")
-    if temperature < 0:
-        raise InputError(f"--temperature: must not be negative, got {temperature}. 0 takes the likeliest token.")
-    if temperature and not 1e-6 <= temperature <= 1e6:
-        raise InputError(f"--temperature: must be 0 or lie in [1e-6, 1e6], got {temperature}.")
-    if not 0 <= seed < 2**63:
-        raise InputError(f"--seed: must not be negative, and less than 2^63, got {seed}.")
-    config = policy.config
-    tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
-    rendered = [chat.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    encoded = [tokenizer(text)["input_ids"] for text in rendered]
-    table = {"prompt": list(prompts)}
-    for name, model in _policies(policy):
-        frame = frame_of(tokenizer, declared_stops(model))
-        check_vocabulary(tokenizer, model, frame, rendered)
-        drawn = generate(
-            model,
-            encoded,
-            num_generations=1,
-            max_new_tokens=length,
-            eos_token_ids=sorted(frame.stops),
-            pad_token_id=tokenizer.pad_token_id,
-            do_sample=temperature > 0,
-            temperature=temperature or 1.0,
-            generator=torch.Generator(device=model.device).manual_seed(seed),
-        )
-        kept = [ids[mask.bool()].tolist() for ids, mask in zip(drawn.completion_ids, drawn.completion_mask, strict=True)]
-        table[name] = [frame.read(ids) for ids in kept]
-    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return {"run": str(policy.run), "iteration": policy.iteration, "answers": rows}
-
-
-def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
-    """Lay the rows of `answer` out for a terminal of `width` characters: three columns, or a list if it is narrow."""
-    width = width or shutil.get_terminal_size((110, 24)).columns
-    titles = {"base": "base", "sft": "SFT", "aligned": f"aligned (iteration {answers['iteration']})"}
-    column = (width - 4) // len(titles)
-    blocks = []
-    for row in answers["answers"]:
-        lines = [_printable(f"> {row['prompt']}")]
-        if column < 24:
-            for key, title in titles.items():
-                lines.append(
-                    textwrap.fill(_printable(row[key]), width, initial_indent=f"{title}: ", subsequent_indent="  ")
-                )
-        else:
-            cells = [[title, "-" * len(title), *_wrap(row[key], column)] for key, title in titles.items()]
-            for cut in zip_longest(*cells, fillvalue=""):
-                lines.append("  ".join(text.ljust(column) for text in cut).rstrip())
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-def _policies(policy: Policy) -> Iterator[tuple[str, Any]]:
-    """Yield base, SFT and aligned model in turn; adapters share one base, models are loaded one at a time."""
-    config, sft = policy.config, Layout(policy.run).sft()
-    if not _is_adapter(policy.folder):
-        for name, folder in (
-            ("base", config.model),
-            ("sft", str(sft) if _has_weights(sft) else config.model),
-            ("aligned", str(policy.folder)),
-        ):
-            yield name, _load_model(config, folder).eval()
-        return
-    model = open_adapter(_load_model(config, config.model), policy.folder, "aligned").eval()
-    with model.disable_adapter():
-        yield "base", model
-    if _has_weights(sft):
-        open_adapter(model, sft, "sft")
-        model.set_adapter("sft")
-    with nullcontext() if _has_weights(sft) else model.disable_adapter():
-        yield "sft", model
-    model.set_adapter("aligned")
-    yield "aligned", model
-
-
-def _load_model(config: RunConfig, folder: str) -> Any:
-    device = models.resolve_device(config.device)
-    if folder == config.model:
-        return open_base(config, device)
-    return load_start(folder, models.resolve_dtype(config.dtype, device), device, config.trust_remote_code)
 
 
 def _copy_adapter(policy: Policy, target: Path) -> None:
@@ -238,8 +96,8 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
 
 
 def _as_llamacpp(config: RunConfig) -> tuple[str, tuple[int, int]]:
-    if config.served:
-        file = open_base(config, models.resolve_device("cpu")).served_by
+    if config.engine.startswith("llamacpp:"):
+        file = open_policy(config).served_by
         return file.architecture, file.heads
     return of_transformers(AutoConfig.from_pretrained(base_of(config.model), trust_remote_code=config.trust_remote_code))
 
@@ -260,20 +118,3 @@ def base_of(model: str) -> str:
     """What an exported adapter belongs to: the model of the run, or its base where that was an adapter itself."""
     start = start_adapter(model)
     return model if start is None else start.base
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file()
-
-
-def _has_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _WEIGHTS)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    return [line for part in _printable(text).splitlines() for line in textwrap.wrap(part, width) or [""]]
-
-
-def _printable(text: str) -> str:
-    """`text` without control characters: a model's output must not steer the terminal."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")

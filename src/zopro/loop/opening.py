@@ -6,12 +6,15 @@ train_sft(run, models, data)
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from zopro.config import RunConfig
 from zopro.engine.local.starts import start_note, tokenizer_home
 from zopro.loop.data import Data, load_data
 from zopro.loop.models import Models, load_models
 from zopro.loop.run import Run, open_run
 from zopro.system.launch import Processes
+from zopro.system.progress import task
 from zopro.text.tokenizer import load_tokenizer
 
 
@@ -19,9 +22,9 @@ def open_all(
     config: RunConfig,
     *,
     resume: bool = False,
-    quiet: bool = False,
     processes: Processes | None = None,
     began: float | None = None,
+    writes: bool = True,
 ) -> tuple[Run, Models, Data]:
     """Open what the stages of a run are given.
 
@@ -31,18 +34,21 @@ def open_all(
     Args:
         config: the run's configuration.
         resume: continue a run directory of the same configuration.
-        quiet: no progress on stderr.
         processes: those that work on the run; by default this one.
         began: when this process began to work on the run, by `time.perf_counter()`; by default now.
+        writes: False leaves the disk as it is; no stage can be worked on then.
 
     Raises:
         InputError: data, model, lengths or run directory do not fit; see the message.
     """
-    run = open_run(config, resume, quiet, processes or Processes(), began)
-    tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
-    data = load_data(config, tokenizer)
-    models = load_models(config, tokenizer, data)
-    run.store.create()
+    run = open_run(config, resume, processes or Processes(), began)
+    with task("reading the data"):
+        tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
+        data = load_data(config, tokenizer)
+    with task(f"loading {Path(config.model).name}"):
+        models = load_models(config, tokenizer, data)
+    if writes:
+        run.store.create()
     run.processes.wait()
     for line in filter(None, (start_note(config.model), data.rows, *data.remarks, *models.remarks())):
         run.say(line)

@@ -22,14 +22,18 @@ from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.data import Data
+from zopro.loop.estimate import estimate
+from zopro.loop.improvement import not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
+from zopro.loop.policy_stage import method_of
 from zopro.loop.run import Run
 from zopro.loop.summary import Measure, headline, summary
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.store.durable import read_json, stopped_by_full_disk
 from zopro.store.layout import Layout
-from zopro.store.rundir import RunDirectory, default_folder, write_text
+from zopro.store.rundir import RunDirectory, default_folder, read_rows, write_text
+from zopro.system import progress
 from zopro.system.launch import Processes, alone
 from zopro.system.threads import torch_threads
 from zopro.train.checkpoints import clear
@@ -61,7 +65,13 @@ def run(
             at work on it; nothing was written.
         Stopped: the disk is full, or another rank has crashed. The run can be resumed.
     """
-    began = time.perf_counter() if began is None else began
+    with progress.reporting(quiet):
+        return _run(config, resume, time.perf_counter() if began is None else began, before or {}, measure)
+
+
+def _run(
+    config: RunConfig, resume: bool, began: float, before: Mapping[str, float], measure: Measure | None
+) -> dict[str, Any]:
     processes = Processes.join(config.device, config.rank_timeout)
     if config.parallel == "data" and METHODS[config.method].zeroth_order and config.prompts_per_step % processes.size:
         raise InputError(
@@ -72,11 +82,11 @@ def run(
     config = dataclasses.replace(config, output_dir=str(path))
     resuming = f"zopro run {Layout(path).config()} --resume"
     with processes.lost_ranks(f"Continue, with as many processes as you like: {resuming}"):
-        run, models, data = open_all(config, resume=resume, quiet=quiet, processes=processes, began=began)
+        run, models, data = open_all(config, resume=resume, processes=processes, began=began)
         try:
             threads = read_json(run.store.layout.environment()).get("threads", 0)  # as it began with
             with stopped_by_full_disk(path, f"Then continue with: {resuming}"), torch_threads(threads):
-                found = _loop(run, models, data, before or {}, measure)
+                found = _loop(run, models, data, before, measure)
         finally:
             with suppress(OSError):  # of a full disk, which is reported already
                 run.store.usage.close()
@@ -94,9 +104,15 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.usage.begin()
     for name, seconds in before.items():
         run.stage_ended(name, None, seconds)
-    for stage, iteration in walk(config, config.iterations):
+    expected = estimate(run, models, data) if progress.heard() and processes.size == 1 else None
+    if expected is not None:
+        run.say(expected.line())
+    stages = [*walk(config, config.iterations)]
+    for number, (stage, iteration) in enumerate(stages, 1):
         if processes.settle(not stage.done(store, iteration)):
-            with run.stage(stage.name, iteration), _taking_part(run, stage, iteration) as here:
+            progress.expect(None if expected is None else expected.after(stage, iteration))
+            title = f"[{number}/{len(stages)}] {stage.title(iteration)}"
+            with progress.task(title), run.stage(stage.name, iteration), _taking_part(run, stage, iteration) as here:
                 if here:
                     stage.work(run, models, data, iteration)
             processes.wait()
@@ -105,16 +121,27 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.verdicts(stage.name, iteration).unlink(missing_ok=True)
         clear(store.trainer(stage.name, iteration))
         if stage.name == EVALUATION and iteration is not None:
-            run.say(headline(store, iteration))
+            _say_result(run, iteration)
             if iteration + 1 < config.iterations:
-                write.refresh(store.path)
+                with progress.task("writing the report so far"):
+                    write.refresh(store.path)
     if not processes.first:
         return {}
-    write.finish(store.path)
-    found = summary(store, config, processes.size, store.usage.close(), measure)
-    write.page(store.path, found)
+    with progress.task("writing figures and report"):
+        write.finish(store.path)
+        found = summary(store, config, processes.size, store.usage.close(), measure)
+        write.page(store.path, found)
     write_text(store.layout.summary(), json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there
     return found
+
+
+def _say_result(run: Run, iteration: int) -> None:
+    run.say(headline(run.store, iteration))
+    evaluations = run.store.evaluation(iteration - 1 if iteration else None), run.store.evaluation(iteration)
+    if note := not_improved(
+        *map(read_rows, evaluations), f"iteration {iteration}", METHODS[method_of(run, iteration)].rate
+    ):
+        run.say(note)
 
 
 def _finished(store: RunDirectory, config: RunConfig) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from zopro.choices import DIRECTIONS
+from zopro.choices import DIRECTIONS, METHODS
 from zopro.config import RunConfig
 from zopro.store.journal import Header, JournalWriter, Step, read
 from zopro.store.rundir import RunDirectory
@@ -44,6 +44,16 @@ class Origin:
         return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
 
 
+WARM_STARTS = {"first_order": "rloo", "spsa": "mezo"}
+"""Methods of an iteration 0 whose own method needs a previous update; `sft` gives it one."""
+
+
+def method_of(config: RunConfig, iteration: int) -> str:
+    """The method that optimises an iteration."""
+    own = iteration > 0 or METHODS[config.method].self_starting
+    return config.method if own else WARM_STARTS.get(config.warm_start, config.method)
+
+
 def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:
     """How an iteration is optimised, and from what: by `method`, along updates of the iteration before it.
 
@@ -59,7 +69,7 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
     elif start == "sft":
         mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
     elif start is not None:
-        method = {"first_order": "rloo", "spsa": "mezo"}[start]
+        method = WARM_STARTS[start]
     return Origin(store.path, iteration, method, policies[-1], mu, v)
 
 

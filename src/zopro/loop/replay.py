@@ -21,10 +21,12 @@ from zopro.choices import DIRECTIONS
 from zopro.config import RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
+from zopro.loop.finished import check_new, check_step, find_journal
 from zopro.loop.recording import TARGETED, digest
 from zopro.store.durable import whole_folder
 from zopro.store.journal import Header, Journal, read
-from zopro.store.layout import Layout, numbered
+from zopro.store.layout import Layout
+from zopro.system.progress import counted
 from zopro.system.threads import torch_threads
 from zopro.weights.adapters import tensor_files, tensor_name
 from zopro.weights.saving import save_tensors
@@ -48,17 +50,11 @@ def replay(
             directions are not functions of a seed; a file that the steps depend on is missing or has changed; `out`
             is not empty.
     """
-    run, out = Path(run), Path(out)
-    layout = Layout(run)
-    if not layout.config().is_file():
-        raise InputError(f"RUN: must be a run directory, got '{run}' (no config.yaml in it).")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
-    iteration, path = _find(layout, iteration)
+    iteration, path = find_journal(run, iteration, to_step)
+    run, out, layout = Path(run), check_new(out), Layout(run)
     config, journal = load_config(layout.config()), read(path)
     steps = len(journal.steps) if to_step is None else to_step
-    if not 0 <= steps <= len(journal.steps):
-        raise InputError(f"--to-step: must lie in [0, {len(journal.steps)}], the journal's steps, got {steps}.")
+    check_step(steps, len(journal.steps))
     _check_files(run, config, journal.header)
     start = run / journal.header.start
     with _as_recorded(journal.header):
@@ -104,23 +100,9 @@ def rebuild(run: Path, config: RunConfig, journal: Journal, steps: int) -> dict[
         weights = Weights.of(trained, directions)
     except ValueError as error:
         raise InputError(f"journal: does not fit the policy in '{run / header.start}': {error}.") from None
-    for step in journal.steps[:steps]:
+    for step in counted(journal.steps[:steps], "replaying", "steps"):
         weights.apply(step.record)
     return {name: tensor.cpu() for name, tensor in tensors.items()}
-
-
-def _find(layout: Layout, iteration: int | None) -> tuple[int, Path]:
-    found = {number: path for number in numbered(layout.iterations()) if (path := layout.journal(number)).is_file()}
-    if iteration is None and found:
-        iteration = max(found)
-    if iteration is None or iteration not in found:
-        which = f"iteration {iteration} of " if iteration is not None else ""
-        has = f"iterations with a journal: {', '.join(map(str, found))}" if found else "no iteration has a journal"
-        raise InputError(
-            f"--iteration: must be a zeroth-order one, whose steps are in a journal, got {which}'{layout.path}' ({has}). "
-            "First-order steps cannot be rebuilt from scalars: use zopro export."
-        )
-    return iteration, found[iteration]
 
 
 def _directions(run: Path, config: RunConfig, header: Header) -> Directions:

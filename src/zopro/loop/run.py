@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from zopro.config import RunConfig
 from zopro.store.rundir import RunDirectory
+from zopro.system import progress
 from zopro.system.launch import Processes
 from zopro.system.random_state import derived_seed
 from zopro.train.callbacks import MetricsCallback, SnapshotCallback, check_reports
@@ -27,21 +27,19 @@ class Run:
     config: RunConfig
     store: RunDirectory
     processes: Processes
-    quiet: bool = False
     _bars: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def say(self, line: str) -> None:
-        """One line of progress on stderr."""
-        if not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+        """One line on stderr."""
+        progress.say(line)
 
     def seed(self, *names: object) -> int:
         """The seed of one use of randomness, by names that no other use has."""
         return derived_seed(self.config.seed, *names)
 
     def callback(self, stage: str, iteration: int | None) -> MetricsCallback:
-        """Writes what a stage's trainer logs to metrics.jsonl, and draws its bar."""
-        made = MetricsCallback(self.store.log, stage, iteration, quiet=self.quiet)
+        """Writes what a stage's trainer logs to metrics.jsonl, and counts its steps."""
+        made = MetricsCallback(self.store.log, stage, iteration)
         self._bars.callback(made.close)
         return made
 
@@ -74,7 +72,7 @@ class Run:
         usage.note()
 
 
-def open_run(config: RunConfig, resume: bool, quiet: bool, processes: Processes, began: float | None = None) -> Run:
+def open_run(config: RunConfig, resume: bool, processes: Processes, began: float | None = None) -> Run:
     """Open a run whose directory fits; a new one is not on the disk yet. `began` as in `open_all`.
 
     Raises:
@@ -82,4 +80,4 @@ def open_run(config: RunConfig, resume: bool, quiet: bool, processes: Processes,
     """
     store = RunDirectory(config, resume, processes.first, began)
     check_reports(config.report_to)
-    return Run(config, store, processes, quiet or not processes.first)
+    return Run(config, store, processes)

@@ -12,7 +12,6 @@ from typing import Any
 
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-from trl.data_utils import common_prefix_length
 
 from zopro.errors import InputError, diverging
 from zopro.loop.answers import ask_judge, sample_all
@@ -25,6 +24,7 @@ from zopro.rewards.sequences import Sequences
 from zopro.store import shown
 from zopro.store.rundir import read_rows, whole_folder
 from zopro.system.random_state import preserve_random_state
+from zopro.text.chat import shared_length
 from zopro.train.arguments import quiet_arguments, scaled_gradients
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import checkpointed, fit
@@ -83,7 +83,7 @@ def _fit_sft(run: Run, models: Models, model: Any, rows: Sequence[Item]) -> None
     sequences, _ = Sequences(models.tokenizer, models.max_length, models.frame).from_text(
         [item.prompt for item in rows], [item.example.chosen or "" for item in rows]
     )
-    begins = [common_prefix_length(item.ids, ids) for item, ids in zip(rows, sequences, strict=True)]
+    begins = [shared_length(item.ids, ids) for item, ids in zip(rows, sequences, strict=True)]
     masks = [[0] * begin + [1] * (len(ids) - begin) for begin, ids in zip(begins, sequences, strict=True)]
     with preserve_random_state():
         trainer = checkpointed(SFTTrainer)(

@@ -41,6 +41,9 @@ class Stage:
     shared: Callable[..., bool] | None = None
     of_reward: bool = False
 
+    def title(self, iteration: int | None) -> str:
+        return self.name if iteration is None else f"{self.name} {iteration}"
+
     def done(self, store: RunDirectory, iteration: int | None) -> bool:
         return self.output(store, *_given(iteration)).exists()
 

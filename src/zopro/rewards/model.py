@@ -24,6 +24,7 @@ from zopro.rewards.sequences import Pair, Scored, Sequences, different_scores
 from zopro.rewards.training import fit_pairs, fit_scores, pad_right
 from zopro.store.durable import whole_folder
 from zopro.system import guard
+from zopro.system.progress import counted
 from zopro.system.random_state import preserve_random_state
 from zopro.text.chat import check_end
 from zopro.text.frame import Frame, check_embedded, declared_stops, frame_of
@@ -212,7 +213,7 @@ class RewardModel:
         rewards = [0.0] * len(sequences)
         by_length = sorted(range(0, len(sequences), copies), key=lambda i: len(sequences[i]), reverse=True)
         size = max(1, batch_size // copies)
-        for start in range(0, len(by_length), size):
+        for start in counted(range(0, len(by_length), size), "scoring"):
             rows = [i + k for i in by_length[start : start + size] for k in range(copies)]
             values = shared_scores(self.model, [prompts[i] for i in rows[::copies]], [endings[i] for i in rows], copies)
             for i, value in zip(rows, values.tolist(), strict=True):
@@ -227,7 +228,7 @@ class RewardModel:
         self.model.eval()
         try:
             size = batch_size if pads_right(self.model) else 1
-            for start in range(0, len(by_length), size):
+            for start in counted(range(0, len(by_length), size), "scoring"):
                 rows = by_length[start : start + size]
                 batch = pad_right([sequences[i] for i in rows], self._pad)
                 batch = {name: tensor.to(self._device) for name, tensor in batch.items()}

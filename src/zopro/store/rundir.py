@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from zopro.config import RunConfig
@@ -44,6 +43,8 @@ FREE = (
     "judge_request_timeout",
     "judge_max_retries",
     "judge_concurrency",
+    "engine_timeout",
+    "adapter_folder",
 )
 """Keys that may differ when a run is continued: they say where and how work is done, not what comes of it."""
 PACKAGES = ("zopro", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -77,7 +78,7 @@ class RunDirectory(Outputs):
         super().__init__(config.output_dir or default_folder(config))
         self.layout = Layout(self.path)
         self.writes = writes
-        self.resumed = writes and self._check(config, resume)
+        self.resumed = writes and check_folder(self.path, config, resume)
         self.metrics_path = self.layout.metrics()
         self._config = config
         self.usage = Usage(self.layout.usage(), began)
@@ -97,48 +98,10 @@ class RunDirectory(Outputs):
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock.acquire()
             except OSError as error:
-                raise self._unusable(error) from error
-            self._check(self._config, resume=False)
+                raise _unusable(self.path, error) from error
+            check_folder(self.path, self._config, resume=False)
             write_text(self.layout.environment(), json.dumps(environment(), indent=2))
             write_text(self.layout.config(), yaml.safe_dump(self._config.to_dict(), sort_keys=False))
-
-    def _check(self, config: RunConfig, resume: bool) -> bool:
-        saved_config = self.layout.config()
-        try:
-            nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
-            os.scandir(nearest).close()
-        except OSError as error:
-            raise self._unusable(error) from error
-        if not os.access(nearest, os.W_OK):
-            raise InputError(f"output_dir: must be a folder that can be written to, got {self.path}. Choose another.")
-        if not saved_config.exists():
-            names = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
-            strange = {name for name in names if not (name[0] == "." and name.endswith(".partial"))}
-            if strange - self.layout.before():
-                raise InputError(f"output_dir: must be empty or a run of zopro, got {self.path}. Choose another folder.")
-            return False
-        try:
-            saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
-            assert isinstance(saved, dict)
-        except (OSError, ValueError, yaml.YAMLError, AssertionError):
-            raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
-        given = {
-            field.name: default_of(field, config.task) for field in fields(config)
-        } | saved  # an earlier version lacked some
-        for key, value in config.to_dict().items():
-            if key not in FREE and given[key] != value:
-                raise InputError(
-                    f"output_dir: {self.path} belongs to another config ({key} is {given[key]!r} there, {value!r} "
-                    "here). Use that config or another output_dir."
-                )
-        if not resume:
-            raise InputError(f"output_dir: {self.path} holds a run already. Continue it with --resume or choose another.")
-        return True
-
-    def _unusable(self, error: OSError) -> InputError:
-        return InputError(
-            f"output_dir: must be a folder that can be written to, got {self.path} ({error.strerror}). Choose another."
-        )
 
     @contextmanager
     def new_folder(self, path: Path) -> Iterator[Path | None]:
@@ -180,9 +143,54 @@ class RunDirectory(Outputs):
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
+    """Whether `path` holds the run to be continued; without `resume` it must hold none. Raises as `RunDirectory`."""
+    layout = Layout(path)
+    saved_config = layout.config()
+    try:
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        os.scandir(nearest).close()
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"output_dir: must be a folder that can be written to, got {path}. Choose another.")
+    if not saved_config.exists():
+        names = [entry.name for entry in path.iterdir()] if path.exists() else []
+        strange = {name for name in names if not (name[0] == "." and name.endswith(".partial"))}
+        if strange - layout.before():
+            raise InputError(f"output_dir: must be empty or a run of zopro, got {path}. Choose another folder.")
+        return False
+    try:
+        saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
+        assert isinstance(saved, dict)
+    except (OSError, ValueError, yaml.YAMLError, AssertionError):
+        raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
+    given = {
+        field.name: default_of(field, config.task) for field in fields(config)
+    } | saved  # an earlier version lacked some
+    for key, value in config.to_dict().items():
+        elsewhere = key == "engine" and config.of_servers and str(given[key]).startswith("vllm:")  # other servers
+        if key not in FREE and given[key] != value and not elsewhere:
+            raise InputError(
+                f"output_dir: {path} belongs to another config ({key} is {given[key]!r} there, {value!r} "
+                "here). Use that config or another output_dir."
+            )
+    if not resume:
+        raise InputError(f"output_dir: {path} holds a run already. Continue it with --resume or choose another.")
+    return True
+
+
+def _unusable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"output_dir: must be a folder that can be written to, got {path} ({error.strerror}). Choose another."
+    )
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
-    from zopro.system.launch import launched  # with accelerate, which reading a run needs not wait for
+    import torch  # which reading a run needs not wait for
+
+    from zopro.system.launch import launched
 
     versions = {}
     for package in PACKAGES:

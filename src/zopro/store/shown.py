@@ -15,6 +15,8 @@ from typing import Any
 
 PER_ANSWER, PER_TOKEN = "kl_per_answer", "kl_per_token"
 MISSING = "-"
+REMEMBERED = "remembered"
+"""The key of an evaluation under which easy questions are (`zopro.loop.remembered`)."""
 
 
 def named(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +55,11 @@ def kl(value: Any) -> str:
     return fixed(value, 2)
 
 
+def signal(value: Any) -> str:
+    """Of a difference over its rounding noise."""
+    return fixed(value, 1)
+
+
 def seconds(value: Any) -> str:
     return fixed(value, 1)
 
@@ -78,3 +85,12 @@ def quality(numbers: Mapping[str, Any]) -> str:
     """What a reward model is worth on held-out rows: "accuracy 0.905, n 200"."""
     texts = [f"{name} {value if name == 'n' else share(value)}" for name, value in numbers.items()]
     return ", ".join(texts) or "not measured"
+
+
+def remembered(record: Mapping[str, Any]) -> str:
+    """What a record says in words: "forgotten: 1 of the 4 it knew (What is 2 + 2?)"."""
+    known, forgotten = record["known_before"], record["forgotten"]
+    if not forgotten:
+        return f"forgotten: none of the {known} easy questions it knew"
+    lost = [answer["question"] for answer in record["answers"] if answer["right_before"] and not answer["right"]]
+    return f"forgotten: {forgotten} of the {known} easy questions it knew ({' '.join(lost)})"

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from zopro.system.progress import task
+
 
 @contextmanager
 def importing() -> Iterator[None]:
@@ -18,7 +20,8 @@ def importing() -> Iterator[None]:
     before, enabled = len(sys.modules), gc.isenabled()
     gc.disable()
     try:
-        yield
+        with task("importing the libraries"):
+            yield
     finally:
         if len(sys.modules) > before:
             gc.freeze()

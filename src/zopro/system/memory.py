@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 STATUS = Path("/proc/self/status")
 
@@ -24,6 +26,8 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cuda":
+            import torch  # whoever has a device has it
+
             torch.cuda.reset_peak_memory_stats(device)
             return
         with contextlib.suppress(OSError):
@@ -32,6 +36,8 @@ class PeakMemory:
     def peak_mb(self) -> float:
         """The largest since then."""
         if self.device.type == "cuda":
+            import torch
+
             return torch.cuda.max_memory_allocated(self.device) / 1e6
         return peak_rss_mb()
 

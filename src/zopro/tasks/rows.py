@@ -62,13 +62,23 @@ def load_rows(source: str, split: Split = "train") -> list[Row]:
         rows = [row for file in _files_of(path, split) for row in _read(file, split)]
     elif path.is_file():
         rows = list(_read(path, split))
-    elif _reader(path) or not _HUB_ID.fullmatch(source) or ("/" in source and Path(path.parts[0]).is_dir()):
-        raise InputError(f"{split}_data: no such file, folder or Hub data set id: '{source}'.")
     else:
+        check_source(source, split)
         rows = _read_hub(source, split)
     if not rows:
         raise InputError(f"{split}_data: '{source}' has no rows. Give data with at least one row.")
     return rows
+
+
+def check_source(source: str, split: Split = "train") -> None:
+    """Raise `InputError` where `source` is neither on the disk nor can be a Hub id."""
+    path = Path(source)
+    if path.is_dir():
+        _files_of(path, split)
+    elif path.is_file():
+        _reader_of(path, split)
+    elif _reader(path) or not _HUB_ID.fullmatch(source) or ("/" in source and Path(source.partition("/")[0]).is_dir()):
+        raise InputError(f"{split}_data: no such file, folder or Hub data set id: '{source}'.")
 
 
 def _files_of(folder: Path, split: Split) -> list[Path]:
@@ -89,11 +99,16 @@ def _reader(path: Path) -> Callable[[Path, bytes], Iterable[Row]] | None:
     return next((read for suffix, read in _READERS.items() if name.endswith(suffix)), None)
 
 
-def _read(path: Path, split: Split) -> Iterator[Row]:
+def _reader_of(path: Path, split: Split) -> Callable[[Path, bytes], Iterable[Row]]:
     reader = _reader(path)
     if reader is None:
         kinds = ", ".join(_READERS)
         raise InputError(f"{split}_data: '{path}' must be one of {kinds} (text also with .gz), a folder or a Hub id.")
+    return reader
+
+
+def _read(path: Path, split: Split) -> Iterator[Row]:
+    reader = _reader_of(path, split)
     try:
         data = path.read_bytes()
         yield from reader(path, gzip.decompress(data) if path.suffix.lower() == ".gz" else data)

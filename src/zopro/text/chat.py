@@ -139,7 +139,7 @@ def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
         return _UNSEEN, without_place("renders the text of a message as nothing")
     before, _, closing = answered.rpartition(ANSWER)
     if not before.startswith(asked):
-        lacking = asked[_shared(asked, before) :]
+        lacking = asked[shared_length(asked, before) :]
         return _NO_PLACE, without_place(f"asks for an answer with {lacking!r}, which answered turns do not have")
     trims = (
         "".join(space for space, (left, _, _) in zip(" \n", around, strict=True) if left == before),
@@ -151,15 +151,15 @@ def _probe(tokenizer: PreTrainedTokenizerBase, way: Turn) -> tuple[int, Turn]:
         after = ""
     if not closing.strip():  # a last turn left open: what ends an earlier one stands before the next turn's beginning
         between, begins = after.partition(NEXT)[0], asked.partition(QUESTION)[0]
-        closing = between[: len(between) - _shared(between[::-1], begins[::-1])]
+        closing = between[: len(between) - shared_length(between[::-1], begins[::-1])]
     turn = replace(way, opening=before[len(asked) :], closing=closing, following=after, trims=trims)
     ids, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, answered))
     closes = turn.opening.lstrip().startswith("</")  # the answer would have to close a tag before it begins
     return _BORDER if closes or whole[: len(ids)] != ids else _NONE, turn
 
 
-def _shared(left: str, right: str) -> int:
-    """How many characters two texts share from the start."""
+def shared_length(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """How many characters two texts, or tokens two lists, share from the start."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from zopro.config.model import GGUF
+from zopro.config.model import GGUF, check_there, no_such_model
 from zopro.errors import InputError, out_of_memory
 from zopro.text.chat import QUESTION, added, added_start, check_end, render, turn_of
 
@@ -35,8 +35,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
         InputError: there is no such tokenizer, it has no EOS token (a completion could not end), or it cannot be
             kept from adding tokens to the end of a prompt.
     """
-    if model.endswith(GGUF) and not Path(model).is_file():
-        raise InputError(f"engine: must be given a GGUF file, got {model!r}, which is none. Check the path.")
+    check_there(model)
     try:
         if model.endswith(GGUF):
             tokenizer = _of_gguf(model)
@@ -111,7 +110,7 @@ def cannot_load(what: str, name: str, error: Exception) -> InputError:
             return InputError(f"model: {name!r} is gated. Ask for access on its page of the Hub, then 'hf auth login'.")
         if "couldn't connect" in str(error):
             return InputError(f"model: {name!r} is no folder, nor in the cache, and the Hub cannot be reached.")
-        return InputError(f"model: no folder and no Hub id of that name can be read, got {name!r}. Check the path.")
+        return no_such_model(name)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = " ".join(lines[: 1 + lines[0].endswith(":")])
     if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):

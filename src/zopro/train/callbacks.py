@@ -1,4 +1,4 @@
-"""From a transformers trainer to `metrics.jsonl` and one progress bar.
+"""From a transformers trainer to `metrics.jsonl` and to what is shown of its steps.
 
 trainer = SFTTrainer(..., callbacks=[MetricsCallback(journal.write, "sft")])
 be_quiet(trainer)       # the trainer's own printing off: the callback shows what there is to see
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,27 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from zopro.errors import InputError, nearest
-from zopro.store.shown import PER_TOKEN, named
-from zopro.system.terminal import Progress
+from zopro.store import shown
+from zopro.store.shown import PER_ANSWER, PER_TOKEN, named
+from zopro.system import progress
 
 # Bookkeeping of transformers.Trainer: the run directory has its own seconds and sizes.
 _LEFT_OUT = ("total_flos", "epoch", "train_loss")
 _NOT_LISTED = ("dvclive", "flyte", "kubeflow")  # of which transformers does not say beforehand whether they are there
-# Shown beside the bar, in this order, where the trainer logs them. Rewards and accuracies are those of the step's own
-# batch, by the models as they are; the summary's are of held-out rows.
-_SHOWN = {"loss": "loss", "reward": "train_reward", PER_TOKEN: PER_TOKEN, "accuracy": "train_accuracy"}
+LENGTH = "completions/mean_length"
+"""TRL's name for the tokens of a step's answers: with the KL of a token, the KL of an answer."""
+# Shown beside the steps, in this order, where the trainer logs them: of the step's own batch, by the models as they are;
+# the summary's are of held-out rows. A policy's loss says nothing: its differences are what a step goes by.
+_FITTED = {
+    "loss": ("loss", shown.reward),
+    "accuracy": ("train accuracy", shown.share),
+    "mean_token_accuracy": ("token accuracy", shown.share),
+}
+_POLICY = {
+    "reward": ("train reward", shown.reward),
+    PER_ANSWER: ("KL an answer", shown.kl),
+    "signal_to_noise": ("signal", shown.signal),
+}
 
 
 def be_quiet(trainer: Trainer) -> None:
@@ -66,7 +78,7 @@ class SnapshotCallback(TrainerCallback):
 
 
 class MetricsCallback(TrainerCallback):
-    """Forwards what a trainer logs, one dictionary a line, and shows progress with the stage's name and time left.
+    """Forwards what a trainer logs, one dictionary a line, and counts its steps (`zopro.system.progress`).
 
     Args:
         log: receives `{"time": unix seconds, "stage", "iteration", "step", ...numbers}` for every line of training
@@ -74,24 +86,19 @@ class MetricsCallback(TrainerCallback):
             TRL calls `kl`, the mean over the tokens of a batch, is `kl_per_token` here.
         stage: the stage's name as in metrics.jsonl: sft, reward, policy or refine.
         iteration: the loop's iteration, None outside of it.
-        quiet: show no progress. It goes to stderr (`zopro.system.terminal`).
     """
 
-    def __init__(
-        self, log: Callable[[dict[str, Any]], None], stage: str, iteration: int | None = None, quiet: bool = False
-    ) -> None:
-        self.log, self.stage, self.iteration, self.quiet = log, stage, iteration, quiet
-        self._bar: Progress | None = None
+    def __init__(self, log: Callable[[dict[str, Any]], None], stage: str, iteration: int | None = None) -> None:
+        self.log, self.stage, self.iteration = log, stage, iteration
+        self._steps: progress.Task | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.quiet or not state.is_world_process_zero:
-            return
-        title = self.stage if self.iteration is None else f"{self.stage} {self.iteration}"
-        self._bar = Progress(title, state.max_steps, state.global_step)
+        if state.is_world_process_zero:
+            self._steps = progress.begin("", state.max_steps, "steps", state.global_step, lasting=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.step(state.global_step)
+        if self._steps is not None:
+            self._steps.step(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or not state.is_world_process_zero or "train_runtime" in logs:
@@ -103,16 +110,32 @@ class MetricsCallback(TrainerCallback):
         }
         line = {"time": time.time(), "stage": self.stage, "iteration": self.iteration, "step": state.global_step}
         line = named(line | numbers)
-        if self._bar is not None:
-            shown = {title: line[name] for name, title in _SHOWN.items() if line.get(name) is not None}
-            self._bar.step(state.global_step, shown)
+        if self._steps is not None:
+            self._steps.step(state.global_step, _told(line))
         self.log(line)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the bar's line, also where an error ends the training."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """No more steps, also where an error ends the training."""
+        if self._steps is not None:
+            progress.end(self._steps)
+            self._steps = None
+
+
+def kl_of_answers(numbers: Mapping[str, Any]) -> float | None:
+    """KL(policy || SFT) in nats an answer, of what a trainer has logged of a step; None where it has not.
+
+    >>> kl_of_answers({"kl": 0.25, "completions/mean_length": 16.0}), kl_of_answers({"reward": 1.0})
+    (4.0, None)
+    """
+    of_token, length = numbers.get("kl", numbers.get(PER_TOKEN)), numbers.get(LENGTH)
+    return None if of_token is None or length is None else of_token * length
+
+
+def _told(line: Mapping[str, Any]) -> dict[str, str]:
+    """What a person makes something of: of a policy its reward, its distance and whether its steps see anything."""
+    numbers = {**line, PER_ANSWER: kl_of_answers(line)}
+    names = _POLICY if line["stage"] == "policy" else _FITTED
+    return {title: form(numbers[name]) for name, (title, form) in names.items() if numbers.get(name) is not None}

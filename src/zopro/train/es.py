@@ -44,9 +44,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
-    """`trl.RLOOConfig` with the options of evolution strategies; what TRL has for log-probs and ratios is not used."""
+    """`trl.RLOOConfig` with the options of evolution strategies; what TRL has for log-probs and ratios is not used.
 
-    learning_rate: float = option(1e-3, "Step size: the change of a weight in a step, if the step is normalised.")
+    >>> args = ESConfig("runs/short", population=16, sigma="auto")
+    >>> args.num_generations, args.beta
+    (1, 0.0)
+    """
+
+    learning_rate: float = option(1e-2, "Step size: the change of a weight in a step, if the step is normalised.")
     lr_scheduler_type: str = option("constant", "How the learning rate changes.")
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
@@ -82,6 +87,17 @@ class ESTrainer(DirectedTrainer):
     Args:
         kept: a folder for rewards as they come. A training that is begun or resumed with the same folder asks for none
             that are in it; `zopro.train.checkpoints.clear` removes what checkpoints have.
+
+    >>> from datasets import Dataset
+    >>> from peft import LoraConfig
+    >>> def short(completions, **columns):  # any TRL reward function
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> rows = Dataset.from_dict({"prompt": ["What is rust?", "What is tea?"]})
+    >>> args = ESConfig("runs/short", population=4, max_steps=1, per_device_train_batch_size=2, report_to=[])
+    >>> lora = LoraConfig(task_type="CAUSAL_LM")
+    >>> trainer = ESTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", short, args, rows, peft_config=lora)
+    >>> trainer.train().global_step
+    1
     """
 
     config_cls = ESConfig

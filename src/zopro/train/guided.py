@@ -43,7 +43,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class GuidedConfig(RLOOConfig):
-    """`trl.RLOOConfig` with the options of the guide, for Adam on pseudo-gradients."""
+    """`trl.RLOOConfig` with the options of the guide, for Adam on pseudo-gradients.
+
+    >>> args = GuidedConfig("runs/short", guard_every=0)
+    >>> args.local, args.learning_rate
+    ('block', 0.0002)
+    """
 
     learning_rate: float = option(GUIDED_LEARNING_RATE, "Learning rate of AdamW.")
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
@@ -156,6 +161,17 @@ class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
     Raises:
         InputError: the model has no residual stream, or no adapter that writes to it is trained (at the first step).
         ValueError: more than one process.
+
+    >>> from datasets import Dataset
+    >>> from peft import LoraConfig
+    >>> def short(completions, **columns):  # any TRL reward function
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> rows = Dataset.from_dict({"prompt": ["What is rust?", "What is tea?"]})
+    >>> args = GuidedConfig("runs/short", max_steps=1, per_device_train_batch_size=4, report_to=[])
+    >>> lora = LoraConfig(task_type="CAUSAL_LM")
+    >>> trainer = GuidedTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", short, args, rows, peft_config=lora)
+    >>> trainer.train().global_step
+    1
     """
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from zopro.system.heap import expect_graph
+from zopro.system.progress import task
 from zopro.train.rehearsal import repeatable, stand_in
 from zopro.train.slope_check import WHOLE, Slopes, compare, of_all, parts, recorded, trained
 from zopro.zo import SPSA
@@ -82,7 +83,8 @@ class GradientSlope:
         name, options = self._names()
         frozen = None
         try:
-            frozen = self._record(spsa, loss, inputs)
+            with task("searching the loss for constants"):
+                frozen = self._record(spsa, loss, inputs)
         except Exception as error:  # no graph can be built of it, or it fails: its evaluation will tell
             logger.warning("%s: its loss could not be searched for constants (%s)", name, _line(error))
         wanted = of_all(spsa, float(frozen is not None and frozen.matters)) > 0
@@ -109,7 +111,8 @@ class GradientSlope:
         self.tries -= 1
         name, options = self._names()
         try:
-            rows, slopes = self._first_slopes(spsa, loss, inputs)
+            with task("checking the slope of the loss"):
+                rows, slopes = self._first_slopes(spsa, loss, inputs)
         except Exception as error:  # too little memory, or what the evaluations to come will say as well
             self.tries = 0
             logger.warning("%s: the slope of its loss was not checked (%s)", name, _line(error))

@@ -29,6 +29,7 @@ from zopro.errors import InputError
 from zopro.system.clock import timed
 from zopro.system.launch import counted, exchanging
 from zopro.train.construction import trainable
+from zopro.train.evaluations import counting
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
 from zopro.train.typed import Mixin
@@ -210,7 +211,13 @@ class ZerothOrderMixin(Mixin):
             return trainer._base_loss(model, dict(batch) if isinstance(batch, Mapping) else batch, *args, **kwargs)
 
         closure = self._slope.closure(loss_of, inputs, search=not self.known_loss)
-        return self.spsa.measure(closure, self.loss_at_theta(inputs))
+        with counting(self.spsa) as seen:
+
+            def evaluate() -> Any:
+                seen(1)
+                return closure()
+
+            return self.spsa.measure(evaluate, self.loss_at_theta(inputs))
 
     def _base_loss(self, *args: Any, **kwargs: Any) -> Any:
         return super().compute_loss(*args, **kwargs)
@@ -267,6 +274,14 @@ def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options:
     Raises:
         TypeError: `trainer_cls` is not such a class.
         ValueError: its `training_step` computes a loss of its own instead of calling `compute_loss`.
+
+    >>> from datasets import Dataset
+    >>> from trl import SFTConfig, SFTTrainer
+    >>> rows = Dataset.from_dict({"prompt": ["What is tea? "] * 8, "completion": ["Leaves in hot water."] * 8})
+    >>> args = SFTConfig("runs/sft", max_steps=1, learning_rate=1e-4, use_cpu=True, bf16=False, report_to=[])
+    >>> model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    >>> zeroth_order(SFTTrainer)(model, args=args, train_dataset=rows).train().global_step
+    1
     """
     if not (isinstance(trainer_cls, type) and hasattr(trainer_cls, "training_step")):
         raise TypeError(f"trainer_cls: must be a subclass of transformers.Trainer, got {trainer_cls!r}")

@@ -21,6 +21,7 @@ from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
 from zopro.train.directed import DirectedTrainer
+from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
 from zopro.zo import Displacement, Estimate
@@ -31,7 +32,11 @@ TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask",
 
 @dataclass
 class ZOPrOConfig(StepOptions, RLOOConfig):
-    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's."""
+    """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's.
+
+    >>> ZOPrOConfig("runs/short").eps, ZOPrOConfig("runs/short", preset="paper").eps
+    ('auto', 1e-05)
+    """
 
     learning_rate: float = option(
         PRESETS["default"], "Step size; in the default preset the change of a weight in a typical step."
@@ -66,6 +71,17 @@ class ZOPrOTrainer(DirectedTrainer):
     The default preset's loss is -mean(advantage * log-ratio), which has RLOO's gradient where the ratios are 1, but stays
     a line where RLOO's ratio is exponential and clipped at 0.8 and 1.2. So eps can be large enough for a difference to
     stand above bfloat16's rounding: on a 270M model that moved an answer's log-prob by 0.16 nats.
+
+    >>> from datasets import Dataset
+    >>> from peft import LoraConfig
+    >>> def short(completions, **columns):  # any TRL reward function
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> rows = Dataset.from_dict({"prompt": ["What is rust?", "What is tea?"]})
+    >>> args = ZOPrOConfig("runs/short", max_steps=1, per_device_train_batch_size=4, report_to=[])
+    >>> lora = LoraConfig(task_type="CAUSAL_LM")
+    >>> trainer = ZOPrOTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", short, args, rows, peft_config=lora)
+    >>> trainer.train().global_step
+    1
     """
 
     config_cls = ZOPrOConfig
@@ -120,9 +136,11 @@ class ZOPrOTrainer(DirectedTrainer):
 
         def values(at: Sequence[Displacement]) -> list[float]:
             found.extend(engine.logprobs(batch, at, self.temperature))
+            seen(len(at))
             return [float(evaluate()) for _ in at]
 
-        with engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext():
+        here = engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext()
+        with here, counting(self.spsa) as seen:
             return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:

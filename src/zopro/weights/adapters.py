@@ -9,13 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from zopro.errors import InputError
+from zopro.weights.names import ADAPTER_FILE, MODEL_FILES, MODEL_INDEX
 from zopro.weights.tensors import read_whole, tensor_names
-
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-MODEL_FILE, MODEL_FILES = "model.safetensors", "model*.safetensors"
-MODEL_INDEX = "model.safetensors.index.json"
-
 
 _ADAPTER_NAME = re.compile(
     r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save)\.(?!weight$|bias$)[^.]+"

@@ -36,12 +36,13 @@ class ES(Recorded):
         sigma: scale of the displacements, or "auto" (`zopro.zo.sigma`), which takes rewards per prompt.
         population: members, P.
         directions: where z comes from.
-        antithetic, shaping, normalize, momentum, second_moment, anchor, seed: as `zopro.zo.ESStrategy` has them. The
-            moments cost a tensor each beside the parameters, the anchor one more.
         weight_decay: decoupled decay of tensors with two or more dimensions.
         perturbation: "in_place" (keeps a copy of the parameters), "virtual" (no copy) or "auto" (by their number).
         ranks: processes that share the members or the prompts. All begin with the same parameters.
         before_apply: called with each step's record before a parameter changes (a journal); if it raises, none does.
+
+    antithetic, shaping, normalize, momentum, second_moment, anchor and seed are those of `zopro.zo.ESStrategy`. The
+    moments cost a tensor each beside the parameters, the anchor one more.
 
     All members of a step see the same global random state, so that they draw the same dropout and the same tokens.
     Raises ValueError: an argument out of range; no tensor to train.

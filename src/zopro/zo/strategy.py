@@ -107,7 +107,7 @@ class SPSAStrategy:
             scale: root mean square of a displacement's entries (`Weights.scale`).
         """
         automatic = [group for group in self.groups if group["auto_eps"]]
-        if not (self.measure_noise or automatic) or not math.isnan(self.signal.noise_floor):
+        if not self.uncalibrated:
             return
         unit = Displacement(self.seed, 0, step, 1.0, (1.0,) * len(self.groups))
 
@@ -234,6 +234,12 @@ class SPSAStrategy:
         self.signal.low_steps, self.signal.noise_floor = state["low_signal_steps"], state["noise_floor"]
         self.trusts_known_loss = state["trusts_known_loss"]
         self.second_moment.mean_square, self.second_moment.weight = state["mean_square"], state["moment_weight"]
+
+    @property
+    def uncalibrated(self) -> bool:
+        """Whether the next step evaluates losses to choose eps, or to measure the noise floor."""
+        wanted = self.measure_noise or any(group["auto_eps"] for group in self.groups)
+        return wanted and math.isnan(self.signal.noise_floor)
 
     @property
     def calibrated(self) -> bool:

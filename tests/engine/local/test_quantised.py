@@ -186,7 +186,7 @@ def test_the_loop_runs_and_its_adapters_stay_in_float32(inputs, tmp_path, monkey
     def load(*given: Any) -> Any:
         return stored_in_8_bits(loaded(*given))
 
-    for module in ("zopro.engine.opening", "zopro.loop.models", "zopro.loop.export"):
+    for module in ("zopro.engine.opening", "zopro.loop.models"):
         monkeypatch.setattr(f"{module}.load_start", load)
     monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
     monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)

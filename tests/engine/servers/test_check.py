@@ -57,6 +57,44 @@ class Stale(Sound):
         return super().logprobs(batch, [at[0], *(others[:1] * (len(at) - 1))], temperature)
 
 
+class Mixed(Sound):
+    """It takes the rows of two displaced policies for each other's."""
+
+    def logprobs(
+        self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0
+    ) -> list[Tensor]:
+        found = super().logprobs(batch, at, temperature)
+        displaced = [index for index, displacement in enumerate(at) if displacement is not None and len(at) > 1]
+        for index in displaced:
+            found[index] = found[index].flip(0)
+        return found
+
+
+class Partly(Sound):
+    """Adapters on v_proj are left out, without a word."""
+
+    def logprobs(
+        self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0
+    ) -> list[Tensor]:
+        assert self.weights is not None
+        kept = self.weights.left_out
+        self.weights.left_out = [*kept, *(name for name, _, _ in self.weights.entries if "v_proj" in name)]
+        try:
+            return super().logprobs(batch, at, temperature)
+        finally:
+            self.weights.left_out = kept
+
+
+class Servers(Sound):
+    """Two servers, of which the second has another model."""
+
+    def parts(self) -> list[Sound]:
+        other = Sound()
+        head = other.model.get_output_embeddings()
+        head.weight.data.mul_(3)
+        return [self, other]
+
+
 class Restless(Sound):
     """Its batches are never twice the same."""
 
@@ -99,6 +137,9 @@ class Coarse(Sound):
     [
         (Deaf, "adapters are ignored"),
         (Stale, "a stale adapter or a prompt cached"),
+        (Mixed, r"two adapters in one batch read .* nats a token otherwise than one after another"),
+        (Partly, r"must be heeded on all modules that have one, got none on v_proj\."),
+        (Servers, r"servers must hold one model, got .* nats a token between the first and number 2\."),
         (Restless, r"differ by 0\.00\d+ nats a token between two calls"),
         (Split, "samples from another policy than it scores"),
         (Broken, "are not finite"),

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zopro.analysis.reading.places import folder_at, run_at
 from zopro.errors import InputError
 from zopro.store.layout import Layout, numbered
-from zopro.weights.adapters import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILES, weight_files, weight_name
+from zopro.weights.adapters import weight_files, weight_name
+from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILES
 from zopro.weights.tensors import Stored, read_header
 
 BEYOND = (
@@ -103,11 +105,7 @@ def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
     Raises:
         InputError: `run` is no run directory, or is not two checkpoints far in both.
     """
-    if not run.is_dir():
-        raise InputError(f"RUN: must be a run directory, got '{run}' (no such folder).")
-    layout = Layout(run)
-    if not layout.sft().is_dir() and not layout.policies().is_dir():
-        raise InputError(f"RUN: must hold the folders sft and policy of a run, got '{run}'.")
+    layout = run_at(run)
     policy = [read(layout.sft(), "SFT")]
     for number, folder in numbered(layout.policies()).items():
         policy += _snapshots(layout, "policy", number)
@@ -125,9 +123,7 @@ def of_folder(folder: str | Path, name: str) -> Trajectory:
 
     Each is a folder with an adapter or a model, or a .safetensors file of its own.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}' (no such folder).")
+    folder = folder_at(folder, name)
     if weight_files(folder):
         raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}', which is one. Give the one above.")
     inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]

@@ -14,7 +14,8 @@ from peft import PeftModel
 
 from zopro.engine.local.quantised import shown
 from zopro.errors import InputError
-from zopro.weights.adapters import ADAPTER_CONFIG, adapter_state, tensor_name
+from zopro.weights.adapters import adapter_state, tensor_name
+from zopro.weights.names import ADAPTER_CONFIG
 
 
 def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable: bool = False) -> PeftModel:

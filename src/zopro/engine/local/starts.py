@@ -29,7 +29,8 @@ from zopro.engine.local.quantised import quantised
 from zopro.errors import InputError
 from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
-from zopro.weights.adapters import ADAPTER_CONFIG, adapter_tensors
+from zopro.weights.adapters import adapter_tensors
+from zopro.weights.names import ADAPTER_CONFIG
 
 CHANGES_MORE = ("use_dora", "lora_bias", "use_qalora", "target_parameters", "modules_to_save", "trainable_token_indices")
 """PEFT's options of adapters that are more than scale * B A on some weights; so is any `bias` but none."""

@@ -7,11 +7,9 @@ GGUF. A module's A is (r, in), its B (out, r); llama.cpp adds alpha / r B A x to
 from __future__ import annotations
 
 import math
-import os
 import re
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -173,9 +171,3 @@ def _gguf(values: Mapping[str, str | float], tensors: list[tuple[str, Tensor]]) 
 def _text(text: str) -> bytes:
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
-
-
-def shared_folder() -> Path | None:
-    """Where a file costs no disk: the system's shared memory, if it can be written."""
-    memory = Path("/dev/shm")
-    return memory if memory.is_dir() and os.access(memory, os.W_OK) else None

@@ -21,9 +21,10 @@ from torch import Tensor
 from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.batch import again, check_prompts, uniform_numbers
 from zopro.engine.local.sampling import Sampler
+from zopro.engine.servers.adapters import named
 from zopro.engine.servers.llamacpp.adapter import adapter_bytes, fresh, heads_of, module_names, parts
 from zopro.engine.servers.llamacpp.model import MOST_ROWS, Model
-from zopro.engine.servers.llamacpp.rows import Asked, rollouts_of, unpadded
+from zopro.engine.servers.rows import Asked, rollouts_of, unpadded
 from zopro.errors import InputError
 from zopro.zo import Directions, Weights
 from zopro.zo.displacement import Displacement
@@ -55,7 +56,7 @@ class LlamaCppEngine:
         """theta and its directions: all of the policy's tensors at first, and later those or a part of them."""
         model, names = self.model, module_names(self.model.tensors, self.model.architecture)
         self._places: dict[str, tuple[str, int]] = {}
-        for name, tensor in _named(weights):
+        for name, tensor in named(weights):
             module, side = parts(name)
             if module not in names:
                 raise InputError(f"engine: the adapter is for {module!r}, which {model.path.name} does not have.")
@@ -68,7 +69,7 @@ class LlamaCppEngine:
                 )
             self._places[module] = weight, heads_of(weight, model.architecture, *model.heads)
         self.weights = weights
-        self._tensors |= dict(_named(weights))
+        self._tensors |= dict(named(weights))
         half = next((m for m in self._places if not {f"{m}.lora_{s}.weight" for s in "AB"} <= self._tensors.keys()), None)
         if half is not None:
             raise InputError(f"engine: the adapter must have A and B of each module, got one of {half!r}.")
@@ -240,7 +241,3 @@ def new_tensors(model: Model, rank: int, targets: str, seed: int) -> dict[str, T
     for weight in chosen.values():
         heads_of(weight, model.architecture, *model.heads)
     return fresh({name: (model.tensors[w][0], model.tensors[w][1]) for name, w in chosen.items()}, rank, seed)
-
-
-def _named(weights: Weights) -> list[tuple[str, Tensor]]:
-    return [pair for group in weights.groups for pair in zip(group["param_names"], group["params"], strict=True)]

@@ -14,7 +14,8 @@ from peft.utils.other import get_pattern_key
 
 from zopro.engine.servers.llamacpp.adapter import adapter_bytes, heads_of, parts, weight_of
 from zopro.errors import InputError
-from zopro.weights.adapters import ADAPTER_CONFIG, adapter_state
+from zopro.weights.adapters import adapter_state
+from zopro.weights.names import ADAPTER_CONFIG
 
 ARCHITECTURES = {
     **{name: name for name in ("llama", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "stablelm", "granite")},

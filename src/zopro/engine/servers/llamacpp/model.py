@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopro.engine.servers.adapters import shared_folder
 from zopro.engine.servers.llamacpp import library as lib
-from zopro.engine.servers.llamacpp.adapter import shared_folder
 from zopro.errors import InputError
 
 PIECE = 512  # tokens that go through the network at once; more take memory and save no time on a CPU

@@ -1,7 +1,7 @@
 """A GGUF model as PEFT and TRL see it: modules of the right names and shapes, without weights.
 
 Adapters are put on it, saved and loaded by PEFT as ever; the forward passes are llama.cpp's, and one that is asked of the
-skeleton is refused. Every weight is one zero that is read as often as its shape says, so that it takes no memory.
+skeleton is refused.
 
 base = skeleton(Model("model.gguf"))
 served(get_peft_model(base, LoraConfig(...))).sample(...)
@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
+from zopro.config.model import ModelOptions
+from zopro.engine.servers.adapters import hollow, lora_tensors
 from zopro.engine.servers.llamacpp.adapter import module_names
 from zopro.engine.servers.llamacpp.engine import LlamaCppEngine
 from zopro.engine.servers.llamacpp.model import Model
 from zopro.errors import InputError
-from zopro.weights.adapters import tensor_name
 from zopro.zo import Gaussian, Weights
 
 
@@ -47,18 +47,20 @@ class Skeleton(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.served_by, self.serve = served_by, served
         vocabulary, width = served_by.tensors["token_embd.weight"]
-        self.model = nn.Module()
-        self.model.embed_tokens = _without_weight(nn.Embedding, vocabulary, width, shape=(vocabulary, width))
-        for name, weight in module_names(served_by.tensors, served_by.architecture).items():
-            out, wide = served_by.tensors[weight]
-            parent: nn.Module = self
-            *path, last = name.split(".")
-            for part in path:
-                if not hasattr(parent, part):
-                    parent.add_module(part, nn.Module())
-                parent = getattr(parent, part)
-            parent.add_module(last, _without_weight(nn.Linear, wide, out, bias=False, shape=(out, wide)))
-        self.lm_head = _without_weight(nn.Linear, width, vocabulary, bias=False, shape=(vocabulary, width))
+        with torch.device("meta"):
+            self.model = nn.Module()
+            self.model.embed_tokens = nn.Embedding(vocabulary, width)
+            for name, weight in module_names(served_by.tensors, served_by.architecture).items():
+                out, wide = served_by.tensors[weight]
+                parent: nn.Module = self
+                *path, last = name.split(".")
+                for part in path:
+                    if not hasattr(parent, part):
+                        parent.add_module(part, nn.Module())
+                    parent = getattr(parent, part)
+                parent.add_module(last, nn.Linear(wide, out, bias=False))
+            self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        hollow(self)
 
     def get_input_embeddings(self) -> Any:
         return self.model.embed_tokens
@@ -84,9 +86,9 @@ class Skeleton(PreTrainedModel, GenerationMixin):
         )
 
 
-def open_file(path: str) -> Skeleton:
+def open_file(options: ModelOptions) -> Skeleton:
     """What `engine: llamacpp:FILE.gguf` stands for. Raises InputError: as `Model`, and as `skeleton`."""
-    return skeleton(Model(path))
+    return skeleton(Model(options.served))
 
 
 def skeleton(model: Model) -> Skeleton:
@@ -108,30 +110,3 @@ def served(model: Any) -> LlamaCppEngine:
     """The engine at a skeleton's active adapter, whose tensors it reads."""
     tensors, alpha = lora_tensors(model)
     return LlamaCppEngine(model.served_by, Weights.of(tensors.items(), Gaussian()), alpha)
-
-
-def lora_tensors(model: Any) -> tuple[dict[str, Tensor], float]:
-    """A and B of the active adapter by plain names, and alpha; none where adapters are switched off.
-
-    Raises InputError: modules with different scales, which one GGUF adapter cannot have, or another kind of adapter.
-    """
-    found: dict[str, Tensor] = {}
-    alphas = set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer) and not layer.disable_adapters:
-            for adapter in layer.active_adapters:
-                if adapter in layer.lora_A:
-                    module = tensor_name(name)
-                    found[f"{module}.lora_A.weight"] = layer.lora_A[adapter].weight
-                    found[f"{module}.lora_B.weight"] = layer.lora_B[adapter].weight
-                    alphas.add(layer.scaling[adapter] * layer.r[adapter])
-    if len(alphas) > 1:
-        raise InputError(f"engine: llamacpp must have an adapter with one alpha, got {sorted(alphas)}.")
-    return found, alphas.pop() if alphas else 1.0
-
-
-def _without_weight(kind: Any, *sizes: int, shape: tuple[int, int], **options: Any) -> Any:
-    with torch.device("meta"):
-        module = kind(*sizes, **options)
-    module.weight = nn.Parameter(torch.zeros(1, 1).expand(shape), requires_grad=False)
-    return module

@@ -1,4 +1,4 @@
-"""Rows of a batch between the lists that llama.cpp reads and the padded tensors of the engine's protocol."""
+"""Rows of a batch between the lists that serving engines read and the padded tensors of the protocol."""
 
 from __future__ import annotations
 

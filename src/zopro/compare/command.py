@@ -1,0 +1,86 @@
+"""`zopro compare`: what can be typed, and where it goes.
+
+zopro compare CONFIG.yaml --methods guided,rloo --steps 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from typing import Any
+
+from zopro.compare.plan import SHARED_METHOD, Plan, shared_run
+from zopro.config.arguments import add_configuration, configuration
+from zopro.system.imports import importing
+
+
+class _Renamed(argparse.Action):
+    """An option by its old name, with a line that says the new one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        print(f"zopro: {option} is called --{self.dest.replace('_', '-')} now", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Register the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="methods side by side on the same work: reward, KL, seconds and memory",
+        description="Train every method from the same policy on the same work, measure it, and write tables and plots. "
+        "Finished trainings are kept, so the same command goes on where it was stopped.",
+    )
+    plan = command.add_argument_group("Comparison")
+    plan.add_argument("--methods", metavar="NAMES", required=True, help="comma separated, such as guided,rloo")
+    plan.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each method (default: 1)")
+    length = plan.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
+    length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
+    length.add_argument("--answers", type=int, default=0, metavar="N", help="answers that each training samples")
+    plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
+    plan.add_argument(
+        "--search-trials",
+        type=int,
+        default=3,
+        metavar="N",
+        help="learning rates tried for each method, at most; 1: the configured one is taken (default: 3)",
+    )
+    plan.add_argument("--learning-rates", dest="search_trials", action=_Renamed, type=int, help=argparse.SUPPRESS)
+    plan.add_argument(
+        "--search-share", type=float, default=0.25, metavar="X", help="a trial's share of a training (default: 0.25)"
+    )
+    plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
+    plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
+    add_configuration(command)
+    command.set_defaults(handler=run)
+    return command
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Compare, and return the object of `--json` and the tables."""
+    from zopro.loop.beforehand import check_beforehand
+
+    config = configuration(args, **({"output_dir": args.out} if args.out else {}))
+    plan = Plan(
+        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
+        seeds=args.seeds,
+        steps=args.steps,
+        budget_minutes=args.budget_minutes,
+        answers=args.answers,
+        points=args.points,
+        search_trials=args.search_trials,
+        search_share=args.search_share,
+        start=args.start,
+    )
+    for method in plan.methods:
+        plan.steps_of(method, config)
+    shared = str(shared_run(config.output_dir)) if config.output_dir else ""
+    check_beforehand(replace(config, output_dir=shared, method=SHARED_METHOD), resume=True)
+
+    with importing():
+        from zopro.compare import compare
+        from zopro.compare.summary import text
+
+    result = compare(config, plan)
+    return result, text(result)

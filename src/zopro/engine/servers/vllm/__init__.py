@@ -1,0 +1,1 @@
+"""vLLM servers that a person has started, asked over HTTP."""

@@ -1,0 +1,199 @@
+"""One vLLM server, asked over its OpenAI-compatible HTTP interface. Token ids go out, token ids and log-probs come back.
+
+server = Server("http://127.0.0.1:8000")
+server.greet()
+server.load("zopro-1", Path("/dev/shm/zopro/1"))
+server.sample("zopro-1", prompts, seeds, options); server.score("zopro-1", rows, counts); server.unload("zopro-1")
+
+A key comes from the environment alone (VLLM_API_KEY, as for the server itself), and is taken out of what the server says.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from zopro.config.addresses import VLLM_KEY
+from zopro.engine import Sampling
+from zopro.system.secrets import redacted
+
+PROBE = 10.0  # seconds for a server to say that it is there
+SLOTS = 4  # adapters that a server has at once, where it does not say
+REMEDIES = (
+    ("No adapter found", "set adapter_folder to a folder that the server sees by the same path"),
+    ("max_lora_rank", "start it with a --max-lora-rank of lora_r or more"),
+    ("target modules", "leave out what it names of lora_target_modules"),
+    ("/v1/load_lora_adapter says 404: {", "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"),
+    ("says 401", f"export its key as {VLLM_KEY}"),
+    ("maximum context length", "start it with a larger --max-model-len"),
+)
+"""What is found in a server's complaint, and what helps."""
+MOST_ROWS = 256  # requests under way at one server, as vLLM's own --max-num-seqs
+
+T = TypeVar("T")
+
+
+class Failed(Exception):
+    """A server did not do what it was asked; the text says why, in a few words."""
+
+
+class Server:
+    """Where a server is, and what it has said about itself.
+
+    Args:
+        url: http://HOST:PORT, without a path or with the one that comes before /v1.
+        timeout: seconds for any one answer.
+
+    Attributes:
+        base: the model's name there.
+        context: tokens of prompt and answer together.
+        slots: adapters in one of its batches.
+    """
+
+    base, context, slots = "", 0, SLOTS
+
+    def __init__(self, url: str, timeout: float = 600.0) -> None:
+        parts = urlsplit(url)
+        self.url, self.timeout = url.rstrip("/"), timeout
+        self._place = parts.hostname or "", parts.port
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self._open = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._key = os.environ.get(VLLM_KEY, "").strip()
+        self._rows = threading.BoundedSemaphore(MOST_ROWS)
+        self._loaded: set[str] = set()
+
+    def greet(self) -> None:
+        """Ask what it serves, and for one token. Raises Failed: it is not there, or not ready."""
+        with readable():
+            cards = self._ask("GET", "/v1/models", timeout=PROBE)["data"]
+            name, context = next((card["id"], int(card["max_model_len"])) for card in cards if not card.get("parent"))
+        if self.base and (name, context) != (self.base, self.context):
+            raise Failed(f"it serves another model than before, {name}")
+        self.base, self.context = name, context
+        self._complete(self.base, prompt=[0], max_tokens=1, temperature=0, timeout=max(PROBE, self.timeout / 10))
+        slots = re.search(r'max_lora="(\d+)"', self._text("GET", "/metrics", timeout=PROBE))
+        self.slots = int(slots[1]) if slots else SLOTS
+        for leftover in sorted(self._loaded):  # of before it was left out
+            self.unload(leftover)
+
+    def tokens(self, text: str) -> list[int]:
+        """As the server encodes a text, adding nothing."""
+        asked = {"model": self.base, "prompt": text, "add_special_tokens": False}
+        with readable():
+            return list(self._ask("POST", "/tokenize", asked)["tokens"])
+
+    def load(self, name: str, folder: Path) -> None:
+        """Have an adapter by a name that no cache knows: blocks of earlier prompts are kept by it."""
+        self._loaded.add(name)
+        self._text("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; one that it does not have is as well."""
+        with suppress(Failed):
+            self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name}, PROBE)
+        self._loaded.discard(name)
+
+    def sample(
+        self, model: str, prompts: Sequence[Sequence[int]], seeds: Sequence[int], options: Sampling
+    ) -> list[tuple[list[int], list[float]]]:
+        """Tokens and their log-probs, in nats, before temperature and truncation: one answer to each prompt.
+
+        All is said that the server would otherwise take from the model's own generation_config.json.
+        """
+        how: dict[str, Any] = {
+            "max_tokens": options.max_new_tokens, "temperature": options.temperature if options.do_sample else 0.0,
+            "top_k": options.top_k or 0, "top_p": options.top_p, "min_p": options.min_p or 0.0,
+            "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+            "stop_token_ids": list(options.eos_token_ids), "ignore_eos": True, "logprobs": 0, "return_token_ids": True,
+        }  # fmt: skip
+
+        def answer(prompt: Sequence[int], seed: int) -> tuple[list[int], list[float]]:
+            with self._rows, readable():
+                (choice,) = self._complete(model, prompt=list(prompt), seed=seed, **how)
+                return list(choice["token_ids"]), [float(score) for score in choice["logprobs"]["token_logprobs"]]
+
+        calls = [lambda p=p, s=s: answer(p, s) for p, s in zip(prompts, seeds, strict=True)]
+        return together(calls)
+
+    def score(self, model: str, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
+        """Log-probs, in nats, of the last `counts` tokens of each row, none of which is its first."""
+        found = self._complete(model, prompt=[list(row) for row in rows], max_tokens=1, temperature=0, prompt_logprobs=0)
+        with readable():
+            by_row = {choice["index"]: choice["prompt_logprobs"] for choice in found}
+            return [
+                [float(by_row[n][place][str(row[place])]["logprob"]) for place in range(len(row) - count, len(row))]
+                for n, (row, count) in enumerate(zip(rows, counts, strict=True))
+            ]
+
+    def _complete(self, model: str, timeout: float | None = None, **asked: Any) -> list[dict[str, Any]]:
+        with readable():
+            return list(self._ask("POST", "/v1/completions", {"model": model, **asked}, timeout)["choices"])
+
+    def _ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> dict[str, Any]:
+        with readable():
+            return dict(json.loads(self._text(method, path, body, timeout)))
+
+    def _text(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> str:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        connection = self._open(*self._place, timeout=timeout or self.timeout)
+        try:
+            connection.request(method, self._path + path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            text = response.read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise Failed(f"{type(error).__name__}: {error}") from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            said = f"{path} says {response.status}: {self._reason(text)}"
+            raise Failed("; ".join([said, *(remedy for sign, remedy in REMEDIES if sign in said)]))
+        return text
+
+    def _reason(self, text: str) -> str:
+        with suppress(ValueError, KeyError, TypeError):
+            text = json.loads(text)["error"]["message"]
+        return redacted(" ".join(str(text).split())[:300], self._key)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """A context in which an answer of another form than vLLM's is the server's failure."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        raise Failed(f"an answer of another form than vLLM 0.32's ({type(error).__name__}: {error})") from None
+
+
+def together(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """The results of calls that are made at once, each in a thread that no exit waits for. Raises the first error."""
+    said: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
+    for number, call in enumerate(calls):
+        in_background(number, call, said)
+    results: dict[int, T] = {}
+    for _ in calls:
+        number, result = said.get()
+        if isinstance(result, BaseException):
+            raise result
+        results[number] = result
+    return [results[number] for number in range(len(calls))]
+
+
+def in_background(number: int, call: Callable[[], T], said: queue.SimpleQueue[tuple[int, T | BaseException]]) -> None:
+    """Call in a thread, and put (number, result or error) into the queue."""
+
+    def run() -> None:
+        try:
+            said.put((number, call()))
+        except BaseException as error:
+            said.put((number, error))
+
+    threading.Thread(target=run, daemon=True).start()

@@ -1,0 +1,86 @@
+"""The served model as PEFT and TRL see it: transformers' own modules of its configuration, without weights.
+
+base = open_servers(config)            # engine: vllm:http://127.0.0.1:8000
+served(get_peft_model(base, LoraConfig(...))).sample(...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from zopro.config.model import ModelOptions
+from zopro.engine.local.starts import start_adapter
+from zopro.engine.servers.adapters import hollow, lora_tensors
+from zopro.engine.servers.vllm.client import Failed, Server
+from zopro.engine.servers.vllm.engine import VLLMEngine
+from zopro.engine.servers.vllm.publishing import tidy
+from zopro.engine.servers.vllm.sharing import Fleet
+from zopro.errors import InputError
+from zopro.text.tokenizer import cannot_load
+from zopro.zo import Gaussian, Weights
+
+
+def open_servers(options: ModelOptions) -> PreTrainedModel:
+    """What `engine: vllm:URLS` stands for: `options.model` in names and shapes, whose passes the servers make.
+
+    It counts as bfloat16, in which sampling and scoring differ, unless `dtype` says that the servers compute in float32.
+    Raises InputError: a server does not answer, or the model's configuration cannot be read.
+    """
+    if start_adapter(options.model) is not None:
+        raise InputError(f"model: must be the model that the servers hold, got the adapter {options.model!r}.")
+    fleet = Fleet([Server(url, options.engine_timeout) for url in options.served.split(",")], options.engine_timeout)
+    fleet.greet()
+    tidy(options.adapter_folder)
+    dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
+    try:
+        config = AutoConfig.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=options.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise cannot_load("configuration", options.model, error) from error
+    with suppress(OSError):  # it may have none
+        model.generation_config = GenerationConfig.from_pretrained(options.model)
+    hollow(model)
+    context = min(server.context for server in fleet.servers) - 1  # scoring has one token generated
+    text = model.config.get_text_config()
+    text.max_position_embeddings = min(context, getattr(text, "max_position_embeddings", context))
+    model.name_or_path = model.config._name_or_path = options.model
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (kind,), {"forward": _refuse, "__module__": kind.__module__})
+    model.served_by, model.serve = fleet, partial(served, folder=options.adapter_folder)
+    model.check_tokens = partial(check_tokens, fleet)
+    found: PreTrainedModel = model.requires_grad_(False).eval()
+    return found
+
+
+def served(model: Any, folder: str = "") -> VLLMEngine:
+    """The engine at the active adapter of a model of `open_servers`, whose tensors it reads."""
+    tensors, alpha = lora_tensors(model)
+    return VLLMEngine(model.served_by, Weights.of(tensors.items(), Gaussian()), alpha, folder)
+
+
+def check_tokens(fleet: Fleet, tokenizer: Any, texts: Sequence[str]) -> None:
+    """Raise InputError where a server encodes a text otherwise than `tokenizer`, which every prompt comes from."""
+    for server in fleet.servers:
+        for text in texts:
+            try:
+                theirs = server.tokens(text)
+            except Failed as error:
+                raise InputError(f"engine: must encode a text, got {server.url}: {error}.") from None
+            if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
+                raise InputError(
+                    f"model: must be the model that {server.url} serves ({server.base}), got one whose tokenizer encodes "
+                    f"a prompt otherwise: {text[:60]!r}."
+                )
+
+
+def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    raise InputError("engine: vllm has no network in PyTorch, which this needs. Use engine: transformers.")

@@ -1,0 +1,35 @@
+"""What of a run can be refused by names and paths alone: in a moment, before the libraries are imported.
+
+check_beforehand(config)        # then import torch, and open the run
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from zopro.config import RunConfig
+from zopro.config.model import GGUF, check_there
+from zopro.store.rundir import check_folder
+from zopro.tasks.rows import check_source
+
+
+def check_beforehand(config: RunConfig, resume: bool = False) -> None:
+    """Raise `InputError` for a model, data or a run directory that cannot be what is meant.
+
+    What is at an engine's address, on the Hub or in a Python module is looked at by whoever loads it.
+    """
+    if config.output_dir and os.environ.get("RANK", "0") == "0":  # of many processes the first one writes
+        check_folder(Path(config.output_dir), config, resume)
+    if config.served.endswith(GGUF):
+        check_there(config.served)
+    elif not config.served:
+        check_there(config.model)
+    check_source(config.train_data, "train")
+    if config.eval_data:
+        check_source(config.eval_data, "eval")
+    for name in config.reward:
+        if name.startswith("model:"):
+            check_there(name.removeprefix("model:"), "reward")
+    if config.trains_reward and config.judge.startswith("model:"):
+        check_there(config.judge.removeprefix("model:"), "judge")

@@ -1,0 +1,222 @@
+"""The model card of an exported policy: what it was trained on, how, what it gained and what it forgot.
+
+Every number is read from the run directory; nothing is measured here, and no path of the machine is written.
+
+    python -c "from zopro.loop import card, finished; print(card.card(finished.find_policy('RUN'), 'me/base'))"
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from zopro import __version__
+from zopro.choices import BACK_PROPAGATION, METHODS
+from zopro.config import RunConfig
+from zopro.config.defaults import default_of
+from zopro.loop.finished import Policy
+from zopro.loop.recording import method_of
+from zopro.store import shown
+from zopro.store.durable import read_json, read_json_lines
+from zopro.store.layout import Layout
+from zopro.store.rundir import FREE
+
+CARD, PICTURE = "README.md", "report.png"
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
+PLACES = ("model", "train_data", "eval_data", "engine", "judge")
+"""Keys whose values may be paths."""
+_PICTURES = ("share.png", "figures/held-out-reward-95-interval.png")  # the first that a run has
+
+Line = Mapping[str, Any]
+
+
+def write_card(policy: Policy, base: str, folder: Path, adapter: bool = True) -> None:
+    """Write the card, and the report's picture if there is one, to `folder`."""
+    picture = next((path for name in _PICTURES if (path := policy.run / name).is_file()), None)
+    if picture is not None:
+        shutil.copy(picture, folder / PICTURE)
+    (folder / CARD).write_text(card(policy, base, adapter, picture is not None), "utf-8")
+
+
+def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False) -> str:
+    """The card as Markdown with the Hub's metadata before it. `base` is the model under the policy."""
+    run, config = Layout(policy.run), policy.config
+    metrics = [shown.named(line) for line in read_json_lines(run.metrics())] if run.metrics().exists() else []
+    summary = read_json(run.summary()) if run.summary().exists() else {}
+    kind = "LoRA adapter over" if adapter else "version of"
+    home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{_shown(base)}`"
+    parts = [
+        f"---\n{_metadata(policy, base, adapter)}\n---",
+        f"# {_shown(base)}, aligned by {config.method}",
+        f"A {kind} {home}, made by zopro {__version__} (iteration {policy.iteration} of the run).",
+        *(["![The run in one picture](" + PICTURE + ")"] if picture else []),
+        "## What it was trained on",
+        f"Rows of `{_shown(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
+        "## How",
+        _table([("stage", "steps", "what it uses"), *_stages(policy, metrics)]),
+        _honestly(policy, metrics),
+        "## What it gained",
+        *_gains(policy, run),
+        "## What it forgot",
+        _forgotten(_evaluation(run, policy.iteration)),
+        "## Use",
+        _use(adapter),
+        "## Settings",
+        "Keys of the run's configuration that are not the defaults:",
+        _settings(config),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(policy: Policy, base: str, adapter: bool) -> str:
+    """The Hub's own keys; a base or rows that are only on this machine are left out."""
+    config = policy.config
+    tags = ["zopro", config.method, "preference-optimization", *(["lora"] if adapter else [])]
+    tags += ["zeroth-order"] if METHODS[config.method].zeroth_order else []
+    data = ModelCardData(
+        base_model=base if _on_hub(base) else None,
+        datasets=[config.train_data.partition(":")[0]] if _on_hub(config.train_data.partition(":")[0]) else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=tags,
+    )
+    return str(data.to_yaml())
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name is one of the Hub, OWNER/NAME, and no file or folder."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists() and not name.endswith(FILES)
+
+
+def _shown(name: str) -> str:
+    """A name in which a path of this machine has only its last part: `model:/home/me/judge` is `model:judge`."""
+    before, colon, place = name.rpartition(":")
+    path = Path(place)
+    return f"{before}{colon}{path.name}" if path.is_absolute() or path.exists() else name
+
+
+def _wanted(config: RunConfig, summary: Line) -> str:
+    if config.trains_reward and config.reward == ["model"]:
+        known = shown.quality(summary.get("reward_quality", {}))
+        return (
+            f"It was optimised for a reward model that was trained on their preferences (on held-out rows: {known}) and "
+            f"refined after each iteration on pairs that the judge `{_shown(config.judge)}` decided."
+        )
+    parts = [f"`{name}` x {weight:g}" for name, weight in zip(config.reward, config.weights, strict=True)]
+    return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{config.reward[0]}`'}."
+
+
+def _stages(policy: Policy, metrics: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
+    """Each training up to the policy: its name, steps, and what it uses."""
+    for stage, iteration in _trained(policy, metrics):
+        method = METHODS[method_of(policy.config, iteration)] if stage == "policy" and iteration is not None else None
+        name = {"sft": "supervised fine-tuning", "reward": "reward model", "refine": "reward model, refined"}.get(stage)
+        at = "" if iteration is None else f", iteration {iteration}"
+        steps = [x["step"] for x in metrics if (x["stage"], x["iteration"]) == (stage, iteration) and x.get("step")]
+        what = f"{name}{at}" if method is None else f"policy{at}: {method.name}"
+        yield what, str(max(steps)), BACK_PROPAGATION if method is None else method.uses
+
+
+def _trained(policy: Policy, metrics: Sequence[Line]) -> list[tuple[str, int | None]]:
+    """Stages that took steps, in their order."""
+    found: dict[tuple[str, int | None], None] = {}
+    for line in metrics:
+        stage, iteration = line["stage"], line["iteration"]
+        before = iteration is None or iteration < policy.iteration + (stage == "policy")
+        if line.get("step") and before and stage in ("sft", "reward", "policy", "refine"):
+            found[stage, iteration] = None
+    return list(found)
+
+
+def _honestly(policy: Policy, metrics: Sequence[Line]) -> str:
+    """Which of the stages back-propagate, in one sentence."""
+    uses = {what: used for what, _, used in _stages(policy, metrics)}
+    back = [what for what, used in uses.items() if "back-propagation" in used]
+    if not back:
+        return "No stage back-propagates: everything was done by function values."
+    if len(back) == len(uses):
+        return "All of these back-propagate."
+    return f"These back-propagate: {'; '.join(back)}. The others use function values only."
+
+
+def _gains(policy: Policy, run: Layout) -> Iterator[str]:
+    lines = [line for i in (None, *range(policy.iteration + 1)) if (line := _evaluation(run, i))]
+    if not lines:
+        yield "Not measured."
+        return
+    checked = any(line.get("accuracy") is not None for line in lines)
+    head = ("policy", "reward [95 %]", *(["accuracy [95 %]"] if checked else []), "wins against SFT [95 %]")
+    rows = [
+        (
+            "before (SFT)" if line.get("iteration") is None else f"iteration {line['iteration']}",
+            shown.interval(line, "reward"),
+            *([shown.interval(line, "accuracy")] if checked else []),
+            shown.interval(line, "win_rate"),
+            shown.kl(line.get(shown.PER_ANSWER)),
+        )
+        for line in lines
+    ]
+    yield _table([(*head, "KL to SFT, nats an answer"), *rows])
+    judge = (
+        f"Wins are by the judge `{policy.config.judge}`." if policy.config.trains_reward else "The higher reward wins."
+    )
+    last = lines[-1]
+    gained = [
+        f"{name.replace('_', ' ')} {shown.interval(last, f'{name}_gain')}"
+        for name in ("reward", "accuracy")
+        if last.get(f"{name}_gain") is not None
+    ]
+    paired = f" Gained, paired by prompt: {', '.join(gained)}." if gained else ""
+    yield f"On {last['n']} held-out prompts. {judge}{paired}"
+
+
+def _forgotten(line: Line) -> str:
+    """What easy questions show, which the run asks before and after."""
+    record = line.get("remembered")
+    if not record:
+        return "Not measured."
+    lost = [f"- {x['question']} Now: {x['answer']}" for x in record["answers"] if x["right_before"] and not x["right"]]
+    told = f"{record['forgotten']} of the {record['known_before']} easy questions that the base model could answer."
+    return "\n".join([told, *(["", *lost] if lost else [])])
+
+
+def _evaluation(run: Layout, iteration: int | None) -> dict[str, Any]:
+    path = run.evaluation(iteration, ".json")
+    return shown.named(read_json(path)) if path.exists() else {}
+
+
+def _use(adapter: bool) -> str:
+    library, loader = ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
+    return (
+        f"```python\nfrom {library} import {loader}\nfrom transformers import AutoTokenizer\n\n"
+        'folder = "."  # this folder, or its name on the Hub\n'
+        f"model = {loader}.from_pretrained(folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)\n```"
+    )
+
+
+def _settings(config: RunConfig) -> str:
+    """As YAML, without the keys that say where and how work is done; places have their last part alone."""
+    kept: dict[str, Any] = {}
+    for key in fields(config):
+        value = getattr(config, key.name)
+        if key.name not in FREE and value != default_of(key, config.task):
+            kept[key.name] = _shown(value) if key.name in PLACES else value
+    kept |= {"reward": [_shown(one) if one.startswith("model:") else one for one in config.reward]}
+    return f"```yaml\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}```"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))

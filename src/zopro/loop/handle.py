@@ -1,0 +1,166 @@
+"""A run from Python: begun by `zopro.run` or opened again by `zopro.load`, with its policy, answers and numbers at hand.
+
+python -c "import zopro; print(zopro.load('RUN').generate(['How do I boil an egg?']))"
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from zopro.config import RunConfig
+from zopro.config.reading import config_from, load_config
+from zopro.errors import InputError
+from zopro.loop import pipeline
+from zopro.loop.finished import find_policy
+from zopro.loop.voices import NAMES, Messages, Voices, manner_of
+from zopro.store.durable import read_json, read_json_lines
+from zopro.store.layout import Layout
+from zopro.store.shown import named
+
+
+class RunHandle:
+    """A run directory with a finished policy. Files and models are read when they are first asked for.
+
+    `path` is the run directory, `config` its `RunConfig`, `iteration` that of the policy.
+
+    Raises:
+        InputError: `path` is no run directory, or has no such policy.
+
+    >>> run = zopro.load("runs/plain")
+    >>> run.iteration, run.config.method
+    (0, 'es')
+    """
+
+    def __init__(self, path: str | Path, iteration: int | None = None) -> None:
+        found = find_policy(path, iteration)
+        self.path, self.config, self.iteration = found.run, found.config, found.iteration
+        self._voices = Voices(found, held=2)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: steps, evaluations and the ends of stages, in their order.
+
+        >>> [line["iteration"] for line in zopro.load("runs/plain").metrics if "reward_low" in line]
+        [None, 0]
+        """
+        path = Layout(self.path).metrics()
+        return [named(line) for line in read_json_lines(path)] if path.exists() else []
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says of the whole run; empty while the run goes on.
+
+        >>> sorted(zopro.load("runs/plain").summary)[:3]
+        ['attempts', 'evaluations', 'exchanged_bytes_per_step']
+        """
+        path = Layout(self.path).summary()
+        found: dict[str, Any] = read_json(path) if path.exists() else {}
+        return found
+
+    @property
+    def policy(self) -> Any:
+        """The policy in eval mode: a `peft.PeftModel`, or a transformers model where all parameters were trained.
+
+        >>> type(zopro.load("runs/plain").policy).__name__
+        'PeftModelForCausalLM'
+        """
+        return self._voices.whole("aligned")
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, padding on the left."""
+        return self._voices.tokenizer
+
+    def generate(
+        self,
+        prompts: str | Sequence[str | Messages],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = 0.0,
+        seed: int = 0,
+        voice: str = "aligned",
+    ) -> list[str]:
+        """Answer each prompt, in the model's chat template.
+
+        Args:
+            prompts: texts, each a user's message, or conversations, each a list of messages with `role` and `content`.
+            max_new_tokens: of the longest answer; None: as in the run.
+            temperature: 0 takes the likeliest token; None: as in the run.
+            seed: of the sampling.
+            voice: who answers: "aligned", "sft" or "base".
+
+        Raises:
+            InputError: a number out of range, or a conversation that the template or the model cannot take.
+
+        >>> run = zopro.load("runs/plain")
+        >>> len(run.generate(["What is tea?", "What is rust?"], max_new_tokens=4))
+        2
+        >>> talk = [{"role": "user", "content": "What is tea?"}]
+        >>> run.generate([talk], max_new_tokens=4) == run.generate("What is tea?", max_new_tokens=4)
+        True
+        """
+        if voice not in NAMES:
+            raise InputError(f"voice: must be one of {', '.join(NAMES)}, got {voice!r}.")
+        asked = [prompts] if isinstance(prompts, str) else prompts
+        talks = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in asked]
+        manner = manner_of(self._voices.policy, max_new_tokens, temperature)
+        return self._voices.answer(voice, talks, manner, seed)
+
+    def __repr__(self) -> str:
+        return f"RunHandle({str(self.path)!r}, iteration={self.iteration})"
+
+
+def load(run: str | Path, iteration: int | None = None) -> RunHandle:
+    """Open a run directory, of the command or of `zopro.run`, with the policy of `iteration` (default: the newest).
+
+    Raises:
+        InputError: `run` is no run directory, or has no such policy.
+
+    >>> zopro.load("runs/plain")
+    RunHandle('runs/plain', iteration=0)
+    """
+    return RunHandle(run, iteration)
+
+
+def run(
+    config: RunConfig | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    **overrides: Any,
+) -> RunHandle:
+    """Run the whole loop, as `zopro run` does, and return it opened at its last policy.
+
+    Args:
+        config: the keys of docs/configuration.md, as a dict, as a YAML file or as a `RunConfig`.
+        resume: continue the run in `output_dir` where it stopped; a finished one is opened as it is.
+        quiet: no progress on stderr.
+        overrides: keys that win over those of `config`.
+
+    Raises:
+        InputError: something in the configuration, the data or the run directory does not fit; nothing was written.
+        Stopped: the disk is full, or another process has crashed. The run can be resumed.
+
+    >>> settings = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "verifiable", "train_data": "rows.jsonl"}
+    >>> settings |= {"reward": "length:1-8", "method": "es", "population": 2, "iterations": 1, "policy_steps": 1}
+    >>> settings |= {"eval_prompts": 2, "eval_samples": 1, "max_completion_length": 8, "output_dir": "runs/plain"}
+    >>> run = zopro.run(settings, quiet=True, resume=True)  # the same line continues it, wherever it was stopped
+    >>> len(run.generate(["What is tea?"]))
+    1
+    """
+    given = dict(overrides)
+    if isinstance(config, RunConfig):
+        settings = config_from(config.to_dict() | given)
+    elif isinstance(config, Mapping):
+        settings = config_from({**config, **given})
+    else:
+        settings = load_config(Path(config), given)
+    if not settings.output_dir and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("output_dir: must be given where several processes share a run, got nothing. Name a folder.")
+    summary = pipeline.run(settings, resume=resume, quiet=quiet)
+    return load(summary.get("run", settings.output_dir))

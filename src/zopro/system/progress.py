@@ -1,0 +1,225 @@
+"""What is going on, on stderr: the one place that everything reports to, so that no command is silent for long.
+
+A terminal gets bars drawn by rich. Files, pipes and logs get plain lines: one whenever something goes on and
+nothing was said for some seconds. A thread that does nothing else sees to it, also while a library loads or a batch is
+computed. Where nobody has opened it (`reporting`), everything is silent.
+
+    with reporting(), task("evaluating", total=len(batches), unit="batches") as seen:
+        for batch in batches:
+            ...
+            seen.step()
+        say("one line")
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from zopro.system.screens import Screen, duration, screen_of
+
+T = TypeVar("T")
+
+BEAT = 1.0  # seconds between looks at the clock: with `Plain.between`, nobody waits for more than 5
+
+
+class Task:
+    """Something that takes time. With a `total` it is counted, from `done` on; else only its seconds are shown.
+
+    lasting: its last state is shown too. numbers: what is shown beside it, until the next ones.
+    """
+
+    def __init__(
+        self, title: str, total: int | None, unit: str, done: int, lasting: bool, reporter: Reporter, now: float
+    ) -> None:
+        self.title, self.total, self.unit, self.done, self.lasting = title, total, unit, done, lasting
+        self.began, self.first, self.numbers = now, done, ""
+        self._reporter = reporter
+
+    def step(self, done: int | None = None, numbers: Mapping[str, str] | None = None) -> None:
+        """`done` in all are done, or one more."""
+        self.done = self.done + 1 if done is None else done
+        self.show(numbers)
+
+    def show(self, numbers: Mapping[str, str] | None) -> None:
+        if numbers is not None:
+            self.numbers = ", ".join(f"{name} {value}" for name, value in numbers.items())
+        self._reporter.changed()
+
+    def left(self, now: float) -> float | None:
+        """Seconds, at the pace so far; None where that is not known."""
+        if self.total is None or self.done == self.first:
+            return None
+        return (now - self.began) / (self.done - self.first) * max(0, self.total - self.done)
+
+    def text(self, now: float) -> str:
+        """All that there is to say.
+
+        >>> reporter = Reporter(None)
+        >>> Task("policy 0", 20, "steps", 0, True, reporter, 0.0).text(2.0)
+        'policy 0: 0/20 steps in 2 s'
+        """
+        seconds = f"{now - self.began:.0f} s"
+        if self.total is None:
+            return ", ".join([self.title, *([f"{self.done} {self.unit}"] if self.done else []), seconds])
+        words = [f"{self.done}/{self.total} {self.unit}".rstrip() + f" in {seconds}"]
+        if self.done < self.total and (left := self.left(now)) is not None:
+            words.append(f"about {duration(left)} left")
+        counted = ", ".join(filter(None, [*words, self.numbers]))
+        return f"{self.title}: {counted}" if self.title else counted
+
+
+class Reporter:
+    """What goes on, from the outermost task to the one inside all others, and a screen to show it on; None: nowhere."""
+
+    def __init__(self, screen: Screen | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.screen, self.clock = screen, clock
+        self.tasks: list[Task] = []
+        self.after: float | None = None  # seconds that a run is estimated to take after its outermost task
+        self._shown = clock()
+        self._lock = threading.RLock()
+
+    def begin(self, title: str, total: int | None = None, unit: str = "", done: int = 0, lasting: bool = False) -> Task:
+        with self._lock:
+            task = Task(title, total, unit, done, lasting, self, self.clock())
+            self.tasks.append(task)
+            self._show(changed=True)
+            return task
+
+    def end(self, task: Task) -> None:
+        with self._lock:
+            if task in self.tasks:
+                if self.screen is not None:
+                    self.screen.ended(self, task, self.clock())
+                self.tasks.remove(task)
+
+    def say(self, line: str) -> None:
+        with self._lock:
+            if self.screen is not None:
+                self.screen.line(line)
+                self._shown = self.clock()
+
+    def changed(self) -> None:
+        with self._lock:
+            self._show(changed=True)
+
+    def beat(self) -> None:
+        """Called from time to time, whatever goes on."""
+        with self._lock:
+            self._show(changed=False)
+
+    def shown(self, now: float) -> None:
+        """A screen says that it has just shown something."""
+        self._shown = now
+
+    def _show(self, changed: bool) -> None:
+        if self.screen is None or not self.tasks:
+            return
+        now = self.clock()
+        due = now - self._shown >= self.screen.between
+        if changed or due:
+            self.screen.show(self, now, due)
+
+    def line(self, now: float) -> str:
+        """What goes on as one line: the outermost task, what is counted inside it, and the innermost one."""
+        first, *inside = self.tasks
+        told = [task.text(now) for task in inside if task.total is not None or task is inside[-1]]
+        whole = f"{first.title}: {'; '.join(told)}" if told else first.text(now)
+        return whole + self.rest(now)
+
+    def rest(self, now: float) -> str:
+        """How long the run will take, where that is known."""
+        counted = next((task for task in self.tasks if task.total is not None), None)
+        here = None if counted is None else counted.left(now)
+        if self.after is None or here is None:
+            return ""
+        return f"; the run about {duration(here + self.after)} more"
+
+
+_current = Reporter(None)
+
+
+@contextmanager
+def reporting(quiet: bool = False) -> Iterator[None]:
+    """Inside, what is reported goes to stderr, or with `quiet` nowhere. Inside another one that is already so.
+
+    Of a launcher's many processes the first one speaks.
+    """
+    global _current
+    before = _current
+    if not quiet and before.screen is not None:
+        yield
+        return
+    silent = quiet or os.environ.get("RANK", "0") != "0"
+    _current = Reporter(None if silent else screen_of(sys.stderr))
+    stop = threading.Event()
+    if not silent:
+        threading.Thread(target=_beat, args=(_current, stop), name="zopro progress", daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if _current.screen is not None:
+            _current.screen.close()
+        _current = before
+
+
+def _beat(reporter: Reporter, stop: threading.Event) -> None:
+    while not stop.wait(BEAT):
+        reporter.beat()
+
+
+def begin(title: str, total: int | None = None, unit: str = "", done: int = 0, lasting: bool = False) -> Task:
+    """A task for which `end` is called; `task` is the same as a context."""
+    return _current.begin(title, total, unit, done, lasting)
+
+
+def end(task: Task) -> None:
+    task._reporter.end(task)
+
+
+@contextmanager
+def task(title: str, total: int | None = None, unit: str = "", done: int = 0, lasting: bool = False) -> Iterator[Task]:
+    """Inside, this is what goes on."""
+    made = begin(title, total, unit, done, lasting)
+    try:
+        yield made
+    finally:
+        end(made)
+
+
+def counted(things: Sequence[T], title: str, unit: str = "batches") -> Iterator[T]:
+    """The things, one by one, each counted when the next one is asked for."""
+    with task(title, len(things), unit) as made:
+        for thing in things:
+            yield thing
+            made.step()
+
+
+def say(line: str) -> None:
+    """One line, which stays."""
+    _current.say(line)
+
+
+def heard() -> bool:
+    """Whether anybody is told."""
+    return _current.screen is not None
+
+
+def expect(seconds: float | None) -> None:
+    """How long the run is estimated to take after what is going on now."""
+    _current.after = seconds
+
+
+class Spans:
+    """A `zopro.system.clock.Clock`: what a trainer does inside a step."""
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        with task(name):
+            yield

@@ -1,0 +1,73 @@
+"""The pages hang together: links and anchors lead somewhere, the menu has every page, the Python page every name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import zopro
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MOVED = DOCS / "results.md"  # not on the site
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+_LINK = re.compile(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
+_FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.M | re.S)
+
+
+def prose(text: str) -> str:
+    """A page without code: neither blocks nor quoted words."""
+    blocks = re.sub(r"(?m)^(?: {4}(?! *[-*0-9]).*\n?)+", "", _FENCED.sub("", text))
+    return re.sub(r"`[^`\n]*`", "", blocks)
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as the site and code hosts make them."""
+    heads = re.findall(r"(?m)^#{1,6} +(.+?) *$", _FENCED.sub("", text))
+    words = [re.sub(r"[^\w\s-]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head)) for head in heads]
+    return {re.sub(r"\s+", "-", word.strip().lower()) for word in words}
+
+
+def broken(page: Path, text: str) -> Iterator[str]:
+    """Links of a page that lead nowhere in the repository."""
+    for link in _LINK.findall(prose(text)):
+        place, _, anchor = link.partition("#")
+        target = page if not place else (page.parent / place).resolve()
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            yield link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert not list(broken(page, text))
+    if DOCS in page.parents:  # the site has nothing but docs/
+        outside = [
+            link for link in _LINK.findall(prose(text)) if link.startswith("../" * len(page.relative_to(DOCS).parts))
+        ]
+        assert not outside
+
+
+def test_a_broken_link_is_seen() -> None:
+    text = "# A b\n[x](#a-b) [x](nowhere.md) [x](data.md#nothing)\n\n    [x](code.md)\n\n`[x](quoted.md)` [x](faq.md)"
+    assert list(broken(DOCS / "new.md", text.replace("#a-b", "faq.md"))) == ["nowhere.md", "data.md#nothing"]
+    assert anchors("## `zopro run`, [twice](x.md): 1 + 1?\n```\n# no\n```\n") == {"zopro-run-twice-1-1"}
+
+
+def test_the_menu_has_every_page_once() -> None:
+    menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
+    listed = [page for section in menu for pages in section.values() for entry in pages for page in entry.values()]
+    assert sorted(listed) == sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md") if p != MOVED)
+
+
+def test_the_python_page_has_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text("utf-8")
+    assert set(re.findall(r'heading: "zopro\.(\w+)"', page)) == {*zopro.__all__} - {"__version__"}
+    homes = {f"{home}.{name}" for name, home in zopro._HOME.items()}
+    assert set(re.findall(r"(?m)^::: (\S+)$", page)) == homes
