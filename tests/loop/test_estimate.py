@@ -73,7 +73,10 @@ def test_a_dry_run_says_it_all_and_writes_nothing(
 ) -> None:
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
     monkeypatch.chdir(tmp_path)
-    settings = config(folder, tmp_path / "run", max_prompt_length=12, output_dir="").to_dict()
+    first, *others = (folder / "rows.jsonl").read_text().splitlines()
+    row = json.loads(first)
+    Path("rows.jsonl").write_text("\n".join([json.dumps(row | {"prompt": row["prompt"] * 40}), *others]))
+    settings = config(folder, tmp_path / "run", train_data="rows.jsonl", output_dir="").to_dict()
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(["run", "config.yaml", "--dry-run", "--json"]) == 0
