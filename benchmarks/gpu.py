@@ -1,4 +1,4 @@
-"""What docs/gpu.md says is not measured, in one process and under 8 minutes; each result is printed as it comes.
+"""What docs/lab/gpu.md says is not measured, in one process and under 8 minutes; each result is printed as it comes.
 
     python benchmarks/gpu.py                      # on a machine with a GPU: everything, the most important first
     python benchmarks/gpu.py --only decoding      # names that have this word
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,15 +29,19 @@ from zopro.system.imports import importing  # noqa: E402
 with importing():
     import torch
 
-    from zopro.bench import kinds
-    from zopro.bench.work import Setting, Work, build
-    from zopro.engine.batch import Rollouts, Sampling
+    from zopro.bench import fits, kinds
+    from zopro.bench.work import SIZES, Setting, Work, build
+    from zopro.config.model import ModelOptions
+    from zopro.engine.batch import Batch, Rollouts, Sampling
     from zopro.engine.gpu import decoding
-    from zopro.engine.local import head
+    from zopro.engine.local import head, lengths, models
     from zopro.engine.local.causal import causal_parts
     from zopro.engine.local.engine import LocalEngine
     from zopro.engine.local.rollouts import generate
-    from zopro.zo import Gaussian
+    from zopro.engine.local.targets import new_adapter
+    from zopro.engine.opening import open_base
+    from zopro.zo import Gaussian, StepRecord, Targeted
+    from zopro.zo import drawn as drawn_once
     from zopro.zo.displacement import Displacement
     from zopro.zo.weights import Weights
 
@@ -190,6 +196,103 @@ def tiles(work: Work) -> dict[str, Any]:
     return result
 
 
+@torch.no_grad()
+def lengths_of_rows(work: Work) -> dict[str, Any]:
+    """Seconds of log-probs of answers that end early, by groups of like lengths and all together; their difference."""
+    setting = build(work, classifier=False)
+    rollouts = drawn(setting, work.completion_length, [-1])
+    share = torch.rand(len(rollouts.completion_ids), generator=torch.Generator().manual_seed(0)).square()
+    ends = (share * work.completion_length).long().clamp(min=1).to(rollouts.completion_ids.device)
+    rollouts.completion_mask = (torch.arange(rollouts.completion_ids.shape[1], device=ends.device) < ends[:, None]).long()
+    engine, batch = LocalEngine(setting.policy), Batch.of(rollouts)
+    kind, result, found = ends.device.type, {"rows": len(ends), "mean_length": float(ends.float().mean())}, []
+    before = lengths.PASS.get(kind)
+    try:
+        for cost in (None, 512, 1024, 2048, 4096):
+            lengths.PASS.pop(kind, None)
+            if cost is not None:
+                lengths.PASS[kind] = cost
+            engine.logprobs(batch)
+            start = wait()
+            found.append(engine.logprobs(batch)[0])
+            result["all_together" if cost is None else f"a_pass_costs_{cost}"] = wait() - start
+    finally:
+        lengths.PASS.pop(kind, None)
+        if before is not None:
+            lengths.PASS[kind] = before
+    return {**result, "largest_difference": max(float((one - found[0]).abs().max()) for one in found[1:])}
+
+
+@torch.no_grad()
+def displacing(work: Work) -> dict[str, Any]:
+    """Seconds of both displacements and of the update, in few kernels and tensor by tensor, of adapters of this size."""
+    hidden, intermediate, layers, heads, key_values = SIZES[work.size]
+    keys = hidden // heads * key_values
+    shapes = [(hidden, hidden), (hidden, keys), (hidden, keys), (hidden, hidden), *[(hidden, intermediate)] * 2]
+    shapes.append((intermediate, hidden))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    named = [
+        (f"{layer}.{place}.{side}", torch.zeros(shape, device=device))
+        for layer in range(layers)
+        for place, (inputs, outputs) in enumerate(shapes)
+        for side, shape in (("A", (8, inputs)), ("B", (outputs, 8)))
+    ]
+    update = {name: torch.randn(tensor.shape) for name, tensor in named}
+    result: dict[str, Any] = {"tensors": len(named), "numbers": sum(tensor.numel() for _, tensor in named)}
+    found = {}
+    for way, fuses in (("fused", drawn_once.fuses), ("one_by_one", lambda tensors: False)):
+        before, drawn_once.fuses = drawn_once.fuses, fuses
+        try:
+            own = [(name, tensor.clone()) for name, tensor in named]
+            weights = Weights.of(own, Targeted(update, update, 10), "in_place")
+            for step in range(3):  # the first makes what the others keep
+                plus, start = Displacement(0, 0, step, 1.0, (1e-3,)), wait()
+                for side in (plus, plus.mirrored):
+                    with weights.reading().at(weights.offset(side)):
+                        pass
+                weights.apply(
+                    StepRecord(
+                        step=step, seed=0, projected_gradients=[1.0], coefficients=[1.0], learning_rates=[0.1],
+                        eps=[1e-3], weight_decay=[0.0], loss=0.0, signal_to_noise=1.0, skipped=False,
+                    )
+                )  # fmt: skip
+                result[f"{way}_s"] = wait() - start
+        finally:
+            drawn_once.fuses = before
+        found[way] = torch.cat([tensor.flatten() for _, tensor in own])
+    result["largest_difference"] = float((found["fused"] - found["one_by_one"]).abs().max() / found["fused"].abs().max())
+    return result
+
+
+def quantised(work: Work) -> dict[str, Any]:
+    """Decoding and log-probs over weights of 4 bits, where bitsandbytes is installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return {"left_out": "bitsandbytes is not installed"}
+    setting = build(work, classifier=False)
+    with tempfile.TemporaryDirectory() as folder:
+        setting.policy.unload().save_pretrained(folder)
+        options = ModelOptions(model=folder, dtype=work.dtype, load_in_4bit=True)
+        base = open_base(options, models.resolve_device(work.device))
+    setting.policy = new_adapter(base.requires_grad_(False), options, "CAUSAL_LM")
+
+    result: dict[str, Any] = {}
+    start = wait()
+    rollouts = drawn(setting, work.completion_length, [-1])
+    result["first_sampling_s"] = wait() - start
+    start = wait()
+    rollouts = drawn(setting, work.completion_length, [-1])
+    result["sampling_s"] = wait() - start
+    result["graphs"] = graphs_held()
+    with torch.no_grad():
+        LocalEngine(setting.policy).logprobs(Batch.of(rollouts))
+        start = wait()
+        tokens = LocalEngine(setting.policy).logprobs(Batch.of(rollouts))[0]
+        result["logprobs_s"] = wait() - start
+    result["finite"] = bool(tokens.isfinite().all())
+    result["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+    return result
+
+
 def measured(kind: str) -> Callable[[Work], dict[str, Any]]:
     return lambda work: kinds.measure(kind, work)
 
@@ -200,7 +303,11 @@ def memory(work: Work) -> dict[str, Any]:
     for kind in ("step-memory", "inference-memory"):
         peaks[kind] = kinds.measure(kind, work)["peak_mb"]
         collect()
-    return {**peaks, "ratio": peaks["step-memory"] / peaks["inference-memory"]}
+    model, bits = fits.MODELS.get(f"Llama 3.2 {work.size.upper()}"), {}
+    if model is not None:
+        size = fits.Batch(work.prompts, work.num_generations, work.prompt_length, work.completion_length)
+        bits = {"computed_mb": fits.step_bytes(model, size)["all"] / 1e6}
+    return {**peaks, **bits, "ratio": peaks["step-memory"] / peaks["inference-memory"]}
 
 
 def entries() -> list[Entry]:
@@ -214,11 +321,17 @@ def entries() -> list[Entry]:
         Entry("step 1b small", 15, measured("step"), Work(size="1b", **SMALL)),
         Entry("tiles 1b large", 10, tiles, Work(size="1b", **LARGE)),
         Entry("step 0.1b as SmolLM2", 20, measured("step"), Work(**SMOLLM)),
+        Entry("perturb and update 8b", 5, displacing, Work(size="8b")),
+        Entry("lengths 1b large", 20, lengths_of_rows, Work(size="1b", **LARGE)),
+        Entry("queries 1b sequential", 15, measured("step"), Work(size="1b", queries=4, **SMALL)),
+        Entry("queries 1b batched", 15, measured("step"), Work(size="1b", queries=4, evaluation="batched", **SMALL)),
+        Entry("step 1b float16", 15, measured("step"), Work(size="1b", dtype="float16", **SMALL)),
         Entry("memory 1b large", 25, memory, Work(size="1b", **LARGE)),
         Entry("population 1b", 40, population, Work(size="1b", **{**SMALL, "num_generations": 2})),
         Entry("peer 1b large", 35, measured("peer"), Work(size="1b", **{**LARGE, "steps": 1})),
         Entry("peer-cb 1b large", 40, measured("peer-cb"), Work(size="1b", **{**LARGE, "steps": 1})),
         Entry("peer 8b small", 35, measured("peer"), Work(size="8b", **{**SMALL, "steps": 1})),
+        Entry("4-bit 1b small", 30, quantised, Work(size="1b", **SMALL)),
         Entry("together 1b small", 15, measured("step"), Work(size="1b", evaluation="together", **SMALL)),
     ]
 
