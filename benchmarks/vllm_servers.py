@@ -2,6 +2,7 @@
 
     python benchmarks/vllm_servers.py learn http://127.0.0.1:8000 --model DIR --out runs/vllm --method es
     python benchmarks/vllm_servers.py speed http://127.0.0.1:8000 --model DIR     # tokens a second, seconds an adapter
+    python benchmarks/vllm_servers.py killed URL,URL --model DIR --pid PID        # of the second server's process group
     python benchmarks/vllm_servers.py shared                                      # two servers against one, one killed
 
 `learn` rewards short words, as llamacpp_es.py does. `shared` asks servers that only wait: it measures the dealing.
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -47,17 +50,52 @@ def learn(urls: str, model: str, out: Path, method: str, seed: int, options: dic
         print(json.dumps({key: line.get(key) for key in (*names, "kl_per_answer")}))
 
 
-def speed(urls: str, model: str) -> None:
+def opened(urls: str, model: str) -> Any:
     import torch
 
     from zopro.config.model import ModelOptions
-    from zopro.engine import Batch, Sampling
     from zopro.engine.local.targets import new_adapter
     from zopro.engine.opening import open_base, served
-    from zopro.zo import Displacement
 
     options = ModelOptions(model=model, engine=f"vllm:{urls}", dtype="float32")
-    engine: Any = served(new_adapter(open_base(options, torch.device("cpu")), options, "CAUSAL_LM"))
+    return served(new_adapter(open_base(options, torch.device("cpu")), options, "CAUSAL_LM"))
+
+
+def killed(urls: str, model: str, pid: int) -> None:
+    """Log-probs at 12 displacements by two servers, the second killed in the middle, beside those by the first alone."""
+    from zopro.engine import Batch, Sampling
+    from zopro.engine.servers.vllm.client import Server
+    from zopro.zo import Displacement
+
+    engine = opened(urls, model)
+    first, second = engine.parts()
+    how, score, done = Sampling(16, [], 0, do_sample=False), Server.score, list[str]()
+    batch = Batch.of(first.sample([[5 + row] * 16 for row in range(4)], 1, how)[0])
+    at = [Displacement(seed=0, query=query, step=0, t=1.0, eps=(0.02,)) for query in range(12)]
+
+    def scored(server: Server, *asked: Any) -> Any:
+        found = score(server, *asked)
+        done.append(server.url)
+        if server.url == second.fleet.servers[0].url and done.count(server.url) == 2:
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
+            print(f"killed {server.url} when it had answered twice")
+        return found
+
+    Server.score = scored  # type: ignore[method-assign]
+    began = time.perf_counter()
+    shared = engine.logprobs(batch, at)
+    print(f"shared {time.perf_counter() - began:.1f} s, answered: {sorted((url, done.count(url)) for url in set(done))}")
+    alone = first.logprobs(batch, at)
+    off = max(float((one - other).abs().max()) for one, other in zip(shared, alone, strict=True))
+    apart = float((alone[0] - alone[1]).abs().max())
+    print(f"off the first server's alone by at most {off:.1g} nats; two displacements differ by {apart:.2g}")
+
+
+def speed(urls: str, model: str) -> None:
+    from zopro.engine import Batch, Sampling
+    from zopro.zo import Displacement
+
+    engine = opened(urls, model)
     rows, prompt, new = 16, 48, 32
     how, prompts = Sampling(new, [], 0, do_sample=False), [[5 + row] * prompt for row in range(rows)]
     at = [Displacement(seed=0, query=0, step=0, t=t, eps=(0.02,)) for t in (1.0, -1.0)]
@@ -116,11 +154,12 @@ def shared() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("learn", "speed", "shared"))
+    parser.add_argument("what", choices=("learn", "speed", "killed", "shared"))
     parser.add_argument("urls", nargs="?", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="", help="Hub id or folder of what the servers hold")
     parser.add_argument("--method", default="es")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pid", type=int, help="of the second server, for killed")
     parser.add_argument("--out", type=Path, default=Path("runs/vllm"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of learn")
     args = parser.parse_args()
@@ -129,6 +168,8 @@ def main() -> None:
         learn(args.urls, args.model, args.out, args.method, args.seed, options)
     elif args.what == "speed":
         speed(args.urls, args.model)
+    elif args.what == "killed":
+        killed(args.urls, args.model, args.pid)
     else:
         shared()
 

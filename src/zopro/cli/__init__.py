@@ -132,6 +132,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="the whole loop on your model and data",
         description="Run the whole loop as CONFIG says. Every key of CONFIG can be given as --key value, which wins.",
     )
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what it would do, minutes and memory by one timed step; write nothing"
+    )
     command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
     add_configuration(command)
     command.set_defaults(handler=_run)
@@ -174,8 +177,16 @@ def _demo(args: argparse.Namespace) -> Result:
 def _run(args: argparse.Namespace) -> Result:
     from zopro.loop.beforehand import check_beforehand
 
+    if args.dry_run and args.resume:
+        raise InputError("--dry-run: must be given without --resume. Leave one of them out.")
     config = configuration(args)
     check_beforehand(config, args.resume)
+
+    if args.dry_run:
+        with importing():
+            from zopro.loop import estimate
+
+        return estimate.dry_run(config)
 
     with importing():
         from zopro import demo

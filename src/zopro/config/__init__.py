@@ -137,6 +137,11 @@ class PolicyOptions:
     num_generations: int = option(2, "Completions per prompt, K (the paper: 2). Verifiable: 8. es: one of each member.")
     temperature: float = option(1.0, "Sampling temperature of the rollouts.")
     beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward; es has no such term, but anchor.")
+    max_kl: float = option(
+        0.0,
+        "End a policy iteration at the first step whose answers are more than so many nats from the SFT policy, each; 0: "
+        "never. 10 suits answers of up to 50 tokens: KL grows with their length, so there is no bound for all.",
+    )
     first_order_learning_rate: float = option(
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
     )
@@ -155,7 +160,7 @@ class PolicyOptions:
     weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
 
     def __post_init__(self) -> None:
-        not_negative(self, "policy_steps", "beta", "learning_rate", "weight_decay")
+        not_negative(self, "policy_steps", "beta", "max_kl", "learning_rate", "weight_decay")
         positive(self, "prompts_per_step", "first_order_learning_rate", "es_learning_rate")
         at_most(self, 1_000_000, "prompts_per_step", "num_generations")
         check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)

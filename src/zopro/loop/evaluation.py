@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from zopro.loop.answers import Measured, ask_judge, batches, ended, measure, sample_all
+from zopro.loop.bound import beyond
 from zopro.loop.correctness import gains, of_prompts, reward_interval, shares
 from zopro.loop.data import Data, Item
 from zopro.loop.divergence import kl_per_answer
@@ -66,6 +67,8 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         line |= gains(before, rows) if iteration is not None else {}
     of = "evaluation" if iteration is None else f"evaluation {iteration}"
     if note := unended(of, 1 - ended(models, found.ids), len(found.ids), config.max_completion_length):
+        run.say(note)
+    if note := beyond(line, config.max_kl, of):
         run.say(note)
     if memory.found is not None:
         line[shown.REMEMBERED] = memory.found

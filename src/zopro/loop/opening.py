@@ -24,6 +24,7 @@ def open_all(
     resume: bool = False,
     processes: Processes | None = None,
     began: float | None = None,
+    writes: bool = True,
 ) -> tuple[Run, Models, Data]:
     """Open what the stages of a run are given.
 
@@ -35,6 +36,7 @@ def open_all(
         resume: continue a run directory of the same configuration.
         processes: those that work on the run; by default this one.
         began: when this process began to work on the run, by `time.perf_counter()`; by default now.
+        writes: False leaves the disk as it is; no stage can be worked on then.
 
     Raises:
         InputError: data, model, lengths or run directory do not fit; see the message.
@@ -45,7 +47,8 @@ def open_all(
         data = load_data(config, tokenizer)
     with task(f"loading {Path(config.model).name}"):
         models = load_models(config, tokenizer, data)
-    run.store.create()
+    if writes:
+        run.store.create()
     run.processes.wait()
     for line in filter(None, (start_note(config.model), data.rows, *data.remarks, *models.remarks())):
         run.say(line)

@@ -22,14 +22,17 @@ from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.data import Data
+from zopro.loop.estimate import estimate
+from zopro.loop.improvement import not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
+from zopro.loop.policy_stage import method_of
 from zopro.loop.run import Run
 from zopro.loop.summary import Measure, headline, summary
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.store.durable import read_json, stopped_by_full_disk
 from zopro.store.layout import Layout
-from zopro.store.rundir import RunDirectory, default_folder, write_text
+from zopro.store.rundir import RunDirectory, default_folder, read_rows, write_text
 from zopro.system import progress
 from zopro.system.launch import Processes, alone
 from zopro.system.threads import torch_threads
@@ -101,9 +104,13 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.usage.begin()
     for name, seconds in before.items():
         run.stage_ended(name, None, seconds)
+    expected = estimate(run, models, data) if progress.heard() and processes.size == 1 else None
+    if expected is not None:
+        run.say(expected.line())
     stages = [*walk(config, config.iterations)]
     for number, (stage, iteration) in enumerate(stages, 1):
         if processes.settle(not stage.done(store, iteration)):
+            progress.expect(None if expected is None else expected.after(stage, iteration))
             title = f"[{number}/{len(stages)}] {stage.title(iteration)}"
             with progress.task(title), run.stage(stage.name, iteration), _taking_part(run, stage, iteration) as here:
                 if here:
@@ -114,7 +121,7 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.verdicts(stage.name, iteration).unlink(missing_ok=True)
         clear(store.trainer(stage.name, iteration))
         if stage.name == EVALUATION and iteration is not None:
-            run.say(headline(store, iteration))
+            _say_result(run, iteration)
             if iteration + 1 < config.iterations:
                 with progress.task("writing the report so far"):
                     write.refresh(store.path)
@@ -126,6 +133,13 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         write.page(store.path, found)
     write_text(store.layout.summary(), json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there
     return found
+
+
+def _say_result(run: Run, iteration: int) -> None:
+    run.say(headline(run.store, iteration))
+    before, after = (read_rows(run.store.evaluation(at)) for at in (iteration - 1 if iteration else None, iteration))
+    if note := not_improved(before, after, f"iteration {iteration}", METHODS[method_of(run, iteration)].rate):
+        run.say(note)
 
 
 def _finished(store: RunDirectory, config: RunConfig) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from zopro.choices import METHODS
 from zopro.config.step import PRESETS
 from zopro.errors import diverging
+from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.recording import Origin, Recorder, origin_of
@@ -79,7 +80,12 @@ def policy_trainer(
 
 def ranks_share(run: Run, iteration: int) -> bool:
     """Whether ranks can share the policy stage of an iteration: its steps are zeroth-order."""
-    return METHODS[_origin(run, iteration).method].zeroth_order
+    return METHODS[method_of(run, iteration)].zeroth_order
+
+
+def method_of(run: Run, iteration: int) -> str:
+    """What an iteration's policy is trained by: `method`, or in iteration 0 the warm start's."""
+    return _origin(run, iteration).method
 
 
 def _origin(run: Run, iteration: int) -> Origin:
@@ -110,7 +116,8 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
 
         answers, limit = config.prompts_per_step * config.num_generations, config.max_completion_length
         notes = UnendedCallback(run.say, f"policy {iteration}", answers, limit)
-        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes):
+        bound = [BoundCallback(config.max_kl, run.say, f"policy {iteration}", method.rate)] if config.max_kl else []
+        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes, *bound):
             trainer.add_callback(callback)
         Recorder(trainer, store.journal(iteration), origin, rebuild=policies.full, writes=store.writes).attach()
         fit(trainer)

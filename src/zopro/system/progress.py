@@ -206,6 +206,11 @@ def say(line: str) -> None:
     _current.say(line)
 
 
+def heard() -> bool:
+    """Whether anybody is told."""
+    return _current.screen is not None
+
+
 def expect(seconds: float | None) -> None:
     """How long the run is estimated to take after what is going on now."""
     _current.after = seconds

@@ -124,10 +124,18 @@ class MetricsCallback(TrainerCallback):
             self._steps = None
 
 
+def kl_of_answers(numbers: Mapping[str, Any]) -> float | None:
+    """KL(policy || SFT) in nats an answer, of what a trainer has logged of a step; None where it has not.
+
+    >>> kl_of_answers({"kl": 0.25, "completions/mean_length": 16.0}), kl_of_answers({"reward": 1.0})
+    (4.0, None)
+    """
+    of_token, length = numbers.get("kl", numbers.get(PER_TOKEN)), numbers.get(LENGTH)
+    return None if of_token is None or length is None else of_token * length
+
+
 def _told(line: Mapping[str, Any]) -> dict[str, str]:
     """What a person makes something of: of a policy its reward, its distance and whether its steps see anything."""
-    numbers = dict(line)
-    if line.get(PER_TOKEN) is not None and line.get(LENGTH) is not None:
-        numbers[PER_ANSWER] = line[PER_TOKEN] * line[LENGTH]
+    numbers = {**line, PER_ANSWER: kl_of_answers(line)}
     names = _POLICY if line["stage"] == "policy" else _FITTED
     return {title: form(numbers[name]) for name, (title, form) in names.items() if numbers.get(name) is not None}

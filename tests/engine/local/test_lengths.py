@@ -22,7 +22,7 @@ from zopro.engine.local.scores import shared_scores
 COPIES, PROMPT, ANSWER = 4, 24, 16
 PROMPTS, ANSWERS = (24, 3, 22, 4), (16, 2, 0, 3, 1, 15, 2, 2, 3, 2, 14, 1, 2, 16, 3, 1)
 CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "attn_implementation": "eager"}
-MORE = {"gemma2": CAPPED, "qwen3_next": {}, "mamba2": {}}  # soft caps; states beside keys and values; states alone
+MORE = {"gemma2": CAPPED, "mamba2": {}, "jamba": {}}  # soft caps; states alone; prompts that cannot be shared
 
 
 def batch(vocabulary: int) -> tuple[Tensor, Tensor]:

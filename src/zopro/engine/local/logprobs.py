@@ -85,9 +85,10 @@ def completion_logprobs(
         ValueError: shapes do not fit, or rows that should share a prompt do not.
     """
     parts = causal_parts(model)
+    shared = num_generations if abilities(parts).shares else 1
 
     def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
-        states = completion_states(parts, ids, mask, completion_length, num_generations)
+        states = completion_states(parts, ids, mask, completion_length, shared)
         values = packed(parts, states.hidden, states.targets, temperature, max_logit_elements, return_entropy)
         return [states.unpacked(value) for value in values]
 

@@ -48,8 +48,8 @@ class Rows:
             ]
             return torch.stack(rows)
 
-        def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
         self.size, self.least = size, least
         self.mu = matrix(previous, mu_norms)  # (R, n), 0 where there is none
@@ -57,7 +57,7 @@ class Rows:
         self.has_mu = column([name in mu_norms for name in names]).bool()  # (R, 1)
         self.has_v = column([name in v_norms for name in names]).bool()
         self.keeps = column([name not in mu_norms and alone is None for name in names]).bool()
-        self.wanted = column([mu_norms.get(name, alone or 0.0) for name in names]).to(there.widest(device))
+        self.wanted = column([mu_norms.get(name, alone or 0.0) for name in names], there.widest(device))
 
     def directions(self, noise: Tensor, d: float, scale: float) -> Tensor:
         """z (R, n) of noise (R, n), which is overwritten."""

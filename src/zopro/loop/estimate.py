@@ -1,0 +1,213 @@
+"""What a run will take: minutes and memory, from one timed step of its own model, prompts and lengths.
+
+A step's parts are timed with a fresh adapter: answers sampled, their log-probs, and where the run back-propagates their
+gradient. Each stage is so many of these (`seconds_of`). Nothing is learned, kept or written, and random numbers come from
+generators of its own, so a run with an estimate is the same to the bit as one without.
+
+    zopro run CONFIG.yaml --dry-run
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zopro.choices import METHODS
+from zopro.config import RunConfig
+from zopro.engine import Batch
+from zopro.engine.local.logprobs import completion_logprobs
+from zopro.engine.opening import logprobs
+from zopro.loop.answers import sample
+from zopro.loop.data import Data
+from zopro.loop.models import Models
+from zopro.loop.opening import open_all
+from zopro.loop.policy_stage import method_of, policy_steps
+from zopro.loop.run import Run
+from zopro.loop.table import EVALUATION, Stage, walk
+from zopro.system import progress
+from zopro.system.memory import peak_rss_mb
+from zopro.system.screens import duration
+from zopro.system.terminal import Page, Table
+
+TIMED_ANSWERS = 8  # at most, of one step, on a CPU: what takes longer is not one step's to know
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One step in numbers. sample: seconds for an answer. forward: seconds for the log-probs of an answer. backward: with
+    their gradient (NaN where none is taken). peak_mb: memory after it, of the GPU where there is one. answers: timed."""
+
+    sample: float
+    forward: float
+    backward: float
+    peak_mb: float
+    answers: int
+
+
+def time_step(run: Run, models: Models, data: Data) -> Timed:
+    """Sample a step's answers by a fresh policy and measure them."""
+    config, count = run.config, run.config.num_generations
+    on_gpu = models.base.device.type == "cuda"
+    prompts = config.prompts_per_step if on_gpu else max(1, min(config.prompts_per_step, TIMED_ANSWERS // count))
+    items = [data.train[i % len(data.train)] for i in range(prompts)]
+    with progress.task("timing one step"), models.policies.open(None, trainable=True) as model:
+        seconds, rollout = _timed(models, lambda: sample(run, models, model, items, 0, count))
+        batch, backward = Batch.of(rollout), float("nan")
+        forward, _ = _timed(models, lambda: logprobs(model, batch, config.temperature))
+        if _goes_back(run):
+            backward, _ = _timed(models, lambda: completion_logprobs(model, *batch).sum().backward())
+    peak = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb()
+    answers = prompts * count
+    return Timed(seconds / answers, forward / answers, backward / answers, peak, answers)
+
+
+def _timed(models: Models, work: Any) -> tuple[float, Any]:
+    began = time.perf_counter()
+    with torch.enable_grad():
+        found = work()
+    if models.base.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, found
+
+
+def _goes_back(run: Run) -> bool:
+    """Whether any stage takes a gradient."""
+    config = run.config
+    methods = [METHODS[method_of(run, iteration)] for iteration in range(config.iterations)]
+    policy = any(not method.zeroth_order for method in methods)
+    return not config.served and bool(config.sft_steps or config.trains_reward or policy)
+
+
+def seconds_of(name: str, first: bool, method: str, config: RunConfig, steps: int, timed: Timed) -> float:
+    """What a stage takes. Pairs of answers are two, a reward is a pass, and a row to learn from is as long as an answer.
+
+    Args:
+        name: of the stage. first: it is the evaluation of the SFT policy. method: of its iteration. steps: of a policy.
+
+    >>> config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, num_generations=2, beta=0.0)
+    >>> timed = Timed(sample=3.0, forward=0.5, backward=1.5, peak_mb=100.0, answers=4)
+    >>> seconds_of("policy", False, "rloo", config, 10, timed)  # 4 answers, their rewards and gradients, 10 times
+    200.0
+    >>> seconds_of("policy", False, "mezo", config, 10, timed)  # in place of the gradient both sides of a difference
+    180.0
+    """
+    scored = timed.forward if config.trains_reward else 0.0
+    if name == "policy":
+        return steps * _step_seconds(method, config, timed, scored)
+    if name == "sft":
+        return config.sft_steps * config.sft_batch_size * timed.backward if config.sft_steps else 0.0
+    if name == "reward":
+        return config.reward_steps * 2 * config.reward_batch_size * timed.backward
+    if name == "refine":
+        return config.refine_steps * 2 * config.reward_batch_size * timed.backward
+    if name == "pairs":
+        return (1 + config.uncertain_share) * config.pair_prompts * (timed.sample + scored)
+    assert name == EVALUATION, name
+    drawn = config.eval_prompts * (config.eval_samples + config.eval_greedy)
+    compared = 0 if first else config.eval_prompts * config.eval_samples
+    return drawn * (timed.sample + scored) + compared * timed.forward
+
+
+def _step_seconds(method: str, config: RunConfig, timed: Timed, scored: float) -> float:
+    chosen = METHODS[method]
+    answers = config.prompts_per_step * (config.population if chosen.population else config.num_generations)
+    each = timed.sample + scored
+    if not chosen.population:
+        passes = config.queries * 2 if config.sides == 2 else config.queries + 1
+        each += passes * timed.forward if chosen.zeroth_order else timed.backward
+        each += timed.forward if config.beta else 0.0  # of the SFT policy
+    return answers * each
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """stages: that are not done, with their iterations and seconds. timed: what it is made from."""
+
+    stages: Sequence[tuple[Stage, int | None, float]]
+    timed: Timed
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, _, seconds in self.stages)
+
+    def after(self, stage: Stage, iteration: int | None) -> float:
+        """Seconds of the stages after this one."""
+        places = [(other, number) for other, number, _ in self.stages]
+        where = places.index((stage, iteration)) + 1 if (stage, iteration) in places else 0
+        return sum(seconds for _, _, seconds in self.stages[where:])
+
+    def line(self) -> str:
+        """In a few words."""
+        return (
+            f"this run will take about {duration(self.seconds)} and {self.timed.peak_mb / 1e3:.1f} GB, by one timed step "
+            f"({self.timed.answers} answers, {duration(self.timed.answers * self.timed.sample)} to sample them)"
+        )
+
+
+def estimate(run: Run, models: Models, data: Data) -> Estimate:
+    """Time a step, and say what each stage that is not done will take."""
+    config, timed, steps = run.config, time_step(run, models, data), policy_steps(run, data)
+    stages = [
+        (stage, number, seconds_of(stage.name, number is None, method_of(run, number or 0), config, steps, timed))
+        for stage, number in walk(config, config.iterations)
+        if not stage.done(run.store, number)
+    ]
+    return Estimate(stages, timed)
+
+
+def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
+    """What `zopro run` would do and take, as an object and as text; nothing is written.
+
+    Raises:
+        InputError: what a run would refuse.
+    """
+    run, models, data = open_all(config, writes=False)
+    found = estimate(run, models, data)
+    result = {
+        "rows": data.rows,
+        "policy_steps": policy_steps(run, data),
+        "stages": [
+            {
+                "stage": stage.name,
+                "iteration": number,
+                "work": _work(run, data, stage, number),
+                "seconds": round(seconds, 1),
+            }
+            for stage, number, seconds in found.stages
+        ],
+        "seconds": round(found.seconds, 1),
+        "peak_mb": round(found.timed.peak_mb, 1),
+    }
+    return result, Page(*_text(result, found))
+
+
+def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
+    config = run.config
+    answers = config.prompts_per_step * (
+        config.population if METHODS[method_of(run, iteration or 0)].population else config.num_generations
+    )
+    return {
+        "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
+        "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",
+        EVALUATION: f"{len(data.eval)} prompts, {config.eval_samples + config.eval_greedy} answers each",
+        "policy": f"{policy_steps(run, data)} steps of {method_of(run, iteration or 0)}, {answers} answers each",
+        "pairs": f"{config.pair_prompts} prompts, the least certain {config.uncertain_share:.0%} judged",
+        "refine": f"{config.refine_steps} steps of {config.reward_batch_size} pairs",
+    }[stage.name]
+
+
+def _text(result: dict[str, Any], found: Estimate) -> Iterator[str | Table]:
+    yield f"rows   {result['rows']}"
+    yield ""
+    rows = [("stage", "work", "about")]
+    rows += [
+        (s.title(i), line["work"], duration(t)) for (s, i, t), line in zip(found.stages, result["stages"], strict=True)
+    ]
+    yield Table(rows)
+    yield ""
+    yield found.line()
+    yield "nothing was written"

@@ -1,0 +1,41 @@
+"""Whether an iteration has improved the policy: held-out rewards beside those of the policy before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zopro.store import shown
+from zopro.system.statistics import mean_interval
+
+
+def not_improved(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], where: str, rate: str
+) -> str | None:
+    """The line about an iteration whose gain, paired by prompt, may be none; None where it is above 0.
+
+    Args:
+        before, after: rows of the two evaluations, of the same prompts.
+        where: what the line begins with.
+        rate: the key of the learning rate.
+
+    >>> rows = [[{"reward": value} for value in values] for values in ([0.0, 1.0, 2.0], [1.0, 2.1, 2.9])]
+    >>> not_improved(*rows, "iteration 0", "learning_rate")
+    >>> not_improved(*reversed(rows), "iteration 0", "learning_rate")
+    'iteration 0: the policy became worse: reward -1.000 [-1.113, -0.887] against the one before. Lower learning_rate.'
+    """
+    name = "sampled_reward" if any("sampled_reward" in row for row in after) else "reward"
+    pairs = [(old.get(name), new.get(name)) for old, new in zip(before, after, strict=True)]
+    gains = [new - old for old, new in pairs if old is not None and new is not None]
+    if not gains:
+        return None
+    gain, low, high = mean_interval(gains)
+    if low > 0:
+        return None
+    said = f"reward {shown.interval({'gain': gain, 'gain_low': low, 'gain_high': high}, 'gain')} against the one before"
+    if high < 0:
+        return f"{where}: the policy became worse: {said}. Lower {rate}."
+    return (
+        f"{where}: no improvement that can be told from chance: {said}. Take more steps (policy_steps) or answers "
+        f"(prompts_per_step, num_generations), a higher {rate}, or measure on more prompts (eval_prompts)."
+    )

@@ -1,0 +1,88 @@
+"""What a run will take is said before it is done, and changes nothing; what goes on is said by all stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from one_run import no_figures
+from tiny_runs import config, fingerprint
+from zopro import cli
+from zopro.loop import pipeline
+from zopro.system import progress
+
+WALK = [
+    "sft",
+    "reward",
+    "evaluation",
+    *(f"{name} {i}" for i in (0, 1) for name in ("policy", "pairs", "refine", "evaluation")),
+]
+"""The stages of a run of two iterations."""
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same run unheard and heard: both folders, what was said, and what was begun."""
+    found: dict[str, Any] = {"said": [], "begun": []}
+    begin, say = progress.Reporter.begin, progress.Reporter.say
+
+    def noted(self: Any, title: str, *args: Any, **options: Any) -> Any:
+        found["begun"].append(title)
+        return begin(self, title, *args, **options)
+
+    def heard(self: Any, line: str) -> None:
+        found["said"].append(line)
+        say(self, line)
+
+    for quiet in (True, False):
+        settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32")
+        with pytest.MonkeyPatch.context() as patch:
+            no_figures(patch)
+            if not quiet:
+                patch.setattr(progress.Reporter, "begin", noted)
+                patch.setattr(progress.Reporter, "say", heard)
+            pipeline.run(settings, quiet=quiet)
+        found["quiet" if quiet else "heard"] = Path(settings.output_dir)
+    return found
+
+
+def test_an_estimate_changes_no_number(runs: dict[str, Any]) -> None:
+    assert fingerprint(runs["heard"]) == fingerprint(runs["quiet"])
+
+
+def test_it_is_said_before_the_first_stage(runs: dict[str, Any]) -> None:
+    (line,) = (line for line in runs["said"] if line.startswith("this run will take about "))
+    assert " GB, by one timed step (" in line
+    assert runs["begun"].index("timing one step") < runs["begun"].index("[1/11] sft")
+
+
+def test_every_stage_and_every_long_loop_reports(runs: dict[str, Any]) -> None:
+    titles = [title.partition("] ")[2] for title in runs["begun"] if title.startswith("[")]
+    assert titles == WALK
+    inside = {"reading the data", "loading model", "answering", "scoring", "log-probs of the SFT policy", "judging"}
+    inside |= {"rollout", "log-probs", "loss", "calibrating eps", "differences", "writing figures and report", ""}
+    assert inside <= set(runs["begun"])
+
+
+def test_a_dry_run_says_it_all_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
+    monkeypatch.chdir(tmp_path)
+    settings = config(folder, tmp_path / "run", max_prompt_length=12, output_dir="").to_dict()
+    Path("config.yaml").write_text(yaml.safe_dump(settings))
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["run", "config.yaml", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [f"{x['stage']} {x['iteration']}".removesuffix(" None") for x in found["stages"]] == WALK
+    assert "prompt is longer than max_prompt_length" in found["rows"]
+    assert found["seconds"] == pytest.approx(sum(line["seconds"] for line in found["stages"]), abs=1.0)
+    assert found["peak_mb"] > 100
+    work = {f"{x['stage']} {x['iteration']}": x["work"] for x in found["stages"]}
+    assert work["policy 0"].startswith("2 steps of rloo") and work["policy 1"].startswith("2 steps of zopro")
+    assert cli.main(["run", "config.yaml", "--dry-run", "--resume"]) == 2
