@@ -184,12 +184,12 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
 
 def _forgotten(line: Line) -> str:
     """What easy questions show, which the run asks before and after."""
-    record = line.get("remembered")
+    record = line.get(shown.REMEMBERED)
     if not record:
         return "Not measured."
+    told = shown.remembered(record)
     lost = [f"- {x['question']} Now: {x['answer']}" for x in record["answers"] if x["right_before"] and not x["right"]]
-    told = f"{record['forgotten']} of the {record['known_before']} easy questions that the base model could answer."
-    return "\n".join([told, *(["", *lost] if lost else [])])
+    return "\n".join([f"{told[0].upper()}{told[1:]}.", *(["", *lost] if lost else [])])
 
 
 def _evaluation(run: Layout, iteration: int | None) -> dict[str, Any]:

@@ -76,11 +76,11 @@ class Voices:
             if name == "sft" and _SFT not in model.peft_config:
                 with preserve_random_state():
                     open_adapter(model, sft, _SFT)
-            model.set_adapter(_SFT if name == "sft" else _ACTIVE, inference_mode=True)
+            model.set_adapter(_SFT if name == "sft" else _ACTIVE)
             try:
                 yield model
             finally:
-                model.set_adapter(_ACTIVE, inference_mode=True)
+                model.set_adapter(_ACTIVE)
             return
         with model.disable_adapter():
             yield model
