@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from torch.distributed.rendezvous import rendezvous
 
 from zopro.errors import InputError, Stopped
 
@@ -81,11 +82,10 @@ class Processes:
         if gpu:
             see_one_gpu()
         if gpu and not dist.is_initialized():
-            store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+            store, rank, size = next(rendezvous("env://", timeout=timeout))
             store.set(f"gpu/{rank}", own_gpu())
             found = [store.get(f"gpu/{other}").decode() for other in range(size)]
-            group = dist.PrefixStore("ranks", store)
-            dist.init_process_group(backend_of(found), store=group, rank=rank, world_size=size, timeout=timeout)
+            dist.init_process_group(backend_of(found), store=store, rank=rank, world_size=size, timeout=timeout)
         elif not dist.is_initialized():
             dist.init_process_group("gloo", timeout=timeout)
         return cls(dist.new_group(backend="gloo", timeout=_PATIENCE))

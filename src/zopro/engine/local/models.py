@@ -157,8 +157,9 @@ def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
                 if value.dim() > 1:
                     value.normal_(std=deviation, generator=generator)
                 module.register_parameter(name, nn.Parameter(value.to(base.device, _trained_dtype(base))))
-        if base.dtype == torch.float16 and module is getattr(classifier, "score", None):
-            module.register_forward_pre_hook(_widen)
+    score: Any = getattr(classifier, "score", None)
+    if score is not None and base.dtype == torch.float16:
+        score.register_forward_pre_hook(_widen)
     return classifier.eval()
 
 
