@@ -114,7 +114,7 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.verdicts(stage.name, iteration).unlink(missing_ok=True)
         clear(store.trainer(stage.name, iteration))
         if stage.name == EVALUATION and iteration is not None:
-            run.say(headline(store, iteration))
+            run.say(headline(store, iteration, config.sft_steps))
             if iteration + 1 < config.iterations:
                 with progress.task("writing the report so far"):
                     write.refresh(store.path)
