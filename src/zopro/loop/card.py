@@ -52,14 +52,14 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
     metrics = [shown.named(line) for line in read_json_lines(run.metrics())] if run.metrics().exists() else []
     summary = read_json(run.summary()) if run.summary().exists() else {}
     kind = "LoRA adapter over" if adapter else "version of"
-    home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{_shown(base)}`"
+    home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{shown.place(base)}`"
     parts = [
         f"---\n{_metadata(policy, base, adapter)}\n---",
-        f"# {_shown(base)}, aligned by {config.method}",
+        f"# {shown.place(base)}, aligned by {config.method}",
         f"A {kind} {home}, made by zopro {__version__} (iteration {policy.iteration} of the run).",
         *(["![The run in one picture](" + PICTURE + ")"] if picture else []),
         "## What it was trained on",
-        f"Rows of `{_shown(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
+        f"Rows of `{shown.place(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
         "## How",
         _table([("stage", "steps", "what it uses"), *_stages(policy, metrics)]),
         _honestly(policy, metrics),
@@ -100,19 +100,12 @@ def _on_hub(name: str) -> bool:
     return "/" in name and not Path(name).exists() and not name.endswith(FILES)
 
 
-def _shown(name: str) -> str:
-    """A name in which a path of this machine has only its last part: `model:/home/me/judge` is `model:judge`."""
-    before, colon, place = name.rpartition(":")
-    path = Path(place)
-    return f"{before}{colon}{path.name}" if path.is_absolute() or path.exists() else name
-
-
 def _wanted(config: RunConfig, summary: Line) -> str:
     if config.trains_reward and config.reward == ["model"]:
         known = shown.quality(summary.get("reward_quality", {}))
         return (
             f"It was optimised for a reward model that was trained on their preferences (on held-out rows: {known}) and "
-            f"refined after each iteration on pairs that the judge `{_shown(config.judge)}` decided."
+            f"refined after each iteration on pairs that the judge `{shown.place(config.judge)}` decided."
         )
     parts = [f"`{name}` x {weight:g}" for name, weight in zip(config.reward, config.weights, strict=True)]
     return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{config.reward[0]}`'}."
@@ -156,11 +149,12 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
     if not lines:
         yield "Not measured."
         return
+    start = shown.start(policy.config.sft_steps)
     checked = any(line.get("accuracy") is not None for line in lines)
-    head = ("policy", "reward [95 %]", *(["accuracy [95 %]"] if checked else []), "wins against SFT [95 %]")
+    head = ("policy", "reward [95 %]", *(["accuracy [95 %]"] if checked else []), f"wins against {start.the} [95 %]")
     rows = [
         (
-            "before (SFT)" if line.get("iteration") is None else f"iteration {line['iteration']}",
+            f"before ({start.name})" if line.get("iteration") is None else f"iteration {line['iteration']}",
             shown.interval(line, "reward"),
             *([shown.interval(line, "accuracy")] if checked else []),
             shown.interval(line, "win_rate"),
@@ -168,7 +162,7 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
         )
         for line in lines
     ]
-    yield _table([(*head, "KL to SFT, nats an answer"), *rows])
+    yield _table([(*head, f"KL to {start.the}, nats an answer"), *rows])
     judge = (
         f"Wins are by the judge `{policy.config.judge}`." if policy.config.trains_reward else "The higher reward wins."
     )
@@ -212,8 +206,8 @@ def _settings(config: RunConfig) -> str:
     for key in fields(config):
         value = getattr(config, key.name)
         if key.name not in FREE and value != default_of(key, config.task):
-            kept[key.name] = _shown(value) if key.name in PLACES else value
-    kept |= {"reward": [_shown(one) if one.startswith("model:") else one for one in config.reward]}
+            kept[key.name] = shown.place(value) if key.name in PLACES else value
+    kept |= {"reward": [shown.place(one) if one.startswith("model:") else one for one in config.reward]}
     return f"```yaml\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}```"
 
 

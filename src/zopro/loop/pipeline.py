@@ -136,7 +136,7 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
 
 
 def _say_result(run: Run, iteration: int) -> None:
-    run.say(headline(run.store, iteration))
+    run.say(headline(run.store, iteration, run.config.sft_steps))
     before, after = (read_rows(run.store.evaluation(at)) for at in (iteration - 1 if iteration else None, iteration))
     if note := not_improved(before, after, f"iteration {iteration}", METHODS[method_of(run, iteration)].rate):
         run.say(note)
