@@ -25,7 +25,8 @@ from zopro.loop.answers import sample
 from zopro.loop.data import Data
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
-from zopro.loop.policy_stage import method_of, policy_steps
+from zopro.loop.policy_stage import policy_steps
+from zopro.loop.recording import method_of
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.system import progress
@@ -97,7 +98,7 @@ def _timed(models: Models, work: Any) -> tuple[float, Any]:
 def _goes_back(run: Run) -> bool:
     """Whether any stage takes a gradient."""
     config = run.config
-    methods = [METHODS[method_of(run, iteration)] for iteration in range(config.iterations)]
+    methods = [METHODS[method_of(config, iteration)] for iteration in range(config.iterations)]
     policy = any(not method.zeroth_order for method in methods)
     return not config.served and bool(config.sft_steps or config.trains_reward or policy)
 
@@ -177,7 +178,7 @@ def estimate(run: Run, models: Models, data: Data) -> Estimate:
     """Time a step, and say what each stage that is not done will take."""
     config, timed, steps = run.config, time_step(run, models, data), policy_steps(run, data)
     stages = [
-        (stage, number, seconds_of(stage.name, number is None, method_of(run, number or 0), config, steps, timed))
+        (stage, number, seconds_of(stage.name, number is None, method_of(config, number or 0), config, steps, timed))
         for stage, number in walk(config, config.iterations)
         if not stage.done(run.store, number)
     ]
@@ -213,13 +214,13 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
 def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
     config = run.config
     answers = config.prompts_per_step * (
-        config.population if METHODS[method_of(run, iteration or 0)].population else config.num_generations
+        config.population if METHODS[method_of(config, iteration or 0)].population else config.num_generations
     )
     return {
         "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
         "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",
         EVALUATION: f"{len(data.eval)} prompts, {config.eval_samples + config.eval_greedy} answers each",
-        "policy": f"{policy_steps(run, data)} steps of {method_of(run, iteration or 0)}, {answers} answers each",
+        "policy": f"{policy_steps(run, data)} steps of {method_of(config, iteration or 0)}, {answers} answers each",
         "pairs": f"{config.pair_prompts} prompts, the least certain {config.uncertain_share:.0%} judged",
         "refine": f"{config.refine_steps} steps of {config.reward_batch_size} pairs",
     }[stage.name]
