@@ -31,8 +31,6 @@ from zopro.store.rundir import FREE
 
 CARD, PICTURE = "README.md", "report.png"
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
-PLACES = ("model", "train_data", "eval_data", "engine", "judge")
-"""Keys whose values may be paths."""
 _PICTURES = ("share.png", "figures/held-out-reward-95-interval.png")  # the first that a run has
 
 Line = Mapping[str, Any]
@@ -52,11 +50,13 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
     metrics = [shown.named(line) for line in read_json_lines(run.metrics())] if run.metrics().exists() else []
     summary = read_json(run.summary()) if run.summary().exists() else {}
     kind = "LoRA adapter over" if adapter else "version of"
+    made = read_json(run.environment()).get("packages", {}) if run.environment().exists() else {}
+    version = made.get("zopro", __version__)
     home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{_shown(base)}`"
     parts = [
         f"---\n{_metadata(policy, base, adapter)}\n---",
         f"# {_shown(base)}, aligned by {config.method}",
-        f"A {kind} {home}, made by zopro {__version__} (iteration {policy.iteration} of the run).",
+        f"A {kind} {home}, made by zopro {version} (iteration {policy.iteration} of the run).",
         *(["![The run in one picture](" + PICTURE + ")"] if picture else []),
         "## What it was trained on",
         f"Rows of `{_shown(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
@@ -101,10 +101,20 @@ def _on_hub(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A name in which a path of this machine has only its last part: `model:/home/me/judge` is `model:judge`."""
+    """A name in which a path of this machine has only its last part, and an address of a server is left out.
+
+    >>> _shown("model:/home/me/judge"), _shown("vllm:http://10.0.0.1:8000"), _shown("me/base")
+    ('model:judge', 'vllm', 'me/base')
+    """
+    if "://" in name:
+        return name.partition(":")[0]
     before, colon, place = name.rpartition(":")
     path = Path(place)
-    return f"{before}{colon}{path.name}" if path.is_absolute() or path.exists() else name
+    return f"{before}{colon}{path.name}" if place and (path.is_absolute() or path.exists()) else name
+
+
+def _rewards(config: RunConfig) -> list[str]:
+    return [_shown(name) if name.startswith("model:") else name for name in config.reward]
 
 
 def _wanted(config: RunConfig, summary: Line) -> str:
@@ -114,8 +124,8 @@ def _wanted(config: RunConfig, summary: Line) -> str:
             f"It was optimised for a reward model that was trained on their preferences (on held-out rows: {known}) and "
             f"refined after each iteration on pairs that the judge `{_shown(config.judge)}` decided."
         )
-    parts = [f"`{name}` x {weight:g}" for name, weight in zip(config.reward, config.weights, strict=True)]
-    return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{config.reward[0]}`'}."
+    parts = [f"`{name}` x {weight:g}" for name, weight in zip(_rewards(config), config.weights, strict=True)]
+    return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{_rewards(config)[0]}`'}."
 
 
 def _stages(policy: Policy, metrics: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
@@ -143,6 +153,8 @@ def _trained(policy: Policy, metrics: Sequence[Line]) -> list[tuple[str, int | N
 def _honestly(policy: Policy, metrics: Sequence[Line]) -> str:
     """Which of the stages back-propagate, in one sentence."""
     uses = {what: used for what, _, used in _stages(policy, metrics)}
+    if not uses:
+        return "The run has no record of its stages."
     back = [what for what, used in uses.items() if "back-propagation" in used]
     if not back:
         return "No stage back-propagates: everything was done by function values."
@@ -158,9 +170,10 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
         return
     checked = any(line.get("accuracy") is not None for line in lines)
     head = ("policy", "reward [95 %]", *(["accuracy [95 %]"] if checked else []), "wins against SFT [95 %]")
+    before = "before (SFT)" if policy.config.sft_steps else "before"
     rows = [
         (
-            "before (SFT)" if line.get("iteration") is None else f"iteration {line['iteration']}",
+            before if line.get("iteration") is None else f"iteration {line['iteration']}",
             shown.interval(line, "reward"),
             *([shown.interval(line, "accuracy")] if checked else []),
             shown.interval(line, "win_rate"),
@@ -212,8 +225,8 @@ def _settings(config: RunConfig) -> str:
     for key in fields(config):
         value = getattr(config, key.name)
         if key.name not in FREE and value != default_of(key, config.task):
-            kept[key.name] = _shown(value) if key.name in PLACES else value
-    kept |= {"reward": [_shown(one) if one.startswith("model:") else one for one in config.reward]}
+            kept[key.name] = _shown(value) if isinstance(value, str) else value
+    kept |= {"reward": _rewards(config)}
     return f"```yaml\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}```"
 
 
