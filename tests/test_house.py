@@ -32,15 +32,15 @@ MAY_IMPORT = {
     "store": "errors choices system config zo",
     "engine": "errors choices system config text zo weights store",
     "judges": "errors choices system config text tasks store",
-    "analysis": "errors system config weights store",
+    "analysis": "errors choices system config text weights store",
     "train": "errors choices system config text objectives zo weights store engine",
     "functions": "errors choices tasks",  # rewards/functions
     "rewards": "errors choices system config text objectives zo weights store engine tasks train functions",
     "loop": "errors choices system config text objectives zo weights store engine judges tasks analysis train functions "
     "rewards",
     "bench": "errors choices system config text objectives zo weights store engine train rewards",
-    "compare": "errors choices system config weights store engine judges tasks train rewards loop",
-    "demo": "errors choices system config weights store tasks loop",
+    "compare": "errors choices system config text weights store engine judges tasks analysis train rewards loop",
+    "demo": "errors choices system config text weights store tasks loop",
     "cli": "errors choices system config store tasks analysis loop bench compare demo",
     "front": "errors system config zo train loop",  # zopro/__init__.py, which imports the public names on first use
 }

@@ -33,6 +33,7 @@ def test_what_it_writes_is_a_configuration(task: str, capsys: pytest.CaptureFixt
     written = printed(capsys, "init", task, *given, "--model", 'folder "of mine"')
     config = load_config(written["config"])
     assert (config.task, config.model) == (task, 'folder "of mine"')
+    assert config.max_kl > 0, "a first run does not go where nothing is left of the model"
     text = Path(written["config"]).read_text()
     assert all(f"{key}:" in text for key in FIRST if key in FIELDS)
     if task in SHIPPED:

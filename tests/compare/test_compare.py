@@ -66,7 +66,7 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     assert seconds == sorted(seconds) and seconds[1] > 0
     assert found["learning_rate"] in [line["learning_rate"] for line in found["search"]]
     assert found["curve"][0] == result["start"] and result["start"]["kl_per_answer"] == 0
-    assert "KL to the SFT policy of 0.00 nats per answer" in (tmp_path / "compare.md").read_text()
+    assert "KL to SFT of 0.00 nats per answer" in (tmp_path / "compare.md").read_text()
     assert found["peak_mb"] > 100 and found["curve"][-1]["kl_per_answer"] > 0
     for name in ("compare.md", "reward_seconds.png", "reward_kl.pdf", "memory.png"):
         assert (tmp_path / name).stat().st_size > 500

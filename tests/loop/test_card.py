@@ -115,7 +115,7 @@ def test_a_run_without_back_propagation_says_so(tmp_path: Path) -> None:
     text = card(find_policy(run), "me/base")
     assert (
         "No stage back-propagates" in text
-        and "| before | 1.500" in text
+        and "| before (start) | 1.500" in text
         and "optimised for the reward `length:1-8`" in text
     )
 

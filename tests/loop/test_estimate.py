@@ -64,7 +64,7 @@ def test_every_stage_and_every_long_loop_reports(runs: dict[str, Any]) -> None:
     titles = [title.partition("] ")[2] for title in runs["begun"] if title.startswith("[")]
     assert titles == WALK
     inside = {"reading the data", "loading model", "answering", "scoring", "log-probs of the SFT policy", "judging"}
-    inside |= {"rollout", "log-probs", "loss", "calibrating eps", "differences", "writing figures and report", ""}
+    inside |= {"rollout", "log-probs", "loss", "calibrating eps", "writing figures and report", ""}
     assert inside <= set(runs["begun"])
 
 
@@ -73,14 +73,16 @@ def test_a_dry_run_says_it_all_and_writes_nothing(
 ) -> None:
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
     monkeypatch.chdir(tmp_path)
-    settings = config(folder, tmp_path / "run", max_prompt_length=12, output_dir="").to_dict()
+    long = {"prompt": "tea or " * 60, "chosen": "tea", "rejected": "no"}
+    Path("rows.jsonl").write_text((folder / "rows.jsonl").read_text() + json.dumps(long) + "\n")
+    settings = config(folder, tmp_path / "run", train_data="rows.jsonl", output_dir="").to_dict()
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(["run", "config.yaml", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sorted(tmp_path.rglob("*")) == before
     assert [f"{x['stage']} {x['iteration']}".removesuffix(" None") for x in found["stages"]] == WALK
-    assert "prompt is longer than max_prompt_length" in found["rows"]
+    assert "; left out 1: prompt is longer than max_prompt_length" in found["rows"]
     assert found["seconds"] == pytest.approx(sum(line["seconds"] for line in found["stages"]), abs=1.0)
     assert found["peak_mb"] > 100
     work = {f"{x['stage']} {x['iteration']}": x["work"] for x in found["stages"]}

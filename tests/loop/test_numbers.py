@@ -77,7 +77,7 @@ def test_terminal_metrics_and_report_say_the_same(finished: tuple[RunConfig, dic
     assert (
         f"→ {reward} 95 % {reward_interval}" in report and f"Win rate against SFT {wins} 95 % {wins_interval}" in report
     )
-    assert f"KL to the SFT policy {kl} nats per answer" in report
+    assert f"KL to SFT {kl} nats per answer" in report
     quality = next(line for line in lines if line.get("event") == "quality")
     said = f"accuracy {quality['accuracy']:.3f}, n {quality['n']}"
     assert f"reward model {said} on held-out rows" in terminal and said in report
@@ -88,7 +88,7 @@ def test_the_headline_is_the_same_again(
 ) -> None:
     settings, summary = finished
     directory = RunDirectory(settings, resume=True)
-    line, last = headline(directory, 1), summary["evaluations"][-1]
+    line, last = headline(directory, 1, settings.sft_steps), summary["evaluations"][-1]
     directory.lock.release()
     assert f"reward {last['reward']:.3f} [{last['reward_low']:.3f}, {last['reward_high']:.3f}]" in line
     assert f"KL {last['kl_per_answer']:.2f} nats per answer, wins {last['win_rate']:.3f} against SFT" in line

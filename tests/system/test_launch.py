@@ -69,7 +69,7 @@ def test_nccl_where_each_has_a_gpu_of_its_own(
         store.set(f"gpu/{rank}", gpu)
     made: list[Any] = []
     monkeypatch.setattr(launch, "own_gpu", lambda: others[0])
-    monkeypatch.setattr(dist, "rendezvous", lambda *args, **kwargs: iter([(store, 0, len(others))]))
+    monkeypatch.setattr(launch, "rendezvous", lambda *args, **kwargs: iter([(store, 0, len(others))]))
     monkeypatch.setattr(dist, "is_initialized", lambda: False)
     monkeypatch.setattr(dist, "init_process_group", lambda name, **kwargs: made.append((name, kwargs["world_size"])))
     monkeypatch.setattr(dist, "new_group", lambda **kwargs: None)

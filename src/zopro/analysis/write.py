@@ -1,4 +1,4 @@
-"""What an analysis leaves on disk: analysis.json, report.html, and figures/ with a PNG and an SVG of every figure.
+"""What an analysis leaves on disk: analysis.json, report.html, share.png, and figures/ (a PNG and an SVG of each).
 
 from zopro.analysis import write
 write.refresh("RUN")        # while a run is going on: numbers and PCA
@@ -42,6 +42,7 @@ def finish(run: str | Path) -> None:
 def page(run: str | Path, summary: dict[str, Any]) -> None:
     """The report of a run that is finished but for its summary.json, which says that all is there and is written last."""
     write_report(run, summary=summary)
+    _share(Path(run), Path(run))
 
 
 def everything(out: Path, numbers: dict[str, Any], source: Path | None = None) -> dict[str, str]:
@@ -50,7 +51,14 @@ def everything(out: Path, numbers: dict[str, Any], source: Path | None = None) -
     _write(out, numbers)
     report = write_report(source or out, target=Layout(out).report(), analysis=numbers)
     _figures(source or out, out, numbers)
-    return {"report": str(report), "analysis": str(Layout(out).analysis()), "figures": str(Layout(out).figures())}
+    layout = Layout(out)
+    written = {
+        "report": report,
+        "analysis": layout.analysis(),
+        "figures": layout.figures(),
+        "share": _share(source or out, out),
+    }
+    return {name: str(path) for name, path in written.items() if path is not None}
 
 
 def _of_run(run: Path, projections: list[str]) -> dict[str, Any] | None:
@@ -72,3 +80,9 @@ def _figures(run: Path, out: Path, numbers: dict[str, Any] | None) -> None:
     from zopro.analysis.page.static import write_figures
 
     write_figures(run, Layout(out).figures(), numbers)
+
+
+def _share(run: Path, out: Path) -> Path | None:
+    from zopro.analysis.page.share import write_share
+
+    return write_share(run, Layout(out).share())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
 
 STYLE: Any = {
@@ -29,12 +30,13 @@ def write_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write reward_seconds, reward_kl and memory to `folder` and return the paths."""
     import matplotlib
 
+    start = shown.start(result.get("sft_steps"))
     with matplotlib.rc_context(STYLE):
         return [
             *_write(folder / "reward_seconds", lambda axes: _curves(axes, result, "seconds", "training time (s)")),
             *_write(
                 folder / "reward_kl",
-                lambda axes: _curves(axes, result, PER_ANSWER, "KL to the SFT policy (nats per answer)"),
+                lambda axes: _curves(axes, result, PER_ANSWER, f"KL to {start.the} (nats per answer)"),
             ),
             *_write(folder / "memory", lambda axes: _memory(axes, result)),
         ]

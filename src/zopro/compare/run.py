@@ -69,6 +69,7 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     result: dict[str, Any] = {
         "plan": {**asdict(plan), "methods": list(plan.methods)},
         "beta": config.beta,
+        "sft_steps": config.sft_steps,
         "prompts": len(start["rewards"]),
         "inference_peak_mb": inference,
         "start": start_point(start),

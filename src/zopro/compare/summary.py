@@ -124,7 +124,7 @@ def _ratio(first: Curve, second: Curve, key: str) -> float | None:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The comparison as a Markdown page: one table, and how to read it."""
-    start, plan = result["start"], result["plan"]
+    start, plan, the_start = result["start"], result["plan"], shown.start(result.get("sft_steps")).the
     units = {"budget_minutes": "minutes", "answers": "answers", "steps": "steps"}
     length = next(f"{plan[key]:g} {unit}" for key, unit in units.items() if plan.get(key))
     against = "rloo" if "rloo" in result["methods"] else next(iter(result["methods"]))
@@ -152,8 +152,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         rows.append("| " + " | ".join(cells) + " |")
     lines = [
         f"{length} of each method, {result['prompts']} prompts. What all start from has "
-        f"reward {shown.interval(start, 'reward')} and a KL to the SFT policy of {shown.kl(start[PER_ANSWER])} nats per "
-        f"answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.",
+        f"reward {shown.interval(start, 'reward')} and a KL to {the_start} of "
+        f"{shown.kl(start[PER_ANSWER])} nats per answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.",
         "",
         *rows,
         "",

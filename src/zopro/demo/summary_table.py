@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -10,6 +9,8 @@ from typing import Any
 
 from zopro.store import shown
 from zopro.system.terminal import Page, Table
+from zopro.text.degenerate import degenerate
+from zopro.text.turns import turns
 
 COLUMN = 52  # characters of each answer, side by side
 
@@ -17,22 +18,23 @@ COLUMN = 52  # characters of each answer, side by side
 def table(summary: Mapping[str, Any]) -> Page:
     """Format a summary of `zopro.loop.pipeline.run` (or of the demo, which has `truth` in its evaluations).
 
-    Held-out reward and win rate against SFT by iteration with 95 % intervals, seconds per stage, peak memory, the
+    Held-out reward and win rate against the start by iteration with 95 % intervals, seconds per stage, peak memory, the
     samples with both answers side by side, and the paths of run and report.
     """
+    start = shown.start(summary.get("sft_steps"))
     return Page(
-        Table(list(_evaluations(summary["evaluations"]))),
+        Table(list(_evaluations(summary["evaluations"], start))),
         "",
         *_gained(summary["evaluations"][-1]),
         *_forgotten(summary["evaluations"][-1]),
-        *_costs(summary),
+        *_costs(summary, start),
         "",
-        *(line for sample in summary["samples"] for line in (*_sample(sample), "")),
+        *(line for sample in summary["samples"] for line in (*_sample(sample, start), "")),
         f"run     {summary['run']}\nreport  {summary['report']}",
     )
 
 
-def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+def _evaluations(lines: Sequence[Mapping[str, Any]], start: shown.Start) -> Iterator[list[str]]:
     """Rows of cells, the header first; truth and metric only where they were measured."""
     truth = any(line.get("truth") is not None for line in lines)
     metric = next((line["metric_name"] for line in lines if line.get("metric") is not None), None)
@@ -42,7 +44,7 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     yield [
         f"{lines[0]['n']} held-out prompts",
         "reward [95 %]",
-        "wins against SFT [95 %]",
+        f"wins against {start.the} [95 %]",
         "KL per answer",
         *(["truth"] if truth else []),
         *([metric] if metric else []),
@@ -54,7 +56,7 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     ]
     for line in map(shown.named, lines):
         yield [
-            "SFT" if line["iteration"] is None else f"iteration {line['iteration']}",
+            shown.policy(line["iteration"], start),
             shown.interval(line, "reward"),
             shown.interval(line, "win_rate"),
             shown.kl(line.get(shown.PER_ANSWER)),
@@ -86,8 +88,8 @@ def _forgotten(line: Mapping[str, Any]) -> Iterator[str]:
         yield shown.remembered(line[shown.REMEMBERED]).replace("forgotten: ", "forgotten    ", 1)
 
 
-def _costs(summary: Mapping[str, Any]) -> Iterator[str]:
-    stages = ", ".join(f"{name} {shown.seconds(seconds)}" for name, seconds in summary["stages"].items())
+def _costs(summary: Mapping[str, Any], start: shown.Start) -> Iterator[str]:
+    stages = ", ".join(f"{shown.stage(name, start)} {shown.seconds(s)}" for name, s in summary["stages"].items())
     attempts = len(summary.get("attempts", ()))
     again = f" in {attempts} attempts" if attempts > 1 else ""
     yield f"seconds      {shown.seconds(summary['seconds'])}{again} ({stages})"
@@ -96,11 +98,12 @@ def _costs(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"reward model {shown.quality(summary['reward_quality'])} on held-out rows"
 
 
-def _sample(sample: Mapping[str, str]) -> Iterator[str]:
-    prompt = re.sub(r"<[^<>\s]+>", " ", sample["prompt"])  # the chat template's marks
-    yield textwrap.shorten(prompt, 2 * COLUMN, placeholder=" ...")
+def _sample(sample: Mapping[str, str], start: shown.Start) -> Iterator[str]:
+    asked = turns(sample["prompt"])[-1][1]
+    yield textwrap.shorten(asked, 2 * COLUMN, placeholder=" ...")
+    names = (start.name, "broken" if degenerate(sample["aligned"]) else "aligned")
     answers = [
-        textwrap.wrap(f"{name}: {sample[key]}", COLUMN - 4) for name, key in (("SFT", "sft"), ("aligned", "aligned"))
+        textwrap.wrap(f"{name}: {sample[key]}", COLUMN - 4) for name, key in zip(names, ("sft", "aligned"), strict=True)
     ]
     for left, right in zip_longest(*answers, fillvalue=""):
         yield f"  {left:<{COLUMN}}{right}".rstrip()

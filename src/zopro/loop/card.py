@@ -31,14 +31,15 @@ from zopro.store.rundir import FREE
 
 CARD, PICTURE = "README.md", "report.png"
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
-_PICTURES = ("share.png", "figures/held-out-reward-95-interval.png")  # the first that a run has
+_CURVE = "held-out-reward-95-interval.png"  # of a run's figures, where an earlier version drew no picture
 
 Line = Mapping[str, Any]
 
 
 def write_card(policy: Policy, base: str, folder: Path, adapter: bool = True) -> None:
     """Write the card, and the report's picture if there is one, to `folder`."""
-    picture = next((path for name in _PICTURES if (path := policy.run / name).is_file()), None)
+    run = Layout(policy.run)
+    picture = next((path for path in (run.share(), run.figures() / _CURVE) if path.is_file()), None)
     if picture is not None:
         shutil.copy(picture, folder / PICTURE)
     (folder / CARD).write_text(card(policy, base, adapter, picture is not None), "utf-8")
@@ -52,14 +53,14 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
     kind = "LoRA adapter over" if adapter else "version of"
     made = read_json(run.environment()).get("packages", {}) if run.environment().exists() else {}
     version = made.get("zopro", __version__)
-    home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{_shown(base)}`"
+    home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{shown.place(base)}`"
     parts = [
         f"---\n{_metadata(policy, base, adapter)}\n---",
-        f"# {_shown(base)}, aligned by {config.method}",
+        f"# {shown.place(base)}, aligned by {config.method}",
         f"A {kind} {home}, made by zopro {version} (iteration {policy.iteration} of the run).",
         *(["![The run in one picture](" + PICTURE + ")"] if picture else []),
         "## What it was trained on",
-        f"Rows of `{_shown(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
+        f"Rows of `{shown.place(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
         "## How",
         _table([("stage", "steps", "what it uses"), *_stages(policy, metrics)]),
         _honestly(policy, metrics),
@@ -100,21 +101,8 @@ def _on_hub(name: str) -> bool:
     return "/" in name and not Path(name).exists() and not name.endswith(FILES)
 
 
-def _shown(name: str) -> str:
-    """A name in which a path of this machine has only its last part, and an address of a server is left out.
-
-    >>> _shown("model:/home/me/judge"), _shown("vllm:http://10.0.0.1:8000"), _shown("me/base")
-    ('model:judge', 'vllm', 'me/base')
-    """
-    if "://" in name:
-        return name.partition(":")[0]
-    before, colon, place = name.rpartition(":")
-    path = Path(place)
-    return f"{before}{colon}{path.name}" if place and (path.is_absolute() or path.exists()) else name
-
-
 def _rewards(config: RunConfig) -> list[str]:
-    return [_shown(name) if name.startswith("model:") else name for name in config.reward]
+    return [shown.place(name) if name.startswith("model:") else name for name in config.reward]
 
 
 def _wanted(config: RunConfig, summary: Line) -> str:
@@ -122,7 +110,7 @@ def _wanted(config: RunConfig, summary: Line) -> str:
         known = shown.quality(summary.get("reward_quality", {}))
         return (
             f"It was optimised for a reward model that was trained on their preferences (on held-out rows: {known}) and "
-            f"refined after each iteration on pairs that the judge `{_shown(config.judge)}` decided."
+            f"refined after each iteration on pairs that the judge `{shown.place(config.judge)}` decided."
         )
     parts = [f"`{name}` x {weight:g}" for name, weight in zip(_rewards(config), config.weights, strict=True)]
     return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{_rewards(config)[0]}`'}."
@@ -168,12 +156,12 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
     if not lines:
         yield "Not measured."
         return
+    start = shown.start(policy.config.sft_steps)
     checked = any(line.get("accuracy") is not None for line in lines)
-    head = ("policy", "reward [95 %]", *(["accuracy [95 %]"] if checked else []), "wins against SFT [95 %]")
-    before = "before (SFT)" if policy.config.sft_steps else "before"
+    head = ("policy", "reward [95 %]", *(["accuracy [95 %]"] if checked else []), f"wins against {start.the} [95 %]")
     rows = [
         (
-            before if line.get("iteration") is None else f"iteration {line['iteration']}",
+            f"before ({start.name})" if line.get("iteration") is None else f"iteration {line['iteration']}",
             shown.interval(line, "reward"),
             *([shown.interval(line, "accuracy")] if checked else []),
             shown.interval(line, "win_rate"),
@@ -181,10 +169,9 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
         )
         for line in lines
     ]
-    yield _table([(*head, "KL to SFT, nats an answer"), *rows])
-    judge = (
-        f"Wins are by the judge `{policy.config.judge}`." if policy.config.trains_reward else "The higher reward wins."
-    )
+    yield _table([(*head, f"KL to {start.the}, nats an answer"), *rows])
+    judged = f"Wins are by the judge `{shown.place(policy.config.judge)}`."
+    judge = judged if policy.config.trains_reward else "The higher reward wins."
     last = lines[-1]
     gained = [
         f"{name.replace('_', ' ')} {shown.interval(last, f'{name}_gain')}"
@@ -225,7 +212,7 @@ def _settings(config: RunConfig) -> str:
     for key in fields(config):
         value = getattr(config, key.name)
         if key.name not in FREE and value != default_of(key, config.task):
-            kept[key.name] = _shown(value) if isinstance(value, str) else value
+            kept[key.name] = shown.place(value) if isinstance(value, str) else value
     kept |= {"reward": _rewards(config)}
     return f"```yaml\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}```"
 

@@ -25,7 +25,8 @@ from zopro.loop.answers import sample
 from zopro.loop.data import Data
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
-from zopro.loop.policy_stage import method_of, policy_steps
+from zopro.loop.policy_stage import policy_steps
+from zopro.loop.recording import method_of
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.system import progress
@@ -38,9 +39,11 @@ TIMED_ANSWERS = 8  # at most, of one step, on a CPU: what takes longer is not on
 
 @dataclass(frozen=True)
 class Timed:
-    """One step in numbers. sample: seconds for an answer. forward: seconds for the log-probs of an answer. backward: with
-    their gradient (NaN where none is taken). peak_mb: memory after it, of the GPU where there is one. answers: timed."""
+    """One step in numbers. call: seconds for sampling a batch, whatever its size. sample: seconds for each answer in it.
+    forward: seconds for the log-probs of an answer. backward: with their gradient (NaN where none is taken). peak_mb:
+    memory after it, of the GPU where there is one. answers: timed."""
 
+    call: float
     sample: float
     forward: float
     backward: float
@@ -50,19 +53,37 @@ class Timed:
 
 def time_step(run: Run, models: Models, data: Data) -> Timed:
     """Sample a step's answers by a fresh policy and measure them."""
-    config, count = run.config, run.config.num_generations
-    on_gpu = models.base.device.type == "cuda"
-    prompts = config.prompts_per_step if on_gpu else max(1, min(config.prompts_per_step, TIMED_ANSWERS // count))
+    config, on_gpu = run.config, models.base.device.type == "cuda"
+    many = METHODS[config.method].population
+    count = 1 if many else config.num_generations
+    prompts = config.prompts_per_step * (config.population if many else 1)
+    prompts = prompts if on_gpu else max(1, min(prompts, TIMED_ANSWERS // count))
     items = [data.train[i % len(data.train)] for i in range(prompts)]
     with progress.task("timing one step"), models.policies.open(None, trainable=True) as model:
+        few, _ = _timed(models, lambda: sample(run, models, model, items[:1], 0, count))
         seconds, rollout = _timed(models, lambda: sample(run, models, model, items, 0, count))
         batch, backward = Batch.of(rollout), float("nan")
         forward, _ = _timed(models, lambda: logprobs(model, batch, config.temperature))
         if _goes_back(run):
             backward, _ = _timed(models, lambda: completion_logprobs(model, *batch).sum().backward())
     peak = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb()
-    answers = prompts * count
-    return Timed(seconds / answers, forward / answers, backward / answers, peak, answers)
+    answers = len(items) * count
+    call, each = fitted(count, few, answers, seconds)
+    return Timed(call, each, forward / answers, backward / answers, peak, answers)
+
+
+def fitted(few: int, first: float, many: int, second: float) -> tuple[float, float]:
+    """Seconds of a batch's own and of each answer in it, of two timed batches; an answer is never free.
+
+    >>> fitted(1, 2.0, 9, 4.0)
+    (1.75, 0.25)
+    >>> fitted(8, 2.0, 8, 4.0)
+    (0.0, 0.5)
+    """
+    if many == few:
+        return 0.0, second / many
+    each = min(max((second - first) / (many - few), second / many / 8), second / many)
+    return second - many * each, each
 
 
 def _timed(models: Models, work: Any) -> tuple[float, Any]:
@@ -77,7 +98,7 @@ def _timed(models: Models, work: Any) -> tuple[float, Any]:
 def _goes_back(run: Run) -> bool:
     """Whether any stage takes a gradient."""
     config = run.config
-    methods = [METHODS[method_of(run, iteration)] for iteration in range(config.iterations)]
+    methods = [METHODS[method_of(config, iteration)] for iteration in range(config.iterations)]
     policy = any(not method.zeroth_order for method in methods)
     return not config.served and bool(config.sft_steps or config.trains_reward or policy)
 
@@ -89,7 +110,7 @@ def seconds_of(name: str, first: bool, method: str, config: RunConfig, steps: in
         name: of the stage. first: it is the evaluation of the SFT policy. method: of its iteration. steps: of a policy.
 
     >>> config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, num_generations=2, beta=0.0)
-    >>> timed = Timed(sample=3.0, forward=0.5, backward=1.5, peak_mb=100.0, answers=4)
+    >>> timed = Timed(call=0.0, sample=3.0, forward=0.5, backward=1.5, peak_mb=100.0, answers=4)
     >>> seconds_of("policy", False, "rloo", config, 10, timed)  # 4 answers, their rewards and gradients, 10 times
     200.0
     >>> seconds_of("policy", False, "mezo", config, 10, timed)  # in place of the gradient both sides of a difference
@@ -105,11 +126,15 @@ def seconds_of(name: str, first: bool, method: str, config: RunConfig, steps: in
     if name == "refine":
         return config.refine_steps * 2 * config.reward_batch_size * timed.backward
     if name == "pairs":
-        return (1 + config.uncertain_share) * config.pair_prompts * (timed.sample + scored)
+        return _drawn((1 + config.uncertain_share) * config.pair_prompts, config, timed, scored)
     assert name == EVALUATION, name
     drawn = config.eval_prompts * (config.eval_samples + config.eval_greedy)
     compared = 0 if first else config.eval_prompts * config.eval_samples
-    return drawn * (timed.sample + scored) + compared * timed.forward
+    return _drawn(drawn, config, timed, scored) + compared * timed.forward
+
+
+def _drawn(answers: float, config: RunConfig, timed: Timed, scored: float) -> float:
+    return answers * (timed.sample + scored + timed.call / config.eval_batch_size)
 
 
 def _step_seconds(method: str, config: RunConfig, timed: Timed, scored: float) -> float:
@@ -120,7 +145,7 @@ def _step_seconds(method: str, config: RunConfig, timed: Timed, scored: float) -
         passes = config.queries * 2 if config.sides == 2 else config.queries + 1
         each += passes * timed.forward if chosen.zeroth_order else timed.backward
         each += timed.forward if config.beta else 0.0  # of the SFT policy
-    return answers * each
+    return timed.call + answers * each
 
 
 @dataclass(frozen=True)
@@ -142,9 +167,10 @@ class Estimate:
 
     def line(self) -> str:
         """In a few words."""
+        timed = self.timed
         return (
-            f"this run will take about {duration(self.seconds)} and {self.timed.peak_mb / 1e3:.1f} GB, by one timed step "
-            f"({self.timed.answers} answers, {duration(self.timed.answers * self.timed.sample)} to sample them)"
+            f"this run will take about {duration(self.seconds)} and {timed.peak_mb / 1e3:.1f} GB, by one timed step "
+            f"({timed.answers} answers, {duration(timed.call + timed.answers * timed.sample)} to sample them)"
         )
 
 
@@ -152,7 +178,7 @@ def estimate(run: Run, models: Models, data: Data) -> Estimate:
     """Time a step, and say what each stage that is not done will take."""
     config, timed, steps = run.config, time_step(run, models, data), policy_steps(run, data)
     stages = [
-        (stage, number, seconds_of(stage.name, number is None, method_of(run, number or 0), config, steps, timed))
+        (stage, number, seconds_of(stage.name, number is None, method_of(config, number or 0), config, steps, timed))
         for stage, number in walk(config, config.iterations)
         if not stage.done(run.store, number)
     ]
@@ -188,13 +214,13 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
 def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
     config = run.config
     answers = config.prompts_per_step * (
-        config.population if METHODS[method_of(run, iteration or 0)].population else config.num_generations
+        config.population if METHODS[method_of(config, iteration or 0)].population else config.num_generations
     )
     return {
         "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
         "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",
         EVALUATION: f"{len(data.eval)} prompts, {config.eval_samples + config.eval_greedy} answers each",
-        "policy": f"{policy_steps(run, data)} steps of {method_of(run, iteration or 0)}, {answers} answers each",
+        "policy": f"{policy_steps(run, data)} steps of {method_of(config, iteration or 0)}, {answers} answers each",
         "pairs": f"{config.pair_prompts} prompts, the least certain {config.uncertain_share:.0%} judged",
         "refine": f"{config.refine_steps} steps of {config.reward_batch_size} pairs",
     }[stage.name]

@@ -26,7 +26,7 @@ from zopro.loop.estimate import estimate
 from zopro.loop.improvement import not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
-from zopro.loop.policy_stage import method_of
+from zopro.loop.recording import method_of
 from zopro.loop.run import Run
 from zopro.loop.summary import Measure, headline, summary
 from zopro.loop.table import EVALUATION, Stage, walk
@@ -136,9 +136,9 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
 
 
 def _say_result(run: Run, iteration: int) -> None:
-    run.say(headline(run.store, iteration))
+    run.say(headline(run.store, iteration, run.config.sft_steps))
     before, after = (read_rows(run.store.evaluation(at)) for at in (iteration - 1 if iteration else None, iteration))
-    if note := not_improved(before, after, f"iteration {iteration}", METHODS[method_of(run, iteration)].rate):
+    if note := not_improved(before, after, f"iteration {iteration}", METHODS[method_of(run.config, iteration)].rate):
         run.say(note)
 
 

@@ -80,12 +80,7 @@ def policy_trainer(
 
 def ranks_share(run: Run, iteration: int) -> bool:
     """Whether ranks can share the policy stage of an iteration: its steps are zeroth-order."""
-    return METHODS[method_of(run, iteration)].zeroth_order
-
-
-def method_of(run: Run, iteration: int) -> str:
-    """What an iteration's policy is trained by: `method`, or in iteration 0 the warm start's."""
-    return _origin(run, iteration).method
+    return METHODS[_origin(run, iteration).method].zeroth_order
 
 
 def _origin(run: Run, iteration: int) -> Origin:

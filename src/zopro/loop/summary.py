@@ -17,15 +17,17 @@ SAMPLES_SHOWN = 5
 OTHER = "other"  # seconds beside the stages: loading, analysis and figures, and what a crashed process did not record
 
 
-def headline(directory: RunDirectory, iteration: int) -> str:
-    """An iteration's evaluation as one line."""
+def headline(directory: RunDirectory, iteration: int, sft_steps: int) -> str:
+    """An iteration's evaluation as one line, beside what the run of so many steps of SFT had before it."""
+    start = shown.start(sft_steps)
     sft, line = (_evaluation(directory, name) for name in (None, iteration))
     right = ""
     if line.get("accuracy") is not None:
-        right = f"accuracy {shown.interval(line, 'accuracy')} (SFT {shown.share(sft.get('accuracy'))}), "
+        right = f"accuracy {shown.interval(line, 'accuracy')} ({start.name} {shown.share(sft.get('accuracy'))}), "
+    reward = f"reward {shown.interval(line, 'reward')} ({start.name} {shown.reward(sft['reward'])})"
     return (
-        f"iteration {iteration}: reward {shown.interval(line, 'reward')} (SFT {shown.reward(sft['reward'])}), {right}"
-        f"KL {shown.kl(line[shown.PER_ANSWER])} nats per answer, wins {shown.share(line['win_rate'])} against SFT"
+        f"iteration {iteration}: {reward}, {right}"
+        f"KL {shown.kl(line[shown.PER_ANSWER])} nats per answer, wins {shown.share(line['win_rate'])} against {start.the}"
     )
 
 
@@ -61,6 +63,7 @@ def summary(
         "run": str(directory.path),
         "report": str(directory.layout.report()),
         "method": config.method,
+        "sft_steps": config.sft_steps,
         "seconds": round(sum(stages.values()), 3),
         "peak_rss_mb": max(attempt["peak_rss_mb"] for attempt in used),
         "reward_sft": evaluations[0]["reward"],

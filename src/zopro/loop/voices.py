@@ -26,9 +26,11 @@ from zopro.engine.local.starts import tokenizer_home
 from zopro.engine.opening import generate, open_policy
 from zopro.errors import InputError
 from zopro.loop.finished import Policy, check_answering, find_policy
+from zopro.store import shown
 from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
 from zopro.text import chat
+from zopro.text.degenerate import degenerate
 from zopro.text.frame import check_vocabulary, declared_stops, frame_of
 from zopro.text.tokenizer import load_tokenizer
 from zopro.weights.names import has_weights, is_adapter
@@ -139,14 +141,15 @@ def answer(
     """Answer each prompt, as a user's message, by the base model, the SFT policy and the aligned policy.
 
     The same `seed` is used for all three; `temperature` 0 takes the likeliest token. Returns `{"run", "iteration",
-    "answers": [{"prompt", "base", "sft", "aligned"}, ...]}`.
+    "sft_steps", "answers": [{"prompt", "base", "sft", "aligned"}, ...]}`.
     """
     policy = find_policy(run, iteration)
     manner, voices = manner_of(policy, max_new_tokens, temperature), Voices(policy)
     asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
     table = {"prompt": list(prompts), **{name: voices.answer(name, asked, manner, seed) for name in NAMES}}
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return {"run": str(policy.run), "iteration": policy.iteration, "answers": rows}
+    about = {"run": str(policy.run), "iteration": policy.iteration, "sft_steps": policy.config.sft_steps}
+    return {**about, "answers": rows}
 
 
 def manner_of(policy: Policy, max_new_tokens: int | None, temperature: float | None) -> Manner:
@@ -159,10 +162,12 @@ def manner_of(policy: Policy, max_new_tokens: int | None, temperature: float | N
 def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
     """Lay the rows of `answer` out for a terminal of `width` characters: three columns, or a list if it is narrow."""
     width = width or shutil.get_terminal_size((110, 24)).columns
-    titles = {"base": "base", "sft": "SFT", "aligned": f"aligned (iteration {answers['iteration']})"}
-    column = (width - 4) // len(titles)
+    titles = {"base": "base", "sft": shown.start(answers.get("sft_steps")).name}
+    column = (width - 4) // len(NAMES)
     blocks = []
     for row in answers["answers"]:
+        aligned = "broken" if degenerate(row["aligned"]) else "aligned"
+        titles["aligned"] = f"{aligned} (iteration {answers['iteration']})"
         lines = [printable(f"> {row['prompt']}")]
         if column < 24:
             for key, title in titles.items():

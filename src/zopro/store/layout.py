@@ -104,6 +104,10 @@ class Layout(Outputs):
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def share(self) -> Path:
+        """The report in one picture."""
+        return self.path / "share.png"
+
     def figures(self) -> Path:
         return self.path / "figures"
 

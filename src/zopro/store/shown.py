@@ -11,12 +11,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 PER_ANSWER, PER_TOKEN = "kl_per_answer", "kl_per_token"
 MISSING = "-"
 REMEMBERED = "remembered"
 """The key of an evaluation under which easy questions are (`zopro.loop.remembered`)."""
+
+
+class Start(NamedTuple):
+    """What a run calls the policy that iteration 0 begins with: alone, and after "against" or "to"."""
+
+    name: str
+    the: str
+
+
+def start(sft_steps: object) -> Start:
+    """SFT where there were such steps. Without them that policy is the base model, and "SFT" would be untrue.
+
+    >>> start(40), start(0), start(None).name
+    (Start(name='SFT', the='SFT'), Start(name='start', the='the start'), 'SFT')
+    """
+    trained = not isinstance(sft_steps, int) or sft_steps > 0
+    return Start("SFT", "SFT") if trained else Start("start", "the start")
+
+
+def policy(iteration: int | None, start: Start) -> str:
+    """The policy after an iteration; None is what iteration 0 begins with."""
+    return start.name if iteration is None else f"iteration {iteration}"
+
+
+def stage(name: str, start: Start) -> str:
+    """A stage by its name; supervised fine-tuning without a step only writes the start down."""
+    return start.name if name == "sft" and start.name != "SFT" else name
+
+
+def place(name: str) -> str:
+    """A name in which a path of this machine has only its last part, and which leaves out a server's address.
+
+    >>> place("model:/home/me/judge"), place("vllm:http://10.0.0.1:8000"), place("me/base")
+    ('model:judge', 'vllm', 'me/base')
+    """
+    if "://" in name:
+        return name.partition(":")[0]
+    before, colon, rest = name.rpartition(":")
+    path = Path(rest)
+    return f"{before}{colon}{path.name}" if rest and (path.is_absolute() or path.exists()) else name
 
 
 def named(line: Mapping[str, Any]) -> dict[str, Any]:

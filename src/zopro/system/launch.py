@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from zopro.errors import InputError, Stopped
@@ -86,8 +85,7 @@ class Processes:
             store, rank, size = next(rendezvous("env://", timeout=timeout))
             store.set(f"gpu/{rank}", own_gpu())
             found = [store.get(f"gpu/{other}").decode() for other in range(size)]
-            group = PrefixStore("ranks", store)
-            dist.init_process_group(backend_of(found), store=group, rank=rank, world_size=size, timeout=timeout)
+            dist.init_process_group(backend_of(found), store=store, rank=rank, world_size=size, timeout=timeout)
         elif not dist.is_initialized():
             dist.init_process_group("gloo", timeout=timeout)
         return cls(dist.new_group(backend="gloo", timeout=_PATIENCE))

@@ -17,14 +17,21 @@ import yaml
 
 from walks import lora_walk
 from zopro.analysis.analyse import analyse
+from zopro.analysis.page.answers import samples
 from zopro.analysis.page.charts import Chart, Series, running_mean
+from zopro.analysis.page.curves import training_charts
 from zopro.analysis.page.drawing import inline
-from zopro.analysis.page.report import latest_evaluations, samples, stage_seconds, training_charts, write_report
+from zopro.analysis.page.records import latest_evaluations, stage_seconds
+from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.checkpoints import of_folder
 from zopro.config import RunConfig
 from zopro.errors import InputError
+from zopro.store import shown
 
 EVIL = "<script>alert('x')</script>"
+
+
+SFT = shown.start(40)
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
@@ -45,7 +52,10 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "environment.json").write_text(json.dumps({"packages": {"torch": f"2.13{EVIL}"}}))
     summary = {"seconds": 12.5, "peak_rss_mb": 900, "reward_quality": {"accuracy": 0.83, "n": 40}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    lines = [evaluation(None, -0.5)]
+    lines = [
+        {"stage": "reward", "iteration": None, "event": "quality", "accuracy": 0.83, "n": 40},
+        evaluation(None, -0.5),
+    ]
     for i in range(2):
         policy = {"stage": "policy", "iteration": i}
         for step in range(1, 11):
@@ -110,12 +120,12 @@ def page_of(run: Path) -> Page:
 def test_a_finished_run_gives_every_part(run):
     page = page_of(run)
     assert "-0.500 → 1.250" in page.text
-    assert "Win rate against SFT 0.700 95 % [0.500, 0.800]" in page.text
-    assert "Time 12.5 s peak memory 900 MB" in page.text
-    assert "accuracy 0.830, n 40" in page.text and "finished" in page.text
+    assert "Win rate against SFT 0.700 95 % [0.500, 0.800], by the judge of task chat" in page.text
+    assert "Time 7.0 s peak memory 800 MB" in page.text, "as the table of stages under it"
+    assert "accuracy 0.830, n 40 held-out rows" in page.text and "finished" in page.text
     assert page.count("svg") == 7  # reward, win rate, KL; training reward, loss, signal to noise; memory
     assert "question 19" in page.text and "question 20" not in page.text
-    assert page.text.count("▲ beats SFT") == 20 and page.text.count("▼ loses to SFT") == 40
+    assert page.text.count("▲ beats SFT") == 20 + 3 and page.text.count("▼ loses to SFT") == 40, "3 above the contents"
     assert page.text.index("base answer 0") < page.text.index("sft answer 0") < page.text.index("001 answer 0")
     assert "set by this run" in page.text and "packages.torch" in page.text
     assert [p.name for p in run.glob("report*")] == ["report.html"]
@@ -132,8 +142,9 @@ def test_the_page_stands_alone(run):
     page = page_of(run)
     for tag, attributes in page.elements:
         assert tag not in {"script", "link", "img", "iframe"}
-        assert not {"src", "href", "onclick"} & set(attributes)
-        assert str(attributes.get("xlink:href", "#")).startswith("#"), "a chart's own mark, in the page"
+        assert not {"src", "onclick"} & set(attributes)
+        for name in ("href", "xlink:href"):
+            assert str(attributes.get(name, "#")).startswith("#"), "a place in the page"
     html = (run / "report.html").read_text("utf-8")
     assert "@import" not in html and "url(" not in html
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
@@ -217,7 +228,7 @@ def test_a_resumed_stage_counts_once():
 
 def test_iterations_are_laid_end_to_end():
     lines = [{"stage": "policy", "iteration": i, "step": s, "reward": 10.0 * i + s} for i in (0, 1) for s in (1, 2, 3)]
-    chart = next(chart for chart in training_charts(lines) if "Reward" in chart.title)
+    chart = next(chart for chart in training_charts(lines, SFT) if "Reward" in chart.title)
     assert list(chart.series[0].points) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 11.0), (5, 12.0), (6, 13.0)]
     assert [x for x, _ in chart.dividers] == [0, 3]
 
@@ -225,7 +236,7 @@ def test_iterations_are_laid_end_to_end():
 def test_samples_are_matched_by_prompt(tmp_path):
     write_jsonl(tmp_path / "evaluations" / "sft.jsonl", [{"prompt": p, "completion": f"s{p}"} for p in "ab"])
     write_jsonl(tmp_path / "evaluations" / "000.jsonl", [{"prompt": p, "completion": f"0{p}"} for p in "ba"])
-    assert [[a["completion"] for a in sample.answers] for sample in samples(tmp_path)] == [["sa", "0a"], ["sb", "0b"]]
+    assert [[a.text for a in sample.answers] for sample in samples(tmp_path)] == [["sa", "0a"], ["sb", "0b"]]
 
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [0.0, 0.0, 0.0], [1.0, math.nan, math.inf, 2.0], [-1e9, 1e9]])
@@ -249,7 +260,7 @@ def test_a_chart_takes_its_colours_from_the_page(analysed):
     drawn = "".join(re.findall(r"<svg .*?</svg>", html, re.S))
     assert not re.findall(r"(?:fill|stroke): (?!none|var\()", drawn), "every colour has a light and a dark form"
     names = set(re.findall(r"var\((--\w+)\)", drawn))
-    assert {"--c1", "--c2", "--muted", "--edge"} == names
+    assert {"--c1", "--c3", "--c4", "--muted", "--edge"} == names, "no two meanings have one colour"
     for name in names:
         assert len(re.findall(rf"{name}: #\w{{6}};", html)) == 2, "light and dark"
     marks = re.findall(r'id="(\w+)"', drawn)

@@ -9,6 +9,10 @@ from itertools import pairwise
 
 MAX_POINTS = 400
 CHANCE = "chance"  # a style that begins so is a dashed level with a shaded band around it, without whiskers
+FAINT = "faint"  # a style that ends so is a thin line behind another one
+POLICY, REWARD, FACTORS, PRODUCT = "c1", "c2", "c3", "c4"
+"""Colours by what they mean, on every chart: the policy, the reward model, and the two views of an analysis."""
+ZERO = 1e-6  # below it a curve is at zero
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Series:
     name: str
     points: Sequence[tuple[float, float]]
     band: Sequence[tuple[float, float]] = ()
-    style: str = "c1"
+    style: str = POLICY
     dots: bool = False
     area: bool = True  # shade the band; without it only whiskers show it
 
@@ -40,6 +44,11 @@ class Chart:
     def shown(self) -> list[Series]:
         """What can be drawn: finite points, long lines thinned; a series without any is left out."""
         return [series for series in (_clean(series, self.log) for series in self.series) if series.points]
+
+    @property
+    def flat(self) -> bool:
+        """Whether it would show nothing but zeros."""
+        return all(abs(y) < ZERO for series in self.shown for _, y in series.points)
 
     def __str__(self) -> str:
         """In words, for those who do not see it."""

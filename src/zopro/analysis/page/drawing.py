@@ -21,13 +21,23 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from zopro.analysis.page.charts import CHANCE, Chart, Series, number
+from zopro.analysis.page.charts import CHANCE, FAINT, Chart, Series, number
 
 WIDTH, HEIGHT = 360, 200  # points
 MARGINS = {"left": 46 / WIDTH, "right": 350 / WIDTH, "bottom": 34 / HEIGHT, "top": 190 / HEIGHT}
 LETTERS = 48  # of all names below a chart; of a long one its end is shown, a quarter of them
-# The style sheet's colours where the page is light, by their names there.
-COLOURS = {"c1": "#0a62a8", "c2": "#a94b00", "muted": "#59636e", "edge": "#d5dae0"}
+# Name -> where the page is light, where it is dark. The style sheet has them by these names; files have the light ones.
+SCHEMES = {
+    "c1": ("#0a62a8", "#6cb6f5"), "c2": ("#a94b00", "#f0a35e"), "c3": ("#6b3fa0", "#c4a3f0"),
+    "c4": ("#0b6b60", "#5fcfbf"),
+    "muted": ("#59636e", "#9aa5b1"), "edge": ("#d5dae0", "#343c47"),
+    # of methods beside each other, told apart by all (Okabe, Ito)
+    "m1": ("#0072b2", "#56a9e0"), "m2": ("#d55e00", "#f58a3c"), "m3": ("#009e73", "#2fce9f"),
+    "m4": ("#cc79a7", "#e6a3c8"),
+    "m5": ("#e69f00", "#ffc042"), "m6": ("#56b4e9", "#9bd6f7"), "m7": ("#000001", "#f2f2f2"),
+}  # fmt: skip
+COLOURS = {name: light for name, (light, _) in SCHEMES.items()}
+METHODS = tuple(name for name in SCHEMES if name.startswith("m") and name != "muted")
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zopro",  # the same figure is the same file
@@ -97,7 +107,7 @@ def draw(figure: Figure, chart: Chart) -> Axes:
     _x_axis(axes, chart, [x for series in shown for x, _ in series.points])
     if chart.rule:
         level, name = chart.rule
-        axes.axhline(level, color=COLOURS["c2"], linestyle=(0, (5, 3)), linewidth=1, clip_on=False)
+        axes.axhline(level, color=COLOURS["muted"], linestyle=(0, (5, 3)), linewidth=1, clip_on=False)
         beside: Any = ("axes fraction", "data")
         axes.annotate(clean(name), (1, level), (0, 3), beside, "offset points", ha="right", color=COLOURS["muted"])
     _y_axis(axes, chart, [y for series in shown for _, y in series.points])
@@ -140,8 +150,8 @@ def _y_axis(axes: Axes, chart: Chart, ys: list[float]) -> None:
 
 def _series(axes: Axes, series: Series, index: int) -> None:
     words = series.style.split()
-    faint, level = words[-1] == "faint", words[0] == CHANCE
-    colour = COLOURS["c1" if faint else words[-1]]
+    faint, level = words[-1] == FAINT, words[0] == CHANCE
+    colour = COLOURS[words[0 if faint else -1]]
     x, y = zip(*series.points, strict=True)
     if series.band:
         low, high = zip(*series.band, strict=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zopro.analysis.numbers.summary import PROCRUSTES
-from zopro.analysis.page.charts import CHANCE, Chart, Series
+from zopro.analysis.page.charts import CHANCE, FACTORS, PRODUCT, Chart, Series
 
 Numbers = dict[str, Any]
 
@@ -25,7 +25,7 @@ LABELS = {
     "reward_update_norm": "Reward model: length of the update",
     PROCRUSTES: "Procrustes disparity of the trajectories",
 }
-STYLES = ("c1", "c2")
+STYLES = {"factors": FACTORS, "product": PRODUCT}
 
 
 def metric_charts(numbers: Numbers) -> list[Chart]:
@@ -35,11 +35,7 @@ def metric_charts(numbers: Numbers) -> list[Chart]:
     for name, label in LABELS.items():
         if name == PROCRUSTES or name not in numbers["metrics"]:
             continue
-        series = [
-            line
-            for style, view in zip(STYLES, numbers["views"], strict=False)
-            for line in _lines(numbers, name, view, style)
-        ]
+        series = [line for view in numbers["views"] for line in _lines(numbers, name, view, STYLES[view])]
         charts.append(Chart(label, series, "iteration", x_names=names))
     return charts
 

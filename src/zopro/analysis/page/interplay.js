@@ -64,14 +64,14 @@
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--text"), family: "system-ui, sans-serif", size: 12 },
       margin: { l: 50, r: 10, t: 10, b: 45 }, showlegend: false, autosize: true,
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--text") }, hoverlabel: { font: { size: 13 } },
+      hoverlabel: { font: { size: 13 } },
       xaxis: axis(0), yaxis: { ...axis(1), ...(exact ? { scaleanchor: "x" } : {}) },
       scene: { xaxis: axis(0), yaxis: axis(1), zaxis: axis(2), aspectmode: "cube", camera: { eye: eye() }, dragmode: "orbit" },
     };
     if (dimensions === 3) layout.margin = { l: 0, r: 0, t: 0, b: 10 };
     const lines = Object.keys(names).filter((name) => found[name]).flatMap((name) => traces(name, found[name], dimensions));
     byId("trajectory-turn").hidden = dimensions !== 3;
-    return Plotly.react(plot, lines, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+    return Plotly.react(plot, lines, layout, { responsive: true, displayModeBar: false });
   }
 
   const move = (change) => (camera = { ...camera, ...change });

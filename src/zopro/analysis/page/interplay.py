@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from zopro.analysis.page.charts import Chart
 from zopro.analysis.page.figures import heat_maps, metric_charts, table
+from zopro.analysis.page.findings import findings
 
 SCRIPT = "interplay.js"
 
@@ -31,7 +32,8 @@ def page_parts(numbers: dict[str, Any]) -> dict[str, Any]:
     script = (Path(__file__).parent / SCRIPT).read_text("utf-8")
     return {
         "analysis": numbers,
-        "metric_charts": drawn(metric_charts(numbers)),
+        "findings": findings(numbers),
+        "metric_charts": drawn(chart for chart in metric_charts(numbers) if not chart.flat),
         "heat_maps": heat_maps(numbers),
         "tables": [
             ("Update i of the reward model against update i of the policy", table(numbers, numbers)),

@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from zopro.analysis.numbers.projection import TITLES
-from zopro.analysis.page.charts import Chart
+from zopro.analysis.page.charts import POLICY, REWARD, Chart
+from zopro.analysis.page.curves import run_charts
 from zopro.analysis.page.drawing import COLOURS, clean, draw, style
 from zopro.analysis.page.figures import HeatMap, heat_maps, metric_charts
-from zopro.analysis.page.report import run_charts
 
-SIDES = {"policy": COLOURS["c1"], "reward": COLOURS["c2"]}
+SIDES = {"policy": COLOURS[POLICY], "reward": COLOURS[REWARD]}
 Draw = Callable[[Figure], None]
 
 
@@ -44,12 +44,12 @@ def write_figures(run: Path, folder: Path, numbers: dict[str, Any] | None) -> li
 def figures(run: Path, numbers: dict[str, Any] | None) -> Iterator[tuple[str, tuple[float, float], Draw]]:
     """Name, size in inches and drawing of each figure."""
     for chart in run_charts(run):
-        if chart.shown:
+        if not chart.flat:
             yield slug(chart.title), (4.5, 2.9), partial(_chart, chart=chart)
     if numbers is None:
         return
     for chart in metric_charts(numbers):
-        if chart.shown:
+        if not chart.flat:
             yield slug(chart.title), (4.5, 2.9), partial(_chart, chart=chart)
     for heat in heat_maps(numbers):
         size = (1.8 + 0.55 * len(heat.columns), 1.1 + 0.24 * len(heat.rows))

@@ -157,9 +157,9 @@ def sequence_classifier(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
                 if value.dim() > 1:
                     value.normal_(std=deviation, generator=generator)
                 module.register_parameter(name, nn.Parameter(value.to(base.device, _trained_dtype(base))))
-        head: nn.Module | None = getattr(classifier, "score", None)
-        if base.dtype == torch.float16 and head is not None and module is head:
-            head.register_forward_pre_hook(_widen)
+    score: Any = getattr(classifier, "score", None)
+    if score is not None and base.dtype == torch.float16:
+        score.register_forward_pre_hook(_widen)
     return classifier.eval()
 
 

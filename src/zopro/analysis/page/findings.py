@@ -1,0 +1,60 @@
+"""What an analysis has found, in a sentence or two: how the updates stand to each other, beside chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from zopro.analysis.page.figures import short
+from zopro.store import shown
+
+Numbers = dict[str, Any]
+
+
+def findings(numbers: Numbers) -> str:
+    """In the view `product`, what the model feels; of a single iteration only how far the policy moved."""
+    sentences = [*_angle(numbers), *_direction(numbers, "policy_momentum_cosine", "The policy")]
+    sentences += _direction(numbers, "reward_momentum_cosine", "The reward model")
+    if not sentences:
+        lengths = _values(numbers, "policy_update_norm")
+        moved = f"The policy moved by a length of {short(lengths[-1][1])}. " if lengths else ""
+        return f"{moved}What updates have in common shows from the second one on."
+    return " ".join(sentences)
+
+
+def _angle(numbers: Numbers) -> Iterator[str]:
+    name = "update_angle_degrees"
+    if found := _values(numbers, name):
+        outside = sum(not _by_chance(numbers, name, i, value) for i, value in found)
+        related = (
+            "no closer than random directions"
+            if not outside
+            else f"in {outside} of {len(found)} iterations not what random directions give"
+        )
+        yield f"Policy and reward model are updated at {_range(found, 1)} degrees to each other, {related}."
+
+
+def _direction(numbers: Numbers, name: str, who: str) -> Iterator[str]:
+    if found := _values(numbers, name):
+        kept = [value > 0 and not _by_chance(numbers, name, i, value) for i, value in found]
+        told = "keeps its direction" if all(kept) else "does not keep its direction"
+        told = "partly keeps its direction" if any(kept) and not all(kept) else told
+        yield f"{who} {told} from one update to the next (cosine {_range(found, 2)}, by chance 0)."
+
+
+def _values(numbers: Numbers, name: str) -> list[tuple[int, float]]:
+    """Iteration's position and value, where there is one."""
+    values = numbers["metrics"].get(name, {}).get(numbers["views"][-1]) or []
+    return [(i, value) for i, value in enumerate(values) if value is not None]
+
+
+def _by_chance(numbers: Numbers, name: str, i: int, value: float) -> bool:
+    band = numbers["chance"].get(name, {}).get(numbers["views"][-1])
+    if not band or band["low"][i] is None:
+        return False
+    return bool(band["low"][i] <= value <= band["high"][i])
+
+
+def _range(found: list[tuple[int, float]], digits: int) -> str:
+    low, high = (shown.fixed(edge(value for _, value in found), digits) for edge in (min, max))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,52 @@
+"""A page from a template: one file that opens from the disk without a network.
+
+Everything that came out of a model or a data set is escaped by the templates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from zopro.analysis.page.charts import Chart
+from zopro.analysis.page.interplay import drawn
+from zopro.store import shown
+
+
+def render(template: str, *folders: Path, **values: Any) -> str:
+    """The page of a template beside this file, or in one of the folders."""
+    from zopro.analysis.page.drawing import SCHEMES
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"shown": shown, "schemes": SCHEMES}
+    return environment.get_template(template).render(**values)
+
+
+def curves(charts: Sequence[Chart]) -> dict[str, Any]:
+    """What a template draws of charts: those that show something, and the titles of those that stay at zero."""
+    return {
+        "charts": drawn(chart for chart in charts if not chart.flat),
+        "flat": [chart.title for chart in charts if chart.shown and chart.flat],
+    }
+
+
+def replace_file(target: Path, content: bytes) -> Path:
+    """Write a file in one step, so that a reader never sees half of it."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, target)
+    return target
+
+
+def encoded(text: str) -> bytes:
+    """Data may hold lone surrogates, which UTF-8 cannot: they become question marks."""
+    return text.encode("utf-8", "replace")

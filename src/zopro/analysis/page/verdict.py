@@ -1,0 +1,92 @@
+"""What a run has come to, in words: the first thing that its report says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zopro.analysis.page.answers import agreement, broken
+from zopro.analysis.page.records import Record, is_number, start_of
+from zopro.choices import REWARDS
+from zopro.store import shown
+from zopro.store.layout import Layout
+
+MANY = 0.05  # of the answers: as many more broken ones than before are said beside the verdict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """word: better, worse, or neither, and what is broken. sentence: the numbers for it. details: one line each."""
+
+    word: str
+    sentence: str
+    details: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.word}. {self.sentence}"
+
+
+def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict | None:
+    """Of the newest policy; None before one is evaluated."""
+    if not evaluations or evaluations[-1].get("iteration") is None:
+        return None
+    last, start = evaluations[-1], start_of(config)
+    before = evaluations[0] if evaluations[0].get("iteration") is None else {}
+    word = _word(last, start)
+    lost, of = broken(run, last["iteration"])
+    if lost - broken(run, None)[0] > MANY * of:
+        word += f", but {lost} of {of} answers are broken"
+    parts = []
+    if is_number(last.get("win_rate")):
+        parts.append(f"Win rate {_two(last, 'win_rate')} against {start.the} by {judge(run, config)}")
+    if is_number(last.get(shown.PER_ANSWER)):
+        parts.append(f"KL {shown.fixed(last[shown.PER_ANSWER], 1)}")
+    if record := last.get(shown.REMEMBERED):
+        parts.append(shown.remembered(record))
+    return Verdict(word, "; ".join(parts) + ".", list(_details(run, config, before, last, evaluations)))
+
+
+def judge(run: Path, config: Record) -> str:
+    """Who decides the win rate, named."""
+    rewards = config.get("reward")
+    names = rewards if isinstance(rewards, list) else []
+    trained = [choice.name for choice in REWARDS.values() if choice.trained]
+    if names and not set(trained) & set(map(str, names)):
+        return "the reward itself (the higher one wins)"
+    name = str(config.get("judge", "auto"))
+    if Layout(run).demo().is_dir():
+        return f"the true rule ({name})"
+    return f"the judge of task {config.get('task', '')}" if name == "auto" else f"the judge {shown.place(name)}"
+
+
+def _word(last: Record, start: shown.Start) -> str:
+    low, high = (last.get(f"win_rate_{edge}") for edge in ("low", "high"))
+    if is_number(low) and low > 0.5:
+        return f"Better than {start.the}"
+    if is_number(high) and high < 0.5:
+        return f"Worse than {start.the}"
+    return f"No clear difference from {start.the}"
+
+
+def _details(run: Path, config: Record, before: Record, last: Record, evaluations: Sequence[Record]) -> Iterator[str]:
+    n = last.get("n", "some")
+    for key, name in (("reward", "Reward"), ("accuracy", "Accuracy"), ("greedy_reward", "Reward of greedy answers")):
+        if is_number(before.get(key)) and is_number(last.get(key)):
+            gain = f", gained {shown.interval(last, f'{key}_gain')}" if is_number(last.get(f"{key}_gain")) else ""
+            values = f"{shown.reward(before[key])} before, {shown.interval(last, key)} after"
+            yield f"{name} {values}{gain} ({n} held-out prompts)."
+    iterations = [line["iteration"] for line in evaluations if isinstance(line.get("iteration"), int)]
+    found = agreement(run, iterations) if "the reward itself" not in judge(run, config) else {}
+    if found:
+        said = shown.interval(found, "agreement")
+        yield f"The judge prefers the answer that the first reward model prefers in {said} of {found['n']} pairs."
+    (now, of), (then, _) = broken(run, last["iteration"]), broken(run, None)
+    if of:
+        yield f"Broken answers (empty, or repeating themselves): {now} of {of}, before {then}."
+
+
+def _two(line: Record, name: str) -> str:
+    """A share and its interval, to two digits."""
+    value, low, high = (shown.fixed(line.get(f"{name}{edge}"), 2) for edge in ("", "_low", "_high"))
+    return value if shown.MISSING in (low, high) else f"{value} [{low}, {high}]"

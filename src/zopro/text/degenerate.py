@@ -1,0 +1,60 @@
+"""Whether an answer is broken: empty, without words, or the same words over and over. A rule, not a model.
+
+    degenerate("I love it. I love it. I love it. I love it.")    # 'repeats "i love it" 4 times in a row'
+
+A policy that is driven too far ends there, and a reward may like it. An answer that the rule passes may still be bad.
+"""
+
+from __future__ import annotations
+
+import re
+
+LAST = 400  # words, or characters, that are looked at: loops are at the end of an answer
+OFTEN = 3  # times in a row; a single word once more, since people write "very, very, very"
+SHARE = 0.5  # of those that the repetition must make up
+WINDOW, DISTINCT = 60, 0.2  # at most 12 different words in the last 60 are a loop without a period
+LONG = 15.0  # letters a word on average, above which a text has no blanks between its words
+SHOWN = 40  # characters of what is repeated
+
+
+def degenerate(text: str) -> str | None:
+    """Why an answer is broken, in a few words that can follow its name; None where the rule finds nothing.
+
+    >>> degenerate(" "), degenerate("?!?!"), degenerate("It is a very, very, very good day.")
+    ('is empty', 'has no words', None)
+    """
+    if not text.strip():
+        return "is empty"
+    if not any(letter.isalnum() for letter in text):
+        return "has no words"
+    words = text.split()
+    by_words = len(text) / len(words) <= LONG
+    units = [re.sub(r"\W", "", word).lower() or word for word in words] if by_words else [*text.lower()]
+    units = units[-LAST:]
+    if (found := _repeated(units)) is not None:
+        start, period, times = found
+        said = (" " if by_words else "").join(units[start : start + period])
+        return f'repeats "{said if len(said) <= SHOWN else f"{said[: SHOWN - 1]}…"}" {times} times in a row'
+    last = units[-WINDOW:]
+    if by_words and len(last) == WINDOW and len(set(last)) <= DISTINCT * WINDOW:
+        return f"has {len(set(last))} different words in its last {WINDOW}"
+    return None
+
+
+def _repeated(units: list[str]) -> tuple[int, int, int] | None:
+    """Where what is repeated first stands, its length, and how often it stands there in a row; the longest stretch."""
+    best: tuple[int, tuple[int, int, int]] | None = None
+    for period in range(1, len(units) // OFTEN + 1):
+        often = OFTEN + 1 if period == 1 else OFTEN
+        run = 0
+        for i in range(len(units) - period + 1):
+            if i + period < len(units) and units[i] == units[i + period]:
+                run += 1
+                continue
+            covered, start = run + period, i - run
+            run = 0
+            if covered < often * period or covered < SHARE * len(units) or (best and covered <= best[0]):
+                continue
+            if any(unit[0].isalpha() for unit in units[start : start + period]):  # 1 + 1 + 1 + 1 is arithmetic
+                best = covered, (start, period, covered // period)
+    return best and best[1]

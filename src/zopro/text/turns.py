@@ -1,0 +1,52 @@
+"""The messages of a rendered prompt, for people to read: what chat templates put around them is taken off again.
+
+    turns("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")    # [("user", "Hi")]
+
+A run keeps its prompts as the model reads them, and its report has no tokenizer. The marks of the usual families are
+known by their shape; a text without any is one message of the role "prompt".
+"""
+
+from __future__ import annotations
+
+import re
+
+PROMPT = "prompt"
+ASKED = ("assistant", "model")  # whose turn a prompt ends with
+_HEAD = re.compile(
+    r"<\|(?:im_start|start_header_id|header_start|start_of_role|start|turn)\|?>\s?(\w+)"  # ChatML, Llama, Granite, ...
+    r"(?:<\|(?:end_header_id|header_end|end_of_role|message)\|>)?\n*"
+    r"|<start_of_turn>(\w+)\n"  # Gemma
+    r"|<\|?(system|user|assistant|tool|developer|customer)\|?>\n*"  # Phi, Zephyr, the demo
+    r"|\[(/?INST)\]\s?",  # Mistral
+    re.IGNORECASE,
+)
+_MARK = r"<\|[^<>|\s]{1,40}\|?>|</?s>|<(?:bos|eos|end_of_turn|turn\|)>"
+_ENDS = re.compile(rf"(?:{_MARK}|\s)*\Z")
+_BEGINS = re.compile(rf"(?:{_MARK}|\s)*")
+_INST = {"inst": "user", "/inst": "assistant"}
+
+
+def turns(prompt: str) -> list[tuple[str, str]]:
+    """Role and text of each message, without the turn that asks for an answer.
+
+    >>> turns("<s>[INST] Hi [/INST] Hello.</s>[INST] Bye [/INST]")
+    [('user', 'Hi'), ('assistant', 'Hello.'), ('user', 'Bye')]
+    >>> turns("TL;DR:")
+    [('prompt', 'TL;DR:')]
+    """
+    heads = list(_HEAD.finditer(prompt))
+    if not heads:
+        return [(PROMPT, prompt)]
+    before = _plain(prompt[: heads[0].start()])
+    found = [(PROMPT, before)] if before else []
+    ends = [*(head.start() for head in heads[1:]), len(prompt)]
+    for head, end in zip(heads, ends, strict=True):
+        role = next(group for group in head.groups() if group).lower()
+        found.append((_INST.get(role, role), _plain(prompt[head.end() : end])))
+    if found[-1][0] in ASKED:
+        found.pop()
+    return found or [(PROMPT, prompt)]
+
+
+def _plain(text: str) -> str:
+    return _ENDS.sub("", text[_BEGINS.match(text).end() :])  # type: ignore[union-attr]  # it matches nothing too

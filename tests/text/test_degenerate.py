@@ -1,0 +1,48 @@
+"""Broken answers are named as such, whatever is repeated; people's own repetitions are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from zopro.text.degenerate import LAST, degenerate
+
+BROKEN = {
+    "empty": ("", "is empty"),
+    "blanks": ("\n \t", "is empty"),
+    "marks": ("... !!! ...", "has no words"),
+    "one word": ("the the the the the the", 'repeats "the" 6 times'),
+    "a phrase, cut off": ("A day. A cat is a cat is a cat is a cat is a", "times in a row"),
+    "with other marks": ("I love it! I love it, I LOVE it. I love", 'repeats "i love it" 3 times'),
+    "after a good beginning": ("Bees make honey in spring. " + "Honey is good. " * 4, 'repeats "honey is good" 4 times'),
+    "a sentence": ("The sea is deep and it is also very blue today. " * 3, "3 times in a row"),
+    "no blanks": ("我喜欢你" * 6, "times in a row"),
+    "letters": ("Ha" + "a" * 60, 'repeats "a"'),
+    "no period": (" ".join(f"{a} {b}" for a in "abcd" for b in "efghabcd" for _ in "xy") + " a b c", "different words"),
+    "longer than what is looked at": ("A word of its own. " * 3 + "so it goes " * LAST, "times in a row"),
+}
+SOUND = {
+    "a word": "Paris",
+    "a number": "42",
+    "emphasis": "It is a very, very, very good day to see the sea.",
+    "arithmetic": "1 + 1 + 1 + 1 + 1 = 5",
+    "a refrain": "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, life is but a dream.",
+    "a list": "1. Take a pan. 2. Take an egg. 3. Take some salt. 4. Stir it well and serve it hot.",
+    "a poem": "The thing with people is that they love it. They love the thing, and they never forget it. They love it",
+    "no blanks": "今天天气很好我们去公园散步然后回家做饭吃晚饭看电视睡觉明天再见",
+    "a table": "| a | b |\n|---|---|\n| one | two |\n| three | four |",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken(name: str) -> None:
+    text, reason = BROKEN[name]
+    assert reason in str(degenerate(text))
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound(name: str) -> None:
+    assert degenerate(SOUND[name]) is None
+
+
+def test_what_is_repeated_is_cut_where_it_is_long() -> None:
+    assert len(degenerate("incomprehensibly unreadable words of great length " * 5) or "") < 80
