@@ -76,6 +76,10 @@ def test_the_walk_would_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(there.in_float64(x).mean().exp()) > 0 and mode.made == 3
 
 
+def every_other(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(place % 2) for place in range(len(completions))]
+
+
 @pytest.mark.parametrize("method", ["zopro", "clipped", "es"])
 def test_steps(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling, rewards, references, targeted directions, eps from the noise floor, both sides, the update."""
@@ -87,8 +91,8 @@ def test_steps(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             for _ in range(2)
         )
         options: dict[str, Any] = {"model": model, "max_steps": 1, "previous_update": mu, "reward_update": v}
-        options |= {"per_device_train_batch_size": 4, "num_generations": 1 if method == "es" else 4}
-        options |= {"max_completion_length": 2}
+        if method != "es":  # unequal rewards, whatever is answered
+            options |= {"reward_funcs": every_other, "per_device_train_batch_size": 4, "num_generations": 4}
         options |= {"top_k": 5, "top_p": 0.9, "beta": 0.1} if method == "zopro" else {}
         options |= {"surrogate": "clipped", "sides": 1, "eps": 0.01} if method == "clipped" else {}
         trainer = es(tmp_path, **options) if method == "es" else zopro(tmp_path, **options)
