@@ -10,6 +10,7 @@ wrote `kl` for both.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def place(name: str) -> str:
     """A name in which a path of this machine has only its last part: `model:/home/me/judge` is `model:judge`."""
     before, colon, rest = name.rpartition(":")
     path = Path(rest)
-    return f"{before}{colon}{path.name}" if path.is_absolute() or path.exists() else name
+    return f"{before}{colon}{path.name}" if path.is_absolute() or os.path.exists(rest) else name
 
 
 def named(line: Mapping[str, Any]) -> dict[str, Any]:
