@@ -70,6 +70,15 @@ def test_no_path_of_the_machine_is_written(run: Path, tmp_path: Path) -> None:
     assert str(run.parent) not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_neither_paths_nor_addresses_of_rewards_judges_and_engines_are_written(run: Path, tmp_path: Path) -> None:
+    policy = find_policy(run)
+    secret = str(tmp_path / "secret" / "scorer")
+    policy.config.reward, policy.config.reward_weights = [f"model:{secret}", "length:1-8"], [1.0, 0.5]
+    policy.config.engine, policy.config.judge = "vllm:http://10.0.0.1:8000", f"model:{secret}"
+    text = card(policy, "me/base")
+    assert "secret" not in text and "10.0.0.1" not in text and "`model:scorer` x 1 + `length:1-8` x 0.5" in text
+
+
 @pytest.mark.parametrize(("adapter", "library"), [(True, "peft"), (False, "transformers")])
 def test_the_metadata_is_the_hub_s(run: Path, adapter: bool, library: str) -> None:
     data = ModelCard(card(find_policy(run), "me/base-1.5", adapter)).data
@@ -100,9 +109,15 @@ def test_what_back_propagates_is_said_plainly(run: Path, options: dict[str, Any]
 def test_a_run_without_back_propagation_says_so(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     record(run, method="es", reward=["length:1-8"], sft_steps=0)
+    Layout(run).metrics().unlink()
+    assert "no record of its stages" in card(find_policy(run), "me/base")
     Layout(run).metrics().write_text(json.dumps(line("policy", 0, 2)) + "\n")
     text = card(find_policy(run), "me/base")
-    assert "No stage back-propagates" in text and "optimised for the reward `length:1-8`" in text
+    assert (
+        "No stage back-propagates" in text
+        and "| before (start) | 1.500" in text
+        and "optimised for the reward `length:1-8`" in text
+    )
 
 
 class FakeHub:

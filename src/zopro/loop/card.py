@@ -31,16 +31,15 @@ from zopro.store.rundir import FREE
 
 CARD, PICTURE = "README.md", "report.png"
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
-PLACES = ("model", "train_data", "eval_data", "engine", "judge")
-"""Keys whose values may be paths."""
-_PICTURES = ("share.png", "figures/held-out-reward-95-interval.png")  # the first that a run has
+_CURVE = "held-out-reward-95-interval.png"  # of a run's figures, where an earlier version drew no picture
 
 Line = Mapping[str, Any]
 
 
 def write_card(policy: Policy, base: str, folder: Path, adapter: bool = True) -> None:
     """Write the card, and the report's picture if there is one, to `folder`."""
-    picture = next((path for name in _PICTURES if (path := policy.run / name).is_file()), None)
+    run = Layout(policy.run)
+    picture = next((path for path in (run.share(), run.figures() / _CURVE) if path.is_file()), None)
     if picture is not None:
         shutil.copy(picture, folder / PICTURE)
     (folder / CARD).write_text(card(policy, base, adapter, picture is not None), "utf-8")
@@ -52,11 +51,13 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
     metrics = [shown.named(line) for line in read_json_lines(run.metrics())] if run.metrics().exists() else []
     summary = read_json(run.summary()) if run.summary().exists() else {}
     kind = "LoRA adapter over" if adapter else "version of"
+    made = read_json(run.environment()).get("packages", {}) if run.environment().exists() else {}
+    version = made.get("zopro", __version__)
     home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{shown.place(base)}`"
     parts = [
         f"---\n{_metadata(policy, base, adapter)}\n---",
         f"# {shown.place(base)}, aligned by {config.method}",
-        f"A {kind} {home}, made by zopro {__version__} (iteration {policy.iteration} of the run).",
+        f"A {kind} {home}, made by zopro {version} (iteration {policy.iteration} of the run).",
         *(["![The run in one picture](" + PICTURE + ")"] if picture else []),
         "## What it was trained on",
         f"Rows of `{shown.place(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
@@ -100,6 +101,10 @@ def _on_hub(name: str) -> bool:
     return "/" in name and not Path(name).exists() and not name.endswith(FILES)
 
 
+def _rewards(config: RunConfig) -> list[str]:
+    return [shown.place(name) if name.startswith("model:") else name for name in config.reward]
+
+
 def _wanted(config: RunConfig, summary: Line) -> str:
     if config.trains_reward and config.reward == ["model"]:
         known = shown.quality(summary.get("reward_quality", {}))
@@ -107,8 +112,8 @@ def _wanted(config: RunConfig, summary: Line) -> str:
             f"It was optimised for a reward model that was trained on their preferences (on held-out rows: {known}) and "
             f"refined after each iteration on pairs that the judge `{shown.place(config.judge)}` decided."
         )
-    parts = [f"`{name}` x {weight:g}" for name, weight in zip(config.reward, config.weights, strict=True)]
-    return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{config.reward[0]}`'}."
+    parts = [f"`{name}` x {weight:g}" for name, weight in zip(_rewards(config), config.weights, strict=True)]
+    return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{_rewards(config)[0]}`'}."
 
 
 def _stages(policy: Policy, metrics: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
@@ -136,6 +141,8 @@ def _trained(policy: Policy, metrics: Sequence[Line]) -> list[tuple[str, int | N
 def _honestly(policy: Policy, metrics: Sequence[Line]) -> str:
     """Which of the stages back-propagate, in one sentence."""
     uses = {what: used for what, _, used in _stages(policy, metrics)}
+    if not uses:
+        return "The run has no record of its stages."
     back = [what for what, used in uses.items() if "back-propagation" in used]
     if not back:
         return "No stage back-propagates: everything was done by function values."
@@ -163,9 +170,8 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
         for line in lines
     ]
     yield _table([(*head, f"KL to {start.the}, nats an answer"), *rows])
-    judge = (
-        f"Wins are by the judge `{policy.config.judge}`." if policy.config.trains_reward else "The higher reward wins."
-    )
+    judged = f"Wins are by the judge `{shown.place(policy.config.judge)}`."
+    judge = judged if policy.config.trains_reward else "The higher reward wins."
     last = lines[-1]
     gained = [
         f"{name.replace('_', ' ')} {shown.interval(last, f'{name}_gain')}"
@@ -206,8 +212,8 @@ def _settings(config: RunConfig) -> str:
     for key in fields(config):
         value = getattr(config, key.name)
         if key.name not in FREE and value != default_of(key, config.task):
-            kept[key.name] = shown.place(value) if key.name in PLACES else value
-    kept |= {"reward": [shown.place(one) if one.startswith("model:") else one for one in config.reward]}
+            kept[key.name] = shown.place(value) if isinstance(value, str) else value
+    kept |= {"reward": _rewards(config)}
     return f"```yaml\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}```"
 
 

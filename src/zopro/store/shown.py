@@ -49,10 +49,16 @@ def stage(name: str, start: Start) -> str:
 
 
 def place(name: str) -> str:
-    """A name in which a path of this machine has only its last part: `model:/home/me/judge` is `model:judge`."""
+    """A name in which a path of this machine has only its last part, and which leaves out a server's address.
+
+    >>> place("model:/home/me/judge"), place("vllm:http://10.0.0.1:8000"), place("me/base")
+    ('model:judge', 'vllm', 'me/base')
+    """
+    if "://" in name:
+        return name.partition(":")[0]
     before, colon, rest = name.rpartition(":")
     path = Path(rest)
-    return f"{before}{colon}{path.name}" if path.is_absolute() or os.path.exists(rest) else name
+    return f"{before}{colon}{path.name}" if rest and (path.is_absolute() or os.path.exists(rest)) else name
 
 
 def named(line: Mapping[str, Any]) -> dict[str, Any]:
