@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "bench": "errors choices system config text objectives zo weights store engine train rewards",
     "compare": "errors choices system config text weights store engine judges tasks analysis train rewards loop",
     "demo": "errors choices system config text weights store tasks loop",
-    "cli": "errors choices system config store tasks analysis loop bench compare demo",
+    "cli": "errors choices system config text store tasks analysis loop bench compare demo",
     "front": "errors system config zo train loop",  # zopro/__init__.py, which imports the public names on first use
 }
 

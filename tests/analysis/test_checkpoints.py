@@ -79,6 +79,8 @@ def test_a_run_starts_with_sft(tmp_path):
     policy, reward = of_run(run_directory(tmp_path))
     assert [c.label for c in policy.checkpoints] == ["SFT", "policy 0", "policy 1"]
     assert [c.label for c in reward.checkpoints] == ["reward 0", "reward 1", "reward 2"]
+    (tmp_path / "config.yaml").write_text("sft_steps: 0")
+    assert of_run(tmp_path)[0].checkpoints[0].label == "start", "nothing was fine-tuned"
     assert analyse(policy, reward)["iterations"] == [0, 1]
 
 

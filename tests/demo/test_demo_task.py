@@ -182,3 +182,7 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     ):
         assert part in text
     assert PROMPT in text and "<customer>" not in text
+    loop = {**summary["samples"][0], "aligned": "Thank you. " * 5}
+    text = demo.table({**summary, "sft_steps": 0, "samples": [loop]})
+    assert "wins against the start [95 %]" in text and f"  {'start: Well, take it.':<52}broken: Thank you." in text
+    assert "SFT" not in text and ", start 2.0)" in text

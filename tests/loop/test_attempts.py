@@ -15,7 +15,7 @@ import pytest
 from one_run import metrics, no_figures, page
 from tiny_runs import config
 from zopro import demo
-from zopro.analysis.page.report import render
+from zopro.analysis.page.report import report
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
@@ -91,8 +91,8 @@ def test_earlier_versions_are_read(finished: tuple[RunConfig, dict[str, Any]], t
     text = (run / "metrics.jsonl").read_text()
     for path in (run / "metrics.jsonl", *(run / "evaluations").glob("*.json")):
         path.write_text(re.sub("kl_per_(answer|token)", "kl", path.read_text()))
-    shown_now = render(Path(settings.output_dir), summary=summary)
-    assert render(run, summary=summary) == shown_now.replace(Path(settings.output_dir).name, "run")
+    shown_now = report(Path(settings.output_dir), summary=summary)
+    assert report(run, summary=summary) == shown_now.replace(Path(settings.output_dir).name, "run")
     (run / "usage.json").unlink()
     for path in (run / "summary.json", run / "evaluations/001.json"):
         path.unlink()

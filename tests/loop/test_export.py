@@ -156,3 +156,9 @@ def test_answers_stand_side_by_side():
     assert "s" in wide[3] and wide[3].endswith("[31mred") and "\x1b" not in "".join(wide)
     assert all(len(line) <= 100 for line in wide)
     assert side_by_side(answers, 40).splitlines()[-1] == "aligned (iteration 2): [31mred"
+    answers = {
+        "iteration": 2,
+        "sft_steps": 0,
+        "answers": [{"prompt": "p", "base": "b", "sft": "s", "aligned": "red " * 5}],
+    }
+    assert side_by_side(answers, 40).splitlines()[2:] == ["start: s", "broken (iteration 2): red red red red"]

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from one_run import AGO, metrics, page
 from tiny_runs import config
 from zopro import demo
-from zopro.analysis.page.report import stage_seconds
+from zopro.analysis.reading.records import stage_seconds
 from zopro.config import RunConfig
 from zopro.engine.local.rollouts import Rollouts
 from zopro.loop import answers

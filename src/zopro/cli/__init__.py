@@ -156,7 +156,8 @@ def _add_replay(commands: Any) -> argparse.ArgumentParser:
 
 def _add_generate(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        "generate", help="see what changed: base, SFT and aligned answers side by side"
+        "generate",
+        help="see what changed: answers of the base model, of what the run began with and of the aligned policy",
     )
     export.add_policy(command)
     command.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", required=True, help="what to answer")

@@ -17,6 +17,7 @@ from zopro.cli.export import add_policy
 from zopro.errors import InputError
 from zopro.system.imports import importing
 from zopro.system.terminal import Page, Table, show
+from zopro.text.degenerate import called
 
 SPEAKERS = ("base", "aligned")
 COMMANDS = "/reset forgets the conversation, /quit ends it"
@@ -48,7 +49,6 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         from zopro.loop.voices import Voices, manner_of, printable
 
     manner = manner_of(policy, args.max_new_tokens, args.temperature)
-    titles = {"base": "base", "aligned": f"aligned (iteration {policy.iteration})"}
     print(f"loading {policy.config.model} and the policy of {policy.run}. Then: {COMMANDS}.", file=sys.stderr)
     voices = Voices(policy, held=len(SPEAKERS))
     for name in SPEAKERS:
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         turns.append({"prompt": message, **turn})
         if not args.json:
             cells = {name: printable(turn[name]) for name in SPEAKERS}
+            titles = {"base": "base", "aligned": called(turn["aligned"], policy.iteration)}
             with redirect_stdout(args.stdout):
                 show(_page(message, cells, titles))
                 sys.stdout.flush()

@@ -9,7 +9,7 @@ from typing import Any
 
 from zopro.store import shown
 from zopro.system.terminal import Page, Table
-from zopro.text.degenerate import degenerate
+from zopro.text.degenerate import called
 from zopro.text.turns import turns
 
 COLUMN = 52  # characters of each answer, side by side
@@ -101,7 +101,7 @@ def _costs(summary: Mapping[str, Any], start: shown.Start) -> Iterator[str]:
 def _sample(sample: Mapping[str, str], start: shown.Start) -> Iterator[str]:
     asked = turns(sample["prompt"])[-1][1]
     yield textwrap.shorten(asked, 2 * COLUMN, placeholder=" ...")
-    names = (start.name, "broken" if degenerate(sample["aligned"]) else "aligned")
+    names = (start.name, called(sample["aligned"]))
     answers = [
         textwrap.wrap(f"{name}: {sample[key]}", COLUMN - 4) for name, key in zip(names, ("sft", "aligned"), strict=True)
     ]

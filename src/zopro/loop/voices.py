@@ -30,7 +30,7 @@ from zopro.store import shown
 from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
 from zopro.text import chat
-from zopro.text.degenerate import degenerate
+from zopro.text.degenerate import called
 from zopro.text.frame import check_vocabulary, declared_stops, frame_of
 from zopro.text.tokenizer import load_tokenizer
 from zopro.weights.names import has_weights, is_adapter
@@ -166,8 +166,7 @@ def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
     column = (width - 4) // len(NAMES)
     blocks = []
     for row in answers["answers"]:
-        aligned = "broken" if degenerate(row["aligned"]) else "aligned"
-        titles["aligned"] = f"{aligned} (iteration {answers['iteration']})"
+        titles["aligned"] = called(row["aligned"], answers["iteration"])
         lines = [printable(f"> {row['prompt']}")]
         if column < 24:
             for key, title in titles.items():

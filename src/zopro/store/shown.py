@@ -10,6 +10,7 @@ wrote `kl` for both.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ def place(name: str) -> str:
         return name.partition(":")[0]
     before, colon, rest = name.rpartition(":")
     path = Path(rest)
-    return f"{before}{colon}{path.name}" if rest and (path.is_absolute() or path.exists()) else name
+    return f"{before}{colon}{path.name}" if rest and (path.is_absolute() or os.path.exists(rest)) else name
 
 
 def named(line: Mapping[str, Any]) -> dict[str, Any]:

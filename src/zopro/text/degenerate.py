@@ -8,6 +8,8 @@ A policy that is driven too far ends there, and a reward may like it. An answer 
 from __future__ import annotations
 
 import re
+from itertools import groupby
+from operator import eq
 
 LAST = 400  # words, or characters, that are looked at: loops are at the end of an answer
 OFTEN = 3  # times in a row; a single word once more, since people write "very, very, very"
@@ -41,20 +43,30 @@ def degenerate(text: str) -> str | None:
     return None
 
 
+def called(text: str, iteration: int | None = None) -> str:
+    """What stands over an answer of the final policy: that it is aligned, unless it is broken.
+
+    >>> called("Paris.", 2), called("no no no no no no")
+    ('aligned (iteration 2)', 'broken')
+    """
+    name = "broken" if degenerate(text) else "aligned"
+    return name if iteration is None else f"{name} (iteration {iteration})"
+
+
 def _repeated(units: list[str]) -> tuple[int, int, int] | None:
     """Where what is repeated first stands, its length, and how often it stands there in a row; the longest stretch."""
-    best: tuple[int, tuple[int, int, int]] | None = None
+    best, found = 0, None
     for period in range(1, len(units) // OFTEN + 1):
-        often = OFTEN + 1 if period == 1 else OFTEN
-        run = 0
-        for i in range(len(units) - period + 1):
-            if i + period < len(units) and units[i] == units[i + period]:
-                run += 1
-                continue
-            covered, start = run + period, i - run
-            run = 0
-            if covered < often * period or covered < SHARE * len(units) or (best and covered <= best[0]):
-                continue
-            if any(unit[0].isalpha() for unit in units[start : start + period]):  # 1 + 1 + 1 + 1 is arithmetic
-                best = covered, (start, period, covered // period)
-    return best and best[1]
+        least = max((OFTEN + 1 if period == 1 else OFTEN) * period, SHARE * len(units), best + 1)
+        same = list(map(eq, units, units[period:]))  # with what stands a period later
+        if sum(same) + period < least:
+            continue
+        start = 0
+        for alike, stretch in groupby(same):
+            length = sum(1 for _ in stretch)
+            covered = length + period
+            # 1 + 1 + 1 + 1 is arithmetic
+            if alike and covered >= least and any(unit[0].isalpha() for unit in units[start : start + period]):
+                best, found, least = covered, (start, period, covered // period), covered + 1
+            start += length
+    return found

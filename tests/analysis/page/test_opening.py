@@ -60,7 +60,7 @@ class Tree(HTMLParser):
     def texts(self, tag: str, kind: str = "") -> list[str]:
         """Of the elements with that tag, and that class."""
         return [
-            " ".join("".join(words).split())
+            " ".join(" ".join(words).split())
             for name, attributes, words in self.found
             if name == tag and (not kind or kind in (attributes.get("class") or "").split())
         ]
@@ -185,7 +185,7 @@ def test_every_entry_of_the_contents_has_its_place(page: Tree) -> None:
 def test_no_path_of_the_machine_is_in_the_title(page: Tree) -> None:
     header = page.texts("header")[0]
     assert "chat · es · tiny" in header and "/home" not in header
-    assert page.texts("title") == ["mine · zopro"]
+    assert page.texts("title")[0] == "mine · zopro"
 
 
 def test_curves_that_say_nothing_are_not_drawn_and_others_have_a_legend(page: Tree) -> None:

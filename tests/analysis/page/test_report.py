@@ -21,9 +21,9 @@ from zopro.analysis.page.answers import samples
 from zopro.analysis.page.charts import Chart, Series, running_mean
 from zopro.analysis.page.curves import training_charts
 from zopro.analysis.page.drawing import inline
-from zopro.analysis.page.records import latest_evaluations, stage_seconds
 from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.checkpoints import of_folder
+from zopro.analysis.reading.records import latest_evaluations, stage_seconds
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.store import shown

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zopro.analysis.page.records import Record, is_number, read_config, read_jsonl, start_of
+from zopro.analysis.reading.records import Record, is_number, read_config, read_jsonl, start_of
 from zopro.store import shown
 from zopro.store.layout import Layout, numbered
 from zopro.system.statistics import win_interval

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.analysis.page.charts import POLICY, REWARD, Chart, Series, boundaries, running_mean
-from zopro.analysis.page.records import (
+from zopro.analysis.reading.records import (
     Record,
     is_number,
     latest_evaluations,

@@ -13,7 +13,9 @@ from typing import Any
 from zopro.analysis.page.answers import samples
 from zopro.analysis.page.curves import run_charts
 from zopro.analysis.page.pages import curves, encoded, render, replace_file
-from zopro.analysis.page.records import (
+from zopro.analysis.page.tables import evaluation_table, reward_models
+from zopro.analysis.page.verdict import judge, verdict
+from zopro.analysis.reading.records import (
     Record,
     costs,
     latest_evaluations,
@@ -23,8 +25,6 @@ from zopro.analysis.page.records import (
     stage_seconds,
     start_of,
 )
-from zopro.analysis.page.tables import evaluation_table, reward_models
-from zopro.analysis.page.verdict import judge, verdict
 from zopro.config import GROUPS
 from zopro.config.defaults import default_of
 from zopro.errors import InputError

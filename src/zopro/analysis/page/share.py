@@ -19,8 +19,8 @@ from zopro.analysis.page.charts import Chart
 from zopro.analysis.page.curves import evaluation_charts, training_charts
 from zopro.analysis.page.drawing import COLOURS, clean, draw, style
 from zopro.analysis.page.pages import replace_file
-from zopro.analysis.page.records import latest_evaluations, read_config, read_metrics, start_of
 from zopro.analysis.page.verdict import verdict
+from zopro.analysis.reading.records import latest_evaluations, read_config, read_metrics, start_of
 from zopro.store import shown
 from zopro.store.layout import Layout
 

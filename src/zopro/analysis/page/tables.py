@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zopro.analysis.page.records import Record
+from zopro.analysis.reading.records import Record
 from zopro.store import shown
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zopro.analysis.page.answers import agreement, broken
-from zopro.analysis.page.records import Record, is_number, start_of
+from zopro.analysis.reading.records import Record, is_number, start_of
 from zopro.choices import REWARDS
 from zopro.store import shown
 from zopro.store.layout import Layout
@@ -34,8 +34,8 @@ def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict
     last, start = evaluations[-1], start_of(config)
     before = evaluations[0] if evaluations[0].get("iteration") is None else {}
     word = _word(last, start)
-    lost, of = broken(run, last["iteration"])
-    if lost - broken(run, None)[0] > MANY * of:
+    (lost, of), (lost_before, _) = broken(run, last["iteration"]), broken(run, None)
+    if lost - lost_before > MANY * of:
         word += f", but {lost} of {of} answers are broken"
     parts = []
     if is_number(last.get("win_rate")):
@@ -44,7 +44,10 @@ def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict
         parts.append(f"KL {shown.fixed(last[shown.PER_ANSWER], 1)}")
     if record := last.get(shown.REMEMBERED):
         parts.append(shown.remembered(record))
-    return Verdict(word, "; ".join(parts) + ".", list(_details(run, config, before, last, evaluations)))
+    details = list(_details(run, config, before, last, evaluations))
+    if of:
+        details.append(f"Broken answers (empty, or repeating themselves): {lost} of {of}, before {lost_before}.")
+    return Verdict(word, "; ".join(parts) + ".", details)
 
 
 def judge(run: Path, config: Record) -> str:
@@ -81,9 +84,6 @@ def _details(run: Path, config: Record, before: Record, last: Record, evaluation
     if found:
         said = shown.interval(found, "agreement")
         yield f"The judge prefers the answer that the first reward model prefers in {said} of {found['n']} pairs."
-    (now, of), (then, _) = broken(run, last["iteration"]), broken(run, None)
-    if of:
-        yield f"Broken answers (empty, or repeating themselves): {now} of {of}, before {then}."
 
 
 def _two(line: Record, name: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.analysis.reading.places import folder_at, run_at
+from zopro.analysis.reading.records import read_config, start_of
 from zopro.errors import InputError
 from zopro.store.layout import Layout, numbered
 from zopro.weights.adapters import weight_files, weight_name
@@ -98,7 +99,7 @@ class Trajectory:
 
 
 def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
-    """The policy's trajectory (SFT, then every iteration) and the reward model's, with snapshots where there are any.
+    """The policy's trajectory (from what iteration 0 begins with) and the reward model's, with the snapshots there are.
 
     The latter is empty if the run trains none.
 
@@ -106,7 +107,7 @@ def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
         InputError: `run` is no run directory, or is not two checkpoints far in both.
     """
     layout = run_at(run)
-    policy = [read(layout.sft(), "SFT")]
+    policy = [read(layout.sft(), start_of(read_config(run)).name)]
     for number, folder in numbered(layout.policies()).items():
         policy += _snapshots(layout, "policy", number)
         policy.append(read(folder, f"policy {number}", iteration=number))
