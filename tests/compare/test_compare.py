@@ -58,6 +58,7 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     found = result["methods"]["guided"]
     assert set(found) == {
         "curve", "gain", "answers", "peak_mb", "seconds_per_step", "final_rewards", "learning_rate", "seeds", "search",
+        "texts",
     }  # fmt: skip
     assert found["gain"]["mean"] == pytest.approx(found["curve"][-1]["reward"] - result["start"]["reward"])
     assert [point["step"] for point in found["curve"]] == [0, 2, 4] and found["seeds"] == 2
@@ -68,7 +69,9 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     assert found["curve"][0] == result["start"] and result["start"]["kl_per_answer"] == 0
     assert "KL to SFT of 0.00 nats per answer" in (tmp_path / "compare.md").read_text()
     assert found["peak_mb"] > 100 and found["curve"][-1]["kl_per_answer"] > 0
-    for name in ("compare.md", "reward_seconds.png", "reward_kl.pdf", "memory.png"):
+    assert [len(texts) for texts in (result["texts"], found["texts"])] == [3, 3]
+    assert found["texts"][0]["completion"] in (tmp_path / "compare.html").read_text("utf-8")
+    for name in ("compare.md", "compare.html", "reward_seconds.png", "reward_kl.pdf", "memory.png"):
         assert (tmp_path / name).stat().st_size > 500
 
     before = len(launched)

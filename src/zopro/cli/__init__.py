@@ -136,6 +136,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="say what it would do, minutes and memory by one timed step; write nothing"
     )
     command.add_argument("--resume", action="store_true", help="continue where the run stopped, to the same bits")
+    command.add_argument("--live", action="store_true", help="keep the report up to date, as a page that reloads itself")
     add_configuration(command)
     command.set_defaults(handler=_run)
     return command
@@ -192,7 +193,7 @@ def _run(args: argparse.Namespace) -> Result:
         from zopro import demo
         from zopro.loop import pipeline
 
-    summary = pipeline.run(config, resume=args.resume)
+    summary = pipeline.run(config, resume=args.resume, live=args.live)
     return summary, demo.table(summary) if summary else ""
 
 

@@ -29,6 +29,7 @@ from zopro.system.memory import PeakMemory
 from zopro.train.checkpoints import clear
 
 INFERENCE_BATCHES = 3
+SHOWN = 3  # prompts whose answers are kept for the page
 
 
 def do_job(job: Job, config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -136,10 +137,16 @@ class Pace(TrainerCallback):
         self._since = time.perf_counter()
 
 
-def measure(run: Run, models: Models, data: Data, policy: Path, job: Job) -> dict[str, list[float]]:
-    """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt."""
+def measure(run: Run, models: Models, data: Data, policy: Path, job: Job) -> dict[str, list[Any]]:
+    """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt; and
+    the first answers as texts."""
     items = data.eval if job.prompts == "test" else search_items(run, data)
     rewards = models.rewards_with(run.store.reward(_iteration(job)))
     found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), rewards)
     worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # as TRL: none is no reward
-    return {"rewards": worth, PER_ANSWER: found.log_ratios}
+    texts = models.texts(found.ids[:SHOWN])
+    shown = [
+        {"prompt": item.prompt, "completion": text, "reward": reward}
+        for item, text, reward in zip(items, texts, worth, strict=False)
+    ]
+    return {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}

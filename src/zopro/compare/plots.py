@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zopro.analysis.page.drawing import METHODS, SCHEMES
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
 
@@ -22,7 +23,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # fonts as text, which journals ask for
 }
 SIZE = (4.2, 3.0)  # inches: one column of two
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # told apart by all (Okabe, Ito)
+COLOURS = tuple(SCHEMES[name][0] for name in METHODS)  # as on the page
 MARKERS = "osD^vPX"
 
 

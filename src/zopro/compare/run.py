@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from zopro.compare.page import write_page
 from zopro.compare.plan import PROBE_STEPS, SHARED_METHOD, Job, Plan, shared_run
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
@@ -32,9 +33,9 @@ class JobFailed(Stopped):
 def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
     """Compare the plan's methods and return what `config.output_dir`/compare.json says.
 
-    Also written: compare.md (the table) and, in PNG and PDF, reward_seconds, reward_kl and memory. A method whose process
-    fails is reported under `failed` and the others go on. Methods that an earlier call finished in the same folder, by
-    the same plan but for methods and seeds, stay in the result.
+    Also written: compare.html (curves, memory, answers), compare.md (the table) and, in PNG and PDF, reward_seconds,
+    reward_kl and memory. A method whose process fails is reported under `failed` and the others go on. Methods that an
+    earlier call finished in the same folder, by the same plan but for methods and seeds, stay in the result.
 
     Raises:
         InputError: bad input, or no method could be run.
@@ -73,6 +74,7 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "prompts": len(start["rewards"]),
         "inference_peak_mb": inference,
         "start": start_point(start),
+        "texts": start.get("texts", []),
         "methods": methods,
         "gain_ratios": gain_ratios(methods),
         "differences": differences(methods),
@@ -81,6 +83,7 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     }
     write_text(out / "compare.json", json.dumps(result, indent=2))
     write_text(out / "compare.md", markdown(result))
+    write_page(result, out)
     write_plots(result, out)
     return result
 

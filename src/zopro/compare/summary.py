@@ -31,7 +31,7 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
     """One method from its seeds' results.
 
     Curve, what it gained at the end (paired by prompt), peak memory (the largest of the seeds), seconds per step, and the
-    rewards at the end, [seed][prompt], to set beside another method's.
+    rewards at the end, [seed][prompt], to set beside another method's; and the first seed's answers to a few prompts.
     """
     count = min(len(result["points"]) for result in results)  # a budget may end a seed's training early
     curve = [start_point(start)]
@@ -46,6 +46,7 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
         "peak_mb": max(result["peak_mb"] for result in results),
         "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
         "final_rewards": final,
+        "texts": results[0]["points"][-1].get("texts", []),
     }
 
 
@@ -122,38 +123,57 @@ def _ratio(first: Curve, second: Curve, key: str) -> float | None:
     return gains[0] / gains[1] if shared > 0 and gains[1] > 0 else None
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """The comparison as a Markdown page: one table, and how to read it."""
-    start, plan, the_start = result["start"], result["plan"], shown.start(result.get("sft_steps")).the
+def length(plan: Mapping[str, Any]) -> str:
+    """How long each training is, as it was asked for.
+
+    >>> length({"steps": 0, "budget_minutes": 0.0, "answers": 640})
+    '640 answers'
+    """
     units = {"budget_minutes": "minutes", "answers": "answers", "steps": "steps"}
-    length = next(f"{plan[key]:g} {unit}" for key, unit in units.items() if plan.get(key))
+    return next(f"{plan[key]:g} {unit}" for key, unit in units.items() if plan.get(key))
+
+
+def table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
+    """A row for each method: (name of the column, text)."""
+    start = result["start"]
     against = "rloo" if "rloo" in result["methods"] else next(iter(result["methods"]))
-    rows = [
-        "| Method | Seeds | Answers | Learning rate | Reward [95 %] | Gain | KL per answer | Seconds a step | Peak MB "
-        f"| / inference | Gain / {against}, equal seconds | equal KL |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, method in result["methods"].items():
         end = method["curve"][-1]
         ratios = result["gain_ratios"].get(name, {}).get(against, {})
-        cells = [
-            name,
-            str(method["seeds"]),
-            str(method.get("answers", "")),  # which earlier versions did not count
-            f"{method['learning_rate']:g}",
-            shown.interval(end, "reward"),
-            _signed(method["gain"]) if "gain" in method else f"{end['reward'] - start['reward']:+.3f}",
-            shown.kl(end[PER_ANSWER]),
-            f"{method['seconds_per_step']:.3f}",
-            shown.megabytes(method["peak_mb"]),
-            f"{method['peak_mb'] / result['inference_peak_mb']:.3f}",
-            *("" if ratios.get(f"equal_{key}") is None else f"{ratios[f'equal_{key}']:.2f}" for key in ("seconds", "kl")),
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
+        ratio = {
+            key: "" if (value := ratios.get(f"equal_{key}")) is None else f"{value:.2f}" for key in ("seconds", "kl")
+        }
+        gain = _signed(method["gain"]) if "gain" in method else f"{end['reward'] - start['reward']:+.3f}"
+        rows.append(
+            [
+                ("Method", name),
+                ("Seeds", str(method["seeds"])),
+                ("Answers", str(method.get("answers", ""))),  # which earlier versions did not count
+                ("Learning rate", f"{method['learning_rate']:g}"),
+                ("Reward [95 %]", shown.interval(end, "reward")),
+                ("Gain", gain),
+                ("KL per answer", shown.kl(end[PER_ANSWER])),
+                ("Seconds a step", f"{method['seconds_per_step']:.3f}"),
+                ("Peak MB", shown.megabytes(method["peak_mb"])),
+                ("/ inference", f"{method['peak_mb'] / result['inference_peak_mb']:.3f}"),
+                (f"Gain / {against}, equal seconds", ratio["seconds"]),
+                ("equal KL", ratio["kl"]),
+            ]
+        )
+    return rows
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The comparison as a Markdown page: one table, and how to read it."""
+    start, the_start = result["start"], shown.start(result.get("sft_steps")).the
+    cells = table(result)
+    rows = [f"| {' | '.join(name for name, _ in cells[0])} |", "|---" * len(cells[0]) + "|"]
+    rows += [f"| {' | '.join(text for _, text in row)} |" for row in cells]
     lines = [
-        f"{length} of each method, {result['prompts']} prompts. What all start from has "
-        f"reward {shown.interval(start, 'reward')} and a KL to {the_start} of "
-        f"{shown.kl(start[PER_ANSWER])} nats per answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.",
+        f"{length(result['plan'])} of each method, {result['prompts']} prompts. What all start from has "
+        f"reward {shown.interval(start, 'reward')} and a KL to {the_start} of {shown.kl(start[PER_ANSWER])} nats per "
+        f"answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.",
         "",
         *rows,
         "",
@@ -217,5 +237,5 @@ def text(result: Mapping[str, Any]) -> Page:
         Table(rows),
         *(f"{name} failed: {reason}" for name, reason in result["failed"].items()),
         "",
-        f"written to {result['out']}: compare.json, compare.md and plots",
+        f"written to {result['out']}: compare.html, compare.md, compare.json and plots",
     )

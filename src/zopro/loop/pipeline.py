@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.analysis import write
+from zopro.analysis.live import watching
 from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.errors import InputError
@@ -47,6 +48,7 @@ def run(
     began: float | None = None,
     before: Mapping[str, float] | None = None,
     measure: Measure | None = None,
+    live: bool = False,
 ) -> dict[str, Any]:
     """Run the loop and return its summary (also RUN/summary.json), empty on all ranks but the first.
 
@@ -59,6 +61,7 @@ def run(
         began: when the caller began, by `time.perf_counter()`, if the run's seconds are to count from there.
         before: what the caller has done since then, in seconds by name: as stages of the run.
         measure: more numbers of each evaluation in the summary, from its rows (prompt, completion, reward, ...).
+        live: keep RUN/report.html up to date every few seconds, as a page that reloads itself, by a process beside.
 
     Raises:
         InputError: something in the configuration, the data or the run directory does not fit, or another process is
@@ -66,11 +69,11 @@ def run(
         Stopped: the disk is full, or another rank has crashed. The run can be resumed.
     """
     with progress.reporting(quiet):
-        return _run(config, resume, time.perf_counter() if began is None else began, before or {}, measure)
+        return _run(config, resume, time.perf_counter() if began is None else began, before or {}, measure, live)
 
 
 def _run(
-    config: RunConfig, resume: bool, began: float, before: Mapping[str, float], measure: Measure | None
+    config: RunConfig, resume: bool, began: float, before: Mapping[str, float], measure: Measure | None, live: bool
 ) -> dict[str, Any]:
     processes = Processes.join(config.device, config.rank_timeout)
     if config.parallel == "data" and METHODS[config.method].zeroth_order and config.prompts_per_step % processes.size:
@@ -86,7 +89,7 @@ def _run(
         try:
             threads = read_json(run.store.layout.environment()).get("threads", 0)  # as it began with
             with stopped_by_full_disk(path, f"Then continue with: {resuming}"), torch_threads(threads):
-                found = _loop(run, models, data, before, measure)
+                found = _loop(run, models, data, before, measure, live)
         finally:
             with suppress(OSError):  # of a full disk, which is reported already
                 run.store.usage.close()
@@ -95,7 +98,9 @@ def _run(
     return found
 
 
-def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], measure: Measure | None) -> dict[str, Any]:
+def _loop(
+    run: Run, models: Models, data: Data, before: Mapping[str, float], measure: Measure | None, live: bool
+) -> dict[str, Any]:
     config, store, processes = run.config, run.store, run.processes
     if processes.settle(_finished(store, config)):
         run.say("the run is finished: nothing is left to do")
@@ -104,6 +109,24 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         store.usage.begin()
     for name, seconds in before.items():
         run.stage_ended(name, None, seconds)
+    live = live and processes.first
+    if live:
+        run.say(f"the report reloads itself: {store.layout.report().absolute().as_uri()}")
+    with watching(store.path) if live else nullcontext():
+        _stages(run, models, data, live)
+    if not processes.first:
+        return {}
+    with progress.task("writing figures and report"):
+        write.finish(store.path)
+        found = summary(store, config, processes.size, store.usage.close(), measure)
+        write.page(store.path, found)
+    write_text(store.layout.summary(), json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there
+    return found
+
+
+def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
+    """Every stage that is not done, in its order; `live`: the report is drawn by another process meanwhile."""
+    config, store, processes = run.config, run.store, run.processes
     expected = estimate(run, models, data) if progress.heard() and processes.size == 1 else None
     if expected is not None:
         run.say(expected.line())
@@ -122,17 +145,9 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], mea
         clear(store.trainer(stage.name, iteration))
         if stage.name == EVALUATION and iteration is not None:
             _say_result(run, iteration)
-            if iteration + 1 < config.iterations:
+            if iteration + 1 < config.iterations and not live:
                 with progress.task("writing the report so far"):
                     write.refresh(store.path)
-    if not processes.first:
-        return {}
-    with progress.task("writing figures and report"):
-        write.finish(store.path)
-        found = summary(store, config, processes.size, store.usage.close(), measure)
-        write.page(store.path, found)
-    write_text(store.layout.summary(), json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there
-    return found
 
 
 def _say_result(run: Run, iteration: int) -> None:

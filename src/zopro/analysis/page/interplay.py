@@ -10,24 +10,21 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from zopro.analysis.page.charts import Chart
 from zopro.analysis.page.figures import heat_maps, metric_charts, table
 from zopro.analysis.page.findings import findings
+from zopro.analysis.page.pages import drawn
 
 SCRIPT = "interplay.js"
 
 
 def page_parts(numbers: dict[str, Any]) -> dict[str, Any]:
-    """What the template needs of an analysis; of none, only that there is none."""
-    if not numbers or "trajectories" not in numbers:
-        return {"analysis": None, "script_policy": ""}
+    """What the template needs of an analysis."""
     bundle, bundle_hash = plotly_bundle()
     script = (Path(__file__).parent / SCRIPT).read_text("utf-8")
     return {
@@ -44,13 +41,6 @@ def page_parts(numbers: dict[str, Any]) -> dict[str, Any]:
         "script": Markup(script),
         "script_policy": f" script-src {bundle_hash} {source_hash(script)}; img-src data: blob:;",
     }
-
-
-def drawn(charts: Iterable[Chart]) -> list[tuple[Chart, Markup]]:
-    """Charts beside their `<svg>` elements; those without a point are left out."""
-    from zopro.analysis.page.drawing import inline
-
-    return [(chart, svg) for chart in charts if (svg := inline(chart))]
 
 
 def embedded(value: Any) -> Markup:

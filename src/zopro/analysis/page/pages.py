@@ -6,14 +6,14 @@ Everything that came out of a model or a data set is escaped by the templates.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from zopro.analysis.page.charts import Chart
-from zopro.analysis.page.interplay import drawn
 from zopro.store import shown
 
 
@@ -37,6 +37,13 @@ def curves(charts: Sequence[Chart]) -> dict[str, Any]:
         "charts": drawn(chart for chart in charts if not chart.flat),
         "flat": [chart.title for chart in charts if chart.shown and chart.flat],
     }
+
+
+def drawn(charts: Iterable[Chart]) -> list[tuple[Chart, Markup]]:
+    """Charts beside their `<svg>` elements; those without a point are left out."""
+    from zopro.analysis.page.drawing import inline
+
+    return [(chart, svg) for chart in charts if (svg := inline(chart))]
 
 
 def replace_file(target: Path, content: bytes) -> Path:

@@ -8,10 +8,10 @@ Reads files only, whatever of them is there yet: a run in progress gives a short
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from zopro.analysis.page.answers import samples
 from zopro.analysis.page.curves import run_charts
-from zopro.analysis.page.interplay import page_parts
 from zopro.analysis.page.pages import curves, encoded, render, replace_file
 from zopro.analysis.page.records import (
     Record,
@@ -83,8 +83,17 @@ def report(run: Path, analysis: Record | None = None, summary: Record | None = N
         stages=stages,
         costs=costs(stages),
         **curves(run_charts(run)),
-        **page_parts({} if reload else found),
+        **_interplay({} if reload else found),
     )
+
+
+def _interplay(numbers: Record) -> dict[str, Any]:
+    """What the template needs of an analysis; of none, only that there is none, without importing torch."""
+    if "trajectories" not in numbers:
+        return {"analysis": None, "script_policy": ""}
+    from zopro.analysis.page.interplay import page_parts
+
+    return page_parts(numbers)
 
 
 def _config_groups(config: Record) -> list[tuple[str, list[Record]]]:

@@ -80,7 +80,11 @@ class Server:
             raise Failed(f"it serves another model than before, {name}")
         self.base, self.context = name, context
         self._complete(self.base, prompt=[0], max_tokens=1, temperature=0, timeout=max(PROBE, self.timeout / 10))
-        slots = re.search(r'max_lora="(\d+)"', self._text("GET", "/metrics", timeout=PROBE))
+        self._rows = threading.BoundedSemaphore(MOST_ROWS)  # not those that requests of a stall hold
+        said = ""
+        with suppress(Failed):  # what stands before the server may hide it
+            said = self._text("GET", "/metrics", timeout=PROBE)
+        slots = re.search(r'max_lora="(\d+)"', said)
         self.slots = int(slots[1]) if slots else SLOTS
         for leftover in sorted(self._loaded):  # of before it was left out
             self.unload(leftover)

@@ -1,0 +1,103 @@
+"""A comparison as one self-contained page, of the report's building blocks: compare.html.
+
+from zopro.compare.page import write_page
+write_page(json.loads(Path("OUT/compare.json").read_text()), Path("OUT"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from zopro.analysis.page.answers import SAMPLED, Answer, Sample
+from zopro.analysis.page.charts import Chart, Series
+from zopro.analysis.page.drawing import METHODS
+from zopro.analysis.page.pages import curves, encoded, render, replace_file
+from zopro.compare.summary import length, table
+from zopro.store import shown
+from zopro.store.shown import PER_ANSWER
+
+Result = Mapping[str, Any]
+
+
+def write_page(result: Result, folder: Path) -> Path:
+    """Write compare.html to `folder`, in one step, and return its path."""
+    start = shown.start(result.get("sft_steps"))
+    styles = {name: METHODS[i % len(METHODS)] for i, name in enumerate(result["methods"])}
+    page = render(
+        "compare.html.j2",
+        Path(__file__).parent,
+        name=Path(str(result["out"])).name,
+        length=length(result["plan"]),
+        prompts=result["prompts"],
+        start=start,
+        verdict=list(verdict(result)),
+        table=table(result),
+        bars=_bars(result, styles),
+        inference=result["inference_peak_mb"],
+        samples=samples(result),
+        failed=result["failed"],
+        **curves(charts(result, styles)),
+    )
+    return replace_file(folder / "compare.html", encoded(page))
+
+
+def verdict(result: Result) -> Iterator[str]:
+    """Which method has the highest reward at the end, and from which others that is clearly more."""
+    ends = {name: method["curve"][-1] for name, method in result["methods"].items()}
+    best = max(ends, key=lambda name: float(ends[name]["reward"]))
+    gains = f", from {shown.reward(result['start']['reward'])} at the start"
+    yield f"Highest reward: {best}, {shown.interval(ends[best], 'reward')}{gains}; KL {shown.kl(ends[best][PER_ANSWER])}."
+    found = result["differences"].get(best, {})
+    if clear := [name for name, gap in found.items() if gap["low"] > 0]:
+        yield f"Clearly more than {', '.join(clear)}, paired by prompt and seed (95 %)."
+    if level := [name for name, gap in found.items() if gap["low"] <= 0]:
+        yield f"No clear difference from {', '.join(level)}."
+
+
+def charts(result: Result, styles: Mapping[str, str]) -> list[Chart]:
+    """Reward against seconds, answers sampled and KL, a line for each method in a colour of its own."""
+    start = shown.start(result.get("sft_steps"))
+
+    def chart(title: str, x_label: str, x: Any, banded: bool = True) -> Chart:
+        series = []
+        for name, method in result["methods"].items():
+            points = [(x(method, point), point["reward"]) for point in method["curve"]]
+            if any(value is None for value, _ in points):
+                continue
+            band = [(point["reward_low"], point["reward_high"]) for point in method["curve"]] if banded else []
+            series.append(Series(name, points, band, styles[name], dots=True))
+        return Chart(title, series, x_label)
+
+    return [
+        chart("Reward against seconds of training, 95 % interval", "seconds", lambda _, point: point["seconds"]),
+        chart("Reward against answers sampled, 95 % interval", "answers", _answers_at),
+        chart(f"Reward against KL to {start.the}", "KL, nats per answer", lambda _, point: point[PER_ANSWER], False),
+    ]
+
+
+def _answers_at(method: Mapping[str, Any], point: Mapping[str, Any]) -> float | None:
+    """Answers that a training had sampled at a point; None of comparisons that did not count them."""
+    last = method["curve"][-1]["step"]
+    return point["step"] * method["answers"] / last if method.get("answers") and last else None
+
+
+def _bars(result: Result, styles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Peak memory of each method, and of sampling alone, with `share` of the largest."""
+    lines = [("sampling alone", result["inference_peak_mb"], "muted")]
+    lines += [(name, method["peak_mb"], styles[name]) for name, method in result["methods"].items()]
+    most = max(peak for _, peak, _ in lines)
+    return [{"name": name, "peak_mb": peak, "style": style, "share": peak / most} for name, peak, style in lines]
+
+
+def samples(result: Result) -> list[Sample]:
+    """The same prompts answered by the start and, at the end of its training, by each method."""
+    start = shown.start(result.get("sft_steps"))
+    files = {start.name: result.get("texts", [])}
+    files |= {name: method.get("texts", []) for name, method in result["methods"].items()}
+    answers: dict[str, list[Answer]] = {}
+    for name, rows in files.items():
+        for row in rows:
+            answers.setdefault(row["prompt"], []).append(Answer(name, SAMPLED, row["completion"], row["reward"]))
+    return [Sample(prompt, None, found) for prompt, found in answers.items()]
