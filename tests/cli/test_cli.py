@@ -40,10 +40,10 @@ def config(tmp_path: Path) -> str:
 @pytest.fixture
 def pipeline(monkeypatch):
     """The configurations that reach the pipeline; it does nothing with them but print and return a summary."""
-    seen: list[tuple[RunConfig, bool]] = []
+    seen: list[tuple[RunConfig, bool, bool]] = []
 
-    def run(config, *, resume=False, quiet=False):
-        seen.append((config, resume))
+    def run(config, *, resume=False, quiet=False, live=False):
+        seen.append((config, resume, live))
         print("a library prints to stdout")
         return {"run": "runs/x", "win_rate": math.nan, "stages": {"sft": 1.5}}
 
@@ -79,7 +79,7 @@ def test_a_launcher_s_many_processes_share_runs_only(pipeline, config, capsys, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refused(capsys, "demo").startswith("demo: must be started as one process")
     assert cli.main(["run", config]) == 0 and len(pipeline) == 1
-    monkeypatch.setattr("zopro.loop.pipeline.run", lambda config, resume: {})
+    monkeypatch.setattr("zopro.loop.pipeline.run", lambda config, resume, live: {})
     capsys.readouterr()
     assert cli.main(["run", config, "--json"]) == 0
     assert capsys.readouterr().out == "", "the first process has the result"
@@ -114,18 +114,18 @@ def test_file_and_command_line_become_one_config(config, pipeline, capsys):
         "wandb,trackio",
     ]
     assert cli.main(argv) == 0
-    ((made, resume),) = pipeline
+    ((made, resume, live),) = pipeline
     assert (made.model, made.iterations, made.eval_prompts, made.sft_learning_rate) == ("some-model", 3, 7, 2e-4)
-    assert made.trust_remote_code is True and made.report_to == ["wandb", "trackio"] and resume is False
+    assert made.trust_remote_code is True and made.report_to == ["wandb", "trackio"] and not resume and not live
     out, err = capsys.readouterr()
     assert out == "table of runs/x\n" and "a library prints" in err
 
 
 def test_json_is_one_object_alone_on_stdout(config, pipeline, capsys):
-    assert cli.main(["run", config, "--resume", "--json"]) == 0
+    assert cli.main(["run", config, "--resume", "--live", "--json"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out) == {"run": "runs/x", "win_rate": None, "stages": {"sft": 1.5}}
-    assert out.count("\n") == 1 and pipeline[0][1] is True
+    assert out.count("\n") == 1 and pipeline[0][1:] == (True, True)
 
 
 def test_demo_takes_its_options(monkeypatch, capsys):

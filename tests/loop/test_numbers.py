@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from one_run import AGO, metrics, page
+from one_run import AGO, metrics, no_figures, page
 from tiny_runs import config
 from zopro import demo
+from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.records import stage_seconds
 from zopro.config import RunConfig
 from zopro.engine.local.rollouts import Rollouts
-from zopro.loop import answers
+from zopro.loop import answers, pipeline
 from zopro.loop.divergence import kl_per_answer, log_ratios, policy_logprobs
 from zopro.loop.evaluation import evaluate
 from zopro.loop.opening import open_all
@@ -92,6 +95,28 @@ def test_the_headline_is_the_same_again(
     directory.lock.release()
     assert f"reward {last['reward']:.3f} [{last['reward_low']:.3f}, {last['reward_high']:.3f}]" in line
     assert f"KL {last['kl_per_answer']:.2f} nats per answer, wins {last['win_rate']:.3f} against SFT" in line
+
+
+def test_the_last_page_of_a_live_run_does_not_reload(
+    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, summary = finished
+    run, seen = tmp_path / "run", list[str]()
+    shutil.copytree(settings.output_dir, run)
+    (run / "summary.json").unlink()
+    no_figures(monkeypatch)
+
+    @contextmanager
+    def watching(path: Path) -> Iterator[None]:
+        write_report(path, reload=5)
+        yield
+        seen.append((path / "report.html").read_text("utf-8"))
+
+    monkeypatch.setattr(pipeline, "watching", watching)
+    again = pipeline.run(replace(settings, output_dir=str(run)), resume=True, quiet=True, live=True)
+    assert again["evaluations"] == summary["evaluations"], "nothing was left to do but the report"
+    (live,) = seen
+    assert 'http-equiv="refresh"' in live and 'http-equiv="refresh"' not in (run / "report.html").read_text("utf-8")
 
 
 def test_both_kls_have_names_and_values_of_their_own(finished: tuple[RunConfig, dict[str, Any]]) -> None:
