@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +65,33 @@ def test_the_process_ends_with_its_stdin_and_needs_no_torch(tmp_path: Path) -> N
     assert 'http-equiv="refresh"' not in (tmp_path / "report.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("stuck", [False, True])
-def test_the_watcher_is_told_whatever_ends_the_run(stuck: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_watcher_goes_whatever_ends_the_run(stopped: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done: list[Any] = []
+    log(tmp_path, 0.5)
 
     class Process:
+        pid = 4711
+
         def __init__(self, command: list[str], **options: Any) -> None:
             done.append(command[1:])
-            self.stdin = self
-
-        def close(self) -> None:
-            done.append("closed")
-
-        def wait(self, timeout: float | None = None) -> None:
-            done.append("waited")
-            if stuck and timeout is not None:
-                raise subprocess.TimeoutExpired("live", timeout)
+            (tmp_path / "report.html").write_text("reloads")
+            (tmp_path / "report.html.4711.partial").write_text("half a page")
 
         def kill(self) -> None:
             done.append("killed")
 
+        def communicate(self) -> None:
+            done.append("waited")
+
     monkeypatch.setattr(live.subprocess, "Popen", Process)
-    with pytest.raises(KeyboardInterrupt), live.watching(tmp_path):
+    with pytest.raises(KeyboardInterrupt) if stopped else nullcontext(), live.watching(tmp_path):
         done.append("at work")
-        raise KeyboardInterrupt
-    ends = ["closed", "waited", "killed", "waited"] if stuck else ["closed", "waited"]
-    assert done == [["-m", "zopro.analysis.live", str(tmp_path)], "at work", *ends]
+        if stopped:
+            raise KeyboardInterrupt
+    assert done == [["-m", "zopro.analysis.live", str(tmp_path)], "at work", "killed", "waited"]
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert ("0.500" in page) if stopped else (page == "reloads"), (
+        "of a run that goes on to its end it draws the last page"
+    )
+    assert not list(tmp_path.glob("*.partial"))

@@ -5,7 +5,7 @@
     python -m zopro.analysis.live RUN       # the process beside it, until its stdin is closed
 
 A process of its own, of low priority and without torch: no step waits for a page, and the run's peak memory is its own.
-When the run ends, however it ends, the last page does not reload.
+When the run ends, however it ends, the last page does not reload; of a run that was killed this process draws it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from zopro.store.layout import Layout
 
 EVERY = 5  # seconds between two pages at least, and after which a browser loads the page again
 SHARE = 10  # times as long as a page takes to draw, nothing is drawn
-LAST = 60.0  # seconds that the last page may take
 
 
 class Ended(Protocol):
@@ -35,19 +34,28 @@ class Ended(Protocol):
 
 @contextmanager
 def watching(run: str | Path) -> Iterator[None]:
-    """Keep RUN/report.html up to date while the block is at work."""
+    """Keep RUN/report.html up to date while the block is at work. Who ends it draws the last page; where it is stopped,
+    that is done here."""
     command = [sys.executable, "-m", "zopro.analysis.live", str(run)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    ended = False
     try:
         yield
+        ended = True
     finally:
-        if process.stdin is not None:
-            process.stdin.close()  # as it is when this process is killed
-        try:
-            process.wait(LAST)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # it may be drawing, and nothing waits for a page
+        process.communicate()
+        _forget(Path(run), process.pid)
+        if not ended:
+            _draw(Path(run), 0)
+
+
+def _forget(run: Path, pid: int) -> None:
+    """Remove what a killed process has left of a page."""
+    from zopro.analysis.page.pages import partial_of
+
+    with suppress(OSError):
+        partial_of(Layout(run).report(), pid).unlink(missing_ok=True)
 
 
 def watch(run: Path, ended: Ended) -> None:

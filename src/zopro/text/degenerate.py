@@ -55,7 +55,8 @@ def called(text: str, iteration: int | None = None) -> str:
 
 def _repeated(units: list[str]) -> tuple[int, int, int] | None:
     """Where what is repeated first stands, its length, and how often it stands there in a row; the longest stretch."""
-    best, found = 0, None
+    best = 0
+    found: tuple[int, int, int] | None = None
     for period in range(1, len(units) // OFTEN + 1):
         least = max((OFTEN + 1 if period == 1 else OFTEN) * period, SHARE * len(units), best + 1)
         same = list(map(eq, units, units[period:]))  # with what stands a period later

@@ -126,7 +126,8 @@ def test_a_finished_run_gives_every_part(run):
     assert page.count("svg") == 7  # reward, win rate, KL; training reward, loss, signal to noise; memory
     assert "question 19" in page.text and "question 20" not in page.text
     assert page.text.count("▲ beats SFT") == 20 + 3 and page.text.count("▼ loses to SFT") == 40, "3 above the contents"
-    assert page.text.index("base answer 0") < page.text.index("sft answer 0") < page.text.index("001 answer 0")
+    samples = page.text[page.text.index("The first 20 held-out prompts") :]
+    assert samples.index("base answer 0") < samples.index("sft answer 0") < samples.index("001 answer 0")
     assert "set by this run" in page.text and "packages.torch" in page.text
     assert [p.name for p in run.glob("report*")] == ["report.html"]
 

@@ -56,5 +56,6 @@ def _by_chance(numbers: Numbers, name: str, i: int, value: float) -> bool:
 
 
 def _range(found: list[tuple[int, float]], digits: int) -> str:
-    low, high = (shown.fixed(edge(value for _, value in found), digits) for edge in (min, max))
+    values = [value for _, value in found]
+    low, high = shown.fixed(min(values), digits), shown.fixed(max(values), digits)
     return low if low == high else f"{low} to {high}"

@@ -27,7 +27,7 @@ def render(template: str, *folders: Path, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"shown": shown, "schemes": SCHEMES}
+    environment.globals.update(shown=shown, schemes=SCHEMES)
     return environment.get_template(template).render(**values)
 
 
@@ -48,10 +48,15 @@ def drawn(charts: Iterable[Chart]) -> list[tuple[Chart, Markup]]:
 
 def replace_file(target: Path, content: bytes) -> Path:
     """Write a file in one step, so that a reader never sees half of it."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = partial_of(target, os.getpid())
     partial.write_bytes(content)
     os.replace(partial, target)
     return target
+
+
+def partial_of(target: Path, pid: int) -> Path:
+    """Where a process has a file until it is whole."""
+    return target.with_name(f"{target.name}.{pid}.partial")
 
 
 def encoded(text: str) -> bytes:
