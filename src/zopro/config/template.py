@@ -44,6 +44,7 @@ STARTING: dict[str, dict[str, Any]] = {
         "policy_steps": 30,
         "prompts_per_step": 4,
         "population": 32,
+        "es_learning_rate": 0.012,
         "lora_freeze_a": True,
         "max_completion_length": 24,
         "temperature": 0.7,
