@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from tiny_runs import config, rows, write_inputs
 from zopro.errors import InputError
 from zopro.loop.opening import open_all
+from zopro.system import progress
 
 TEMPLATE = (
     "{{ bos_token }}{% for tool in tools or [] %}[{{ tool.name }}]{% endfor %}"
@@ -40,7 +41,8 @@ def test_a_run_begins_with_what_it_did_not_read(folder: Path, tmp_path: Path, ca
     data[1]["margin"] = 0.5
     data[2]["tools"] = [{"name": "egg"}]
     data[3]["prompt"] = [{"role": "user", "content": text} for text in ("tea", "cake")]
-    _, _, read = open_all(config(folder, tmp_path / "run", train_data=write(folder, data)))
+    with progress.reporting():
+        _, _, read = open_all(config(folder, tmp_path / "run", train_data=write(folder, data)))
     *_, counts, unread, notes = capsys.readouterr().err.splitlines()
     assert "left out 1: images: a text model cannot see or hear it" in counts
     assert [unread, notes] == [

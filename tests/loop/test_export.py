@@ -161,4 +161,4 @@ def test_answers_stand_side_by_side():
         "sft_steps": 0,
         "answers": [{"prompt": "p", "base": "b", "sft": "s", "aligned": "red " * 5}],
     }
-    assert side_by_side(answers, 40).splitlines()[2:] == ["start: s", "broken (iteration 2): red red red red"]
+    assert side_by_side(answers, 40).splitlines()[2:] == ["start: s", "broken (iteration 2): red red red red", "  red"]
