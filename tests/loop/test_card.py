@@ -82,7 +82,7 @@ def test_neither_paths_nor_addresses_of_rewards_judges_and_engines_are_written(r
 @pytest.mark.parametrize(("adapter", "library"), [(True, "peft"), (False, "transformers")])
 def test_the_metadata_is_the_hub_s(run: Path, adapter: bool, library: str) -> None:
     data = ModelCard(card(find_policy(run), "me/base-1.5", adapter)).data
-    assert data.base_model == "me/base-1.5" and data.library_name == library and data.datasets == ["me/rows"]
+    assert data.base_model == "me/base-1.5" and data["library_name"] == library and data.datasets == ["me/rows"]
     assert {"zopro", "zeroth-order"} <= set(data.tags) and ("lora" in data.tags) == adapter
     assert ModelCard(card(find_policy(run), str(run.parent / "base"))).data.base_model is None
 

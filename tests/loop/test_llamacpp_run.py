@@ -12,9 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+import served_runs
 from one_run import no_figures
-from tiny import tiny_model, tiny_tokenizer
-from tiny_runs import NAMES, fingerprint
+from served_runs import model_and_rows
+from tiny_runs import fingerprint
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
@@ -30,32 +31,22 @@ pytest.importorskip("gguf", reason="writes the test's GGUF files")
 from tiny_gguf import write_gguf
 
 
-def letters(completions: list[str], **columns: Any) -> list[float]:
-    return [sum(c.isalpha() for c in text) / 20 for text in completions]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model.gguf, the same model for transformers in model/, and rows.jsonl."""
     folder = tmp_path_factory.mktemp("inputs")
-    tokenizer = tiny_tokenizer([f"{name}, please" for name in NAMES])
-    model = tiny_model("llama", tokenizer)
+    model, tokenizer = model_and_rows(folder)
     write_gguf(folder / "model.gguf", model, tokenizer, "llama")
     model.save_pretrained(folder / "model")
-    rows = [{"prompt": f"{a} or {b}?"} for a in NAMES for b in NAMES if a != b]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
 def settings(folder: Path, out: Path, **options: Any) -> RunConfig:
     mine: dict[str, Any] = {
-        "engine": f"llamacpp:{folder / 'model.gguf'}", "task": "verifiable", "train_data": str(folder / "rows.jsonl"),
-        "output_dir": str(out), "reward": f"python:{__name__}:letters", "method": "es", "population": 4, "sigma": 0.1,
-        "max_prompt_length": 48, "max_completion_length": 6, "iterations": 2, "policy_steps": 2, "prompts_per_step": 2,
-        "eval_prompts": 4, "eval_batch_size": 4, "eval_samples": 1, "eval_greedy": False, "lora_r": 4, "seed": 1,
-        "checkpoint_steps": 1, "num_generations": 2,
+        "engine": f"llamacpp:{folder / 'model.gguf'}", "max_prompt_length": 48, "max_completion_length": 6,
+        "iterations": 2, "policy_steps": 2, "eval_prompts": 4,
     }  # fmt: skip
-    return RunConfig(**{**mine, **options})
+    return served_runs.settings(folder, out, **{**mine, **options})
 
 
 @pytest.fixture(scope="module", autouse=True)

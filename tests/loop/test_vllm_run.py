@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from one_run import no_figures
-from tiny import tiny_model, tiny_tokenizer
-from tiny_runs import NAMES, fingerprint
+from served_runs import model_and_rows, settings
+from tiny_runs import fingerprint
 from vllm_server import VLLMServer
 from zopro.config import RunConfig
 from zopro.errors import InputError
@@ -23,21 +23,14 @@ from zopro.loop.voices import answer
 from zopro.weights.adapters import adapter_state
 
 
-def letters(completions: list[str], **columns: Any) -> list[float]:
-    return [sum(c.isalpha() for c in text) / 20 for text in completions]
-
-
 class Inputs:
     """A model's configuration and tokenizer without its weights, rows, and servers that have the weights."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tokenizer = tiny_tokenizer([f"{name}, please" for name in NAMES])
-        self.model = tiny_model("llama", self.tokenizer)
+        self.model, self.tokenizer = model_and_rows(folder)
         self.model.config.save_pretrained(folder / "model")
         self.tokenizer.save_pretrained(folder / "model")
-        rows = [{"prompt": f"{a} or {b}?"} for a in NAMES for b in NAMES if a != b]
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.servers: list[VLLMServer] = []
 
     def server(self) -> VLLMServer:
@@ -47,13 +40,9 @@ class Inputs:
     def settings(self, out: Path, *servers: VLLMServer, **options: Any) -> RunConfig:
         mine: dict[str, Any] = {
             "engine": f"vllm:{','.join(server.url for server in servers)}", "model": str(self.folder / "model"),
-            "task": "verifiable", "train_data": str(self.folder / "rows.jsonl"), "output_dir": str(out),
-            "reward": f"python:{__name__}:letters", "method": "es", "population": 4, "sigma": 0.1,
-            "max_prompt_length": 80, "max_completion_length": 5, "iterations": 1, "policy_steps": 3,
-            "prompts_per_step": 2, "eval_prompts": 2, "eval_batch_size": 4, "eval_samples": 1, "eval_greedy": False,
-            "lora_r": 4, "seed": 1, "checkpoint_steps": 1, "num_generations": 2,
+            "max_prompt_length": 80, "max_completion_length": 5, "iterations": 1, "policy_steps": 3, "eval_prompts": 2,
         }  # fmt: skip
-        return RunConfig(**{**mine, **options})
+        return settings(self.folder, out, **{**mine, **options})
 
 
 @pytest.fixture(scope="module", autouse=True)

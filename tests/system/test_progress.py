@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 
 import pytest
 
+from fake_screen import FakeScreen
 from zopro.system import progress, screens
 from zopro.system.progress import BEAT, Reporter, reporting, say, task
 from zopro.system.screens import Plain, Terminal
@@ -119,25 +119,8 @@ def test_of_many_processes_the_first_one_speaks(
     assert capsys.readouterr().err == ""
 
 
-class Screen(io.StringIO):
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
-
-    def words(self) -> str:
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "100")
-    return Screen()
-
-
 def test_a_terminal_gets_bars(
-    screen: Screen, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    screen: FakeScreen, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", screen)
     assert isinstance(screens.screen_of(screen), Terminal)

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import re
 import subprocess
 import sys
 
 import pytest
 
+from fake_screen import FakeScreen
 from zopro.system.terminal import Page, Table, show
 
 HOSTILE = "[bold]a[/bold] :tea: [/]"
 ROWS = [("method", "reward [95 %]"), ("zopro", "1.500 [1.000, 2.000]"), (HOSTILE, "-")]
-
-
-class Terminal(io.StringIO):
-    encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return True
-
-    def words(self) -> str:
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.getvalue())
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "100")
-    return Terminal()
 
 
 def test_a_page_is_its_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +24,7 @@ def test_a_page_is_its_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (plain + "\n", "")
 
 
-def test_a_terminal_gets_the_same_words(screen: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_the_same_words(screen: FakeScreen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", screen)
     long = "runs/" + "x" * 200
     show(Page(HOSTILE, Table(ROWS), long))

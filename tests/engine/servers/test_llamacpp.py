@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +12,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from served_policies import PROMPTS, batch, check_slope, displacements, trained, true_logprobs
 from tiny import TEXTS, tiny_model, tiny_tokenizer
-from zopro.engine import Batch, Rollouts, Sampling
+from zopro.engine import Rollouts, Sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.errors import InputError
-from zopro.weights.adapters import tensor_name
-from zopro.zo import Displacement, Gaussian, StepRecord, Weights
-from zopro.zo.schedules import auto_eps
+from zopro.zo import Gaussian, StepRecord, Weights
 
 pytest.importorskip("xllamacpp", reason="needs zopro[llamacpp]")
 gguf = pytest.importorskip("gguf", reason="writes the test's GGUF files")
@@ -30,9 +28,8 @@ from zopro.engine.servers.llamacpp.engine import LlamaCppEngine, new_tensors  # 
 from zopro.engine.servers.llamacpp.model import Model  # noqa: E402
 
 KINDS = ("llama", "qwen3")  # rows of q and k in another order than transformers', and in the same
-PROMPTS = [[5, 9, 71, 33, 20], [13, 50, 7]]
-PLUS = Displacement(seed=3, query=0, step=1, t=1.0, eps=(0.05,))
-AT = [None, PLUS, PLUS.mirrored, Displacement(seed=3, query=1, step=1, t=0.5, eps=(0.05,))]
+AT = displacements(0.05)
+PLUS = AT[1]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "eos_token_ids": [2], "pad_token_id": 0}
 ROUNDING = 2e-5  # nats, of fp32 sums in another order
 
@@ -58,7 +55,7 @@ class Both:
         return list(zip(group["param_names"], group["params"], strict=True))
 
     def named(self) -> list[tuple[str, Tensor]]:
-        return [(tensor_name(name), p) for name, p in self.policy.named_parameters() if p.requires_grad]
+        return trained(self.policy)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -67,54 +64,16 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     made.other.model.close()
 
 
-def batch() -> Batch:
-    rows = [(PROMPTS[0], [30, 6, 88]), (PROMPTS[1], [47]), (PROMPTS[0], [81, 66, 24, 10, 2])]
-    ids = [[0] * (5 - len(p)) + p + a + [0] * (5 - len(a)) for p, a in rows]
-    mask = [[0] * (5 - len(p)) + [1] * (len(p) + len(a)) + [0] * (5 - len(a)) for p, a in rows]
-    return Batch(torch.tensor(ids), torch.tensor(mask), 5)
-
-
-def true_logprobs(model: Any, rows: Batch, temperature: float) -> Tensor:
-    places = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        logits = model(rows.input_ids, attention_mask=rows.attention_mask, position_ids=places).logits / temperature
-    picked = logits.log_softmax(-1)[:, :-1].gather(-1, rows.input_ids[:, 1:, None])[..., 0]
-    return picked[:, -rows.completion_length :] * rows.completion_mask
-
-
-def displaced(both: Both, at: Displacement | None) -> Any:
-    model = copy.deepcopy(both.policy)
-    for name, parameter in model.named_parameters():
-        if at is not None and parameter.requires_grad:
-            z = Gaussian().tensor(tensor_name(name), parameter, at.direction_seed, at.step)
-            parameter.data.add_(z, alpha=at.t * at.eps[0])
-    return model
-
-
 def test_logprobs_are_those_of_transformers_at_every_displacement(both: Both) -> None:
     found = both.other.logprobs(batch(), AT, temperature=0.7)
-    wanted = [true_logprobs(displaced(both, at), batch(), 0.7) for at in AT]
+    wanted = true_logprobs(both.policy, AT, temperature=0.7)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=ROUNDING, rtol=0)
     assert all((one - other).abs().max() > 0.05 for one, other in pairwise(wanted))
 
 
 def test_slopes_at_the_chosen_distance_are_autograds(both: Both) -> None:
-    rows = batch()
-
-    def loss_at(t: float) -> float:
-        return -float(both.other.logprobs(rows, [Displacement(7, 0, 0, t, (1.0,))])[0].double().sum())
-
-    eps, noise = auto_eps(loss_at)
-    places = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
-    logits = both.policy(rows.input_ids, attention_mask=rows.attention_mask, position_ids=places).logits
-    picked = logits.log_softmax(-1)[:, :-1].gather(-1, rows.input_ids[:, 1:, None])[..., 0]
-    loss = -(picked[:, -rows.completion_length :] * rows.completion_mask).sum()
-    gradients = torch.autograd.grad(loss, [p for _, p in both.named()])
-    z = Gaussian().sample(both.named(), seed=7, step=0)
-    wanted = sum(float((g * z[name]).sum()) for g, (name, _) in zip(gradients, both.named(), strict=True))
-    found = (loss_at(eps) - loss_at(-eps)) / (2 * eps)
-    assert found == pytest.approx(wanted, rel=0.1, abs=3 * noise / eps) and abs(wanted) > 10 * noise / eps
+    check_slope(both.other, both.policy)
 
 
 def test_theta_reads_to_the_same_bits_after_displacements(both: Both) -> None:
@@ -124,7 +83,7 @@ def test_theta_reads_to_the_same_bits_after_displacements(both: Both) -> None:
 
 def test_an_adapter_that_is_zero_is_the_model_without_one(both: Both) -> None:
     with both.policy.disable_adapter():
-        wanted = true_logprobs(both.policy, batch(), 1.0)
+        wanted = true_logprobs(both.policy, [None])[0]
     new = Weights.of(new_tensors(both.other.model, 4, "all-linear", seed=0).items(), Gaussian())
     found = LlamaCppEngine(both.other.model, new, alpha=8).logprobs(batch())[0]
     torch.testing.assert_close(found, wanted, atol=ROUNDING, rtol=0)
@@ -218,7 +177,7 @@ def test_quantised_weights_answer_nearly_as_the_numbers_they_stand_for(tmp_path:
         assert weight.dtype == torch.float32, name
     new = Weights.of(new_tensors(model, 4, "down_proj, q_proj", seed=0).items(), Gaussian())
     found = LlamaCppEngine(model, new, alpha=8).logprobs(batch())[0]
-    error = (found - true_logprobs(base, batch(), 1.0)).abs().max()
+    error = (found - true_logprobs(base, [None])[0]).abs().max()
     assert 1e-4 < error < 0.1
     model.close()
 
@@ -226,7 +185,7 @@ def test_quantised_weights_answer_nearly_as_the_numbers_they_stand_for(tmp_path:
 def test_a_split_model_takes_adapters_on_all_its_blocks(both: Both, tmp_path: Path) -> None:
     with both.policy.disable_adapter():
         base = both.policy.get_base_model()
-        wanted = true_logprobs(both.policy, batch(), 1.0)
+        wanted = true_logprobs(both.policy, [None])[0]
     weights = {name.replace(".base_layer.", "."): t for name, t in base.state_dict().items() if ".lora_" not in name}
     whole = type(base)(base.config)
     whole.load_state_dict(weights)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from served_policies import PROMPTS, batch, check_slope, displacements, picked, trained, true_logprobs
 from tiny import tiny_model, tiny_tokenizer
 from vllm_server import VLLMServer
 from zopro.config.model import ModelOptions
@@ -36,13 +37,10 @@ from zopro.engine.servers.vllm.engine import VLLMEngine
 from zopro.engine.servers.vllm.publishing import tidy
 from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
-from zopro.weights.adapters import tensor_name
-from zopro.zo import Displacement, Gaussian, StepRecord, Weights
-from zopro.zo.schedules import auto_eps
+from zopro.zo import Gaussian, StepRecord, Weights
 
-PROMPTS = [[5, 9, 71, 33, 20], [13, 50, 7]]
-PLUS = Displacement(seed=3, query=0, step=1, t=1.0, eps=(0.02,))
-AT = [None, PLUS, PLUS.mirrored, Displacement(seed=3, query=1, step=1, t=0.5, eps=(0.02,))]
+AT = displacements(0.02)
+PLUS = AT[1]
 ROUNDING = 5e-4  # nats, of fp32 sums in another order; of 30 layers after a displacement
 KEY = "sk-secret-0123456789"
 
@@ -73,7 +71,7 @@ class Both:
         self.other: Any = served(self.hollow)
 
     def named(self) -> list[tuple[str, Tensor]]:
-        return [(tensor_name(name), p) for name, p in self.policy.named_parameters() if p.requires_grad]
+        return trained(self.policy)
 
 
 @pytest.fixture(scope="module", params=["recorded", "real"])
@@ -101,51 +99,16 @@ def options(**how: Any) -> Sampling:
     return Sampling(**{"max_new_tokens": 6, "eos_token_ids": [2], "pad_token_id": 0, **how})
 
 
-def batch() -> Batch:
-    rows = [(PROMPTS[0], [30, 6, 88]), (PROMPTS[1], [47]), (PROMPTS[0], [81, 66, 24, 10, 2])]
-    ids = [[0] * (5 - len(p)) + p + a + [0] * (5 - len(a)) for p, a in rows]
-    mask = [[0] * (5 - len(p)) + [1] * (len(p) + len(a)) + [0] * (5 - len(a)) for p, a in rows]
-    return Batch(torch.tensor(ids), torch.tensor(mask), 5)
-
-
-def picked(model: Any, rows: Batch) -> Tensor:
-    places = (rows.attention_mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(rows.input_ids, attention_mask=rows.attention_mask, position_ids=places).logits
-    tokens = logits.log_softmax(-1)[:, :-1].gather(-1, rows.input_ids[:, 1:, None])[..., 0]
-    return tokens[:, -rows.completion_length :] * rows.completion_mask
-
-
-def displaced(both: Both, at: Displacement | None) -> Any:
-    model = copy.deepcopy(both.policy)
-    for name, parameter in model.named_parameters():
-        if at is not None and parameter.requires_grad:
-            z = Gaussian().tensor(tensor_name(name), parameter, at.direction_seed, at.step)
-            parameter.data.add_(z, alpha=at.t * at.eps[0])
-    return model
-
-
 def test_logprobs_are_those_of_transformers_at_every_displacement_and_theta_comes_back(both: Both) -> None:
     found = both.other.logprobs(batch(), [*AT, None])
-    with torch.no_grad():
-        wanted = [picked(displaced(both, at), batch()) for at in AT]
+    wanted = true_logprobs(both.policy, AT)
     for one, other in zip(found, [*wanted, wanted[0]], strict=True):
         torch.testing.assert_close(one, other, atol=ROUNDING, rtol=0)
     assert all((one - other).abs().max() > 100 * ROUNDING for one, other in pairwise(wanted))
 
 
 def test_slopes_at_the_chosen_distance_are_autograds(both: Both) -> None:
-    rows = batch()
-
-    def loss_at(t: float) -> float:
-        return -float(both.other.logprobs(rows, [Displacement(7, 0, 0, t, (1.0,))])[0].double().sum())
-
-    eps, noise = auto_eps(loss_at)
-    gradients = torch.autograd.grad(-picked(both.policy, rows).sum(), [p for _, p in both.named()])
-    z = Gaussian().sample(both.named(), seed=7, step=0)
-    wanted = sum(float((g * z[name]).sum()) for g, (name, _) in zip(gradients, both.named(), strict=True))
-    found = (loss_at(eps) - loss_at(-eps)) / (2 * eps)
-    print(f"eps {eps:.2g}, noise {noise:.2g}, slope {found:.4g}, autograd {wanted:.4g}")
-    assert found == pytest.approx(wanted, rel=0.1, abs=3 * noise / eps) and abs(wanted) > 10 * noise / eps
+    check_slope(both.other, both.policy)
 
 
 def test_the_likeliest_tokens_are_transformers(both: Both) -> None:
