@@ -64,7 +64,7 @@ def test_every_stage_and_every_long_loop_reports(runs: dict[str, Any]) -> None:
     titles = [title.partition("] ")[2] for title in runs["begun"] if title.startswith("[")]
     assert titles == WALK
     inside = {"reading the data", "loading model", "answering", "scoring", "log-probs of the SFT policy", "judging"}
-    inside |= {"rollout", "log-probs", "loss", "calibrating eps", "writing figures and report", ""}
+    inside |= {"rollout", "log-probs", "loss", "calibrating eps", "writing figures", "writing the report", ""}
     assert inside <= set(runs["begun"])
 
 

@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _set_verbosity(args.verbose)
         return_freed_memory()
         # Libraries print to stdout as they like; the result must stay alone there.
-        if args.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(f"{args.command}: must be started as one process; a launcher's many share zopro run only.")
+        alone = "run --dry-run" if getattr(args, "dry_run", False) else args.command
+        if alone != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"{alone}: must be started as one process; a launcher's many share zopro run only.")
         args.stdout = sys.stdout
         with contextlib.redirect_stdout(sys.stderr), progress.reporting():
             result, text = args.handler(args)
@@ -181,6 +182,8 @@ def _run(args: argparse.Namespace) -> Result:
 
     if args.dry_run and args.resume:
         raise InputError("--dry-run: must be given without --resume. Leave one of them out.")
+    if args.dry_run and args.live:
+        raise InputError("--dry-run: must be given without --live, for it writes no report. Leave one of them out.")
     config = configuration(args)
     check_beforehand(config, args.resume)
 

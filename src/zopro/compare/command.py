@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from zopro.compare.plan import SHARED_METHOD, Plan, shared_run
+from zopro.compare.plan import Plan, shared_config
 from zopro.config.arguments import add_configuration, configuration
 from zopro.system.imports import importing
 
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     for method in plan.methods:
         plan.steps_of(method, config)
-    shared = str(shared_run(config.output_dir)) if config.output_dir else ""
-    check_beforehand(replace(config, output_dir=shared, method=SHARED_METHOD), resume=True)
+    shared = shared_config(config, config.output_dir)
+    check_beforehand(shared if config.output_dir else replace(shared, output_dir=""), resume=True)
 
     with importing():
         from zopro.compare import compare

@@ -69,21 +69,11 @@ class Plan:
         _check(0 < self.search_share <= 1, "search_share", "must lie in (0, 1]", self.search_share)
         _check(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}", self.start)
 
-    def answers_a_step(self, method: str, config: RunConfig) -> int:
-        """How many answers a step of a method samples.
-
-        >>> config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=4, population=16)
-        >>> [Plan(("es",), answers=640).answers_a_step(method, config) for method in ("es", "rloo")]
-        [64, 8]
-        """
-        to_each = config.population if METHODS[method].population else config.num_generations
-        return config.prompts_per_step * to_each
-
     def steps_of(self, method: str, config: RunConfig) -> int:
         """Steps of a method's training; 0 where they are what fits in a time. Raises InputError: not one fits."""
         if not self.answers:
             return self.steps
-        a_step = self.answers_a_step(method, config)
+        a_step = config.answers_a_step(method)
         _check(self.answers >= a_step, "answers", f"must be enough for a step of {method}, {a_step}", self.answers)
         return self.answers // a_step
 
@@ -160,9 +150,9 @@ class Job:
         return sorted({math.ceil(self.steps * (i + 1) / self.points) for i in range(self.points)})
 
 
-def shared_run(out: str | Path) -> Path:
-    """The run directory of what all trainings start from, in a comparison's folder."""
-    return Path(out) / "shared"
+def shared_config(config: RunConfig, out: str | Path) -> RunConfig:
+    """Of the run that all trainings of a comparison in the folder `out` start from."""
+    return replace(config, output_dir=str(Path(out) / "shared"), method=SHARED_METHOD)
 
 
 def _check(ok: bool, name: str, rule: str, value: object) -> None:

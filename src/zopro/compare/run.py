@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from zopro.compare.page import write_page
-from zopro.compare.plan import PROBE_STEPS, SHARED_METHOD, Job, Plan, shared_run
+from zopro.compare.plan import PROBE_STEPS, Job, Plan, shared_config
 from zopro.compare.plots import write_plots
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
@@ -48,7 +48,7 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     for method in plan.methods:
         plan.steps_of(method, config)
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
-    runner = _Runner(out, replace(config, output_dir=str(shared_run(out)), method=SHARED_METHOD))
+    runner = _Runner(out, shared_config(config, out))
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
     start = named(prepared["start"])
@@ -115,7 +115,7 @@ def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> 
     search = _search(runner, plan, full) if plan.search_trials > 1 else []
     best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rate
     results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
-    answers = max(result["steps"] for result in results) * plan.answers_a_step(method, runner.config)
+    answers = max(result["steps"] for result in results) * runner.config.answers_a_step(method)
     summary = method_summary(results, start)
     return {**summary, "answers": answers, "learning_rate": best, "seeds": plan.seeds, "search": search}
 

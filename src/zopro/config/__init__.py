@@ -140,7 +140,8 @@ class PolicyOptions:
     max_kl: float = option(
         0.0,
         "End a policy iteration at the first step whose answers are more than so many nats from the SFT policy, each; 0: "
-        "never. 10 suits answers of up to 50 tokens: KL grows with their length, so there is no bound for all.",
+        "never. 10 suits answers of up to 50 tokens: KL grows with their length, so there is no bound for all. es, and "
+        "beta: 0, measure none in a step: there evaluations say it.",
     )
     first_order_learning_rate: float = option(
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
@@ -259,6 +260,15 @@ class RunConfig(_Options):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{**own_defaults(given), **given})
+
+    def answers_a_step(self, method: str) -> int:
+        """How many answers a step of a method samples.
+
+        >>> config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=4, population=16)
+        >>> [config.answers_a_step(method) for method in ("es", "rloo")]
+        [64, 8]
+        """
+        return self.prompts_per_step * (self.population if METHODS[method].population else self.num_generations)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

@@ -8,6 +8,7 @@ Everything is made on the spot and written to RUN/demo: the data (`zopro.demo.ta
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,16 +78,17 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         iterations=iterations,
     )
     RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
-    import torch
-
-    from zopro.system.threads import torch_threads
-
-    # On tensors this small more threads wait for one another longer than they compute.
-    with progress.reporting(quiet), torch_threads(min(torch.get_num_threads(), 2)):
+    with contextlib.ExitStack() as here:
+        here.enter_context(progress.reporting(quiet))
         with importing():
+            import torch
+
             from zopro.demo import model
             from zopro.loop import pipeline
+            from zopro.system.threads import torch_threads
 
+        # On tensors this small more threads wait for one another longer than they compute.
+        here.enter_context(torch_threads(min(torch.get_num_threads(), 2)))
         before = time.perf_counter()
         rows, _ = task.write(made, seed)
         conversations = [(row["prompt"], row[key]) for row in read_rows(rows) for key in ("chosen", "rejected")]

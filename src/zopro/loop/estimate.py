@@ -9,6 +9,7 @@ generators of its own, so a run with an estimate is the same to the bit as one w
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,22 +55,38 @@ class Timed:
 def time_step(run: Run, models: Models, data: Data) -> Timed:
     """Sample a step's answers by a fresh policy and measure them."""
     config, on_gpu = run.config, models.base.device.type == "cuda"
-    many = METHODS[config.method].population
-    count = 1 if many else config.num_generations
-    prompts = config.prompts_per_step * (config.population if many else 1)
+    count = 1 if METHODS[config.method].population else config.num_generations
+    prompts = config.answers_a_step(config.method) // count
     prompts = prompts if on_gpu else max(1, min(prompts, TIMED_ANSWERS // count))
     items = [data.train[i % len(data.train)] for i in range(prompts)]
     with progress.task("timing one step"), models.policies.open(None, trainable=True) as model:
         few, _ = _timed(models, lambda: sample(run, models, model, items[:1], 0, count))
         seconds, rollout = _timed(models, lambda: sample(run, models, model, items, 0, count))
-        batch, backward = Batch.of(rollout), float("nan")
+        batch, backward = _first(Batch.of(rollout), config.eval_batch_size), float("nan")  # as many as a run's pass has
         forward, _ = _timed(models, lambda: logprobs(model, batch, config.temperature))
         if _goes_back(run):
-            backward, _ = _timed(models, lambda: completion_logprobs(model, *batch).sum().backward())
+            trained = _first(batch, _back_propagated(run))
+            backward, _ = _timed(models, lambda: completion_logprobs(model, *trained).sum().backward())
+            backward /= len(trained.input_ids)
     peak = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb()
     answers = len(items) * count
     call, each = fitted(count, few, answers, seconds)
-    return Timed(call, each, forward / answers, backward / answers, peak, answers)
+    return Timed(call, each, forward / len(batch.input_ids), backward, peak, answers)
+
+
+def _first(batch: Batch, rows: int) -> Batch:
+    return batch.rows(torch.arange(min(rows, len(batch.input_ids)), device=batch.input_ids.device))
+
+
+def _back_propagated(run: Run) -> int:
+    """Rows that go back through the network at once."""
+    config = run.config
+    first_order = [name for name in _methods(run) if not METHODS[name].zeroth_order]
+    return max([config.answers_a_step(name) for name in first_order] or [config.sft_batch_size])
+
+
+def _methods(run: Run) -> list[str]:
+    return [method_of(run.config, iteration) for iteration in range(run.config.iterations)]
 
 
 def fitted(few: int, first: float, many: int, second: float) -> tuple[float, float]:
@@ -98,8 +115,7 @@ def _timed(models: Models, work: Any) -> tuple[float, Any]:
 def _goes_back(run: Run) -> bool:
     """Whether any stage takes a gradient."""
     config = run.config
-    methods = [METHODS[method_of(config, iteration)] for iteration in range(config.iterations)]
-    policy = any(not method.zeroth_order for method in methods)
+    policy = any(not METHODS[name].zeroth_order for name in _methods(run))
     return not config.served and bool(config.sft_steps or config.trains_reward or policy)
 
 
@@ -139,7 +155,7 @@ def _drawn(answers: float, config: RunConfig, timed: Timed, scored: float) -> fl
 
 def _step_seconds(method: str, config: RunConfig, timed: Timed, scored: float) -> float:
     chosen = METHODS[method]
-    answers = config.prompts_per_step * (config.population if chosen.population else config.num_generations)
+    answers = config.answers_a_step(method)
     each = timed.sample + scored
     if not chosen.population:
         passes = config.queries * 2 if config.sides == 2 else config.queries + 1
@@ -176,7 +192,9 @@ class Estimate:
 
 def estimate(run: Run, models: Models, data: Data) -> Estimate:
     """Time a step, and say what each stage that is not done will take."""
-    config, timed, steps = run.config, time_step(run, models, data), policy_steps(run, data)
+    timed, steps = time_step(run, models, data), policy_steps(run, data)
+    pairs = min(run.config.pair_prompts, len(data.train))
+    config = dataclasses.replace(run.config, eval_prompts=len(data.eval), pair_prompts=pairs)
     stages = [
         (stage, number, seconds_of(stage.name, number is None, method_of(config, number or 0), config, steps, timed))
         for stage, number in walk(config, config.iterations)
@@ -213,9 +231,7 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
 
 def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
     config = run.config
-    answers = config.prompts_per_step * (
-        config.population if METHODS[method_of(config, iteration or 0)].population else config.num_generations
-    )
+    answers = config.answers_a_step(method_of(config, iteration or 0))
     return {
         "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
         "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",

@@ -114,10 +114,12 @@ def _loop(
         run.say(f"the report reloads itself: {store.layout.report().absolute().as_uri()}")
     with watching(store.path) if live else nullcontext():
         _stages(run, models, data, live)
+        if processes.first:
+            with progress.task("writing figures"):
+                write.finish(store.path)
     if not processes.first:
         return {}
-    with progress.task("writing figures and report"):
-        write.finish(store.path)
+    with progress.task("writing the report"):
         found = summary(store, config, processes.size, store.usage.close(), measure)
         write.page(store.path, found)
     write_text(store.layout.summary(), json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there

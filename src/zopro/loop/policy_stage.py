@@ -17,7 +17,7 @@ from zopro.errors import diverging
 from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
-from zopro.loop.recording import Origin, Recorder, origin_of
+from zopro.loop.recording import Origin, Recorder, method_of, origin_of
 from zopro.loop.run import Run
 from zopro.loop.unended import UnendedCallback
 from zopro.store.rundir import whole_folder
@@ -80,7 +80,7 @@ def policy_trainer(
 
 def ranks_share(run: Run, iteration: int) -> bool:
     """Whether ranks can share the policy stage of an iteration: its steps are zeroth-order."""
-    return METHODS[_origin(run, iteration).method].zeroth_order
+    return METHODS[method_of(run.config, iteration)].zeroth_order
 
 
 def _origin(run: Run, iteration: int) -> Origin:
@@ -109,7 +109,7 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
             with whole_folder(snapshot) as partial:
                 policies.save(model, partial)
 
-        answers, limit = config.prompts_per_step * config.num_generations, config.max_completion_length
+        answers, limit = config.answers_a_step(method.name), config.max_completion_length
         notes = UnendedCallback(run.say, f"policy {iteration}", answers, limit)
         bound = [BoundCallback(config.max_kl, run.say, f"policy {iteration}", method.rate)] if config.max_kl else []
         for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes, *bound):

@@ -44,14 +44,14 @@ class Origin:
         return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
 
 
-WARM_STARTS = {"first_order": "rloo", "spsa": "mezo"}
+METHOD_OF_START = {"first_order": "rloo", "spsa": "mezo"}
 """Methods of an iteration 0 whose own method needs a previous update; `sft` gives it one."""
 
 
 def method_of(config: RunConfig, iteration: int) -> str:
     """The method that optimises an iteration."""
     own = iteration > 0 or METHODS[config.method].self_starting
-    return config.method if own else WARM_STARTS.get(config.warm_start, config.method)
+    return config.method if own else METHOD_OF_START.get(config.warm_start, config.method)
 
 
 def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:
@@ -69,7 +69,7 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
     elif start == "sft":
         mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
     elif start is not None:
-        method = WARM_STARTS[start]
+        method = METHOD_OF_START[start]
     return Origin(store.path, iteration, method, policies[-1], mu, v)
 
 
