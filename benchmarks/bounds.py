@@ -2,7 +2,8 @@
 
 Each end is an environment of its own, made by uv (`pip install uv`) from the wheel that a user would get, in a folder
 that is kept. Prints the versions that were installed, the lower bounds that other packages lift (raise those in
-pyproject.toml), and how the demo ended. Takes some gigabytes where torch brings CUDA's libraries.
+pyproject.toml), and how the demo ended.
+Takes some gigabytes where torch brings CUDA's libraries, and Python 3.11 or later for itself.
 
     python benchmarks/bounds.py lowest --python python3.10 --folder bounds
     python benchmarks/bounds.py highest --python python3.13 --folder bounds
@@ -35,7 +36,8 @@ def resolved(uv: list[str], end: str, python: str) -> dict[str, str]:
     """The version of each dependency at one end, by the resolver, for a Python."""
     options = ["--resolution", ENDS[end], "--python", python, "--quiet", "--no-header", "--no-annotate"]
     found = said([*uv, "pip", "compile", str(ROOT / "pyproject.toml"), *options])
-    return {name: version for name, version in re.findall(r"^([\w-]+)==(\S+)", found, re.M) if name in bounds()}
+    mine = bounds()
+    return {name: version for name, version in re.findall(r"^([\w-]+)==(\S+)", found, re.M) if name in mine}
 
 
 def lifted(versions: dict[str, str]) -> list[str]:

@@ -20,7 +20,7 @@ from zopro.system.terminal import Page, Table
 PROJECTIONS = ("pca", "tsne", "umap")
 DESCRIPTION = """How policy and reward model moved: angles, correlations and distances between their updates, exact in
 weight space, with what random directions would give; trajectories by PCA, t-SNE and UMAP. Writes analysis.json,
-report.html and figures/ (PNG and SVG)."""
+report.html, figures/ (PNG and SVG) and, of a run, share.png."""
 
 
 def add(commands: Any) -> argparse.ArgumentParser:

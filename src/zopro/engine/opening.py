@@ -23,7 +23,7 @@ from zopro.engine.local.models import resolve_device, resolve_dtype
 from zopro.engine.local.quantised import stored_in
 from zopro.engine.local.starts import load_start
 from zopro.system.random_state import preserve_random_state
-from zopro.weights.names import ADAPTER_FILE
+from zopro.weights.names import is_adapter
 
 
 def open_base(options: ModelOptions, device: torch.device) -> Any:
@@ -42,7 +42,7 @@ def open_policy(options: ModelOptions, folder: str | Path | None = None) -> Any:
     `frame_of(tokenizer, declared_stops(policy)).stops`. Raises InputError: it cannot be loaded.
     """
     device = resolve_device("cpu" if options.served else options.device)
-    if folder is None or (Path(folder) / ADAPTER_FILE).is_file():
+    if folder is None or is_adapter(Path(folder)):
         base = open_base(options, device)
         with preserve_random_state():  # PEFT draws initial weights before it loads the saved ones
             return (base if folder is None else open_adapter(base, folder)).eval()

@@ -19,15 +19,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from zopro import __version__
-from zopro.choices import BACK_PROPAGATION, METHODS
+from zopro.choices import BACK_PROPAGATION, FUNCTION_VALUES, METHODS
 from zopro.config import RunConfig
 from zopro.config.defaults import default_of
 from zopro.loop.finished import Policy
 from zopro.loop.recording import method_of
 from zopro.store import shown
-from zopro.store.durable import read_json, read_json_lines
+from zopro.store.durable import read_json
 from zopro.store.layout import Layout
-from zopro.store.rundir import FREE
+from zopro.store.rundir import FREE, read_metrics
 
 CARD, PICTURE = "README.md", "report.png"
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
@@ -48,7 +48,7 @@ def write_card(policy: Policy, base: str, folder: Path, adapter: bool = True) ->
 def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False) -> str:
     """The card as Markdown with the Hub's metadata before it. `base` is the model under the policy."""
     run, config = Layout(policy.run), policy.config
-    metrics = [shown.named(line) for line in read_json_lines(run.metrics())] if run.metrics().exists() else []
+    stages = [*_stages(policy, read_metrics(run.metrics()))]
     summary = read_json(run.summary()) if run.summary().exists() else {}
     kind = "LoRA adapter over" if adapter else "version of"
     made = read_json(run.environment()).get("packages", {}) if run.environment().exists() else {}
@@ -62,8 +62,8 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
         "## What it was trained on",
         f"Rows of `{shown.place(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
         "## How",
-        _table([("stage", "steps", "what it uses"), *_stages(policy, metrics)]),
-        _honestly(policy, metrics),
+        _table([("stage", "steps", "what it uses"), *stages]),
+        _honestly(stages),
         "## What it gained",
         *_gains(policy, run),
         "## What it forgot",
@@ -138,15 +138,14 @@ def _trained(policy: Policy, metrics: Sequence[Line]) -> list[tuple[str, int | N
     return list(found)
 
 
-def _honestly(policy: Policy, metrics: Sequence[Line]) -> str:
+def _honestly(stages: Sequence[tuple[str, str, str]]) -> str:
     """Which of the stages back-propagate, in one sentence."""
-    uses = {what: used for what, _, used in _stages(policy, metrics)}
-    if not uses:
+    if not stages:
         return "The run has no record of its stages."
-    back = [what for what, used in uses.items() if "back-propagation" in used]
+    back = [what for what, _, used in stages if used != FUNCTION_VALUES]
     if not back:
         return "No stage back-propagates: everything was done by function values."
-    if len(back) == len(uses):
+    if len(back) == len(stages):
         return "All of these back-propagate."
     return f"These back-propagate: {'; '.join(back)}. The others use function values only."
 
@@ -213,7 +212,8 @@ def _settings(config: RunConfig) -> str:
         value = getattr(config, key.name)
         if key.name not in FREE and value != default_of(key, config.task):
             kept[key.name] = shown.place(value) if isinstance(value, str) else value
-    kept |= {"reward": _rewards(config)}
+    if "reward" in kept:
+        kept["reward"] = _rewards(config)
     return f"```yaml\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}```"
 
 

@@ -55,11 +55,18 @@ def gains(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]
     """What prompts have gained, paired: `reward_gain`, `accuracy_gain`, ... with their intervals."""
     found: dict[str, float] = {}
     for name, of in PAIRED.items():
-        pairs = zip(after, before, strict=True)
-        differences = [a[of] - b[of] for a, b in pairs if _is_number(a.get(of)) and _is_number(b.get(of))]
-        if differences:
-            found |= named(f"{name}_gain", mean_interval(differences))
+        if interval := paired(before, after, of):
+            found |= named(f"{name}_gain", interval)
     return found
+
+
+def paired(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], of: str
+) -> tuple[float, float, float] | None:
+    """The mean gain of prompts in `of` with its interval; None where no prompt has it before and after."""
+    pairs = zip(after, before, strict=True)
+    differences = [a[of] - b[of] for a, b in pairs if _is_number(a.get(of)) and _is_number(b.get(of))]
+    return mean_interval(differences) if differences else None
 
 
 def named(name: str, interval: tuple[float, float, float]) -> dict[str, float]:

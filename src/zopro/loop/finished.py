@@ -95,11 +95,12 @@ def find_journal(run: str | Path, iteration: int | None = None, to_step: int | N
             f"--iteration: must be a zeroth-order one, whose steps are in a journal, got {which}'{layout.path}' ({has}). "
             "First-order steps cannot be rebuilt from scalars: use zopro export."
         )
-    check_step(to_step, len(whole_lines(found[iteration])) - 1)
+    if to_step is not None:
+        check_step(to_step, len(whole_lines(found[iteration])) - 1)
     return iteration, found[iteration]
 
 
-def check_step(to_step: int | None, steps: int) -> None:
+def check_step(to_step: int, steps: int) -> None:
     """Raise `InputError` for a step that a journal of so many does not have."""
-    if to_step is not None and not 0 <= to_step <= max(0, steps):
+    if not 0 <= to_step <= max(0, steps):
         raise InputError(f"--to-step: must lie in [0, {steps}], the journal's steps, got {to_step}.")

@@ -18,9 +18,9 @@ from zopro.errors import InputError
 from zopro.loop import pipeline
 from zopro.loop.finished import find_policy
 from zopro.loop.voices import NAMES, Messages, Voices, manner_of
-from zopro.store.durable import read_json, read_json_lines
+from zopro.store.durable import read_json
 from zopro.store.layout import Layout
-from zopro.store.shown import named
+from zopro.store.rundir import read_metrics
 
 
 class RunHandle:
@@ -48,8 +48,7 @@ class RunHandle:
         >>> [line["iteration"] for line in zopro.load("runs/plain").metrics if "reward_low" in line]
         [None, 0]
         """
-        path = Layout(self.path).metrics()
-        return [named(line) for line in read_json_lines(path)] if path.exists() else []
+        return read_metrics(Layout(self.path).metrics())
 
     @property
     def summary(self) -> dict[str, Any]:

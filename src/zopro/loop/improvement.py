@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zopro.loop.correctness import paired
 from zopro.store import shown
-from zopro.system.statistics import mean_interval
 
 
 def not_improved(
@@ -25,17 +25,14 @@ def not_improved(
     'iteration 0: the policy became worse: reward -1.000 [-1.113, -0.887] against the one before. Lower learning_rate.'
     """
     name = "sampled_reward" if any("sampled_reward" in row for row in after) else "reward"
-    pairs = [(old.get(name), new.get(name)) for old, new in zip(before, after, strict=True)]
-    gains = [new - old for old, new in pairs if old is not None and new is not None]
-    if not gains:
+    interval = paired(before, after, name)
+    if interval is None or interval[1] > 0:
         return None
-    gain, low, high = mean_interval(gains)
-    if low > 0:
-        return None
+    gain, low, high = interval
     said = f"reward {shown.interval({'gain': gain, 'gain_low': low, 'gain_high': high}, 'gain')} against the one before"
     if high < 0:
         return f"{where}: the policy became worse: {said}. Lower {rate}."
     return (
         f"{where}: no improvement that can be told from chance: {said}. Take more steps (policy_steps) or answers "
-        f"(prompts_per_step, num_generations), a higher {rate}, or measure on more prompts (eval_prompts)."
+        f"(prompts_per_step, num_generations or population), a higher {rate}, or measure on more prompts (eval_prompts)."
     )

@@ -16,7 +16,7 @@ from zopro.config import RunConfig
 from zopro.engine import Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
-from zopro.engine.local.models import resolve_device, resolve_dtype, sequence_classifier
+from zopro.engine.local.models import context_of, resolve_device, resolve_dtype, sequence_classifier
 from zopro.engine.local.quantised import check_trainable
 from zopro.engine.local.starts import load_start, tokenizer_home
 from zopro.engine.local.targets import check_targets, new_adapter
@@ -179,7 +179,7 @@ def _classifier(config: RunConfig, tokenizer: PreTrainedTokenizerBase, base: Any
 
 
 def _check_context(model: Any, config: RunConfig) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model)
     needed = config.max_prompt_length + config.max_completion_length
     if context is not None and needed > context:
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zopro.engine.local.models import context_of
 from zopro.engine.opening import generate
 from zopro.errors import InputError
 from zopro.loop.models import Models
@@ -71,10 +72,9 @@ class Memory:
 
     def _can_be_asked(self, run: Run) -> bool:
         """Whether the model has a chat template of its own, which takes a question, and room for an answer."""
-        tokenizer, config = self.models.tokenizer, self.models.base.config.get_text_config()
+        tokenizer, context = self.models.tokenizer, context_of(self.models.base)
         if str(tokenizer.chat_template).endswith(CHATML):  # zopro's own: this is no model that answers questions
             return False
-        context = getattr(config, "max_position_embeddings", None)
         try:
             asked = self._encoded()
         except InputError as error:

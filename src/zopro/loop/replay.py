@@ -50,7 +50,7 @@ def replay(
             directions are not functions of a seed; a file that the steps depend on is missing or has changed; `out`
             is not empty.
     """
-    iteration, path = find_journal(run, iteration, to_step)
+    iteration, path = find_journal(run, iteration)
     run, out, layout = Path(run), check_new(out), Layout(run)
     config, journal = load_config(layout.config()), read(path)
     steps = len(journal.steps) if to_step is None else to_step

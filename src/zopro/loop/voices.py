@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from zopro.engine.local.adapters import open_adapter
+from zopro.engine.local.models import context_of
 from zopro.engine.local.starts import tokenizer_home
 from zopro.engine.opening import generate, open_policy
 from zopro.errors import InputError
@@ -125,8 +126,7 @@ class Voices:
                 temperature=manner.temperature or 1.0,
                 generator=torch.Generator(device=model.device).manual_seed(seed),
             )
-        kept = [ids[mask.bool()].tolist() for ids, mask in zip(drawn.completion_ids, drawn.completion_mask, strict=True)]
-        return [frame.read(ids) for ids in kept]
+        return [frame.read(ids) for ids in drawn.answers()]
 
 
 def answer(
@@ -182,7 +182,7 @@ def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
 
 
 def _check_length(model: Any, prompt: int, answer: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model)
     if context is not None and prompt + answer > context:
         raise InputError(
             f"prompt: must with its answer fit the model's context of {context} tokens, got {prompt} + {answer}. "

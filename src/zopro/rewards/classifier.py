@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from zopro.engine.local.models import context_of
 from zopro.errors import InputError, out_of_memory
 from zopro.text.tokenizer import cannot_load
 
@@ -62,7 +63,7 @@ class Classifier:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(device).eval().requires_grad_(False)
-        self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.longest = context_of(model)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:

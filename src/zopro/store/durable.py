@@ -35,11 +35,15 @@ _unflushed: set[Path] = set()
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that it is there whole or not at all. Raises OSError where the disk refuses."""
+    write_bytes(path, text.encode("utf-8"), path.with_name(f".{path.name}.partial"))
+
+
+def write_bytes(path: Path, content: bytes, beside: Path) -> None:
+    """`write_text` of bytes, which are in the file `beside` until they are whole: each process needs one of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with beside.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:

@@ -61,6 +61,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path)
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, those of earlier versions with the names of today; none before it is there."""
+    return [named(line) for line in read_json_lines(path)] if path.exists() else []
+
+
 class RunDirectory(Outputs):
     """Paths and records of one run; `layout` has the paths of the files about the run as a whole.
 
@@ -135,9 +140,7 @@ class RunDirectory(Outputs):
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, those of earlier versions with the names of today."""
-        if not self.metrics_path.exists():
-            return []
-        return [named(line) for line in read_json_lines(self.metrics_path)]
+        return read_metrics(self.metrics_path)
 
     def write_rows(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

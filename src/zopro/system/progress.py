@@ -44,9 +44,6 @@ class Task:
     def step(self, done: int | None = None, numbers: Mapping[str, str] | None = None) -> None:
         """`done` in all are done, or one more."""
         self.done = self.done + 1 if done is None else done
-        self.show(numbers)
-
-    def show(self, numbers: Mapping[str, str] | None) -> None:
         if numbers is not None:
             self.numbers = ", ".join(f"{name} {value}" for name, value in numbers.items())
         self._reporter.changed()

@@ -17,6 +17,7 @@ from zopro.analysis.page.curves import run_charts
 from zopro.analysis.page.findings import findings
 from zopro.analysis.page.report import write_report
 from zopro.analysis.page.share import write_share
+from zopro.analysis.reading.records import read_config, read_metrics, start_of
 from zopro.config import RunConfig
 
 SYSTEM = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -145,7 +146,7 @@ def test_without_sft_nothing_is_called_so(plain: Path, page: Tree) -> None:
     settings = words[-1].index("Settings", words[-1].index("Samples"))
     assert not re.search(r"\bSFT\b", words[0] + words[1] + words[-1][:settings])
     assert "base model" not in words[-1][: words[-1].index("Settings", 200)].replace("base model to iteration 0", "")
-    assert not any("SFT" in chart.title for chart in run_charts(plain))
+    assert not any("SFT" in chart.title for chart in run_charts(read_metrics(plain), start_of(read_config(plain))))
 
 
 def test_with_sft_it_is(tmp_path: Path) -> None:

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from zopro.analysis.page.charts import POLICY, REWARD, Chart, Series, boundaries, running_mean
-from zopro.analysis.reading.records import (
-    Record,
-    is_number,
-    latest_evaluations,
-    read_config,
-    read_metrics,
-    stage_seconds,
-    start_of,
-)
+from zopro.analysis.reading.records import Record, is_number, latest_evaluations, stage_seconds
 from zopro.store import shown
 
 
-def run_charts(run: Path) -> list[Chart]:
-    """All curves of a run directory; those without a point, or that stay at zero, draw nothing."""
-    metrics, start = read_metrics(run), start_of(read_config(run))
+def run_charts(metrics: list[Record], start: shown.Start) -> list[Chart]:
+    """All curves of a run; those without a point, or that stay at zero, draw nothing."""
     return [
         *evaluation_charts(latest_evaluations(metrics), start),
         *training_charts(metrics, start),

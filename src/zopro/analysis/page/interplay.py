@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from zopro.analysis.page.figures import heat_maps, metric_charts, table
 from zopro.analysis.page.findings import findings
-from zopro.analysis.page.pages import drawn
+from zopro.analysis.page.pages import curves
 
 SCRIPT = "interplay.js"
 
@@ -30,7 +30,7 @@ def page_parts(numbers: dict[str, Any]) -> dict[str, Any]:
     return {
         "analysis": numbers,
         "findings": findings(numbers),
-        "metric_charts": drawn(chart for chart in metric_charts(numbers) if not chart.flat),
+        "metrics": curves(metric_charts(numbers)),
         "heat_maps": heat_maps(numbers),
         "tables": [
             ("Update i of the reward model against update i of the policy", table(numbers, numbers)),

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from zopro.analysis.page.charts import Chart
 from zopro.store import shown
+from zopro.store.durable import write_bytes
 
 
 def render(template: str, *folders: Path, **values: Any) -> str:
@@ -47,10 +48,8 @@ def drawn(charts: Iterable[Chart]) -> list[tuple[Chart, Markup]]:
 
 
 def replace_file(target: Path, content: bytes) -> Path:
-    """Write a file in one step, so that a reader never sees half of it."""
-    partial = partial_of(target, os.getpid())
-    partial.write_bytes(content)
-    os.replace(partial, target)
+    """Write a file in one step, so that a reader never sees half of it, beside another process that may do so too."""
+    write_bytes(target, content, partial_of(target, os.getpid()))
     return target
 
 

@@ -58,7 +58,7 @@ def report(run: Path, analysis: Record | None = None, summary: Record | None = N
     """Return the page of run directory `run`, as `write_report` writes it."""
     layout, metrics, config = Layout(run), read_metrics(run), read_config(run)
     summary = read_object(layout.summary()) if summary is None else summary
-    found = analysis if analysis is not None else read_object(layout.analysis())
+    found = {} if reload else read_object(layout.analysis()) if analysis is None else analysis
     evaluations, start, answers = latest_evaluations(metrics), start_of(config), samples(run)
     stages = stage_seconds(metrics, summary)
     newest = shown.policy(evaluations[-1].get("iteration"), start) if evaluations else start.name
@@ -69,6 +69,7 @@ def report(run: Path, analysis: Record | None = None, summary: Record | None = N
         + [shown.place(str(config.get("model", "")))],
         reload=reload,
         start=start,
+        newest=newest,
         verdict=verdict(run, config, evaluations),
         judge=judge(run, config),
         opening=[sample.of(start.name, newest) for sample in answers[:OPENING]],
@@ -82,8 +83,8 @@ def report(run: Path, analysis: Record | None = None, summary: Record | None = N
         reward_models=reward_models(metrics),
         stages=stages,
         costs=costs(stages),
-        **curves(run_charts(run)),
-        **_interplay({} if reload else found),
+        **curves(run_charts(metrics, start)),
+        **_interplay(found),
     )
 
 

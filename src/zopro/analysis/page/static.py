@@ -18,6 +18,7 @@ from zopro.analysis.page.charts import POLICY, REWARD, Chart
 from zopro.analysis.page.curves import run_charts
 from zopro.analysis.page.drawing import COLOURS, clean, draw, style
 from zopro.analysis.page.figures import HeatMap, heat_maps, metric_charts
+from zopro.analysis.reading.records import read_config, read_metrics, start_of
 
 SIDES = {"policy": COLOURS[POLICY], "reward": COLOURS[REWARD]}
 Draw = Callable[[Figure], None]
@@ -43,7 +44,7 @@ def write_figures(run: Path, folder: Path, numbers: dict[str, Any] | None) -> li
 
 def figures(run: Path, numbers: dict[str, Any] | None) -> Iterator[tuple[str, tuple[float, float], Draw]]:
     """Name, size in inches and drawing of each figure."""
-    for chart in run_charts(run):
+    for chart in run_charts(read_metrics(run), start_of(read_config(run))):
         if not chart.flat:
             yield slug(chart.title), (4.5, 2.9), partial(_chart, chart=chart)
     if numbers is None:

@@ -23,9 +23,6 @@ class Verdict:
     sentence: str
     details: Sequence[str]
 
-    def __str__(self) -> str:
-        return f"{self.word}. {self.sentence}"
-
 
 def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict | None:
     """Of the newest policy; None before one is evaluated."""
@@ -52,15 +49,19 @@ def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict
 
 def judge(run: Path, config: Record) -> str:
     """Who decides the win rate, named."""
-    rewards = config.get("reward")
-    names = rewards if isinstance(rewards, list) else []
-    trained = [choice.name for choice in REWARDS.values() if choice.trained]
-    if names and not set(trained) & set(map(str, names)):
+    if _by_reward(config):
         return "the reward itself (the higher one wins)"
     name = str(config.get("judge", "auto"))
     if Layout(run).demo().is_dir():
         return f"the true rule ({name})"
     return f"the judge of task {config.get('task', '')}" if name == "auto" else f"the judge {shown.place(name)}"
+
+
+def _by_reward(config: Record) -> bool:
+    """Whether no judge was asked: a run that trains no reward model compares rewards."""
+    rewards = config.get("reward")
+    names = rewards if isinstance(rewards, list) else []
+    return bool(names) and not any(REWARDS[name].trained for name in map(str, names) if name in REWARDS)
 
 
 def _word(last: Record, start: shown.Start) -> str:
@@ -80,10 +81,11 @@ def _details(run: Path, config: Record, before: Record, last: Record, evaluation
             values = f"{shown.reward(before[key])} before, {shown.interval(last, key)} after"
             yield f"{name} {values}{gain} ({n} held-out prompts)."
     iterations = [line["iteration"] for line in evaluations if isinstance(line.get("iteration"), int)]
-    found = agreement(run, iterations) if "the reward itself" not in judge(run, config) else {}
+    found = {} if _by_reward(config) else agreement(run, iterations)
     if found:
-        said = shown.interval(found, "agreement")
-        yield f"The judge prefers the answer that the first reward model prefers in {said} of {found['n']} pairs."
+        said, rewards = shown.interval(found, "agreement"), config.get("reward")
+        preferred = "that the first reward model prefers" if rewards in (None, ["model"]) else "with the higher reward"
+        yield f"The judge prefers the answer {preferred} in {said} of {found['n']} pairs."
 
 
 def _two(line: Record, name: str) -> str:

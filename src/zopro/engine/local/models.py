@@ -61,6 +61,12 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def context_of(model: Any) -> int | None:
+    """Tokens that a model reads at most; None where it does not say."""
+    context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context
+
+
 def load_base(
     model: str,
     dtype: torch.dtype,
