@@ -109,7 +109,7 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
             with whole_folder(snapshot) as partial:
                 policies.save(model, partial)
 
-        answers, limit = config.answers_a_step(method.name), config.max_completion_length
+        answers, limit = config.answers_a_step(origin.method), config.max_completion_length
         notes = UnendedCallback(run.say, f"policy {iteration}", answers, limit)
         bound = [BoundCallback(config.max_kl, run.say, f"policy {iteration}", method.rate)] if config.max_kl else []
         for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes, *bound):
