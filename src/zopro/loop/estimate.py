@@ -175,18 +175,19 @@ class Estimate:
     def seconds(self) -> float:
         return sum(seconds for _, _, seconds in self.stages)
 
-    def after(self, stage: Stage, iteration: int | None) -> float:
-        """Seconds of the stages after this one."""
-        places = [(other, number) for other, number, _ in self.stages]
-        where = places.index((stage, iteration)) + 1 if (stage, iteration) in places else 0
-        return sum(seconds for _, _, seconds in self.stages[where:])
+    def around(self, stage: Stage, iteration: int | None) -> tuple[float, float, float]:
+        """Seconds of the stages before this one, of itself, and of those after it."""
+        at = [(other, number) for other, number, _ in self.stages].index((stage, iteration))
+        seconds = [each for _, _, each in self.stages]
+        return sum(seconds[:at]), seconds[at], sum(seconds[at + 1 :])
 
     def line(self) -> str:
         """In a few words."""
         timed = self.timed
         return (
             f"this run will take about {duration(self.seconds)} and {timed.peak_mb / 1e3:.1f} GB, by one timed step "
-            f"({timed.answers} answers, {duration(timed.call + timed.answers * timed.sample)} to sample them)"
+            f"({timed.answers} answers, {duration(timed.call + timed.answers * timed.sample)} to sample them): an estimate, which "
+            "the run corrects as it goes"
         )
 
 
