@@ -7,6 +7,7 @@ configuration. What is not run is in NOT_RUN, with its reason; of that, programs
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -29,7 +30,6 @@ from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback
 import zopro
 from blocks import Block, blocks
 from one_run import no_figures
-from tiny import tiny_model, tiny_tokenizer
 from zopro import cli, demo
 from zopro.compare import run as comparing
 from zopro.compare import worker
@@ -56,7 +56,7 @@ NOT_RUN = {
 SHORT = {
     "iterations": 1, "policy_steps": 1, "sft_steps": 1, "sft_batch_size": 2, "reward_steps": 1, "reward_batch_size": 2,
     "refine_steps": 1, "pair_prompts": 2, "eval_prompts": 2, "eval_samples": 1, "prompts_per_step": 2, "population": 2,
-    "num_generations": 2, "max_completion_length": 8, "max_prompt_length": 200, "dtype": "float32", "max_train_rows": 24,
+    "num_generations": 2, "max_completion_length": 40, "max_prompt_length": 200, "dtype": "float32", "max_train_rows": 24,
 }  # fmt: skip
 """Settings of every configuration here, where it has them or they are needed to be quick."""
 
@@ -82,24 +82,24 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with all that pages name: models, rows, a short copy of examples, RUN and its CONFIG.yaml."""
     folder = tmp_path_factory.mktemp("stock")
     shipped = (ROOT / "src/zopro/tasks/shipped/chat.jsonl").read_text("utf-8").splitlines()
-    tokenizer = tiny_tokenizer(shipped)
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    tiny_model("llama", tokenizer, max_position_embeddings=512).save_pretrained(folder / "PATH")
-    tokenizer.save_pretrained(folder / "PATH")
     rows = [json.loads(line) for line in shipped]
-    talk = [{key: row[key][0]["content"] for key in ("prompt", "chosen", "rejected")} for row in rows[:12]]
+    talk = [{key: row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")} for row in rows]
+    demo_model.write(folder / "PATH", 0, [(row["prompt"], row[key]) for row in talk for key in ("chosen", "rejected")], 1)
+    settings = folder / "PATH/config.json"
+    settings.write_text(settings.read_text().replace('"max_position_embeddings": 128', '"max_position_embeddings": 512'))
     told = [{"chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['chosen']}",
              "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['rejected']}"} for r in talk]  # fmt: skip
     for name in ("train", "test"):
         for place in ("shared/data/hh_rlhf", "hh_rlhf"):
             (folder / place).mkdir(parents=True, exist_ok=True)
-            (folder / place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+            with gzip.open(folder / place / f"{name}.jsonl.gz", "wt") as file:
+                file.writelines(json.dumps(row) + "\n" for row in told)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
     shutil.copytree(ROOT / "examples", folder / "examples")
     for example in (folder / "examples").glob("*.yaml"):
         short(example)
     config = {"model": "PATH", "task": "preference", "train_data": "rows.jsonl", "method": "zopro", "output_dir": "RUN",
-              "judge": "metric"} | SHORT | {"iterations": 2}  # fmt: skip
+              "judge": "rouge"} | SHORT | {"iterations": 2}  # fmt: skip
     (folder / "CONFIG.yaml").write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -188,6 +188,38 @@ def run_line(block: Block, line: str) -> None:
         subprocess.run(["bash", "-ec", line], check=True)
 
 
+@pytest.mark.parametrize("page", LAB, ids=lambda page: page.name)
+def test_what_the_lab_measured_with_is_accepted(page: Path) -> None:
+    """Hours of a real model: options and their values are read, no more."""
+    for block in blocks(page):
+        if block.language == "python":
+            exec(compile(block.text, str(block), "exec"), {})
+        for line in block.commands() if block.language == "sh" else []:
+            looked_up(block, line)
+            words = words_of(line)
+            if words and not re.search(r"[\[|]|\.\.\.", line):
+                cli._parse([MEANT.get(word, word) for word in words])
+
+
+@pytest.mark.parametrize("page", [page for page in [*PAGES, *LAB] if page.suffix == ".md"], ids=lambda page: page.name)
+def test_commands_in_sentences_have_the_options_that_they_name(page: Path) -> None:
+    text = re.sub(r"(?ms)^ *```.*?^ *```$", "", page.read_text("utf-8"))
+    for line in re.findall(r"`(zopro [^`]*)`", text):
+        assert line.split()[1] in {*OPTIONS, "COMMAND"}, line
+        looked_up(Block(page, 0, "sh", line), " ".join(line.split()))
+
+
+def test_nothing_is_excused_that_is_not_there() -> None:
+    text = "\n".join(block.text for page in PAGES for block in blocks(page))
+    assert [pattern for pattern in NOT_RUN if not re.search(pattern, re.sub(r"\\\n\s*", "", text), re.M)] == []
+
+
+def test_readme_has_few_numbers() -> None:
+    """Outside of its commands; everything else that was measured is in docs/lab."""
+    text = re.sub(r"(?ms)^```.*?^```$|^ {4}.*?$|<!--.*?-->|\]\(.*?\)", "", (ROOT / "README.md").read_text("utf-8"))
+    assert len(re.findall(r"(?<![\w.])\d+(?:\.\d+)*", text)) <= 25
+
+
 def minimal(line: str) -> str:
     """A synopsis without what may be left out, of a choice the first."""
     line = re.sub(r"\(([^|)]*)[^)]*\)", r"\1", re.sub(r"\[[^]]*\]", "", line))
@@ -213,9 +245,15 @@ def typed(block: Block, line: str) -> None:
             short(written)
 
 
+def words_of(line: str) -> list[str]:
+    """Of a zopro command, however it is launched; of others none."""
+    typed = re.match(r"(?:\w+=\S+ )*(?:(?:torchrun|accelerate) .*-m )?zopro (.*)", line)
+    return shlex.split(typed[1].partition(" > ")[0]) if typed else []
+
+
 def looked_up(block: Block, line: str) -> None:
     """That programs and options of a line exist."""
-    command = line.partition("zopro ")[2].split()
+    command = words_of(line)
     if script := re.search(r"benchmarks/\S+\.py", line):
         text = (ROOT / script[0]).read_text("utf-8")
     elif command and command[0] in OPTIONS:

@@ -116,7 +116,7 @@ METHODS = Registry(
     Method(
         "guided",
         "zopro.train.methods:guided",
-        "residual feedback",
+        "RLOO's gradient, or nearly, swept back block by block",
         SWEEP,
         self_starting=True,
         rate="guided_learning_rate",
