@@ -193,6 +193,8 @@ REWARDS = Registry(
             ("json", "structured:structured", "it is JSON", (), True),
             ("json:KEY,KEY", "structured:structured", "a JSON object with these keys", (), True),
             ("length:MIN-MAX", "length:length", "so many words", (), False),
+            ("chrf", "nearness:chrf", "near to the row's answer in characters", ("answer",), False),
+            ("rouge", "nearness:rouge", "near to it in words", ("answer",), False),
         )
     ),
 )

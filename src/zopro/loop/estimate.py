@@ -145,7 +145,8 @@ def seconds_of(name: str, first: bool, method: str, config: RunConfig, steps: in
         return _drawn((1 + config.uncertain_share) * config.pair_prompts, config, timed, scored)
     assert name == EVALUATION, name
     drawn = config.eval_prompts * (config.eval_samples + config.eval_greedy)
-    compared = 0 if first else config.eval_prompts * config.eval_samples
+    drawn += config.eval_prompts if config.other_data and not first else 0
+    compared = 0 if first else config.eval_prompts * (config.eval_samples + bool(config.other_data))
     return _drawn(drawn, config, timed, scored) + compared * timed.forward
 
 

@@ -21,9 +21,9 @@ from zopro.engine.gpu.memory import Memory, Shape, bucket, reaching
 from zopro.engine.gpu.step import Drawing, State, decoding_step, draw, read
 from zopro.engine.gpu.trial import why_not
 from zopro.engine.local.abilities import Abilities
-from zopro.engine.local.causal import CausalParts, positions
+from zopro.engine.local.causal import CausalParts
 from zopro.engine.local.growing import growing_cache
-from zopro.engine.local.members import Members
+from zopro.engine.local.prefix import Owners, read_prompts
 
 DEVICES = {"cuda"}  # where `generate` decodes this way
 OFF = "ZOPRO_CUDA_GRAPHS"  # environment variable: 0 turns it off
@@ -52,21 +52,20 @@ class Fixed:
         copies: int,
         how: Drawing,
         uniform: Tensor,
-        owners: tuple[Members, Tensor] | None = None,
+        owners: Owners | None = None,
+        prefix: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Go on from prompts (n, P), padded on the left, `copies` times each, by `uniform` (n * K, C), fp64.
 
-        Of several displaced policies `owners` has the one of each prompt (n,). Their rows all stay to the end: which
-        rows go together is part of a graph.
+        Of several displaced policies `owners` has the one of each prompt (n,), which reads the `prefix` tokens that all
+        begin with once. Their rows all stay to the end: which rows go together is part of a graph.
 
         Returns:
             Tokens and log-probs (n * K, C) and lengths (n * K,): views, good until the next batch.
         """
         rows, steps = uniform.shape
         shape, stops = Shape.of(rows, ids.shape[1], steps), self._stopping(how.stops, ids.device)
-        if owners is not None:
-            owners[0].choose(owners[1])
-        memory, hidden = self._begin(parts, ids, mask, copies, uniform, shape, how.pad)
+        memory, hidden = self._begin(parts, ids, mask, copies, uniform, shape, how.pad, owners, prefix)
         same: Hashable = signature(parts.model)
         if owners is not None:
             owners[0].choose(owners[1].repeat_interleave(copies))
@@ -108,14 +107,23 @@ class Fixed:
             self.graphs.run((same, "passes", shape.columns, shape.rows, seen), step, times)
 
     def _begin(
-        self, parts: CausalParts, ids: Tensor, mask: Tensor, copies: int, uniform: Tensor, shape: Shape, pad: int
+        self,
+        parts: CausalParts,
+        ids: Tensor,
+        mask: Tensor,
+        copies: int,
+        uniform: Tensor,
+        shape: Shape,
+        pad: int,
+        owners: Owners | None = None,
+        prefix: int = 0,
     ) -> tuple[Memory, Tensor]:
         """Read the prompts once each; memory that stands behind them, and hidden states (n * K, H) of their ends."""
         prompts = growing_cache(parts.model.config)
-        hidden = parts.hidden(ids, mask, positions(mask), prompts)[:, -1].repeat_interleave(copies, dim=0)
+        hidden, mask = read_prompts(parts, ids, mask, prompts, owners, prefix)
         memory = self._room(prompts, shape, ids.device)
         memory.begin(prompts, mask, copies, uniform, shape, pad)
-        return memory, hidden
+        return memory, hidden.repeat_interleave(copies, dim=0)
 
     def _room(self, prompts: DynamicCache, shape: Shape, device: torch.device) -> Memory:
         """Memory that fits; a larger one takes the place of one that does not."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from zopro.engine.local.causal import Decoder, evaluating, refusing
+from zopro.engine.local.growing import GrowingLayer, growing_cache
 from zopro.engine.local.quantised import quantised
 from zopro.engine.local.trials import Judge, decoded, has_states, padded, plain_passes, shared
 
@@ -25,6 +26,7 @@ UNTRIED = NEVER + 1  # of gradients through quantised weights, which function va
 
 logger = logging.getLogger(__name__)
 _known: weakref.WeakKeyDictionary[nn.Module, Abilities] = weakref.WeakKeyDictionary()
+_reading: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _said: set[str] = set()
 
 
@@ -71,6 +73,21 @@ def abilities(parts: Decoder) -> Abilities:
             _said.add(line)
             logger.warning(line)
     return found
+
+
+def reads_prefixes(parts: Decoder) -> bool:
+    """Whether prompts can go on from a beginning that they share (`zopro.engine.local.prefix`); tried once."""
+    if parts.model not in _reading:
+        layers = growing_cache(parts.model.config).layers
+        # Padding between two parts counts in a window; GPT-Neo's local layers have one of which the cache knows nothing.
+        windows = any(type(layer) is not GrowingLayer for layer in layers) or hasattr(parts.config, "window_size")
+        found = not windows and not has_states(parts)
+        if found:
+            device = parts.model.get_input_embeddings().weight.device
+            with evaluating(parts.model), torch.autocast(device.type, enabled=False):
+                found = Judge(parts, plain_passes(parts, device, gradients=False)).reads_beginnings()
+        _reading[parts.model] = found
+    return _reading[parts.model]
 
 
 def _try(parts: Decoder, backward: bool) -> Abilities:

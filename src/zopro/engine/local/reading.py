@@ -7,6 +7,7 @@ from torch import Tensor
 
 from zopro.engine.local.causal import Decoder, positions
 from zopro.engine.local.growing import growing_cache
+from zopro.engine.local.prefix import Owners, read_prompts
 from zopro.engine.local.shared import select_rows
 
 
@@ -18,15 +19,22 @@ class Cached:
         ids: (n, P) prompts, padded on the left.
         mask: (n, P): 1 on real tokens.
         copies: K continuations of each.
+        owners: the displaced policy of each prompt, where there are several.
+        prefix: tokens that all prompts begin with, for each owner to read once.
 
     Attributes:
         hidden: (rows, H) of the last token read; n * K rows until some are left out.
     """
 
-    def __init__(self, parts: Decoder, ids: Tensor, mask: Tensor, copies: int) -> None:
+    def __init__(
+        self, parts: Decoder, ids: Tensor, mask: Tensor, copies: int, owners: Owners | None = None, prefix: int = 0
+    ) -> None:
         self.parts = parts
         self._cache = growing_cache(parts.model.config)
-        hidden = parts.hidden(ids, mask, positions(mask), self._cache)[:, -1]
+        hidden, mask = read_prompts(parts, ids, mask, self._cache, owners, prefix)
+        self._members = None if owners is None else owners[0]
+        if owners is not None:
+            owners[0].choose(owners[1].repeat_interleave(copies))
         select_rows(self._cache, torch.arange(len(ids) * copies, device=ids.device) // copies)
         self.hidden = hidden.repeat_interleave(copies, dim=0)
         self._next = mask.sum(-1).repeat_interleave(copies)  # (rows,) position of the next token
@@ -35,6 +43,8 @@ class Cached:
     def select(self, rows: Tensor) -> None:
         """Leave out all rows but these (int64)."""
         select_rows(self._cache, rows)
+        if self._members is not None:
+            self._members.keep(rows)
         self._next = self._next[rows]
         self._seen = None if self._seen is None else self._seen[rows]
 
@@ -49,12 +59,18 @@ class Cached:
 class Recomputed:
     """`Cached`, for an architecture whose cache is not right: every token is read again with each new one."""
 
-    def __init__(self, parts: Decoder, ids: Tensor, mask: Tensor, copies: int) -> None:
-        self.parts = parts
+    def __init__(self, parts: Decoder, ids: Tensor, mask: Tensor, copies: int, owners: Owners | None = None) -> None:
+        self.parts, self._members = parts, None if owners is None else owners[0]
+        if owners is not None:
+            owners[0].choose(owners[1])
         self.hidden = parts.hidden(ids, mask, positions(mask), None)[:, -1].repeat_interleave(copies, dim=0)
+        if owners is not None:
+            owners[0].choose(owners[1].repeat_interleave(copies))
         self._ids, self._mask = ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
 
     def select(self, rows: Tensor) -> None:
+        if self._members is not None:
+            self._members.keep(rows)
         self._ids, self._mask = self._ids[rows], self._mask[rows]
 
     def read(self, token: Tensor) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 from zopro.engine.batch import Generators, Rollouts, check_prompts, left_padded, uniform_numbers
 from zopro.engine.gpu.decoding import fixed_decoding
 from zopro.engine.gpu.step import Drawing
-from zopro.engine.local.abilities import abilities
+from zopro.engine.local.abilities import abilities, reads_prefixes
 from zopro.engine.local.causal import CausalParts, causal_parts, evaluating, why_not_finite
 from zopro.engine.local.members import Members
+from zopro.engine.local.prefix import worth_sharing
 from zopro.engine.local.reading import Cached, Recomputed
 from zopro.engine.local.sampling import Sampler, next_tokens
 
@@ -71,7 +72,7 @@ def generate(
     parts = causal_parts(model)
     with torch.no_grad():
         able = abilities(parts)
-    read = Cached if able.decodes else Recomputed
+        prefixes = members is not None and able.decodes and reads_prefixes(parts)
     context = getattr(parts.config, "max_position_embeddings", None) or float("inf")
     check_prompts(prompts, num_generations, max_new_tokens, context)
     device = parts.model.get_input_embeddings().weight.device
@@ -96,16 +97,17 @@ def generate(
             longest = max(len(prompts[i]) for i in batch)
             where = (index[:, None] * num_generations + copies).flatten()
             ids, mask = prompt_ids[index, width - longest :], prompt_mask[index, width - longest :]
+            owners = None if members is None else (members, index // once)
+            prefix = worth_sharing(ids, mask, owners) if prefixes and owners is not None else 0
             if fixed is not None:
-                owners = None if members is None else (members, index // once)
-                found = fixed.decode(parts, ids, mask, num_generations, how, uniform[where], owners)
+                found = fixed.decode(parts, ids, mask, num_generations, how, uniform[where], owners, prefix)
             else:
-                if members is not None:
-                    members.choose(index // once)
-                reading = read(parts, ids, mask, num_generations)
-                if members is not None:
-                    members.choose((index // once).repeat_interleave(num_generations))
-                found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id, members)
+                reading: Cached | Recomputed
+                if able.decodes:
+                    reading = Cached(parts, ids, mask, num_generations, owners, prefix)
+                else:
+                    reading = Recomputed(parts, ids, mask, num_generations, owners)
+                found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id)
             completion_ids[where], logprobs[where], lengths[where] = found
     if not logprobs.isfinite().all():
         reason = why_not_finite(parts.model.dtype, "its weights have diverged")
@@ -139,7 +141,6 @@ def _decode(
     uniform: Tensor,
     stops: Tensor,
     pad: int,
-    members: Members | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Go on from prompts read, by `uniform` (n * K, C): tokens, log-probs (n * K, C) and lengths (n * K,)."""
     total, steps = uniform.shape
@@ -161,8 +162,6 @@ def _decode(
         if living <= COMPACT_AT * len(rows):
             keep = alive.nonzero()[:, 0]
             reading.select(keep)
-            if members is not None:
-                members.keep(keep)
             rows, token, alive = rows[keep], token[keep], alive[keep]
         reading.read(token)
     return tokens, scores, counts

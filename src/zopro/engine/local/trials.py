@@ -144,6 +144,26 @@ class Judge:
         padded, mask = (nn.functional.pad(tensor, (3, 0)) for tensor in (ids, torch.ones_like(ids)))
         return self._same_states(lambda: _states(self.parts, padded, mask, [padded.shape[1]]), ids, unseen=True)
 
+    def reads_beginnings(self) -> bool:
+        """Whether rows of different lengths can go on from a beginning that was read once, padding between the two."""
+        group = self.plain[0]
+        ends = [group.ids.shape[1] - 1, group.ids.shape[1] - 2]  # of the two rows' prompts; one more token is read then
+
+        def run() -> list[Tensor]:
+            mask = torch.ones_like(group.ids[:, : ends[0]])
+            mask[1, 0] = 0
+            ids = torch.stack([group.ids[0, : ends[0]], group.ids[1].roll(1)[: ends[0]]])
+            reading = Cached(self.parts, ids, mask, 1, prefix=group.split)
+            first = reading.hidden
+            reading.read(group.ids[[0, 1], ends])
+            return [*first, *reading.hidden]
+
+        with torch.no_grad():
+            found = _tried(run)
+        places = [end + later - 1 for later in (0, 1) for end in ends]
+        expected = [group.hidden[row, place] for row, place in zip((0, 1, 0, 1), places, strict=True)]
+        return found is not None and self._near(torch.stack(found), torch.stack(expected), self.limit, self._mean)
+
     def _same_states(self, run: Callable[[], list[Tensor]], ids: Tensor, unseen: bool = False) -> bool:
         with torch.no_grad():
             found = _tried(run)
