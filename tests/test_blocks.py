@@ -43,8 +43,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *EXAMPLES]
 
 NOT_RUN = {
-    r"make (demo|test|test-gpu)$|pip install ": "these tests run in what they install, and make calls pytest and zopro demo",
-    r"torchrun|accelerate launch|init_process_group": "several processes: tests/loop/test_ranks_run.py, tests/zo/test_ranks.py",
+    r"make (demo|test|test-gpu)$|pip install ": "these tests run in what they install; make calls pytest and zopro demo",
+    r"torchrun|accelerate launch|init_process_group": "several processes: test_ranks_run.py, test_ranks.py",
     r"python benchmarks/": "measurements, minutes to hours each",
     r"--engine llamacpp:": "needs the extra llamacpp: tests/loop/test_llamacpp_run.py",
     r"--engine vllm:|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
