@@ -52,6 +52,7 @@ class Server:
     Args:
         url: http://HOST:PORT, without a path or with the one that comes before /v1.
         timeout: seconds for any one answer.
+        key: that it asks for; by default the environment's.
 
     Attributes:
         base: the model's name there.
@@ -61,13 +62,13 @@ class Server:
 
     base, context, slots = "", 0, SLOTS
 
-    def __init__(self, url: str, timeout: float = 600.0) -> None:
+    def __init__(self, url: str, timeout: float = 600.0, key: str | None = None) -> None:
         parts = urlsplit(url)
         self.url, self.timeout = url.rstrip("/"), timeout
         self._place = parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._open = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._key = os.environ.get(VLLM_KEY, "").strip()
+        self._key = os.environ.get(VLLM_KEY, "").strip() if key is None else key
         self._rows = threading.BoundedSemaphore(MOST_ROWS)
         self._loaded: set[str] = set()
 
@@ -88,6 +89,9 @@ class Server:
         self.slots = int(slots[1]) if slots else SLOTS
         for leftover in sorted(self._loaded):  # of before it was left out
             self.unload(leftover)
+
+    def stop(self) -> object:
+        """One that was started elsewhere goes on."""
 
     def tokens(self, text: str) -> list[int]:
         """As the server encodes a text, adding nothing."""
