@@ -91,7 +91,7 @@ time.sleep(600)
 
 def test_one_that_dies_later_says_its_last_words(starts: Starts) -> None:
     server = started.Started([sys.executable, "-c", "print('out of memory', flush=True); input()"], {}, 9, 5.0)
-    server._process.wait(20)
+    server.process.wait(20)
     with pytest.raises(Failed, match="a server that has ended; its last lines:\nout of memory"):
         server.load("a", Path("a"))
     log = server.log

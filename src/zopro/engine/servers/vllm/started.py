@@ -13,6 +13,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -60,7 +61,7 @@ class Started(Server):
         super().__init__(f"http://127.0.0.1:{port}", timeout, key)
         with tempfile.NamedTemporaryFile("wb", prefix="zopro-vllm-", suffix=".log", delete=False) as log:
             self.log = Path(log.name)
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, keeper.__file__, *arguments],
                 env={**os.environ, **environment, VLLM_KEY: key},
                 stdin=subprocess.PIPE,
@@ -68,7 +69,7 @@ class Started(Server):
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for zopro, which stops it
             )
-        self._end = weakref.finalize(self, _stop, self._process, self.log)
+        self._end = weakref.finalize(self, _stop, self.process, self.log)
 
     def stop(self) -> object:
         """End it and all that it started."""
@@ -81,7 +82,7 @@ class Started(Server):
             try:
                 return self.greet()
             except Failed as error:
-                if self._process.poll() is not None or time.monotonic() > until:
+                if self.process.poll() is not None or time.monotonic() > until:
                     raise InputError(f"engine: vLLM must start, got {error}") from None
             time.sleep(0.5)
 
@@ -89,7 +90,7 @@ class Started(Server):
         try:
             return super()._text(*args, **kwargs)
         except Failed:
-            if self._process.poll() is None:
+            if self.process.poll() is None:
                 raise
             lines = self.log.read_text("utf-8", "replace").splitlines() if self.log.exists() else []
             raise Failed("\n".join(["a server that has ended; its last lines:", *lines[-LAST_LINES:]])) from None
@@ -151,6 +152,6 @@ def _stop(process: subprocess.Popen[bytes], log: Path) -> None:
         process.wait(keeper.GRACE + 5)
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     log.unlink(missing_ok=True)
