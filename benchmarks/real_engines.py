@@ -11,73 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
-START = 600  # seconds for a server to become healthy
-FLAGS = (
-    "--dtype float32 --enable-lora --max-loras 4 --max-lora-rank 8 --enforce-eager --no-enable-prefix-caching "
-    "--max-model-len 512 --lora-target-modules qkv_proj o_proj gate_up_proj down_proj"
-)
 
 
 def has(python: str, module: str) -> bool:
     return (
         subprocess.run([python, "-c", f"import importlib.util as u; exit(not u.find_spec('{module}'))"]).returncode == 0
     )
-
-
-@contextmanager
-def server(python: str, model: Path, log: Path) -> Iterator[str]:
-    """The address of a vLLM server; stopped at the end, with all that it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", *FLAGS.split()],
-            env={"OMP_NUM_THREADS": "1", **os.environ, **own},
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    try:
-        url, until = f"http://127.0.0.1:{port}", time.monotonic() + START
-        while not healthy(url):
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(
-                    f"vLLM did not start; the end of {log}:\n" + "\n".join(log.read_text().splitlines()[-15:])
-                )
-            time.sleep(1)
-        yield url
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def healthy(url: str) -> bool:
-    try:
-        return bool(urllib.request.urlopen(f"{url}/health", timeout=2).status == 200)
-    except OSError:
-        return False
 
 
 def tests(*arguments: str, **environment: str) -> int:
@@ -89,10 +34,22 @@ def vllm(python: str, model: Path) -> int:
     if not has(python, "vllm"):
         print(f"vLLM: not installed for {python}; see docs/serving.md, and name its Python with --vllm")
         return 0
-    log = Path("vllm-server.log").absolute()
-    with server(python, model, log) as url:
-        print(f"vLLM: healthy at {url}, {model}")
-        return tests("tests/engine/servers/test_vllm.py", "-k", "real", ZOPRO_VLLM=url, ZOPRO_VLLM_MODEL=str(model))
+    import torch
+
+    from zopro.config.model import ModelOptions
+    from zopro.engine.opening import end, open_base
+    from zopro.system.progress import reporting
+
+    options = ModelOptions(model=str(model), engine="vllm", vllm_python=python, dtype="float32")
+    with reporting():
+        base: Any = open_base(options, torch.device("cpu"))
+    try:
+        (server,) = base.served_by.servers
+        print(f"vLLM: healthy at {server.url}, {model}")
+        own = {"ZOPRO_VLLM": server.url, "ZOPRO_VLLM_MODEL": str(model), "VLLM_API_KEY": server.key}
+        return tests("tests/engine/servers/test_vllm.py", "-k", "real", **own)
+    finally:
+        end(base)
 
 
 def llamacpp(model: Path) -> int:

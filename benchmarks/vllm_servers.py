@@ -2,7 +2,7 @@
 
     python benchmarks/vllm_servers.py learn http://127.0.0.1:8000 --model DIR --out runs/vllm --method es
     python benchmarks/vllm_servers.py speed http://127.0.0.1:8000 --model DIR     # tokens a second, seconds an adapter
-    python benchmarks/vllm_servers.py killed URL,URL --model DIR --pid PID        # of the second server's process group
+    python benchmarks/vllm_servers.py killed --model DIR --vllm PYTHON            # starts two servers, and kills one
     python benchmarks/vllm_servers.py shared                                      # two servers against one, one killed
 
 `learn` rewards short words, as llamacpp_es.py does. `shared` asks servers that only wait: it measures the dealing.
@@ -61,34 +61,49 @@ def opened(urls: str, model: str) -> Any:
     return served(new_adapter(open_base(options, torch.device("cpu")), options, "CAUSAL_LM"))
 
 
-def killed(urls: str, model: str, pid: int) -> None:
-    """Log-probs at 12 displacements by two servers, the second killed in the middle, beside those by the first alone."""
-    from zopro.engine import Batch, Sampling
+def killed(model: str, python: str) -> None:
+    """A step's answers by two servers, the second killed in the middle, beside those by the first alone."""
+    import torch
+
+    from zopro.config.model import ModelOptions
+    from zopro.engine import Sampling
+    from zopro.engine.local.targets import new_adapter
+    from zopro.engine.opening import open_base, served
     from zopro.engine.servers.vllm.client import Server
     from zopro.zo import Displacement
 
-    engine = opened(urls, model)
-    first, second = engine.parts()
-    how, score, done = Sampling(16, [], 0, do_sample=False), Server.score, list[str]()
-    batch = Batch.of(first.sample([[5 + row] * 16 for row in range(4)], 1, how)[0])
-    at = [Displacement(seed=0, query=query, step=0, t=1.0, eps=(0.02,)) for query in range(12)]
+    flags = "--max-loras 2 --max-model-len 512"
+    options = ModelOptions(model=model, engine="vllm", vllm_python=python, vllm_flags=flags, dtype="float32")
+    base, other = (open_base(options, torch.device("cpu")) for _ in range(2))
+    (second,) = other.served_by.servers
+    base.served_by.servers.append(second)
+    engine: Any = served(new_adapter(base, options, "CAUSAL_LM"))
+    first, _ = engine.parts()
+    sample, done = Server.sample, list[str]()
+    prompts, at = [[5 + row] * 16 for row in range(4)], [None, *(Displacement(0, n, 0, 1.0, (0.02,)) for n in range(11))]
 
-    def scored(server: Server, *asked: Any) -> Any:
-        found = score(server, *asked)
+    def sampled(server: Server, *asked: Any) -> Any:
+        found = sample(server, *asked)
         done.append(server.url)
-        if server.url == second.fleet.servers[0].url and done.count(server.url) == 2:
-            os.killpg(os.getpgid(pid), signal.SIGKILL)
-            print(f"killed {server.url} when it had answered twice")
+        if server is second and done.count(server.url) == 2:
+            os.killpg(second.process.pid, signal.SIGKILL)
+            print("the second is killed when it has answered twice")
         return found
 
-    Server.score = scored  # type: ignore[method-assign]
-    began = time.perf_counter()
-    shared = engine.logprobs(batch, at)
-    print(f"shared {time.perf_counter() - began:.1f} s, answered: {sorted((url, done.count(url)) for url in set(done))}")
-    alone = first.logprobs(batch, at)
-    off = max(float((one - other).abs().max()) for one, other in zip(shared, alone, strict=True))
-    apart = float((alone[0] - alone[1]).abs().max())
-    print(f"off the first server's alone by at most {off:.1g} nats; two displacements differ by {apart:.2g}")
+    def answered(by: Any) -> list[Any]:
+        generator = torch.Generator().manual_seed(0)
+        began = time.perf_counter()
+        found = by.sample(prompts, 1, Sampling(16, [], 0, generator=generator), at)
+        print(f"{time.perf_counter() - began:.1f} s, answers by each: {sorted(done.count(url) for url in set(done))}")
+        return list(found)
+
+    Server.sample = sampled  # type: ignore[method-assign]
+    shared = answered(engine)
+    done.clear()
+    alone = answered(first)
+    same = sum(torch.equal(one.completion_ids, two.completion_ids) for one, two in zip(shared, alone, strict=True))
+    off = max(float((one.logprobs - two.logprobs).abs().max()) for one, two in zip(shared, alone, strict=True))
+    print(f"{same} of {len(at)} policies have the same answers; log-probs differ by at most {off:.1g} nats")
 
 
 def speed(urls: str, model: str) -> None:
@@ -159,7 +174,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="Hub id or folder of what the servers hold")
     parser.add_argument("--method", default="es")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pid", type=int, help="of the second server, for killed")
+    parser.add_argument("--vllm", default="", metavar="PYTHON", help="of the environment that has vLLM, for killed")
     parser.add_argument("--out", type=Path, default=Path("runs/vllm"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of learn")
     args = parser.parse_args()
@@ -169,7 +184,7 @@ def main() -> None:
     elif args.what == "speed":
         speed(args.urls, args.model)
     elif args.what == "killed":
-        killed(args.urls, args.model, args.pid)
+        killed(args.model, args.vllm)
     else:
         shared()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from one_run import no_figures
 from served_runs import model_and_rows, settings
+from served_starts import Starts
 from tiny_runs import fingerprint
 from vllm_server import VLLMServer
 from zopro.config import RunConfig
@@ -60,9 +62,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inputs]:
 
 
 @pytest.fixture(scope="module")
-def run(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def starts(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starts]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield Starts(tmp_path_factory.mktemp("python"), patch, inputs.server().url)
+
+
+@pytest.fixture(scope="module")
+def run(inputs: Inputs, starts: Starts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By a server that is started for it; others name theirs."""
     out = tmp_path_factory.mktemp("run") / "run"
-    pipeline.run(inputs.settings(out, inputs.server()), quiet=True)
+    pipeline.run(inputs.settings(out, engine="vllm", vllm_flags="--seed 3"), quiet=True)
     return out
 
 
@@ -72,6 +81,17 @@ def test_a_run_moves_its_adapter_and_measures_it(run: Path) -> None:
     assert all(line["reward"] > 0 and line["kl_per_answer"] is not None for line in summary["evaluations"])
     start, end = (adapter_state(run / name) for name in ("sft", "policy/000"))
     assert all((end[name] - start[name]).abs().max() > 0 for name in start)
+
+
+def test_the_server_that_was_started_is_told_what_it_needs_and_gone_at_the_end(
+    run: Path, inputs: Inputs, starts: Starts
+) -> None:
+    (noted,) = starts.noted()
+    told = " ".join(noted["arguments"])
+    assert f"--model {inputs.folder / 'model'} " in told and "--max-lora-rank 8 " in told
+    assert "--lora-target-modules q_proj k_proj v_proj o_proj gate_proj up_proj down_proj --uvicorn" in told
+    assert told.endswith("--enforce-eager --no-enable-prefix-caching --seed 3")
+    assert starts.gone()
 
 
 def test_a_server_killed_in_a_step_costs_its_share_and_changes_nothing(
@@ -114,12 +134,14 @@ def test_a_journal_gives_back_the_adapter_without_a_server(run: Path, tmp_path: 
     assert again.read_bytes() == first.read_bytes()
 
 
-def test_policies_answer_side_by_side_through_the_server(run: Path, inputs: Inputs) -> None:
+def test_policies_answer_side_by_side_through_the_server(run: Path, inputs: Inputs, starts: Starts) -> None:
     server = inputs.servers[0]
     before = len(server.sampled)
     (row,) = answer(run, ["tea or cake?"], max_new_tokens=6, temperature=0.5)["answers"]
     assert row["base"] == row["sft"] and row.keys() == {"prompt", "base", "sft", "aligned"}
     assert server.sampled[before:].count("base") >= 1 and len(set(server.sampled[before:])) == 3
+    gc.collect()
+    assert len(starts.noted()) == 2 and starts.gone()  # a process that goes on does not keep it
 
 
 def test_an_exported_adapter_is_peft_and_gguf(run: Path, inputs: Inputs, tmp_path: Path) -> None:
@@ -144,7 +166,7 @@ def test_what_the_servers_cannot_do_is_refused_before_anything_is_loaded(inputs:
         ({"temperature": 0.7}, "temperature: must be 1 with engine vllm, .* got 0.7"),
         ({"sft_steps": 3}, "sft_steps: must be 0"),
         ({"engine_timeout": 0}, "engine_timeout: must be greater than 0"),
-        ({"engine": "vllm"}, "engine: must be one of transformers, .*vllm:URLS"),
+        ({"engine": "vllm:"}, "engine: must be one of transformers, .*vllm:URLS"),
     ):
         with pytest.raises(InputError, match=what):
             inputs.settings(tmp_path, inputs.servers[0], **options)

@@ -163,6 +163,7 @@ ENGINES = Registry(
     Choice,
     Choice("transformers", "zopro.engine.local.engine:LocalEngine", "PyTorch"),
     Choice("llamacpp:FILE", "zopro.engine.servers.llamacpp.skeleton:open_file", "llama.cpp, over a GGUF file"),
+    Choice("vllm", "zopro.engine.servers.vllm.hollow:open_servers", "a vLLM server that zopro starts and stops"),
     Choice("vllm:URLS", "zopro.engine.servers.vllm.hollow:open_servers", "vLLM servers by their addresses"),
 )
 

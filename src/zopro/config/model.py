@@ -36,6 +36,10 @@ class ModelOptions:
         ENGINES,
     )
     engine_timeout: float = option(600.0, "vllm: seconds that a server may take for the answers of one displaced policy.")
+    vllm_python: str = option(
+        "", "engine vllm: the Python that has vLLM; by default the one of the `vllm` on PATH, or zopro's own."
+    )
+    vllm_flags: str = option("", "engine vllm: more flags of the server, as in --vllm_flags '--tensor-parallel-size 2'.")
     adapter_folder: str = option(
         "",
         "vllm: where adapters are published, a folder that the servers see by the same path; by default shared memory.",
@@ -57,7 +61,7 @@ class ModelOptions:
         check_choices(self, ModelOptions)
         file = self.served.endswith(GGUF) or not self.engine.startswith("llamacpp:")
         check(file, "engine", f"must be llamacpp:FILE{GGUF}", self.engine, "A link of such a name to the file will do.")
-        if self.of_servers:
+        if self.of_servers and not self.starts_server:
             check_addresses(self.served)
         weights = self.served or not self.model.endswith(GGUF)
         check(bool(weights), "model", "must be a Hub id or a folder", self.model, f"Set engine: llamacpp:{self.model}.")
@@ -84,13 +88,18 @@ class ModelOptions:
 
     @property
     def served(self) -> str:
-        """The file or address of an engine that is not PyTorch; empty where PyTorch runs the model."""
-        return self.engine.partition(":")[2]
+        """The file or address of an engine that is not PyTorch, or its name; empty where PyTorch runs the model."""
+        return self.engine.partition(":")[2] or ("" if self.engine == "transformers" else self.engine)
 
     @property
     def of_servers(self) -> bool:
-        """Whether servers run the model, which know it by a name or folder that need not exist here."""
-        return self.engine.startswith("vllm:")
+        """Whether servers run the model, which they are asked over HTTP."""
+        return self.engine.partition(":")[0] == "vllm"
+
+    @property
+    def starts_server(self) -> bool:
+        """Whether zopro starts the server itself; others know the model by a name or folder that need not exist here."""
+        return self.engine == "vllm"
 
 
 def check_there(model: str, key: str = "model") -> None:

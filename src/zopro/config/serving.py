@@ -1,4 +1,4 @@
-"""What a run must be whose model is run by an engine of its own (`llamacpp:FILE.gguf`, `vllm:URLS`), not by PyTorch."""
+"""What a run must be whose model is run by an engine of its own (`llamacpp:FILE.gguf`, `vllm`), not by PyTorch."""
 
 from __future__ import annotations
 

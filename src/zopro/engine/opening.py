@@ -56,6 +56,11 @@ def served(model: Any) -> Engine | None:
     return engine
 
 
+def end(model: Any) -> None:
+    """Stop what was started to run a model, which answers no more; of another one nothing."""
+    getattr(model, "end", lambda: None)()
+
+
 def generate(model: Any, prompts: Sequence[Sequence[int]], *, num_generations: int = 1, **options: Any) -> Rollouts:
     """As `zopro.engine.local.rollouts.generate`, by whatever runs the model."""
     engine = served(model)

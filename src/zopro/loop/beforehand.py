@@ -23,7 +23,7 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
         check_folder(Path(config.output_dir), config, resume)
     if config.served.endswith(GGUF):
         check_there(config.served)
-    elif not config.served:
+    elif not config.of_servers or config.starts_server:
         check_there(config.model)
     check_source(config.train_data, "train")
     if config.eval_data:

@@ -21,6 +21,7 @@ from zopro.analysis import write
 from zopro.analysis.live import watching
 from zopro.choices import METHODS
 from zopro.config import RunConfig
+from zopro.engine.opening import end
 from zopro.errors import InputError
 from zopro.loop.data import Data
 from zopro.loop.estimate import estimate
@@ -94,6 +95,7 @@ def _run(
             with suppress(OSError):  # of a full disk, which is reported already
                 run.store.usage.close()
             run.store.lock.release()
+            end(models.base)
         processes.leave()
     return found
 

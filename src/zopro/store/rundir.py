@@ -44,6 +44,8 @@ FREE = (
     "judge_max_retries",
     "judge_concurrency",
     "engine_timeout",
+    "vllm_python",
+    "vllm_flags",
     "adapter_folder",
 )
 """Keys that may differ when a run is continued: they say where and how work is done, not what comes of it."""
@@ -172,7 +174,7 @@ def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
         field.name: default_of(field, config.task) for field in fields(config)
     } | saved  # an earlier version lacked some
     for key, value in config.to_dict().items():
-        elsewhere = key == "engine" and config.of_servers and str(given[key]).startswith("vllm:")  # other servers
+        elsewhere = key == "engine" and config.of_servers and str(given[key]).startswith("vllm")  # other servers
         if key not in FREE and given[key] != value and not elsewhere:
             raise InputError(
                 f"output_dir: {path} belongs to another config ({key} is {given[key]!r} there, {value!r} "

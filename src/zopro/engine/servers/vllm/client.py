@@ -52,22 +52,24 @@ class Server:
     Args:
         url: http://HOST:PORT, without a path or with the one that comes before /v1.
         timeout: seconds for any one answer.
+        key: that it asks for; by default the environment's.
 
     Attributes:
         base: the model's name there.
         context: tokens of prompt and answer together.
         slots: adapters in one of its batches.
+        key: that it asks for; empty where it asks for none.
     """
 
     base, context, slots = "", 0, SLOTS
 
-    def __init__(self, url: str, timeout: float = 600.0) -> None:
+    def __init__(self, url: str, timeout: float = 600.0, key: str | None = None) -> None:
         parts = urlsplit(url)
         self.url, self.timeout = url.rstrip("/"), timeout
         self._place = parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._open = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._key = os.environ.get(VLLM_KEY, "").strip()
+        self.key = os.environ.get(VLLM_KEY, "").strip() if key is None else key
         self._rows = threading.BoundedSemaphore(MOST_ROWS)
         self._loaded: set[str] = set()
 
@@ -88,6 +90,9 @@ class Server:
         self.slots = int(slots[1]) if slots else SLOTS
         for leftover in sorted(self._loaded):  # of before it was left out
             self.unload(leftover)
+
+    def stop(self) -> object:
+        """One that was started elsewhere goes on."""
 
     def tokens(self, text: str) -> list[int]:
         """As the server encodes a text, adding nothing."""
@@ -147,7 +152,7 @@ class Server:
             return dict(json.loads(self._text(method, path, body, timeout)))
 
     def _text(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> str:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         connection = self._open(*self._place, timeout=timeout or self.timeout)
         try:
             connection.request(method, self._path + path, None if body is None else json.dumps(body), headers)
@@ -165,7 +170,7 @@ class Server:
     def _reason(self, text: str) -> str:
         with suppress(ValueError, KeyError, TypeError):
             text = json.loads(text)["error"]["message"]
-        return redacted(" ".join(str(text).split())[:300], self._key)
+        return redacted(" ".join(str(text).split())[:300], self.key)
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from zopro.config.model import ModelOptions
 from zopro.engine.local.starts import start_adapter
@@ -21,6 +23,7 @@ from zopro.engine.servers.vllm.client import Failed, Server
 from zopro.engine.servers.vllm.engine import VLLMEngine
 from zopro.engine.servers.vllm.publishing import tidy
 from zopro.engine.servers.vllm.sharing import Fleet
+from zopro.engine.servers.vllm.started import start
 from zopro.errors import InputError
 from zopro.text.tokenizer import cannot_load
 from zopro.zo import Gaussian, Weights
@@ -29,14 +32,12 @@ from zopro.zo import Gaussian, Weights
 def open_servers(options: ModelOptions) -> PreTrainedModel:
     """What `engine: vllm:URLS` stands for: `options.model` in names and shapes, whose passes the servers make.
 
+    `engine: vllm` starts a server of it first, which ends with `model.end()` or the process.
     It counts as bfloat16, in which sampling and scoring differ, unless `dtype` says that the servers compute in float32.
     Raises InputError: a server does not answer, or the model's configuration cannot be read.
     """
     if start_adapter(options.model) is not None:
         raise InputError(f"model: must be the model that the servers hold, got the adapter {options.model!r}.")
-    fleet = Fleet([Server(url, options.engine_timeout) for url in options.served.split(",")], options.engine_timeout)
-    fleet.greet()
-    tidy(options.adapter_folder)
     dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
     try:
         config = AutoConfig.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
@@ -49,6 +50,13 @@ def open_servers(options: ModelOptions) -> PreTrainedModel:
     with suppress(OSError):  # it may have none
         model.generation_config = GenerationConfig.from_pretrained(options.model)
     hollow(model)
+    if options.starts_server:
+        servers: list[Server] = [start(options, _modules(model))]
+    else:
+        servers = [Server(url, options.engine_timeout) for url in options.served.split(",")]
+    fleet = Fleet(servers, options.engine_timeout)
+    fleet.greet()
+    tidy(options.adapter_folder)
     context = min(server.context for server in fleet.servers) - 1  # scoring has one token generated
     text = model.config.get_text_config()
     text.max_position_embeddings = min(context, getattr(text, "max_position_embeddings", context))
@@ -56,7 +64,7 @@ def open_servers(options: ModelOptions) -> PreTrainedModel:
     kind = type(model)
     model.__class__ = type(kind.__name__, (kind,), {"forward": _refuse, "__module__": kind.__module__})
     model.served_by, model.serve = fleet, partial(served, folder=options.adapter_folder)
-    model.check_tokens = partial(check_tokens, fleet)
+    model.check_tokens, model.end = partial(check_tokens, fleet), fleet.end
     found: PreTrainedModel = model.requires_grad_(False).eval()
     return found
 
@@ -80,6 +88,14 @@ def check_tokens(fleet: Fleet, tokenizer: Any, texts: Sequence[str]) -> None:
                     f"model: must be the model that {server.url} serves ({server.base}), got one whose tokenizer encodes "
                     f"a prompt otherwise: {text[:60]!r}."
                 )
+
+
+def _modules(model: PreTrainedModel) -> list[str]:
+    """Kinds of modules that take an adapter, by their names in transformers: all but the head, which vLLM cannot."""
+    layers = (nn.Linear, Conv1D)
+    head = model.get_output_embeddings()
+    found = (name for name, module in model.named_modules() if isinstance(module, layers) and module is not head)
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
 
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:

@@ -84,6 +84,11 @@ class Fleet:
                 "says, or take its address out."
             )
 
+    def end(self) -> None:
+        """Stop what was started for it."""
+        for server in self.servers:
+            server.stop()
+
     def share(
         self,
         count: int,

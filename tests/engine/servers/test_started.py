@@ -1,0 +1,120 @@
+"""A server that zopro starts: what it is told, that it is waited for, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from served_starts import Starts
+from zopro.config.model import ModelOptions
+from zopro.engine.servers.vllm import keeper, started
+from zopro.engine.servers.vllm.client import Failed
+from zopro.errors import InputError
+
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture
+def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Starts:
+    return Starts(tmp_path / "python", monkeypatch)
+
+
+def options(**given: Any) -> ModelOptions:
+    return ModelOptions(**{"model": "base", "engine": "vllm", **given})
+
+
+def test_users_are_told_to_start_what_zopro_starts() -> None:
+    text = DOCS.read_text("utf-8")
+    (told,) = re.findall(r"^    (VLLM_ALLOW.*?api_server(?:.*\\\n)+.*)$", text, re.MULTILINE)
+    mine = started.command("python", "MODEL", 8000, 8, LLAMA)
+    environment = [f"{name}={value}" for name, value in started.ENVIRONMENT.items()]
+    assert shlex.split(told.replace("\\\n", "")) == [*environment, *mine]
+    flags = [*started.ENVIRONMENT, *started.ENVIRONMENT_ON_CPU, *started.ON_CPU, *(a for a in mine if a[:2] == "--")]
+    for name in flags:
+        plain = name in ("--model", "--host", "--port")
+        assert plain or re.search(rf"^\| `[^|]*{name}\b[^|]*` \| ", text, re.MULTILINE), name
+    assert ", ".join(map(str, started.RANKS)) in text
+
+
+def test_a_rank_takes_the_smallest_that_vllm_has() -> None:
+    for rank, wanted in ((1, "1"), (4, "8"), (8, "8"), (33, "64"), (600, "600")):
+        arguments = started.command("python", "m", 1, rank, ["o_proj"])
+        assert arguments[arguments.index("--max-lora-rank") + 1] == wanted
+
+
+def test_one_that_ends_is_quoted(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARD_LAST", "loading\nValueError: no such model")
+    with pytest.raises(InputError, match=r"(?s)vLLM must start, .*ended; its last lines:\nloading\nValueError: no such"):
+        started.start(options(), ["o_proj"])
+    assert starts.gone()
+
+
+def test_ctrl_c_ends_one_that_is_waited_for(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(server: started.Started) -> None:
+        while not starts.notes.is_file():
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(started.Started, "wait", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        started.start(options(), ["o_proj"])
+    assert starts.gone()
+
+
+def test_nothing_outlives_a_zopro_that_is_killed(starts: Starts, tmp_path: Path) -> None:
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", "0"]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, json.dumps([sys.executable, keeper.__file__, *server])], stdout=subprocess.PIPE
+    )
+    while not starts.notes.is_file() or not starts.notes.read_text().endswith("\n"):
+        assert parent.poll() is None
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    assert starts.gone()
+
+
+PARENT = """
+import json, subprocess, sys, time
+kept = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE, start_new_session=True)
+time.sleep(600)
+"""
+
+
+def test_one_that_dies_later_says_its_last_words(starts: Starts) -> None:
+    server = started.Started([sys.executable, "-c", "print('out of memory', flush=True); input()"], {}, 9, 5.0)
+    server.process.wait(20)
+    with pytest.raises(Failed, match="a server that has ended; its last lines:\nout of memory"):
+        server.load("a", Path("a"))
+    log = server.log
+    del server
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (
+            {"vllm_python": "/no/python"},
+            "vllm_python: must be a Python that has vLLM, got '/no/python', which is no",
+        ),
+        ({}, "vllm_python: must be a Python that has vLLM, got .*No module named 'vllm'.*--vllm_python ENV/bin/python"),
+    ],
+)
+def test_a_python_without_vllm_is_refused(given: dict[str, str], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        started.start(options(**given), ["o_proj"])
+
+
+def test_several_processes_would_start_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="engine: must be vllm:http://HOST:PORT for a run of several processes"):
+        started.start(options(), ["o_proj"])
