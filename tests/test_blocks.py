@@ -30,7 +30,9 @@ from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback
 import zopro
 from blocks import Block, blocks
 from one_run import no_figures
+from tiny import tiny_model, tiny_tokenizer
 from zopro import cli, demo
+from zopro.cli import init
 from zopro.compare import run as comparing
 from zopro.compare import worker
 from zopro.config import RunConfig
@@ -56,11 +58,12 @@ NOT_RUN = {
 }
 """What a block or a command has that is not run, and why."""
 
+ROWS = 24  # of every data set that is made
 SHORT = {
     "iterations": 1, "policy_steps": 1, "sft_steps": 1, "sft_batch_size": 2, "reward_steps": 1, "reward_batch_size": 2,
     "refine_steps": 1, "pair_prompts": 2, "eval_prompts": 2, "eval_samples": 1, "prompts_per_step": 2, "population": 2,
-    "num_generations": 2, "max_completion_length": 40, "max_prompt_length": 200, "dtype": "float32", "max_train_rows": 24,
-    "easy_questions": False,
+    "num_generations": 2, "max_completion_length": 8, "max_prompt_length": 200, "dtype": "float32",
+    "max_train_rows": ROWS, "easy_questions": False,
 }  # fmt: skip
 """Settings of every configuration here, where it has them or they are needed to be quick."""
 
@@ -88,9 +91,10 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shipped = (ROOT / "src/zopro/tasks/shipped/chat.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in shipped]
     talk = [{key: row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")} for row in rows]
-    demo_model.write(folder / "PATH", 0, [(row["prompt"], row[key]) for row in talk for key in ("chosen", "rejected")], 1)
-    settings = folder / "PATH/config.json"
-    settings.write_text(settings.read_text().replace('"max_position_embeddings": 128', '"max_position_embeddings": 512'))
+    tokenizer = tiny_tokenizer([text for row in talk for text in row.values()], 3000, phrases=True)
+    tokenizer.chat_template = demo_model.CHAT_TEMPLATE
+    tiny_model("llama", tokenizer, max_position_embeddings=512).save_pretrained(folder / "PATH")
+    tokenizer.save_pretrained(folder / "PATH")
     told = [{"chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['chosen']}",
              "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['rejected']}"} for r in talk]  # fmt: skip
     for name in ("train", "test"):
@@ -119,6 +123,7 @@ def quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pipeline.write, "page", lambda run, summary: None)
     patch.setattr(cli, "_set_verbosity", lambda verbose: None)
     patch.setattr(comparing, "_launch", lambda described, log: worker.main(str(described)))
+    patch.setattr(init, "PROBLEMS", ROWS)
     patch.setattr(demo, "SETTINGS", demo.SETTINGS | {key: value for key, value in SHORT.items() if key != "iterations"})
     write = demo_model.write
     patch.setattr(demo_model, "write", lambda *args: write(*args, steps=1))
@@ -236,6 +241,8 @@ def typed(block: Block, line: str) -> None:
     line, _, file = line.partition(" > ")
     words = [match for word in shlex.split(line)[1:] for match in sorted(map(str, Path().glob(word))) or [word]]
     more = [] if block.note.startswith("as ") else shlex.split(block.note)
+    if words[0] == "data":
+        more += ["--rows", str(ROWS)]
     if "--out DIR" in line:
         shutil.rmtree("DIR", ignore_errors=True)
     said, failed = io.StringIO(), io.StringIO()
