@@ -54,11 +54,11 @@ def fill(folder: Path) -> dict[str, Any]:
     tokenizer.save_pretrained(folder / "PATH")
     told = [{"chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['chosen']}",
              "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['rejected']}"} for r in talk]  # fmt: skip
-    for name in ("train", "test"):
+    for name, part in (("train", told[:32]), ("test", told[32:])):
         for place in ("shared/data/hh_rlhf", "hh_rlhf"):
             (folder / place).mkdir(parents=True, exist_ok=True)
             with gzip.open(folder / place / f"{name}.jsonl.gz", "wt") as file:
-                file.writelines(json.dumps(row) + "\n" for row in told)
+                file.writelines(json.dumps(row) + "\n" for row in part)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
     shutil.copytree(ROOT / "examples", folder / "examples")
     for example in (folder / "examples").glob("*.yaml"):
