@@ -81,7 +81,8 @@ def quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cli, "_set_verbosity", lambda verbose: None)
     patch.setattr(comparing, "_launch", lambda described, log: worker.main(str(described)))
     patch.setattr(init, "PROBLEMS", ROWS)
-    patch.setattr(demo, "SETTINGS", demo.SETTINGS | {key: value for key, value in SHORT.items() if key != "iterations"})
+    own = {"iterations", "max_prompt_length", "max_completion_length"}
+    patch.setattr(demo, "SETTINGS", demo.SETTINGS | {key: value for key, value in SHORT.items() if key not in own})
     make, write = demo_model.write, demo.task.write
     patch.setattr(demo_model, "write", lambda *args: make(*args, steps=1))
     patch.setattr(demo.task, "write", lambda *args: write(*args, train_rows=ROWS, test_rows=4))
@@ -202,6 +203,8 @@ def typed(block: Block, line: str) -> None:
     more = [] if block.note.startswith("as ") else shlex.split(block.note)
     if words[0] == "data":
         more += ["--rows", str(ROWS)]
+    if words[0] == "demo":
+        more += ["--iterations", "2"]
     if LONG.get(words[0], block.page.name) != block.page.name and not {"--resume", "--dry-run"} & set(words):
         args = cli._parse([*words, *more])
         out = vars(args).get("key.output_dir") or vars(args).get("out")
