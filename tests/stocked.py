@@ -40,7 +40,8 @@ MODELS = (
 def short(config: Path) -> None:
     """Fewer and shorter steps; everything else as it is."""
     values = yaml.safe_load(config.read_text("utf-8"))
-    config.write_text(yaml.safe_dump(values | SHORT, sort_keys=False), "utf-8")
+    less = {key: value for key, value in SHORT.items() if key != "sft_steps" or values["task"] != "verifiable"}
+    config.write_text(yaml.safe_dump(values | less, sort_keys=False), "utf-8")
 
 
 def fill(folder: Path) -> dict[str, Any]:
