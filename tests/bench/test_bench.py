@@ -121,6 +121,7 @@ def test_on_a_gpu_all_kinds_run_here_and_say_their_numbers(monkeypatch: pytest.M
         ({"num_generations": 1}, "num_generations: must be at least 2, got 1"),
         ({"lora_r": 0}, "beta: must be 0 with lora_r=0"),
         ({"evaluation": "together", "sides": 1}, "evaluation: must be sequential or batched with sides: 1"),
+        ({"evaluation": "batched", "lora_r": 0, "beta": 0.0}, "evaluation: must be sequential with lora_r: 0"),
         ({"model": "no/such/folder", "prompts": 1}, "model: no folder and no Hub id"),
     ],
 )
