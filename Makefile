@@ -42,12 +42,11 @@ docs-site: $(INSTALLED)
 	$(PIP) -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs $(or $(ARGS),build --strict --quiet)
 
-# What a release uploads, in dist/; the tests look at the same files.
+# What a release uploads, in dist/: the sdist, and the wheel that is built from it. tests/test_dist.py says what is in them.
 dist: $(INSTALLED)
-	$(PIP) -c constraints.txt -e '.[dist]'
 	rm -rf dist
-	$(BIN)/python -m build
-	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m hatchling build -t sdist -d dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
 
 $(INSTALLED):
 	$(PYTHON) -m venv .venv

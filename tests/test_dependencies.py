@@ -13,7 +13,7 @@ from test_house import IMPORTS, SOURCE, SOURCES, names_used
 # Library -> what pip calls it, where that is another name.
 DISTRIBUTIONS = {"yaml": "pyyaml", "umap": "umap-learn"}
 
-TOOLS = {"dev", "dist", "docs"}  # extras of programs that the package does not import
+TOOLS = {"dev", "docs"}  # extras of programs that the package does not import
 
 # Not on every system: modules, which only a function may import, and names, which have no place in the package.
 NOT_EVERYWHERE = {"fcntl", "grp", "msvcrt", "posix", "pty", "pwd", "resource", "termios", "winreg"}

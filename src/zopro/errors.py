@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Storage size calculation overflowed", re.I)
@@ -74,7 +74,10 @@ def one_line(error: BaseException) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the closest known word, or an empty string if none is close."""
+def nearest(word: str, known: Iterable[str], written: Mapping[str, str] | None = None) -> str:
+    """Return `` Did you mean 'x'?`` for the closest known word, or an empty string if none is close.
+
+    `written`: how words are written in full, where they are.
+    """
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
+    return f" Did you mean '{(written or {}).get(matches[0], matches[0])}'?" if matches else ""

@@ -201,6 +201,11 @@ def test_a_bad_command_gets_one_line(config, capsys, words, line):
     assert refused(capsys, *words).startswith(line)
 
 
+@pytest.mark.parametrize(("words", "meant"), [(["rum"], "run"), (["data", "arithmetik"], "arithmetic")])
+def test_a_name_that_is_nearly_one_is_recognised(capsys, words, meant):
+    assert refused(capsys, *words).endswith(f"Did you mean '{meant}'?")
+
+
 def test_values_are_read_as_the_type_of_their_key():
     assert read_value("beta", "1e-3") == 1e-3
     assert read_value("iterations", 4.0) == 4

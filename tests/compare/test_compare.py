@@ -12,7 +12,7 @@ import pytest
 
 from zopro import cli
 from zopro.choices import METHODS
-from zopro.compare import Plan, compare, run, worker
+from zopro.compare import Plan, compare, jobs, run, worker
 from zopro.config import RunConfig
 from zopro.demo import model, task
 from zopro.errors import InputError
@@ -50,15 +50,29 @@ def config(settings: dict[str, Any], out: Path, **changes: Any) -> RunConfig:
     return RunConfig(**{**settings, "output_dir": str(out), **changes})
 
 
-def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
+def test_from_start_to_end_and_on(
+    settings: dict[str, Any], launched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    known = ((True, True, False), (True, False, True), (False, False, True))  # by the start, and by each seed's policy
+
+    def ask(run: Any, models: Any, model: Any) -> Any:
+        asked.append(model)
+        return [("", right) for right in known[min(len(asked), 3) - 1]]
+
+    monkeypatch.setattr(jobs, "ask", ask)
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Tell me a joke.", "What is tea?")))
+    settings = {**settings, "other_data": str(other)}
+    tmp_path /= "out"
     plan = Plan(("guided",), seeds=2, steps=4, points=2, search_trials=2)
     result = compare(config(settings, tmp_path), plan, quiet=True)
     assert len(launched) == 2 + 2 + 2, "shared work and inference; the search; the seeds"
     assert json.loads((tmp_path / "compare.json").read_text()) == result
     found = result["methods"]["guided"]
     assert set(found) == {
-        "curve", "gain", "answers", "peak_mb", "seconds_per_step", "final_rewards", "learning_rate", "seeds", "search",
-        "texts",
+        "curve", "gain", "answers", "peak_mb", "seconds_per_step", "final", "final_rewards", "learning_rate", "seeds",
+        "search", "texts",
     }  # fmt: skip
     assert found["gain"]["mean"] == pytest.approx(found["curve"][-1]["reward"] - result["start"]["reward"])
     assert [point["step"] for point in found["curve"]] == [0, 2, 4] and found["seeds"] == 2
@@ -71,6 +85,14 @@ def test_from_start_to_end_and_on(settings: dict[str, Any], launched: list[str],
     assert found["peak_mb"] > 100 and found["curve"][-1]["kl_per_answer"] > 0
     assert [len(texts) for texts in (result["texts"], found["texts"])] == [3, 3]
     assert found["texts"][0]["completion"] in (tmp_path / "compare.html").read_text("utf-8")
+    assert len(asked) == 3, "the start and both seeds at their ends; no point before, no trial"
+    before, final = result["before"], found["final"]
+    assert (before["remembered"]["known"], before["other_kl_per_answer"], before["other_n"]) == (2, 0, 2)
+    assert (final["remembered"]["known_before"], final["remembered"]["forgotten"]) == (2, 1.5)
+    assert 0 <= final["degenerate"] <= 1 and 0 <= final["ended"] <= 1 and 1 <= final["length"] <= 12
+    assert final["other_n"] == 2 and final["other_kl_per_answer"] <= final["other_kl_per_answer_high"]
+    for name in ("compare.md", "compare.html"):
+        assert all(text in (tmp_path / name).read_text("utf-8") for text in ("Easy questions kept", "1.5 of 3"))
     for name in ("compare.md", "compare.html", "reward_seconds.png", "reward_kl.pdf", "memory.png"):
         assert (tmp_path / name).stat().st_size > 500
 
@@ -122,6 +144,8 @@ def test_a_method_that_fails_leaves_the_others(
     result = compare(config(settings, tmp_path), plan, quiet=True)
     assert list(result["methods"]) == ["guided"] and "out of memory" in result["failed"]["mezo"]
     assert "mezo failed: RuntimeError: out of memory" in (tmp_path / "compare.md").read_text()
+    with pytest.raises(InputError, match=r"^against: must be a method that is compared, got rloo"):
+        compare(config(settings, tmp_path), Plan(("mezo",), steps=1, points=1, against="rloo"), quiet=True)
     with pytest.raises(InputError, match=r"methods: none could be run; mezo: RuntimeError: out of memory"):
         compare(config(settings, tmp_path), Plan(("mezo",), steps=1, points=1, search_trials=1), quiet=True)
 

@@ -107,6 +107,16 @@ def test_all_answer_the_same_prompts(page: Words, result: dict[str, Any]) -> Non
     assert said.count('broken: repeats "again and" 10 times in a row') == 3
 
 
+def test_what_is_left_of_each_policy_is_a_table_of_its_own(result: dict[str, Any], page: Words, tmp_path: Path) -> None:
+    assert "Degenerate" not in page.text, "an earlier version measured none of it"
+    left = {"degenerate": 0.25, "degenerate_low": 0.1, "degenerate_high": 0.5, "ended": 0.5, "length": 7.25}
+    methods = {**result["methods"], "es": {**result["methods"]["es"], "final": left}}
+    words = Words(write_page({**result, "methods": methods}, tmp_path).read_text("utf-8")).text
+    said = words[words.index("Forgetting and answers, at the end") :]
+    assert "es 0.250 [0.100, 0.500] 0.500 7.2" in said and "zopro.text.degenerate" in said
+    assert "Easy questions" not in said, "nobody was asked"
+
+
 def test_it_stands_alone(page: Words, result: dict[str, Any], tmp_path: Path) -> None:
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.found}
     for _, attributes in page.found:

@@ -66,6 +66,7 @@ def test_any_value_of_any_key(key: str, value: Any) -> None:
     field = FIELDS[key]
     kinds = {
         "bool": bool,
+        "bool | int": (bool, int),
         "int": int,
         "float": (int, float),
         "str": str,

@@ -84,11 +84,19 @@ def test_whatever_goes_on_is_said_within_five_seconds(clock: Clock) -> None:
 
 
 def test_the_run_s_time_left(clock: Clock) -> None:
-    progress.expect(100.0)
+    progress.expect((0.0, 35.0, 300.0))
+    with task("sft"), task("", 4, "steps") as steps:
+        for _ in range(4):
+            clock.now += 10.0
+            steps.step()
+    progress.expect((35.0, 100.0, 200.0))
     with task("policy 0"), task("", 4, "steps") as steps:
-        clock.now += 10.0
-        steps.step()
-    assert clock.lines == ["policy 0: 1/4 steps in 10 s, about 30 s left; the run about 2 min more"]
+        for _ in range(2):  # twice the 50 s that were estimated
+            clock.now += 50.0
+            steps.step()
+    first = "sft: 1/4 steps in 10 s, about 30 s left; the run about 6 min more"
+    assert clock.lines[0] == first, "30 s, and of the rest 300 s x (10 + 5) / (8.75 + 5)"
+    assert clock.lines[-1] == "policy 0: 2/4 steps in 100 s, about 100 s left; the run about 7 min more"
 
 
 def test_where_nobody_has_opened_it_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:

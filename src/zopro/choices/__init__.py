@@ -116,7 +116,7 @@ METHODS = Registry(
     Method(
         "guided",
         "zopro.train.methods:guided",
-        "residual feedback",
+        "RLOO's gradient, or nearly, swept back block by block",
         SWEEP,
         self_starting=True,
         rate="guided_learning_rate",
@@ -194,6 +194,8 @@ REWARDS = Registry(
             ("json", "structured:structured", "it is JSON", (), True),
             ("json:KEY,KEY", "structured:structured", "a JSON object with these keys", (), True),
             ("length:MIN-MAX", "length:length", "so many words", (), False),
+            ("chrf", "nearness:chrf", "near to the row's answer in characters", ("answer",), False),
+            ("rouge", "nearness:rouge", "near to it in words", ("answer",), False),
         )
     ),
 )

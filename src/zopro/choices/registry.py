@@ -86,7 +86,8 @@ class Registry(Generic[C]):
         """Raise `InputError` for an unknown name; of `python:MODULE:NAME` only the form is looked at."""
         if name not in self:
             known = [*self, *([] if self._find("python:M:N") else ["python:MODULE:NAME"])]
-            hint = nearest(name.partition(":")[0], known)
+            forms = {form.partition(":")[0]: form for form in reversed(known)}  # "json" before "json:KEY,KEY"
+            hint = nearest(name.partition(":")[0], forms, forms)
             raise InputError(f"{key or self.key}: must be one of {', '.join(known)}, got {name!r}.{hint}")
 
     def __getitem__(self, name: str) -> C:

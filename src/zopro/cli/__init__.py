@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -43,7 +44,9 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see '{self.prog} --help')")
+        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = nearest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+        raise InputError(f"{message} (see '{self.prog} --help'){'.' * bool(hint)}{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,6 +51,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--search-share", type=float, default=0.25, metavar="X", help="a trial's share of a training (default: 0.25)"
     )
     plan.add_argument("--start", default="sft", help="sft or iteration: what all start from (default: sft)")
+    plan.add_argument(
+        "--against",
+        default="",
+        metavar="METHOD",
+        help="whose gain others are held to: ratios, and the time to 90 %% of it (default: rloo, if it is compared)",
+    )
     plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
     add_configuration(command)
     command.set_defaults(handler=run)
@@ -72,6 +78,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         search_trials=args.search_trials,
         search_share=args.search_share,
         start=args.start,
+        against=args.against,
     )
     for method in plan.methods:
         plan.steps_of(method, config)

@@ -21,11 +21,13 @@ from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.policy_stage import policy_trainer
 from zopro.loop.recording import origin_of
+from zopro.loop.remembered import ask
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, walk
 from zopro.store.layout import Layout
 from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
+from zopro.text.degenerate import degenerate
 from zopro.train.checkpoints import clear
 
 INFERENCE_BATCHES = 3
@@ -48,7 +50,7 @@ def _prepare(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]:
         if stage.name != EVALUATION and not stage.done(run.store, iteration):
             stage.work(run, models, data, iteration)
     start = run.store.sft() if job.start == "sft" else run.store.policy(0)
-    return {"start": measure(run, models, data, start, job), "rows": data.rows}
+    return {"start": measure(run, models, data, start, job, whole=True), "rows": data.rows}
 
 
 def _iteration(job: Job) -> int:
@@ -103,10 +105,10 @@ def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict
         trainer.train()
         peak = memory.peak_mb()
     clear(folder / "trainer")
-    points = [
-        {"step": step, "seconds": seconds, **measure(run, models, data, folder / "points" / f"{step:06d}", job)}
-        for step, seconds in pace.points
-    ]
+    points: list[dict[str, Any]] = []
+    for number, (step, seconds) in enumerate(pace.points, 1):
+        policy, last = folder / "points" / f"{step:06d}", number == len(pace.points)
+        points.append({"step": step, "seconds": seconds, **measure(run, models, data, policy, job, whole=last)})
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     return {"points": points, "steps": pace.steps, "seconds": pace.seconds, "peak_mb": peak, "training_reward": rewards}
 
@@ -137,16 +139,28 @@ class Pace(TrainerCallback):
         self._since = time.perf_counter()
 
 
-def measure(run: Run, models: Models, data: Data, policy: Path, job: Job) -> dict[str, list[Any]]:
+def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole: bool = False) -> dict[str, list[Any]]:
     """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt; and
-    the first answers as texts."""
-    items = data.eval if job.prompts == "test" else search_items(run, data)
-    rewards = models.rewards_with(run.store.reward(_iteration(job)))
-    found = answers.measure(run, models, items, policy, run.seed("compare", job.prompts, job.seed), rewards)
+    the first answers as texts. With `whole`, on held-out prompts, also what `zopro.compare.state` reads."""
+    tested, known = job.prompts == "test", list[bool]()
+    items = data.eval if tested else search_items(run, data)
+
+    def question(model: Any) -> None:
+        known.extend(right for _, right in ask(run, models, model) or ())
+
+    rewards, seed = models.rewards_with(run.store.reward(_iteration(job))), run.seed("compare", job.prompts, job.seed)
+    found = answers.measure(run, models, items, policy, seed, rewards, also=question if whole and tested else None)
     worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # as TRL: none is no reward
-    texts = models.texts(found.ids[:SHOWN])
+    texts = models.texts(found.ids if whole else found.ids[:SHOWN])
     shown = [
         {"prompt": item.prompt, "completion": text, "reward": reward}
-        for item, text, reward in zip(items, texts, worth, strict=False)
+        for item, text, reward in zip(items[:SHOWN], texts, worth, strict=False)
     ]
-    return {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
+    measured: dict[str, list[Any]] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
+    if whole and tested:
+        measured["degenerate"] = [degenerate(text) is not None for text in texts]
+        measured["ended"] = [bool(row) and row[-1] in models.frame.stops for row in found.ids]
+        measured["length"] = [*map(len, found.ids)]
+        measured["known"] = known
+        measured["other"] = answers.divergences(run, models, data.other, policy, run.seed("compare", "other", job.seed))
+    return measured

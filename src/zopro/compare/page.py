@@ -14,6 +14,8 @@ from zopro.analysis.page.answers import SAMPLED, Answer, Sample
 from zopro.analysis.page.charts import Chart, Series
 from zopro.analysis.page.drawing import METHODS
 from zopro.analysis.page.pages import curves, encoded, render, replace_file
+from zopro.compare.reached import answers_at
+from zopro.compare.state import notes, state_table
 from zopro.compare.summary import length, table
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
@@ -34,6 +36,8 @@ def write_page(result: Result, folder: Path) -> Path:
         start=start,
         verdict=list(verdict(result)),
         table=table(result),
+        states=state_table(result),
+        notes=notes(result),
         bars=_bars(result, styles),
         inference=result["inference_peak_mb"],
         samples=samples(result),
@@ -78,9 +82,7 @@ def charts(result: Result, styles: Mapping[str, str]) -> list[Chart]:
 
 
 def _answers_at(method: Mapping[str, Any], point: Mapping[str, Any]) -> float | None:
-    """Answers that a training had sampled at a point; None of comparisons that did not count them."""
-    last = method["curve"][-1]["step"]
-    return point["step"] * method["answers"] / last if method.get("answers") and last else None
+    return answers_at(method, point["step"])
 
 
 def _bars(result: Result, styles: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ class Plan:
         search_share: length of a trial of a rate, as a share of a training.
         start: "sft", every method starts from the SFT policy, whose update is the previous one; or "iteration": from
             iteration 0's policy, with its update and the reward model's.
+        against: the method that others are set beside; "": rloo, where it is compared.
 
     Raises:
         InputError: an argument out of range.
@@ -50,11 +51,14 @@ class Plan:
     search_share: float = 0.25
     start: str = "sft"
     answers: int = 0
+    against: str = ""
 
     def __post_init__(self) -> None:
         _check(len(self.methods) > 0, "methods", "must name at least one method", list(self.methods))
         for method in self.methods:
             METHODS.check(method, "methods")
+        if self.against:
+            METHODS.check(self.against, "against")
         _check(len(set(self.methods)) == len(self.methods), "methods", "must differ", ",".join(self.methods))
         _check(self.seeds >= 1, "seeds", "must be at least 1", self.seeds)
         lengths = self.steps, self.budget_minutes, self.answers

@@ -15,6 +15,8 @@ from typing import Any
 from zopro.compare.page import write_page
 from zopro.compare.plan import PROBE_STEPS, Job, Plan, shared_config
 from zopro.compare.plots import write_plots
+from zopro.compare.reached import reached
+from zopro.compare.state import state
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
 from zopro.errors import InputError, Stopped
@@ -59,6 +61,8 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
     methods = _finished(out / "compare.json", plan, start_point(start))
     failed: dict[str, str] = {}
+    if plan.against and plan.against not in (*plan.methods, *methods):
+        raise InputError(f"against: must be a method that is compared, got {plan.against}.")
     for method in plan.methods:
         try:
             methods[method] = _method(runner, plan, method, start)
@@ -74,9 +78,11 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "prompts": len(start["rewards"]),
         "inference_peak_mb": inference,
         "start": start_point(start),
+        "before": state([start], start.get("known", [])),
         "texts": start.get("texts", []),
         "methods": methods,
         "gain_ratios": gain_ratios(methods),
+        "reached": reached(methods, plan.against),
         "differences": differences(methods),
         "failed": failed,
         "out": str(out),
@@ -93,7 +99,7 @@ def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    free = {"methods": [], "seeds": 0}
+    free = {"methods": [], "seeds": 0, "against": ""}
     before = {_RENAMED.get(name, name): value for name, value in earlier["plan"].items()}
     if {"answers": 0, **before, **free} != {**asdict(plan), **free}:
         return {}

@@ -7,6 +7,8 @@ from itertools import pairwise, permutations
 from statistics import fmean
 from typing import Any
 
+from zopro.compare.reached import USUAL, column
+from zopro.compare.state import notes, state, state_table
 from zopro.loop.divergence import kl_per_answer
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
@@ -31,7 +33,8 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
     """One method from its seeds' results.
 
     Curve, what it gained at the end (paired by prompt), peak memory (the largest of the seeds), seconds per step, and the
-    rewards at the end, [seed][prompt], to set beside another method's; and the first seed's answers to a few prompts.
+    rewards at the end, [seed][prompt], to set beside another method's; what else is left of the policy there (`final`);
+    and the first seed's answers to a few prompts.
     """
     count = min(len(result["points"]) for result in results)  # a budget may end a seed's training early
     curve = [start_point(start)]
@@ -39,14 +42,16 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
         points = [result["points"][index] for result in results]
         step = round(fmean(point["step"] for point in points))
         curve.append(_point(step, fmean(point["seconds"] for point in points), points))
-    final = [result["points"][-1]["rewards"] for result in results]
+    ends = [result["points"][-1] for result in results]
+    final = [end["rewards"] for end in ends]
     return {
         "curve": curve,
         "gain": _gain(final, [start["rewards"]] * len(final)),
         "peak_mb": max(result["peak_mb"] for result in results),
         "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
         "final_rewards": final,
-        "texts": results[0]["points"][-1].get("texts", []),
+        "final": state(ends, start.get("known", [])),
+        "texts": ends[0].get("texts", []),
     }
 
 
@@ -136,8 +141,9 @@ def length(plan: Mapping[str, Any]) -> str:
 def table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     """A row for each method: (name of the column, text)."""
     start = result["start"]
-    against = "rloo" if "rloo" in result["methods"] else next(iter(result["methods"]))
-    rows = []
+    named = (result["plan"].get("against"), USUAL)
+    against = next((name for name in named if name in result["methods"]), next(iter(result["methods"])))
+    soon, rows = column(result), []
     for name, method in result["methods"].items():
         end = method["curve"][-1]
         ratios = result["gain_ratios"].get(name, {}).get(against, {})
@@ -159,6 +165,7 @@ def table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
                 ("/ inference", f"{method['peak_mb'] / result['inference_peak_mb']:.3f}"),
                 (f"Gain / {against}, equal seconds", ratio["seconds"]),
                 ("equal KL", ratio["kl"]),
+                *([soon[name]] if soon else []),
             ]
         )
     return rows
@@ -167,16 +174,14 @@ def table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The comparison as a Markdown page: one table, and how to read it."""
     start, the_start = result["start"], shown.start(result.get("sft_steps")).the
-    cells = table(result)
-    rows = [f"| {' | '.join(name for name, _ in cells[0])} |", "|---" * len(cells[0]) + "|"]
-    rows += [f"| {' | '.join(text for _, text in row)} |" for row in cells]
     lines = [
         f"{length(result['plan'])} of each method, {result['prompts']} prompts. What all start from has "
         f"reward {shown.interval(start, 'reward')} and a KL to {the_start} of {shown.kl(start[PER_ANSWER])} nats per "
         f"answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.",
         "",
-        *rows,
+        *_markdown_rows(table(result)),
         "",
+        *_state_rows(result),
         *_difference_rows(result["differences"]),
         "Learning rates were searched by short trainings on other prompts, for the largest reward - "
         f"{result['beta']:g} KL per answer:",
@@ -185,6 +190,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     lines += [f"- {name} failed: {reason}" for name, reason in result["failed"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_rows(cells: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    head = [f"| {' | '.join(name for name, _ in cells[0])} |", "|---" * len(cells[0]) + "|"]
+    return [*head, *(f"| {' | '.join(text for _, text in row)} |" for row in cells)]
+
+
+def _state_rows(result: Mapping[str, Any]) -> list[str]:
+    cells = state_table(result)
+    if not cells:
+        return []
+    return ["What is left of each policy at its end:", "", *_markdown_rows(cells), "", *notes(result), ""]
 
 
 def _signed(found: Mapping[str, float]) -> str:
@@ -235,7 +252,20 @@ def text(result: Mapping[str, Any]) -> Page:
         f"inference {shown.megabytes(result['inference_peak_mb'])} MB",
         "",
         Table(rows),
+        *_state_lines(result),
         *(f"{name} failed: {reason}" for name, reason in result["failed"].items()),
         "",
         f"written to {result['out']}: compare.html, compare.md, compare.json and plots",
     )
+
+
+def _state_lines(result: Mapping[str, Any]) -> list[str | Table]:
+    """For a terminal: how soon each method was where one ends, and what is left of each policy."""
+    soon, cells = column(result), state_table(result)
+    lines: list[str | Table] = []
+    if soon:
+        title = next(iter(soon.values()))[0]
+        lines += ["", Table([("method", title), *((name, said) for name, (_, said) in soon.items())])]
+    if cells:
+        lines += ["", Table([tuple(name for name, _ in cells[0]), *(tuple(text for _, text in row) for row in cells)])]
+    return lines

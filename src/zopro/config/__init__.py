@@ -27,6 +27,7 @@ from zopro.errors import InputError, nearest
 
 WARM_STARTS = ("first_order", "sft", "spsa")
 ADVANTAGES = ("rloo", "grpo")
+FEW_QUESTIONS, ALL_QUESTIONS = 5, 200  # easy ones: what `true` asks, and how many there are
 
 
 @dataclass
@@ -182,14 +183,30 @@ class EvaluationOptions:
     eval_batch_size: int = option(32, "Rows in a batch of evaluation and scoring.")
     eval_samples: int = option(1, "Answers sampled to each held-out prompt. Verifiable: 4.")
     eval_greedy: bool = option(False, "Also take the likeliest answer to each held-out prompt. Verifiable: true.")
-    easy_questions: bool = option(
+    easy_questions: bool | int = option(
         True,
-        "Also ask five easy questions (the capital of France) before and after each iteration, and say which of them the "
-        "model has forgotten. Of models with a chat template of their own that can answer any.",
+        "Also ask easy questions (the capital of France) before and after each iteration, and say which the model "
+        f"has forgotten: true asks {FEW_QUESTIONS}, a number so many, up to {ALL_QUESTIONS}. Of models with a chat "
+        "template of their own that can answer any.",
+    )
+    other_data: str = option(
+        "",
+        "Prompts of another task, same formats (a column prompt suffices), at most eval_prompts of them: how far each "
+        "iteration's policy has moved there is measured too, in nats an answer.",
     )
 
     def __post_init__(self) -> None:
         positive(self, "eval_prompts", "eval_batch_size", "eval_samples")
+        asked = self.easy_questions
+        rule = f"must be true, false or a number of questions up to {ALL_QUESTIONS}"
+        check(0 <= asked <= ALL_QUESTIONS, "easy_questions", rule, asked)
+        if asked in (0, 1, FEW_QUESTIONS):  # one value for one meaning, by which a run is found to be the same
+            self.easy_questions = bool(asked)
+
+    @property
+    def questions_asked(self) -> int:
+        """How many easy questions are asked."""
+        return FEW_QUESTIONS if self.easy_questions is True else int(self.easy_questions)
 
 
 @dataclass

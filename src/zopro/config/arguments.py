@@ -41,7 +41,7 @@ def add_configuration(command: argparse.ArgumentParser) -> None:
     for group in GROUPS:
         section = command.add_argument_group((group.__doc__ or "").rstrip("."))
         for name, field in group.__dataclass_fields__.items():
-            flag = {"nargs": "?", "const": "true"} if field.type == "bool" else {}
+            flag = {"nargs": "?", "const": "true"} if field.type in ("bool", "bool | int") else {}
             shared: dict[str, Any] = {"dest": f"key.{name}", "default": argparse.SUPPRESS, "metavar": "VALUE", **flag}
             action = section.add_argument(f"--{name}", help=argparse.SUPPRESS, **shared)
             action.full_help = _help(field)  # type: ignore[attr-defined]

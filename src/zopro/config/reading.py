@@ -84,6 +84,13 @@ def _bool(value: Any) -> bool:
     raise ValueError
 
 
+def _bool_or_int(value: Any) -> bool | int:
+    try:
+        return _bool(value)
+    except ValueError:
+        return _int(value)
+
+
 def _int(value: Any) -> int:
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError
@@ -135,6 +142,7 @@ def _floats(value: Any) -> list[float]:
 
 _READERS: dict[str, tuple[str, Any]] = {
     "bool": ("true or false", _bool),
+    "bool | int": ("true, false or a whole number", _bool_or_int),
     "int": ("a whole number", _int),
     "float": ("a finite number", _float),
     "str": ("a text", _str),

@@ -83,9 +83,11 @@ def _gained(line: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _forgotten(line: Mapping[str, Any]) -> Iterator[str]:
-    """What the last policy can no longer answer, of what the base model could."""
+    """What the last policy can no longer answer, of what the base model could, and how far it moved on another task."""
     if line.get(shown.REMEMBERED) is not None:
         yield shown.remembered(line[shown.REMEMBERED]).replace("forgotten: ", "forgotten    ", 1)
+    if elsewhere := shown.elsewhere(line):
+        yield f"elsewhere    {elsewhere}"
 
 
 def _costs(summary: Mapping[str, Any], start: shown.Start) -> Iterator[str]:

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from zopro.engine import Rollouts
 from zopro.engine.opening import generate
@@ -85,11 +86,9 @@ def measure(
 
     `also` is handed the policy while it is open.
     """
-    rollouts, logprobs, likeliest = [], [], []
+    likeliest = []
     with models.policies.open(policy) as model:
-        for rollout in sample_all(run, models, model, items, seed, count):
-            rollouts.append(rollout)
-            logprobs.append(policy_logprobs(model, rollout, run.config.temperature))
+        rollouts, logprobs = _drawn(run, models, model, items, seed, count)
         for rollout in sample_all(run, models, model, items, seed, greedy=True) if greedy else ():
             likeliest += rollout.answers()
         if also is not None:
@@ -99,6 +98,26 @@ def measure(
     scores = rewards.score(asked, ids)
     ratios = log_ratios(run, models, policy, rollouts, logprobs)
     return Measured(ids, scores, ratios, likeliest, rewards.score(items, likeliest) if greedy else None)
+
+
+def divergences(run: Run, models: Models, items: Sequence[Item], policy: Path, seed: int) -> list[float]:
+    """log pi(answer) - log pi_SFT(answer), in nats, of an answer to each item, sampled from the policy in `policy`."""
+    if not items or policy == run.store.sft():
+        return [0.0] * len(items)
+    with models.policies.open(policy) as model:
+        rollouts, logprobs = _drawn(run, models, model, items, seed, 1)
+    return log_ratios(run, models, policy, rollouts, logprobs)
+
+
+def _drawn(
+    run: Run, models: Models, model: Any, items: Sequence[Item], seed: int, count: int
+) -> tuple[list[Rollouts], list[Tensor]]:
+    """`count` answers to each item by the open policy, in batches, and their log-probs."""
+    rollouts, logprobs = [], []
+    for rollout in sample_all(run, models, model, items, seed, count):
+        rollouts.append(rollout)
+        logprobs.append(policy_logprobs(model, rollout, run.config.temperature))
+    return rollouts, logprobs
 
 
 def ended(models: Models, ids: Sequence[Sequence[int]]) -> float:

@@ -28,6 +28,8 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
     check_source(config.train_data, "train")
     if config.eval_data:
         check_source(config.eval_data, "eval")
+    if config.other_data:
+        check_source(config.other_data, "other")
     for name in config.reward:
         if name.startswith("model:"):
             check_there(name.removeprefix("model:"), "reward")

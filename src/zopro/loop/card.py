@@ -182,13 +182,12 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
 
 
 def _forgotten(line: Line) -> str:
-    """What easy questions show, which the run asks before and after."""
-    record = line.get(shown.REMEMBERED)
-    if not record:
-        return "Not measured."
-    told = shown.remembered(record)
+    """What easy questions show, which the run asks before and after, and prompts of another task."""
+    record = line.get(shown.REMEMBERED) or {"answers": []}
+    told = [shown.elsewhere(line), shown.remembered(record) if record["answers"] else ""]
     lost = [f"- {x['question']} Now: {x['answer']}" for x in record["answers"] if x["right_before"] and not x["right"]]
-    return "\n".join([f"{told[0].upper()}{told[1:]}.", *(["", *lost] if lost else [])])
+    said = " ".join(f"{text[0].upper()}{text[1:]}." for text in told if text)
+    return "\n".join([said or "Not measured.", *(["", *lost] if lost else [])])
 
 
 def _evaluation(run: Layout, iteration: int | None) -> dict[str, Any]:

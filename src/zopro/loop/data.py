@@ -30,17 +30,18 @@ class Item:
 @dataclass(frozen=True)
 class Data:
     """train: items to learn from, in seeded order. eval: held-out items. rows: how many of each, and what was left out.
-    remarks: lines on how the rows were read."""
+    remarks: lines on how the rows were read. other: prompts of another task (`other_data`)."""
 
     task: Task
     train: list[Item]
     eval: list[Item]
     rows: str
     remarks: list[str]
+    other: Sequence[Item] = ()
 
     def texts(self, frame: Frame) -> Iterator[str]:
         """Prompts and answers as they are encoded."""
-        for item in (*self.train, *self.eval):
+        for item in (*self.train, *self.eval, *self.other):
             for answer in (item.example.chosen, item.example.rejected):
                 yield item.prompt + frame.write(answer or "")
 
@@ -58,10 +59,21 @@ def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     fit = tasks.Fit(partial(chat.render_prompt, tokenizer))
     columns = config.reward != ["model"]  # which reads prompts and answers alone
     found = tasks.load(config, config.eval_prompts, config.seed, refuse=unfit, fit=fit, columns=columns)
-    left_out = "".join(f"; left out {count}: {reason}" for reason, count in found.dropped.items())
     _check_answers(config, found)
-    rows = f"{len(found.train)} training rows, {len(found.eval)} held-out prompts{left_out}"
-    return Data(found.task, [*map(item, found.train)], [*map(item, found.eval)], rows, found.remarks())
+    rows, dropped = f"{len(found.train)} training rows, {len(found.eval)} held-out prompts", found.dropped
+    other: list[Example] = []
+    if config.other_data:
+        trained = set(map(tasks.prompt_key, found.train))
+
+        def unfit_other(example: Example) -> str | None:
+            learned = "prompt is one of train_data" if tasks.prompt_key(example) in trained else None
+            return learned or _unfit(tokenizer, frame, item(example), (), config.max_prompt_length)
+
+        other, more = tasks.load_prompts(config.other_data, config.eval_prompts, config.seed, unfit_other, fit)
+        rows, dropped = f"{rows}, {len(other)} prompts of another task", {**dropped, **more}
+    left_out = "".join(f"; left out {count}: {reason}" for reason, count in dropped.items())
+    train, held_out, elsewhere = ([*map(item, examples)] for examples in (found.train, found.eval, other))
+    return Data(found.task, train, held_out, rows + left_out, found.remarks(), elsewhere)
 
 
 def _check_answers(config: RunConfig, found: tasks.TaskData) -> None:

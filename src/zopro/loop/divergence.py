@@ -12,9 +12,12 @@ from torch import Tensor
 
 from zopro.engine import Batch, Rollouts
 from zopro.engine.opening import logprobs as logprobs_of
+from zopro.loop.correctness import named
 from zopro.loop.models import Models
 from zopro.loop.run import Run
+from zopro.store.shown import ELSEWHERE
 from zopro.system.progress import counted
+from zopro.system.statistics import crossed_interval
 
 
 def policy_logprobs(model: Any, rollout: Rollouts, temperature: float) -> Tensor:
@@ -52,6 +55,21 @@ def kl_per_answer(answers: Sequence[float]) -> float:
     """
     mean = fmean(answers)
     return 0.0 if mean < 0 else mean  # not max(), which would hide a NaN
+
+
+def kl_interval(answers: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """`kl_per_answer` of log-ratios [seed][prompt] with its 95 % interval, of which no bound is below 0 either.
+
+    >>> kl_interval([[1.0, 1.0]]), kl_interval([[-1.0, 0.5]])[:2]
+    ((1.0, 1.0, 1.0), (0.0, 0.0))
+    """
+    mean, low, high = (0.0 if value < 0 else value for value in crossed_interval(answers))
+    return mean, low, high
+
+
+def elsewhere(answers: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """How far a policy has moved on prompts of another task, from log-ratios [seed][prompt] in nats."""
+    return {**named(ELSEWHERE, kl_interval(answers)), "other_n": len(answers[0])}
 
 
 def _pass(model: Any, rollout: Rollouts, temperature: float) -> Tensor:

@@ -145,7 +145,8 @@ def seconds_of(name: str, first: bool, method: str, config: RunConfig, steps: in
         return _drawn((1 + config.uncertain_share) * config.pair_prompts, config, timed, scored)
     assert name == EVALUATION, name
     drawn = config.eval_prompts * (config.eval_samples + config.eval_greedy)
-    compared = 0 if first else config.eval_prompts * config.eval_samples
+    drawn += config.eval_prompts if config.other_data and not first else 0
+    compared = 0 if first else config.eval_prompts * (config.eval_samples + bool(config.other_data))
     return _drawn(drawn, config, timed, scored) + compared * timed.forward
 
 
@@ -175,18 +176,19 @@ class Estimate:
     def seconds(self) -> float:
         return sum(seconds for _, _, seconds in self.stages)
 
-    def after(self, stage: Stage, iteration: int | None) -> float:
-        """Seconds of the stages after this one."""
-        places = [(other, number) for other, number, _ in self.stages]
-        where = places.index((stage, iteration)) + 1 if (stage, iteration) in places else 0
-        return sum(seconds for _, _, seconds in self.stages[where:])
+    def around(self, stage: Stage, iteration: int | None) -> tuple[float, float, float]:
+        """Seconds of the stages before this one, of itself, and of those after it."""
+        at = [(other, number) for other, number, _ in self.stages].index((stage, iteration))
+        seconds = [each for _, _, each in self.stages]
+        return sum(seconds[:at]), seconds[at], sum(seconds[at + 1 :])
 
     def line(self) -> str:
         """In a few words."""
         timed = self.timed
         return (
             f"this run will take about {duration(self.seconds)} and {timed.peak_mb / 1e3:.1f} GB, by one timed step "
-            f"({timed.answers} answers, {duration(timed.call + timed.answers * timed.sample)} to sample them)"
+            f"({timed.answers} answers, {duration(timed.call + timed.answers * timed.sample)} to sample them): an estimate, which "
+            "the run corrects as it goes"
         )
 
 

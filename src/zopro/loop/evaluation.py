@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from zopro.loop.answers import Measured, ask_judge, batches, ended, measure, sample_all
+from zopro.loop.answers import Measured, ask_judge, batches, divergences, ended, measure, sample_all
 from zopro.loop.bound import beyond
 from zopro.loop.correctness import gains, of_prompts, reward_interval, shares
 from zopro.loop.data import Data, Item
-from zopro.loop.divergence import kl_per_answer
+from zopro.loop.divergence import elsewhere, kl_per_answer
 from zopro.loop.models import Models
 from zopro.loop.remembered import Memory
 from zopro.loop.run import Run
@@ -27,7 +27,7 @@ from zopro.store.rundir import read_rows, write_text
 from zopro.system.statistics import known_mean, win_interval
 from zopro.tasks import Task, metric
 
-EVALUATION_SEED = "evaluation"
+EVALUATION_SEED, OTHER_SEED = "evaluation", "other data"
 BASE_ANSWERS = 20  # as many prompts as the report shows
 
 Rows = list[dict[str, Any]]
@@ -73,6 +73,9 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
     if memory.found is not None:
         line[shown.REMEMBERED] = memory.found
         run.say(f"{of}: {shown.remembered(memory.found)}")
+    if data.other and iteration is not None:
+        line |= elsewhere([divergences(run, models, data.other, folder, run.seed(OTHER_SEED))])
+        run.say(f"{of}: {shown.elsewhere(line)}")
     store.write_rows(store.evaluation(iteration), rows)
     if iteration is None:
         _answer_by_base(run, models, data.eval[:BASE_ANSWERS])

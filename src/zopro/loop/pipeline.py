@@ -137,7 +137,7 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
     stages = [*walk(config, config.iterations)]
     for number, (stage, iteration) in enumerate(stages, 1):
         if processes.settle(not stage.done(store, iteration)):
-            progress.expect(None if expected is None else expected.after(stage, iteration))
+            progress.expect(None if expected is None else expected.around(stage, iteration))
             title = f"[{number}/{len(stages)}] {stage.title(iteration)}"
             with progress.task(title), run.stage(stage.name, iteration), _taking_part(run, stage, iteration) as here:
                 if here:

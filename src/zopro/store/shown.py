@@ -19,6 +19,9 @@ PER_ANSWER, PER_TOKEN = "kl_per_answer", "kl_per_token"
 MISSING = "-"
 REMEMBERED = "remembered"
 """The key of an evaluation under which easy questions are (`zopro.loop.remembered`)."""
+ELSEWHERE = "other_kl_per_answer"
+"""The key of an evaluation for KL on prompts of another task (`other_data`), with `_low`, `_high` and `other_n`."""
+NAMED_QUESTIONS = 5  # at most, of those that were forgotten
 
 
 class Start(NamedTuple):
@@ -111,6 +114,15 @@ def megabytes(value: Any) -> str:
     return fixed(value, 0)
 
 
+def count(value: Any) -> str:
+    """A number of things; a mean of such numbers has a digit after the point.
+
+    >>> count(92.0), count(91.5)
+    ('92', '91.5')
+    """
+    return fixed(value, 0 if not isinstance(value, float) or value.is_integer() else 1)
+
+
 def bounds(line: Mapping[str, Any], name: str) -> str:
     """The 95 % interval of a reward or a share."""
     low, high = (fixed(line.get(f"{name}_{edge}"), 3) for edge in ("low", "high"))
@@ -130,9 +142,26 @@ def quality(numbers: Mapping[str, Any]) -> str:
 
 
 def remembered(record: Mapping[str, Any]) -> str:
-    """What a record says in words: "forgotten: 1 of the 4 it knew (What is 2 + 2?)"."""
+    """What a record says in words: "forgotten: 1 of the 4 it knew (What is 2 + 2?)"; of many the first, and the share."""
     known, forgotten = record["known_before"], record["forgotten"]
-    if not forgotten:
-        return f"forgotten: none of the {known} easy questions it knew"
-    lost = [answer["question"] for answer in record["answers"] if answer["right_before"] and not answer["right"]]
-    return f"forgotten: {forgotten} of the {known} easy questions it knew ({' '.join(lost)})"
+    said = f"{forgotten or 'none'} of the {known} easy questions it knew"
+    if forgotten:
+        lost = [answer["question"] for answer in record["answers"] if answer["right_before"] and not answer["right"]]
+        rest = f" and {len(lost) - NAMED_QUESTIONS} more" if len(lost) > NAMED_QUESTIONS else ""
+        said += f" ({' '.join(lost[:NAMED_QUESTIONS])}{rest})"
+    if record["of"] > NAMED_QUESTIONS:
+        said += f", kept {interval(record, 'kept')}"
+    return f"forgotten: {said}"
+
+
+def elsewhere(line: Mapping[str, Any]) -> str:
+    """KL on prompts of another task: "on 40 prompts of another task: KL 1.20 [0.90, 1.50]"; empty where not measured."""
+    if line.get(ELSEWHERE) is None:
+        return ""
+    return f"on {line['other_n']} prompts of another task: KL {kl_interval(line, ELSEWHERE)}"
+
+
+def kl_interval(line: Mapping[str, Any], name: str) -> str:
+    """KL with its 95 % interval."""
+    value, low, high = (kl(line.get(f"{name}{edge}")) for edge in ("", "_low", "_high"))
+    return value if MISSING in (low, high) else f"{value} [{low}, {high}]"

@@ -19,7 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 from zopro.system.screens import Screen, duration, screen_of
 
@@ -54,6 +55,11 @@ class Task:
             return None
         return (now - self.began) / (self.done - self.first) * max(0, self.total - self.done)
 
+    @property
+    def share(self) -> float:
+        """Of what it had to do when it began, done; 0 where that is not known."""
+        return (self.done - self.first) / (self.total - self.first) if self.total not in (None, self.first) else 0.0
+
     def text(self, now: float) -> str:
         """All that there is to say.
 
@@ -71,13 +77,37 @@ class Task:
         return f"{self.title}: {counted}" if self.title else counted
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """Seconds that a run is estimated to take: for what it has done since `began`, for its outermost task, and for the rest.
+
+    What is left is corrected by what was right so far: twice as long as estimated makes the rest twice as long. The timed step
+    that an estimate is made from (`PRIOR` seconds) counts as right, so that the first moments do not rule.
+    """
+
+    began: float
+    done: float
+    here: float
+    left: float
+
+    PRIOR: ClassVar[float] = 5.0
+
+    def after(self, now: float, share: float) -> float:
+        """Of the rest, where `share` of the outermost task is done.
+
+        >>> Outlook(began=0.0, done=100.0, here=50.0, left=200.0).after(195.0, 0.0)  # 195 s for what was to take 100
+        380.95...
+        """
+        return self.left * (now - self.began + self.PRIOR) / (self.done + self.here * share + self.PRIOR)
+
+
 class Reporter:
     """What goes on, from the outermost task to the one inside all others, and a screen to show it on; None: nowhere."""
 
     def __init__(self, screen: Screen | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.screen, self.clock = screen, clock
         self.tasks: list[Task] = []
-        self.after: float | None = None  # seconds that a run is estimated to take after its outermost task
+        self.outlook: Outlook | None = None
         self._shown = clock()
         self._lock = threading.RLock()
 
@@ -133,9 +163,9 @@ class Reporter:
         """How long the run will take, where that is known."""
         counted = next((task for task in self.tasks if task.total is not None), None)
         here = None if counted is None else counted.left(now)
-        if self.after is None or here is None:
+        if self.outlook is None or counted is None or here is None:
             return ""
-        return f"; the run about {duration(here + self.after)} more"
+        return f"; the run about {duration(here + self.outlook.after(now, counted.share))} more"
 
 
 _current = Reporter(None)
@@ -208,9 +238,11 @@ def heard() -> bool:
     return _current.screen is not None
 
 
-def expect(seconds: float | None) -> None:
-    """How long the run is estimated to take after what is going on now."""
-    _current.after = seconds
+def expect(seconds: tuple[float, float, float] | None) -> None:
+    """How long the run is estimated to take: what it has done since this was first called, what it begins now, and the rest."""
+    before = _current.outlook
+    began = _current.clock() if before is None else before.began
+    _current.outlook = None if seconds is None else Outlook(began, *seconds)
 
 
 class Spans:

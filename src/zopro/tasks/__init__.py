@@ -4,7 +4,7 @@ python -c "from zopro.tasks import load_rows; print(load_rows('train.jsonl.gz')[
 """
 
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
-from zopro.tasks.loading import TaskData, TaskOptions, convert, load, prompt_key
+from zopro.tasks.loading import TaskData, TaskOptions, convert, load, load_prompts, prompt_key
 from zopro.tasks.metrics import METRICS, Metric, metric
 from zopro.tasks.rows import Row, load_rows
 from zopro.tasks.shown import Fit
@@ -23,6 +23,7 @@ __all__ = [
     "TaskOptions",
     "convert",
     "load",
+    "load_prompts",
     "load_rows",
     "metric",
     "prompt_key",

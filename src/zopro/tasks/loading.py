@@ -101,6 +101,23 @@ def load(
     return TaskData(kept, evaluation, dict(counts.dropped), task, counts.read, dict(counts.unread), dict(counts.notes))
 
 
+def load_prompts(
+    source: str,
+    count: int,
+    seed: int,
+    refuse: Callable[[Example], str | None] | None = None,
+    fit: Callable[[Example], Example] | None = None,
+) -> tuple[list[Example], dict[str, int]]:
+    """At most `count` distinct prompts of `other_data`, in seeded order, and reason -> number of rows left out.
+
+    Rows are of any task that has its prompt in a column of its own. `refuse`, `fit` and what is raised are as in `load`.
+    """
+    counts = _Counts()
+    examples = _examples(TASKS["verifiable"].load()(None), source, "other", refuse, fit, counts, columns=True)
+    random.Random(seed).shuffle(examples)
+    return _distinct(examples, count), dict(counts.dropped)
+
+
 def prompt_key(example: Example) -> str:
     """The prompt as one text, by which prompts are compared: roles and contents, runs of white space as one space."""
     return "\n".join([*map(_turn_key, example.prompt), *map(_plain, [example.tools] if example.tools else [])])
@@ -182,7 +199,7 @@ def _examples(
         why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
         raise InputError(f"{split}_data: '{source}' has no usable row ({why}). Check the data and the task.")
     counts.read += len(examples)
-    prefix = "" if split == "train" else "eval_data: "
+    prefix = "" if split == "train" else f"{split}_data: "
     counts.dropped.update({prefix + reason: count for reason, count in reasons.items()})
     return examples
 

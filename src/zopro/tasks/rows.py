@@ -19,8 +19,9 @@ from typing import Any, Literal
 from zopro.errors import InputError
 from zopro.tasks.literals import without_nulls
 
-Split = Literal["train", "eval"]
-_PREFIXES: dict[str, tuple[str, ...]] = {"train": ("train",), "eval": ("test", "validation", "valid", "dev", "eval")}
+Split = Literal["train", "eval", "other"]
+_HELD_OUT = ("test", "validation", "valid", "dev", "eval")
+_PREFIXES: dict[str, tuple[str, ...]] = {"train": ("train",), "eval": _HELD_OUT, "other": _HELD_OUT}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -53,7 +54,7 @@ def load_rows(source: str, split: Split = "train") -> list[Row]:
     """All rows of `source` that belong to `split`.
 
     source: a .jsonl, .json, .csv (each also with .gz) or .parquet file; a folder, of which the files whose name begins
-    with the split's name are read (train*; for eval the first of test*, validation*, valid*, dev*, eval* that exists);
+    with the split's name are read (train*; else the first of test*, validation*, valid*, dev*, eval* that exists);
     or a Hub data set id, with a configuration as in "openai/summarize_from_feedback:comparisons".
     Raises `InputError` naming the file and row for data that is missing, empty or broken.
     """

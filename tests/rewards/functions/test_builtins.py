@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.chrf import CHRF
 
 from zopro.choices import REWARDS
 from zopro.config.reading import load_config
@@ -52,15 +54,18 @@ RIGHT = {
     "json": ('{"name": 1, "age": 2}', "{'name': 1}"),
     "maths": ("so 7", "so 7 or 8"),
     "countdown": ("3 + 4", "7"),
+    "chrf": ("7", "17"),
+    "rouge": ("it is 7", "it is 17"),
 }
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_right_answers_get_1_in_any_form_and_wrong_ones_less(spec: str) -> None:
     right, wrong = RIGHT[spec.partition(":")[0]]
+    row = {"answer": right} if spec == "rouge" else {}  # which is of pairs of words too
     messages = [[{"role": "assistant", "content": text}] for text in (right, wrong)]
-    assert scores(spec, right, wrong) == scores(spec, *messages)
-    assert scores(spec, right) == [1.0] and scores(spec, wrong)[0] < 1
+    assert scores(spec, right, wrong, **row) == scores(spec, *messages, **row)
+    assert scores(spec, right, **row) == [1.0] and scores(spec, wrong, **row)[0] < 1
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -77,7 +82,8 @@ def test_what_a_model_may_say_breaks_nothing(spec: str) -> None:
     [
         ("exct", f"reward: must be one of {', '.join(REWARDS)}, got 'exct'. Did you mean 'exact'?"),
         ("exact:7", f"reward: must be one of {', '.join(REWARDS)}, got 'exact:7'. Did you mean 'exact'?"),
-        ("regex", f"reward: must be one of {', '.join(REWARDS)}, got 'regex'."),
+        ("regex", f"reward: must be one of {', '.join(REWARDS)}, got 'regex'. Did you mean 'regex:PATTERN'?"),
+        ("regx:a", f"reward: must be one of {', '.join(REWARDS)}, got 'regx:a'. Did you mean 'regex:PATTERN'?"),
         ("regex:*", "reward: regex must be a regular expression of Python, got '*' (nothing to repeat at position 0)."),
         ("length:60", "reward: length must be MIN-MAX in words, such as length:20-60, got '60'."),
         ("length:9-3", "reward: length must be MIN-MAX in words, such as length:20-60, got '9-3'."),
@@ -94,7 +100,7 @@ def test_a_wrong_name_gets_one_line(spec: str, line: str) -> None:
     assert str(error.value) == line
 
 
-@pytest.mark.parametrize("spec", ["exact", "contains", "maths", "countdown"])
+@pytest.mark.parametrize("spec", ["exact", "contains", "maths", "countdown", "chrf", "rouge"])
 def test_rows_without_an_answer_have_no_reward_and_those_without_the_column_are_refused(spec: str) -> None:
     assert scores(spec, "7", answer=None, nums=None) == [None]
     with pytest.raises(InputError, match=f"^reward: {spec} needs the column"):
@@ -104,6 +110,18 @@ def test_rows_without_an_answer_have_no_reward_and_those_without_the_column_are_
 def test_an_answer_may_be_one_of_several() -> None:
     assert scores("exact", "b", "c", answer=["a", "b"]) == [1, 0]
     assert scores("maths", "8", "9", answer="3 + 5 = 8\n#### 8") == [1, 0]
+
+
+def test_nearness_is_the_metric_s_of_the_nearest_reference() -> None:
+    text, references = "the small cat sat down", ["a small cat sat there", "the small cats sit down"]
+    of_one = [CHRF().sentence_score(text, [reference]).score / 100 for reference in references]
+    assert scores("chrf", text, answer=references) == [pytest.approx(max(of_one))] and min(of_one) < max(of_one)
+    assert scores("chrf", text, answer=references[1]) == [pytest.approx(of_one[1])]
+    kinds = ("rouge1", "rouge2", "rougeL")
+    measures = RougeScorer(kinds, use_stemmer=True).score(references[0], text)
+    expected = sum(measures[kind].fmeasure for kind in kinds) / 3
+    assert scores("rouge", text, answer=references[0]) == [pytest.approx(expected)]
+    assert scores("rouge", text, answer=["...", None]) == [None], "no word to compare with"
 
 
 def test_they_need_no_torch() -> None:

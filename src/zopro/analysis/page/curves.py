@@ -72,7 +72,9 @@ def training_charts(metrics: Iterable[Record], start: shown.Start) -> list[Chart
         policy_chart("Reward while training", "reward"),
         *([] if mirrored else [policy_chart("Loss while training the policy", "loss")]),
         policy_chart(f"KL to {start.the} while training, nats per token", shown.PER_TOKEN),
-        policy_chart("Signal to noise of the projected gradient", "signal_to_noise", log=True, rule=(3.0, "3")),
+        policy_chart("Signal to noise of members' rewards", "signal_to_noise", log=True)
+        if mirrored
+        else policy_chart("Signal to noise of the projected gradient", "signal_to_noise", log=True, rule=(3.0, "3")),
         loss_chart("sft", "Loss of supervised fine-tuning", POLICY),
         loss_chart("reward", "Loss of the first reward model", REWARD),
     ]

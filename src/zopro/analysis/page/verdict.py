@@ -41,6 +41,8 @@ def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict
         parts.append(f"KL {shown.fixed(last[shown.PER_ANSWER], 1)}")
     if record := last.get(shown.REMEMBERED):
         parts.append(shown.remembered(record))
+    if elsewhere := shown.elsewhere(last):
+        parts.append(elsewhere)
     details = list(_details(run, config, before, last, evaluations))
     if of:
         details.append(f"Broken answers (empty, or repeating themselves): {lost} of {of}, before {lost_before}.")

@@ -1,0 +1,82 @@
+"""What a training leaves of a policy beside its reward, for the start and for each method at its last point.
+
+That is: which easy questions it still answers, how far it moved on prompts of another task, what its answers look like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from zopro.loop.correctness import named
+from zopro.loop.divergence import elsewhere
+from zopro.loop.remembered import counts
+from zopro.store import shown
+from zopro.store.shown import ELSEWHERE, REMEMBERED
+from zopro.system.statistics import win_interval
+
+RULE = "Degenerate: empty, without words, or the same words over and over (the rule is zopro.text.degenerate)."
+NOTES = {
+    "Easy questions kept": "Easy questions kept: of those that the start answers; the interval is over questions.",
+    "KL, other prompts": "KL on other prompts: to {start}, in nats an answer, on prompts of another task.",
+    "Degenerate": RULE,
+}
+
+
+def state(measured: Sequence[Mapping[str, Any]], before: Sequence[bool]) -> dict[str, Any]:
+    """One policy's state from its trainings' measurements at their last points.
+
+    Args:
+        measured: of each training `known` [question], `other` (log-ratios [prompt], nats), `degenerate` and `ended`
+            [answer], and `length` [answer]; what one lacks, as earlier versions did not measure it, is left out.
+        before: which questions the start knows; empty where it was not asked.
+    """
+    found: dict[str, Any] = {}
+    if before and (known := _all(measured, "known")):
+        found[REMEMBERED] = counts(known, before)
+    if others := _all(measured, "other"):
+        found |= elsewhere(others)
+    for name in ("degenerate", "ended"):
+        if values := _all(measured, name):
+            found |= named(name, win_interval([fmean(of_prompt) for of_prompt in zip(*values, strict=True)]))
+    if lengths := _all(measured, "length"):
+        found["length"] = fmean(map(fmean, lengths))
+    return found
+
+
+def _all(measured: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    values = [line.get(name) for line in measured]
+    return [] if any(not value for value in values) else values
+
+
+def state_table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
+    """A row for the start and each method: (name of the column, text); without columns that say nothing.
+
+    There is no row of a comparison by an earlier version, which measured none of it.
+    """
+    states = {shown.start(result.get("sft_steps")).name: result.get("before", {})}
+    states |= {name: method.get("final", {}) for name, method in result["methods"].items()}
+    rows = [[("Policy", name), *_cells(found)] for name, found in states.items()]
+    full = [any(cells[1] for cells in column) for column in zip(*rows, strict=True)]
+    kept = [[cell for cell, said in zip(row, full, strict=True) if said] for row in rows]
+    return kept if sum(full) > 1 else []
+
+
+def _cells(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    asked, ended, length = found.get(REMEMBERED), found.get("ended"), found.get("length")
+    return [
+        ("Easy questions known", f"{shown.count(asked['known'])} of {asked['of']}" if asked else ""),
+        ("Easy questions kept", f"{shown.interval(asked, 'kept')} of {asked['known_before']}" if asked else ""),
+        ("KL, other prompts", shown.kl_interval(found, ELSEWHERE) if ELSEWHERE in found else ""),
+        ("Degenerate", shown.interval(found, "degenerate") if "degenerate" in found else ""),
+        ("Ended", "" if ended is None else shown.share(ended)),
+        ("Tokens", "" if length is None else shown.fixed(length, 1)),
+    ]
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the table's columns are, a line each."""
+    columns = {name for row in state_table(result) for name, _ in row}
+    start = shown.start(result.get("sft_steps")).the
+    return [note.format(start=start) for name, note in NOTES.items() if name in columns]

@@ -1,0 +1,91 @@
+"""What is left of policies at the end of their trainings, and how soon each was where one of them ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zopro.compare.reached import column, reached
+from zopro.compare.state import state, state_table
+from zopro.compare.summary import markdown, text
+
+BEFORE = [True, True, True, True, False]
+SEEDS = [
+    {"known": [True, True, True, False, True], "other": [0.5, 1.5, 1.0], "degenerate": [True, False, False],
+     "ended": [True, True, False], "length": [4, 5, 6]},
+    {"known": [True, False, False, False, True], "other": [1.5, 2.5, 2.0], "degenerate": [False, False, False],
+     "ended": [True, False, False], "length": [6, 7, 8]},
+]  # fmt: skip
+
+
+def curve(answers: int | None, *points: tuple[float, float]) -> dict[str, Any]:
+    """Points of (seconds, reward), two steps apart."""
+    rows = [
+        {"step": 2 * i, "seconds": s, "reward": r, "reward_low": r, "reward_high": r, "kl_per_answer": 1.0 * i}
+        for i, (s, r) in enumerate(points)
+    ]
+    made = {"curve": rows, "peak_mb": 9.0, "seconds_per_step": 0.5, "learning_rate": 1e-4, "seeds": 1, "search": []}
+    return made if answers is None else {**made, "answers": answers}
+
+
+METHODS = {
+    "es": curve(80, (0, 0), (10, 4), (20, 2), (30, 12)),
+    "rloo": curve(40, (0, 0), (4, 6), (8, 8), (12, 10)),
+    "mezo": curve(None, (0, 0), (10, -1), (20, 8), (30, 10)),
+    "zopro": curve(40, (0, 0), (10, 8.9)),
+}
+
+
+def test_seeds_are_pooled_by_question_and_by_prompt() -> None:
+    found = state(SEEDS, BEFORE)
+    asked = found["remembered"]
+    assert (asked["known_before"], asked["known"], asked["forgotten"], asked["kept"]) == (4, 3, 2, 0.5)
+    assert found["other_kl_per_answer"] == 1.5 and found["other_n"] == 3
+    half = 1.959964 * (0.25 / 3 + 0.5 / 2) ** 0.5  # prompts' means 1, 2, 1.5; seeds' means 1, 2
+    assert found["other_kl_per_answer_high"] == pytest.approx(1.5 + half, abs=1e-5)
+    assert found["degenerate"] == pytest.approx(1 / 6) and found["ended"] == 0.5 and found["length"] == 6
+    assert 0 < found["degenerate_low"] < 1 / 6 < found["degenerate_high"] < 0.9
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    assert state([{"rewards": [1.0]}], []) == {} and "remembered" not in state(SEEDS, [])
+    assert state([SEEDS[0], {"known": [], "other": []}], BEFORE) == {}
+    result = {"methods": {"es": {**METHODS["es"], "final": state(SEEDS, [])}, "mezo": METHODS["mezo"]}}
+    (start, es, mezo) = map(dict, state_table(result))
+    assert list(start) == ["Policy", "KL, other prompts", "Degenerate", "Ended", "Tokens"]
+    assert es["KL, other prompts"] == "1.50 [0.37, 2.63]" and set(mezo.values()) == {"mezo", ""}
+    assert state_table({"methods": {"es": METHODS["es"]}}) == []
+
+
+def test_how_soon_each_is_where_rloo_ends() -> None:
+    found = reached(METHODS)
+    assert (found["of"], found["share"], found["reward"]) == ("rloo", 0.9, 9.0)
+    assert found["methods"]["rloo"] == {"seconds": 10.0, "step": 5.0, "answers": pytest.approx(40 * 5 / 6)}
+    assert found["methods"]["es"] == {"seconds": 27.0, "step": 5.4, "answers": 72.0}
+    assert found["methods"]["mezo"] == {"seconds": 25.0, "step": 5.0, "answers": None}
+    assert found["methods"]["zopro"] is None
+    assert reached(METHODS, "zopro")["methods"]["es"]["seconds"] == pytest.approx(20 + 10 * (8.01 - 2) / 10)
+    others = {name: METHODS[name] for name in ("es", "mezo")}
+    assert reached(others)["of"] == "es", "the largest gain"
+    assert reached(METHODS, "gone")["of"] == "rloo"
+    assert reached({"a": curve(1, (0, 1), (1, 0))}) == {} and column({}) == column({"reached": {}}) == {}
+
+
+def test_both_are_in_the_tables() -> None:
+    methods = {name: {**method, "final": state(SEEDS, BEFORE)} for name, method in METHODS.items()}
+    result = {
+        "methods": methods, "start": METHODS["es"]["curve"][0], "before": state([SEEDS[0]], SEEDS[0]["known"]),
+        "gain_ratios": {}, "failed": {}, "differences": {}, "plan": {"steps": 6, "against": ""}, "prompts": 3,
+        "inference_peak_mb": 8.0, "beta": 0.05, "out": "x", "sft_steps": 0, "reached": reached(METHODS),
+    }  # fmt: skip
+    page, terminal = markdown(result), text(result)
+    assert "| To 90% of rloo's gain |" in page and page.count("not reached |") == 1
+    assert "| 10.0 s, 5.0 steps, 33 answers |" in page and "| 25.0 s, 5.0 steps |" in page
+    assert (
+        "| start | 4 of 5 | 1.000 [0.510, 1.000] of 4 | 1.00 [0.43, 1.57] | 0.333 [0.061, 0.792] | 0.667 | 5.0 |" in page
+    )
+    assert "| es | 3 of 5 | 0.500 [0.150, 0.850] of 4 |" in page and "zopro.text.degenerate" in page
+    assert "to the start, in nats" in page
+    for said in ("10.0 s, 5.0 steps, 33 answers", "0.500 [0.150, 0.850] of 4"):
+        assert said in terminal

@@ -1,0 +1,293 @@
+"""README, docs and examples do what they say: each of their code blocks is run as it stands, page by page and in order.
+
+They find a tiny model under every name that they give one, a finished run as RUN, and short settings in every
+configuration. What is not run is in NOT_RUN, with its reason; of that, programs and options are looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback
+
+import zopro
+from blocks import Block, blocks
+from one_run import no_figures
+from zopro import cli, demo
+from zopro.compare import run as comparing
+from zopro.compare import worker
+from zopro.config import RunConfig
+from zopro.demo import model as demo_model
+from zopro.system.imports import importing
+
+ROOT = Path(__file__).parents[1]
+LAB = sorted((ROOT / "docs/lab").glob("*.md"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *EXAMPLES]
+
+NOT_RUN = {
+    r"make (demo|test|test-gpu)$|pip install ": "these tests run in what they install, and make calls pytest and zopro demo",
+    r"torchrun|accelerate launch|init_process_group": "several processes: tests/loop/test_ranks_run.py, tests/zo/test_ranks.py",
+    r"python benchmarks/": "measurements, minutes to hours each",
+    r"--engine llamacpp:": "needs the extra llamacpp: tests/loop/test_llamacpp_run.py",
+    r"--engine vllm:|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
+    r"--judge openai:|OPENAI_API_KEY": "needs an endpoint: tests/judges",
+    r"llama-cli|ollama": "programs of others",
+}
+"""What a block or a command has that is not run, and why."""
+
+SHORT = {
+    "iterations": 1, "policy_steps": 1, "sft_steps": 1, "sft_batch_size": 2, "reward_steps": 1, "reward_batch_size": 2,
+    "refine_steps": 1, "pair_prompts": 2, "eval_prompts": 2, "eval_samples": 1, "prompts_per_step": 2, "population": 2,
+    "num_generations": 2, "max_completion_length": 40, "max_prompt_length": 200, "dtype": "float32", "max_train_rows": 24,
+}  # fmt: skip
+"""Settings of every configuration here, where it has them or they are needed to be quick."""
+
+MODELS = (
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "gemma-3-270m",
+    "my-model",
+    "PATH",
+)
+MEANT = {"KIND": "arithmetic", "N": "1", "S": "1", "K": "3", "NAMES": "mezo", "TEXT": "tea", "FOLDER": "theirs/policy"}
+"""What a synopsis leaves open. RUN, DIR, PATH and CONFIG.yaml are files and folders of these names."""
+
+
+def short(config: Path) -> None:
+    """Fewer and shorter steps; everything else as it is."""
+    values = yaml.safe_load(config.read_text("utf-8"))
+    config.write_text(yaml.safe_dump(values | SHORT, sort_keys=False), "utf-8")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with all that pages name: models, rows, a short copy of examples, RUN and its CONFIG.yaml."""
+    folder = tmp_path_factory.mktemp("stock")
+    shipped = (ROOT / "src/zopro/tasks/shipped/chat.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in shipped]
+    talk = [{key: row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")} for row in rows]
+    demo_model.write(folder / "PATH", 0, [(row["prompt"], row[key]) for row in talk for key in ("chosen", "rejected")], 1)
+    settings = folder / "PATH/config.json"
+    settings.write_text(settings.read_text().replace('"max_position_embeddings": 128', '"max_position_embeddings": 512'))
+    told = [{"chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['chosen']}",
+             "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['rejected']}"} for r in talk]  # fmt: skip
+    for name in ("train", "test"):
+        for place in ("shared/data/hh_rlhf", "hh_rlhf"):
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            with gzip.open(folder / place / f"{name}.jsonl.gz", "wt") as file:
+                file.writelines(json.dumps(row) + "\n" for row in told)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    for example in (folder / "examples").glob("*.yaml"):
+        short(example)
+    config = {"model": "PATH", "task": "preference", "train_data": "rows.jsonl", "method": "zopro", "output_dir": "RUN",
+              "judge": "rouge"} | SHORT | {"iterations": 2}  # fmt: skip
+    (folder / "CONFIG.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        quick(patch)
+        zopro.run("CONFIG.yaml")
+    (folder / "CONFIG.yaml").write_text(yaml.safe_dump(config | {"output_dir": ""}))
+    yield folder
+
+
+def quick(patch: pytest.MonkeyPatch) -> None:
+    """Without figures, libraries' logs and other processes; the demo's own settings short."""
+    no_figures(patch)
+    patch.setattr(cli, "_set_verbosity", lambda verbose: None)
+    patch.setattr(comparing, "_launch", lambda described, log: worker.main(str(described)))
+    patch.setattr(demo, "SETTINGS", demo.SETTINGS | SHORT)
+    write = demo_model.write
+    patch.setattr(demo_model, "write", lambda *args: write(*args, steps=1))
+    for shown in (PrinterCallback, ProgressCallback):
+        patch.setattr(shown, "on_log", lambda *args, **kwargs: None)
+
+
+@pytest.fixture
+def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for a page, with links to the stock."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("PATH", "CONFIG.yaml", "rows.jsonl", "hh_rlhf"):
+        (here / name).symlink_to(stock / name)
+    for name in MODELS[:-1]:
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).symlink_to(stock / "PATH")
+    (tmp_path / "shared").symlink_to(stock / "shared")
+    shutil.copytree(stock / "examples", here / "examples")
+    shutil.copytree(stock / "RUN", here / "RUN")
+    shutil.copy(stock / "CONFIG.yaml", here / "config.yaml")
+    (here / "theirs").mkdir()
+    for part in ("policy", "reward"):
+        (here / "theirs" / part).symlink_to(stock / "RUN" / part)
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(here)
+    quick(monkeypatch)
+    before = set(sys.modules)
+    yield here
+    for name in set(sys.modules) - before:
+        if str(here) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def reason(text: str) -> str:
+    """Why it is not run, or nothing."""
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, text)), "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_runs(page: Path, place: Path) -> None:
+    for block in blocks(page):
+        if block.note.startswith("as "):
+            Path(block.note.removeprefix("as ")).write_text(block.text)
+        if block.language == "python" and not reason(block.text):
+            with importing():
+                exec(compile(block.text, str(block), "exec"), given(block))
+        elif block.language == "yaml":
+            RunConfig.from_dict({"model": "PATH", "task": "verifiable", "train_data": "x"} | yaml.safe_load(block.text))
+        elif block.language == "sh":
+            at = os.getcwd()
+            for line in [block.text] if block.text.startswith("for ") else block.commands():
+                run_line(block, line)
+            os.chdir(at)
+        else:
+            assert block.language in ("text", "python"), f"{block}: which language?"
+
+
+def run_line(block: Block, line: str) -> None:
+    """As a shell would, in this process."""
+    if reason(line) or re.search(r"[\[|]|\.\.\.", line):
+        looked_up(block, line)
+        line = "" if reason(line) or "..." in re.sub(r"\[.*?\]", "", line) else minimal(line)
+    while line.startswith("cd "):
+        folder, _, line = line[3:].partition(" && ")
+        os.chdir(folder)
+    if line.startswith("zopro "):
+        typed(block, line)
+    elif line.startswith("python -c "):
+        exec(shlex.split(line)[2], {})
+    elif line:
+        subprocess.run(["bash", "-ec", line], check=True)
+
+
+@pytest.mark.parametrize("page", LAB, ids=lambda page: page.name)
+def test_what_the_lab_measured_with_is_accepted(page: Path) -> None:
+    """Hours of a real model: options and their values are read, no more."""
+    for block in blocks(page):
+        if block.language == "python":
+            exec(compile(block.text, str(block), "exec"), {})
+        for line in block.commands() if block.language == "sh" else []:
+            looked_up(block, line)
+            words = words_of(line)
+            if words and not re.search(r"[\[|]|\.\.\.", line):
+                cli._parse([MEANT.get(word, word) for word in words])
+
+
+@pytest.mark.parametrize("page", [page for page in [*PAGES, *LAB] if page.suffix == ".md"], ids=lambda page: page.name)
+def test_commands_in_sentences_have_the_options_that_they_name(page: Path) -> None:
+    text = re.sub(r"(?ms)^ *```.*?^ *```$", "", page.read_text("utf-8"))
+    for line in re.findall(r"`(zopro [^`]*)`", text):
+        assert line.split()[1] in {*OPTIONS, "COMMAND"}, line
+        looked_up(Block(page, 0, "sh", line), " ".join(line.split()))
+
+
+def test_nothing_is_excused_that_is_not_there() -> None:
+    text = "\n".join(block.text for page in PAGES for block in blocks(page))
+    assert [pattern for pattern in NOT_RUN if not re.search(pattern, re.sub(r"\\\n\s*", "", text), re.M)] == []
+
+
+def test_readme_has_few_numbers() -> None:
+    """Outside of its commands; everything else that was measured is in docs/lab."""
+    text = re.sub(r"(?ms)^```.*?^```$|^ {4}.*?$|<!--.*?-->|\]\(.*?\)", "", (ROOT / "README.md").read_text("utf-8"))
+    assert len(re.findall(r"(?<![\w.])\d+(?:\.\d+)*", text)) <= 25
+
+
+def minimal(line: str) -> str:
+    """A synopsis without what may be left out, of a choice the first."""
+    line = re.sub(r"\(([^|)]*)[^)]*\)", r"\1", re.sub(r"\[[^]]*\]", "", line))
+    return " ".join(MEANT.get(word, word) for word in line.split())
+
+
+def typed(block: Block, line: str) -> None:
+    """A zopro command, with the block's further options; a folder DIR is new to each that writes it."""
+    line, _, file = line.partition(" > ")
+    words = [match for word in shlex.split(line)[1:] for match in sorted(map(str, Path().glob(word))) or [word]]
+    more = [] if block.note.startswith("as ") else shlex.split(block.note)
+    if "--out DIR" in line:
+        shutil.rmtree("DIR", ignore_errors=True)
+    said, failed = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(failed):
+        code = cli.main([*words, *more])
+    assert code == 0, f"{block}: {line}\n{failed.getvalue()[-2000:]}"
+    assert said.getvalue().strip(), f"{block}: {line}: says nothing"
+    if file:
+        Path(file).write_text(said.getvalue())
+    for written in Path().glob("*.yaml"):
+        if words[0] == "init" and not written.is_symlink():
+            short(written)
+
+
+def words_of(line: str) -> list[str]:
+    """Of a zopro command, however it is launched; of others none."""
+    typed = re.match(r"(?:\w+=\S+ )*(?:(?:torchrun|accelerate) .*-m )?zopro (.*)", line)
+    return shlex.split(typed[1].partition(" > ")[0]) if typed else []
+
+
+def looked_up(block: Block, line: str) -> None:
+    """That programs and options of a line exist."""
+    command = words_of(line)
+    if script := re.search(r"benchmarks/\S+\.py", line):
+        text = (ROOT / script[0]).read_text("utf-8")
+    elif command and command[0] in OPTIONS:
+        text = " ".join(OPTIONS[command[0]])
+    else:
+        return
+    for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", line.partition(script[0] if script else "zopro ")[2]):
+        assert option == "--key" or option in text, f"{block}: {line}: {option}"
+
+
+COMMANDS = next(action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
+OPTIONS = {name: command.get_default("options") for name, command in COMMANDS.items()}
+
+
+def given(block: Block) -> dict[str, Any]:
+    """What a block of Python names without making it."""
+    folder = "PATH"
+    bare = AutoModelForCausalLM.from_pretrained(folder)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    ids = torch.arange(3, 27).reshape(4, 6)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "rows": Dataset.from_list([json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()[:4]]),
+        "lora": lora,
+        "reward": lambda completions, **columns: [float(len(completion)) for completion in completions],
+        "loss_function": lambda model, batch: model(batch, labels=batch).loss,
+        "rewards_of": lambda model: [1.0, 0.0],
+        "batch": ids,
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "completion_length": 2,
+        "K": 2,
+        "old_logprobs": torch.zeros(4),
+        "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5]),
+        "model": bare if block.page.stem == "trainers" else get_peft_model(bare, lora),
+    }
+    return names
