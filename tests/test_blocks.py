@@ -47,7 +47,7 @@ NOT_RUN = {
     r"torchrun|accelerate launch|init_process_group": "several processes: tests/loop/test_ranks_run.py, tests/zo/test_ranks.py",
     r"python benchmarks/": "measurements, minutes to hours each",
     r"--engine llamacpp:": "needs the extra llamacpp: tests/loop/test_llamacpp_run.py",
-    r"--engine vllm:|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
+    r"--engine vllm|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
     r"--judge openai:|OPENAI_API_KEY": "needs an endpoint: tests/judges",
     r"llama-cli|ollama": "programs of others",
 }

@@ -69,7 +69,7 @@ class Started(Server):
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for zopro, which stops it
             )
-        self._end = weakref.finalize(self, _stop, self.process, self.log)
+        self._end = weakref.finalize(self, _stop, os.getpid(), self.process, self.log)
 
     def stop(self) -> object:
         """End it and all that it started."""
@@ -143,7 +143,9 @@ def _device(python: str) -> str:
     return asked.stdout.split()[-1]
 
 
-def _stop(process: subprocess.Popen[bytes], log: Path) -> None:
+def _stop(owner: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    if os.getpid() != owner:  # a fork, in which the object ends too
+        return
     assert process.stdin is not None
     with suppress(OSError):  # it has ended
         process.stdin.write(b"\n")
