@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from one_run import no_figures
 from tiny import tiny_model, tiny_tokenizer
 from zopro import cli
 
@@ -39,8 +40,9 @@ def test_commands_are_accepted(page: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with a tiny model where README's would come from the Hub."""
+    """An empty folder to work in, with a tiny model where README's would come from the Hub; runs without figures."""
     monkeypatch.chdir(tmp_path)
+    no_figures(monkeypatch)
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
     tokenizer = tiny_tokenizer((ROOT / "src/zopro/tasks/shipped/chat.jsonl").read_text().splitlines())
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
