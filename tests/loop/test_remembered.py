@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from one_run import no_figures
+from one_run import no_report
 from tiny_runs import config, fingerprint
 from zopro import demo
 from zopro.loop import pipeline, remembered
@@ -42,7 +42,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
         options = {"dtype": "float32", "iterations": 1, "sft_learning_rate": 0.05}
         settings = config(folder, tmp_path_factory.mktemp(name) / "run", **options)
         with pytest.MonkeyPatch.context() as patch:
-            no_figures(patch)
+            no_report(patch)
             for question, answer in base.items() if name == "most" else ():
                 patch.setitem(remembered.QUESTIONS, question, ("never",) if question == HARD else (answer,))
             found[name] = Path(settings.output_dir), pipeline.run(settings, quiet=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from one_run import no_figures
+from one_run import no_report
 from served_runs import model_and_rows, settings
 from tiny_runs import fingerprint
 from vllm_server import VLLMServer
@@ -46,9 +46,9 @@ class Inputs:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
+def _no_report() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
+        no_report(patch)
         yield
 
 
