@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
-    """A run whose caller had begun 100 seconds earlier, as the demo has; its figures are left out. Its policy has moved."""
+    """Its caller had begun 100 seconds earlier, as the demo has; its policy moves; its figures are left out."""
     settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32", learning_rate=0.02)
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
