@@ -37,7 +37,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 SLOTS = 8  # displaced policies in one batch
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 ON_CPU = ("--enforce-eager", "--no-enable-prefix-caching")
-ENVIRONMENT_ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+ENVIRONMENT_ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}  # unless they are set
 START = 3600.0  # seconds for a server to answer, which may have to fetch a large model first
 LAST_LINES = 12  # of a server that has ended, which say why
 LOOK = "from vllm.platforms import current_platform; print(current_platform.device_type)"
@@ -54,7 +54,11 @@ def command(python: str, model: str, port: int, rank: int, modules: Sequence[str
 
 
 class Started(Server):
-    """A server in a process of its own, which ends with this object or process at the latest."""
+    """A server in a process of its own, which ends with this object or process at the latest.
+
+    Args:
+        arguments: the command. environment: variables that it has where they are not set.
+    """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], port: int, timeout: float) -> None:
         key = secrets.token_hex(16)  # adapters can be loaded at run time: by no other user of this machine
@@ -63,7 +67,7 @@ class Started(Server):
             self.log = Path(log.name)
             self.process = subprocess.Popen(
                 [sys.executable, keeper.__file__, *arguments],
-                env={**os.environ, **environment, VLLM_KEY: key},
+                env={**environment, **os.environ, **ENVIRONMENT, VLLM_KEY: key},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -110,8 +114,8 @@ def start(options: ModelOptions, modules: Sequence[str]) -> Started:
     arguments = command(python, options.model, port, options.lora_r, modules, options.dtype)
     arguments += ["--uvicorn-log-level", "warning", *(ON_CPU if on_cpu else ())]
     arguments += ["--trust-remote-code"] * options.trust_remote_code
-    environment = {**ENVIRONMENT, **(ENVIRONMENT_ON_CPU if on_cpu else {})}
-    server = Started([*arguments, *shlex.split(options.vllm_flags)], environment, port, options.engine_timeout)
+    arguments += shlex.split(options.vllm_flags)
+    server = Started(arguments, ENVIRONMENT_ON_CPU if on_cpu else {}, port, options.engine_timeout)
     try:
         with task("starting vLLM"):
             server.wait()
