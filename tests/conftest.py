@@ -21,7 +21,7 @@ RANKS = ["loop/test_ranks_run", "zo/test_es", "zo/test_ranks", "train/test_es_ra
 SLOW = [
     *RANKS,
     *("loop/test_pipeline", "compare/test_compare", "loop/test_verifiable_run", "loop/test_resume", "loop/test_replay"),
-    *("analysis/test_projection", "loop/test_crash_matrix", "test_readme", "bench/test_bench", "loop/test_vllm_run"),
+    *("analysis/test_projection", "loop/test_crash_matrix", "test_blocks", "bench/test_bench", "loop/test_vllm_run"),
 ]
 """Run first, so that no worker waits at the end for a long file of another."""
 
