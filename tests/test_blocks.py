@@ -7,9 +7,7 @@ configuration. What is not run is in NOT_RUN, with its reason; of that, programs
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import json
 import os
 import re
 import shlex
@@ -18,19 +16,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import yaml
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 
 import zopro
 from blocks import Block, blocks
 from one_run import no_figures
+from stocked import MODELS, ROOT, ROWS, SHORT, fill, given, short
 from zopro import cli, demo
+from zopro.cli import init
 from zopro.compare import run as comparing
 from zopro.compare import worker
 from zopro.config import RunConfig
@@ -38,7 +34,6 @@ from zopro.demo import model as demo_model
 from zopro.loop import pipeline
 from zopro.system.imports import importing
 
-ROOT = Path(__file__).parents[1]
 LAB = sorted((ROOT / "docs/lab").glob("*.md"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *EXAMPLES]
@@ -49,6 +44,7 @@ NOT_RUN = {
     r"torchrun|accelerate launch|init_process_group": "several processes: test_ranks_run.py, test_ranks.py",
     r"python benchmarks/": "measurements, minutes to hours each",
     r"zopro bench step": "processes of its own: tests/bench/test_bench.py",
+    r"zopro compare examples/": "the synopsis before it is run",
     r"--engine llamacpp:": "needs the extra llamacpp: tests/loop/test_llamacpp_run.py",
     r"--engine vllm|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
     r"--judge openai:|OPENAI_API_KEY": "needs an endpoint: tests/judges",
@@ -56,55 +52,18 @@ NOT_RUN = {
 }
 """What a block or a command has that is not run, and why."""
 
-SHORT = {
-    "iterations": 1, "policy_steps": 1, "sft_steps": 1, "sft_batch_size": 2, "reward_steps": 1, "reward_batch_size": 2,
-    "refine_steps": 1, "pair_prompts": 2, "eval_prompts": 2, "eval_samples": 1, "prompts_per_step": 2, "population": 2,
-    "num_generations": 2, "max_completion_length": 40, "max_prompt_length": 200, "dtype": "float32", "max_train_rows": 24,
-    "easy_questions": False,
-}  # fmt: skip
-"""Settings of every configuration here, where it has them or they are needed to be quick."""
+LONG = {"run": "README.md", "demo": "interplay.md", "compare": "commands.md"}
+"""Where a command of seconds is run to its end. Elsewhere a run is a --dry-run and leaves RUN; others are read only."""
 
-MODELS = (
-    "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct",
-    "gemma-3-270m",
-    "my-model",
-    "PATH",
-)
 MEANT = {"KIND": "arithmetic", "N": "1", "S": "1", "K": "3", "NAMES": "mezo", "TEXT": "tea", "FOLDER": "theirs/policy"}
 """What a synopsis leaves open. RUN, DIR, PATH and CONFIG.yaml are files and folders of these names."""
-
-
-def short(config: Path) -> None:
-    """Fewer and shorter steps; everything else as it is."""
-    values = yaml.safe_load(config.read_text("utf-8"))
-    config.write_text(yaml.safe_dump(values | SHORT, sort_keys=False), "utf-8")
 
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with all that pages name: models, rows, a short copy of examples, RUN and its CONFIG.yaml."""
     folder = tmp_path_factory.mktemp("stock")
-    shipped = (ROOT / "src/zopro/tasks/shipped/chat.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in shipped]
-    talk = [{key: row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")} for row in rows]
-    demo_model.write(folder / "PATH", 0, [(row["prompt"], row[key]) for row in talk for key in ("chosen", "rejected")], 1)
-    settings = folder / "PATH/config.json"
-    settings.write_text(settings.read_text().replace('"max_position_embeddings": 128', '"max_position_embeddings": 512'))
-    told = [{"chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['chosen']}",
-             "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['rejected']}"} for r in talk]  # fmt: skip
-    for name in ("train", "test"):
-        for place in ("shared/data/hh_rlhf", "hh_rlhf"):
-            (folder / place).mkdir(parents=True, exist_ok=True)
-            with gzip.open(folder / place / f"{name}.jsonl.gz", "wt") as file:
-                file.writelines(json.dumps(row) + "\n" for row in told)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    for example in (folder / "examples").glob("*.yaml"):
-        short(example)
-    config = {"model": "PATH", "task": "preference", "train_data": "rows.jsonl", "method": "zopro", "output_dir": "RUN",
-              "judge": "rouge"} | SHORT | {"iterations": 2}  # fmt: skip
-    (folder / "CONFIG.yaml").write_text(yaml.safe_dump(config))
+    config = fill(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         quick(patch)
@@ -116,12 +75,16 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Without figures, libraries' logs and other processes; the demo's own settings short."""
     no_figures(patch)
-    patch.setattr(pipeline.write, "page", lambda run, summary: None)
+    for drawn in ("page", "_figures", "_share"):
+        patch.setattr(pipeline.write, drawn, lambda *args, **kwargs: None)
+    patch.setattr(sys, "stdin", io.StringIO("tea?\n"))
     patch.setattr(cli, "_set_verbosity", lambda verbose: None)
     patch.setattr(comparing, "_launch", lambda described, log: worker.main(str(described)))
+    patch.setattr(init, "PROBLEMS", ROWS)
     patch.setattr(demo, "SETTINGS", demo.SETTINGS | {key: value for key, value in SHORT.items() if key != "iterations"})
-    write = demo_model.write
-    patch.setattr(demo_model, "write", lambda *args: write(*args, steps=1))
+    make, write = demo_model.write, demo.task.write
+    patch.setattr(demo_model, "write", lambda *args: make(*args, steps=1))
+    patch.setattr(demo.task, "write", lambda *args: write(*args, train_rows=ROWS, test_rows=4))
     for shown in (PrinterCallback, ProgressCallback):
         patch.setattr(shown, "on_log", lambda *args, **kwargs: None)
 
@@ -138,6 +101,7 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         (here / name).symlink_to(stock / "PATH")
     (tmp_path / "shared").symlink_to(stock / "shared")
     shutil.copytree(stock / "examples", here / "examples")
+    (here / "examples/HuggingFaceTB").symlink_to(here / "HuggingFaceTB")
     shutil.copytree(stock / "RUN", here / "RUN")
     shutil.copy(stock / "CONFIG.yaml", here / "config.yaml")
     (here / "theirs").mkdir()
@@ -179,7 +143,7 @@ def test_every_block_runs(page: Path, place: Path) -> None:
 
 def run_line(block: Block, line: str) -> None:
     """As a shell would, in this process."""
-    if reason(line) or re.search(r"[\[|]|\.\.\.", line):
+    if reason(line) or (line.startswith(("zopro ", "[")) and re.search(r"[\[|]|\.\.\.", line)):
         looked_up(block, line)
         line = "" if reason(line) or "..." in re.sub(r"\[.*?\]", "", line) else minimal(line)
     while line.startswith("cd "):
@@ -236,6 +200,16 @@ def typed(block: Block, line: str) -> None:
     line, _, file = line.partition(" > ")
     words = [match for word in shlex.split(line)[1:] for match in sorted(map(str, Path().glob(word))) or [word]]
     more = [] if block.note.startswith("as ") else shlex.split(block.note)
+    if words[0] == "data":
+        more += ["--rows", str(ROWS)]
+    if LONG.get(words[0], block.page.name) != block.page.name and not {"--resume", "--dry-run"} & set(words):
+        args = cli._parse([*words, *more])
+        out = vars(args).get("key.output_dir") or vars(args).get("out")
+        if out and not Path(out).exists():
+            shutil.copytree("RUN", out)
+        if words[0] != "run":
+            return
+        more = [*more, "--dry-run", "--output_dir", ""]
     if "--out DIR" in line:
         shutil.rmtree("DIR", ignore_errors=True)
     said, failed = io.StringIO(), io.StringIO()
@@ -266,33 +240,8 @@ def looked_up(block: Block, line: str) -> None:
     else:
         return
     for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", line.partition(script[0] if script else "zopro ")[2]):
-        assert option == "--key" or option in text, f"{block}: {line}: {option}"
+        assert option == "--key" or option.removeprefix("--") in text, f"{block}: {line}: {option}"
 
 
 COMMANDS = next(action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
 OPTIONS = {name: command.get_default("options") for name, command in COMMANDS.items()}
-
-
-def given(block: Block) -> dict[str, Any]:
-    """What a block of Python names without making it."""
-    folder = "PATH"
-    bare = AutoModelForCausalLM.from_pretrained(folder)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
-    ids = torch.arange(3, 15).reshape(2, 6).repeat_interleave(2, 0)  # the same prompt twice
-    names: dict[str, Any] = {
-        "torch": torch,
-        "rows": Dataset.from_list([json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()[:4]]),
-        "lora": lora,
-        "reward": lambda completions, **columns: [float(len(completion)) for completion in completions],
-        "loss_function": lambda model, batch: model(batch, labels=batch).loss,
-        "rewards_of": lambda model: [1.0, 0.0],
-        "batch": ids,
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "completion_length": 2,
-        "K": 2,
-        "old_logprobs": torch.zeros(4),
-        "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5]),
-        "model": bare if block.page.stem == "trainers" else get_peft_model(bare, lora),
-    }
-    return names

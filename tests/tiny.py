@@ -28,13 +28,14 @@ KINDS = ("llama", "qwen3", "gemma3", "gpt2", "gpt_neox")
 TEXTS = ("a cup of tea, please", "no cake is left", "thank you, the tea was good", "two cups and a cake for me")
 
 
-def tiny_tokenizer(texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 300 tokens trained on `texts`, with <pad>, <bos> and <eos> as 0, 1 and 2; adds none itself."""
+def tiny_tokenizer(texts: Iterable[str] | None = None, size: int = 300, phrases: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `size` tokens trained on `texts`, with <pad>, <bos> and <eos> as 0, 1 and 2; adds none itself.
+    `phrases`: a token may be longer than a word, up to a whole text, for answers of a few tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not phrases)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
+        vocab_size=size,
         special_tokens=["<pad>", "<bos>", "<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -231,7 +231,9 @@ def test_iterations_are_laid_end_to_end():
     lines = [{"stage": "policy", "iteration": i, "step": s, "reward": 10.0 * i + s} for i in (0, 1) for s in (1, 2, 3)]
     chart = next(chart for chart in training_charts(lines, SFT) if "Reward" in chart.title)
     assert list(chart.series[0].points) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 11.0), (5, 12.0), (6, 13.0)]
-    assert [x for x, _ in chart.dividers] == [0, 3]
+    assert [x for x, _ in chart.dividers] == [0, 3] and [series.name for series in chart.series] == ["each step"]
+    many = [{"stage": "policy", "step": s, "reward": 1.0} for s in range(1, 25)]
+    assert [series.name for series in training_charts(many, SFT)[0].series] == ["each step", "mean of 2 steps"]
 
 
 def test_samples_are_matched_by_prompt(tmp_path):
