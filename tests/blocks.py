@@ -67,6 +67,5 @@ def _of_comments(page: Path, lines: list[str]) -> Iterator[Block]:
     assert header == lines[: len(header)], f"{page.name}: its comments stand first"
     typed = [line[1:].strip() for line in header if re.match(r"#   +\S", line)]
     if typed:
-        yield Block(
-            page, header.index(next(line for line in header if line.startswith("#   "))) + 1, "sh", "\n".join(typed)
-        )
+        first = next(at for at, line in enumerate(header, 1) if line.startswith("#   "))
+        yield Block(page, first, "sh", "\n".join(typed))

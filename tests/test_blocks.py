@@ -35,17 +35,20 @@ from zopro.compare import run as comparing
 from zopro.compare import worker
 from zopro.config import RunConfig
 from zopro.demo import model as demo_model
+from zopro.loop import pipeline
 from zopro.system.imports import importing
 
 ROOT = Path(__file__).parents[1]
 LAB = sorted((ROOT / "docs/lab").glob("*.md"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *EXAMPLES]
+RUN = [page for page in PAGES if any(block.language != "text" for block in blocks(page))]
 
 NOT_RUN = {
-    r"make (demo|test|test-gpu)$|pip install ": "these tests run in what they install, and make calls pytest and zopro demo",
-    r"torchrun|accelerate launch|init_process_group": "several processes: tests/loop/test_ranks_run.py, tests/zo/test_ranks.py",
+    r"make (demo|test|test-gpu)$|pip install ": "these tests run in what they install; make calls pytest and zopro demo",
+    r"torchrun|accelerate launch|init_process_group": "several processes: test_ranks_run.py, test_ranks.py",
     r"python benchmarks/": "measurements, minutes to hours each",
+    r"zopro bench step": "processes of its own: tests/bench/test_bench.py",
     r"--engine llamacpp:": "needs the extra llamacpp: tests/loop/test_llamacpp_run.py",
     r"--engine vllm|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
     r"--judge openai:|OPENAI_API_KEY": "needs an endpoint: tests/judges",
@@ -57,6 +60,7 @@ SHORT = {
     "iterations": 1, "policy_steps": 1, "sft_steps": 1, "sft_batch_size": 2, "reward_steps": 1, "reward_batch_size": 2,
     "refine_steps": 1, "pair_prompts": 2, "eval_prompts": 2, "eval_samples": 1, "prompts_per_step": 2, "population": 2,
     "num_generations": 2, "max_completion_length": 40, "max_prompt_length": 200, "dtype": "float32", "max_train_rows": 24,
+    "easy_questions": False,
 }  # fmt: skip
 """Settings of every configuration here, where it has them or they are needed to be quick."""
 
@@ -112,9 +116,10 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Without figures, libraries' logs and other processes; the demo's own settings short."""
     no_figures(patch)
+    patch.setattr(pipeline.write, "page", lambda run, summary: None)
     patch.setattr(cli, "_set_verbosity", lambda verbose: None)
     patch.setattr(comparing, "_launch", lambda described, log: worker.main(str(described)))
-    patch.setattr(demo, "SETTINGS", demo.SETTINGS | SHORT)
+    patch.setattr(demo, "SETTINGS", demo.SETTINGS | {key: value for key, value in SHORT.items() if key != "iterations"})
     write = demo_model.write
     patch.setattr(demo_model, "write", lambda *args: write(*args, steps=1))
     for shown in (PrinterCallback, ProgressCallback):
@@ -153,7 +158,7 @@ def reason(text: str) -> str:
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, text)), "")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_every_block_runs(page: Path, place: Path) -> None:
     for block in blocks(page):
         if block.note.startswith("as "):
@@ -273,7 +278,7 @@ def given(block: Block) -> dict[str, Any]:
     folder = "PATH"
     bare = AutoModelForCausalLM.from_pretrained(folder)
     lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
-    ids = torch.arange(3, 27).reshape(4, 6)
+    ids = torch.arange(3, 15).reshape(2, 6).repeat_interleave(2, 0)  # the same prompt twice
     names: dict[str, Any] = {
         "torch": torch,
         "rows": Dataset.from_list([json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()[:4]]),

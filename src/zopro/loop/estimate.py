@@ -187,8 +187,8 @@ class Estimate:
         timed = self.timed
         return (
             f"this run will take about {duration(self.seconds)} and {timed.peak_mb / 1e3:.1f} GB, by one timed step "
-            f"({timed.answers} answers, {duration(timed.call + timed.answers * timed.sample)} to sample them): an estimate, which "
-            "the run corrects as it goes"
+            f"({timed.answers} answers, {duration(timed.call + timed.answers * timed.sample)} to sample them): "
+            "an estimate, which the run corrects as it goes"
         )
 
 

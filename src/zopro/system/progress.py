@@ -79,10 +79,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Outlook:
-    """Seconds that a run is estimated to take: for what it has done since `began`, for its outermost task, and for the rest.
+    """Seconds that a run is estimated to take: for what is done since `began`, for its outermost task, and for the rest.
 
-    What is left is corrected by what was right so far: twice as long as estimated makes the rest twice as long. The timed step
-    that an estimate is made from (`PRIOR` seconds) counts as right, so that the first moments do not rule.
+    The rest is corrected by what was right so far: twice as long as estimated makes the rest twice as long. The timed
+    step that an estimate is made from (`PRIOR` seconds) counts as right, so that the first moments do not rule.
     """
 
     began: float
@@ -239,7 +239,7 @@ def heard() -> bool:
 
 
 def expect(seconds: tuple[float, float, float] | None) -> None:
-    """How long the run is estimated to take: what it has done since this was first called, what it begins now, and the rest."""
+    """Seconds that a run is estimated to take: for what is done since the first call, what begins now, and the rest."""
     before = _current.outlook
     began = _current.clock() if before is None else before.began
     _current.outlook = None if seconds is None else Outlook(began, *seconds)

@@ -55,8 +55,9 @@ def training_charts(metrics: Iterable[Record], start: shown.Start) -> list[Chart
     def policy_chart(title: str, key: str, **options: Any) -> Chart:
         points = [(starts[m.get("iteration") or 0] + m["step"], m[key]) for m in policy if is_number(m.get(key))]
         window = max(1, len(points) // 12)
-        mean = Series(f"mean of {window} steps", running_mean(points, window))
-        series = [Series("each step", points, style=f"{POLICY} faint"), mean]
+        series = [Series("each step", points, style=f"{POLICY} faint" if window > 1 else POLICY)]
+        if window > 1:
+            series.append(Series(f"mean of {window} steps", running_mean(points, window)))
         x_label = "step (numbers above: iteration)" if dividers else "step"
         return Chart(title, series, x_label, dividers=dividers, **options)
 
