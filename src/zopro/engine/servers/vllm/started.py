@@ -38,8 +38,9 @@ SLOTS = 8  # displaced policies in one batch
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 ON_CPU = ("--enforce-eager", "--no-enable-prefix-caching")
 ENVIRONMENT_ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}  # unless they are set
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}  # unless it is set: else two lines for every displacement
 START = 3600.0  # seconds for a server to answer, which may have to fetch a large model first
-LAST_LINES = 12  # of a server that has ended, which say why
+LAST_LINES, WIDTH = 12, 200  # of a server that has ended, which say why
 LOOK = "from vllm.platforms import current_platform; print(current_platform.device_type)"
 
 
@@ -67,7 +68,7 @@ class Started(Server):
             self.log = Path(log.name)
             self.process = subprocess.Popen(
                 [sys.executable, keeper.__file__, *arguments],
-                env={**environment, **os.environ, **ENVIRONMENT, VLLM_KEY: key},
+                env={**QUIET, **environment, **os.environ, **ENVIRONMENT, VLLM_KEY: key},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -97,7 +98,8 @@ class Started(Server):
             if self.process.poll() is None:
                 raise
             lines = self.log.read_text("utf-8", "replace").splitlines() if self.log.exists() else []
-            raise Failed("\n".join(["a server that has ended; its last lines:", *lines[-LAST_LINES:]])) from None
+            last = "\n".join(line[:WIDTH] for line in lines[-LAST_LINES:])
+            raise Failed(f"it has ended; its last lines:\n{last}" if last else "it has ended") from None
 
 
 def start(options: ModelOptions, modules: Sequence[str]) -> Started:
