@@ -291,6 +291,7 @@ def main() -> int:
     gc.freeze()  # what was imported is no garbage: no fork need look
     if args.no_report:
         pipeline.write.refresh = pipeline.write.finish = lambda run: None
+        pipeline.write.page = lambda run, summary: None
 
     work = args.work.absolute()
     shutil.rmtree(work, ignore_errors=True)

@@ -3,19 +3,27 @@
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
 
 from zopro.system.imports import importing
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
 settings.register_profile("zopro", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("zopro")
 
-THREADS = torch.get_num_threads()
+RANKS = ["loop/test_ranks_run", "zo/test_es", "zo/test_ranks", "train/test_es_ranks", "train/test_slope"]
+"""Files whose processes are forked from one server, which takes seconds to import everything: one worker runs them."""
+SLOW = [
+    *RANKS,
+    *("loop/test_pipeline", "compare/test_compare", "loop/test_verifiable_run", "loop/test_resume", "loop/test_replay"),
+    *("analysis/test_projection", "loop/test_crash_matrix", "test_blocks", "bench/test_bench", "loop/test_vllm_run"),
+]
+"""Run first, so that no worker waits at the end for a long file of another."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -25,12 +33,48 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
 
 
+def _name(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: place.get(_name(item.nodeid), len(SLOW)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile` in the order of the files, and with `RANKS` as one of them."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ranks" if _name(nodeid) in RANKS else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> int:
+    import torch  # not above: the process that only hands out tests needs none
+
+    return torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)
-def _as_many_threads_as_in_the_beginning() -> None:
+def _as_many_threads_as_in_the_beginning(_threads: int) -> None:
     """numba's first use changes torch's number, and threads without a core of their own wait on each other."""
-    torch.set_num_threads(THREADS)
+    import torch
+
+    torch.set_num_threads(_threads)

@@ -16,8 +16,15 @@ AGO, BEFORE = 100.0, {"pretraining": 60.0}
 
 
 def no_figures(patch: pytest.MonkeyPatch) -> None:
+    """Runs end with their report, without an analysis."""
     patch.setattr(pipeline.write, "refresh", lambda run: None)
     patch.setattr(pipeline.write, "finish", lambda run: None)
+
+
+def no_report(patch: pytest.MonkeyPatch) -> None:
+    """Runs end without a report, which takes longer than the smallest of them."""
+    no_figures(patch)
+    patch.setattr(pipeline.write, "page", lambda run, summary: None)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

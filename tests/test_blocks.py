@@ -46,7 +46,7 @@ NOT_RUN = {
     r"zopro bench step": "processes of its own: tests/bench/test_bench.py",
     r"zopro compare examples/": "the synopsis before it is run",
     r"--engine llamacpp:": "needs the extra llamacpp: tests/loop/test_llamacpp_run.py",
-    r"--engine vllm:|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
+    r"--engine vllm|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
     r"--judge openai:|OPENAI_API_KEY": "needs an endpoint: tests/judges",
     r"llama-cli|ollama": "programs of others",
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from one_run import no_report
 from tiny_runs import config, write_inputs
 from zopro.choices import DIRECTIONS, METHODS, REGISTRIES, Choice, Method, Registry
 from zopro.compare.plan import Plan
@@ -108,8 +109,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_variants_from_outside_run_are_journalled_and_replayed(
     options: dict[str, str], mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zopro.analysis.write.finish", lambda path: None)
-    monkeypatch.setattr("zopro.analysis.write.page", lambda path, found: None)
+    no_report(monkeypatch)
     out = tmp_path / "run"
     summary = pipeline.run(config(write_inputs(tmp_path), out, policy_steps=2, iterations=1, **options), quiet=True)
     assert summary["method"] == options["method"]

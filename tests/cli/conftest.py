@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from one_run import no_report
 from tiny_runs import write_inputs
 from zopro import cli
-from zopro.loop import pipeline
 
 
 @pytest.fixture(scope="module")
@@ -19,5 +19,4 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
-    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
+    no_report(monkeypatch)

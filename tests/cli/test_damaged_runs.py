@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from commands import refused, typed
+from one_run import no_report
 from tiny_runs import config
 from zopro.loop import pipeline
 
@@ -21,8 +22,7 @@ def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     settings = config(inputs, folder / "run", iterations=1, policy_steps=1, warm_start="spsa", checkpoint_steps=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.write, "refresh", lambda run: None)
-        patch.setattr(pipeline.write, "finish", lambda run: None)
+        no_report(patch)
         patch.setattr(pipeline, "clear", lambda folder: None)
         pipeline.run(settings, quiet=True)
     return folder / "run"

@@ -46,12 +46,22 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of every comparison."""
+    monkeypatch.setattr(run, "write_plots", lambda result, folder: [])
+
+
 def config(settings: dict[str, Any], out: Path, **changes: Any) -> RunConfig:
     return RunConfig(**{**settings, "output_dir": str(out), **changes})
 
 
 def test_from_start_to_end_and_on(
-    settings: dict[str, Any], launched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any],
+    launched: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     asked: list[Any] = []
     known = ((True, True, False), (True, False, True), (False, False, True))  # by the start, and by each seed's policy
@@ -96,6 +106,7 @@ def test_from_start_to_end_and_on(
     for name in ("compare.md", "compare.html", "reward_seconds.png", "reward_kl.pdf", "memory.png"):
         assert (tmp_path / name).stat().st_size > 500
 
+    request.getfixturevalue("no_plots")
     before = len(launched)
     more = compare(config(settings, tmp_path), replace(plan, methods=("guided", "mezo"), seeds=1), quiet=True)
     assert [name.split("-")[0] for name in launched[before:]] == ["mezo"] * 3, "what is finished is not done again"
@@ -123,6 +134,7 @@ def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched
     assert (tmp_path / "shared/policy/000").exists() and (tmp_path / "shared/reward/001").exists()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_budget_of_time(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
     plan = Plan(("guided",), budget_minutes=0.02, points=2, search_trials=1)
     found = compare(config(settings, tmp_path), plan, quiet=True)["methods"]["guided"]
@@ -130,6 +142,7 @@ def test_a_budget_of_time(settings: dict[str, Any], launched: list[str], tmp_pat
     assert len(launched) == 4, "prepare, inference, a probe of the pace, the training"
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_method_that_fails_leaves_the_others(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -159,6 +172,7 @@ def words(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return ["compare", str(path), *short, "--out", str(tmp_path / "out"), "--methods"]
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_command(words: list[str], launched: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main([*words, "guided", "--json"]) == 0
     out, said = capsys.readouterr()

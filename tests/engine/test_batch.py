@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from zopro.engine import Batch, Rollouts
+from zopro.engine.batch import uniform_numbers
+from zopro.errors import InputError
 
 
 def rollouts() -> Rollouts:
@@ -29,3 +32,10 @@ def test_rows_and_sums() -> None:
     assert batch.rows(torch.tensor([1, 0])).input_ids.tolist() == batch.input_ids.flip(0).tolist()
     assert batch.twice().attention_mask.tolist() == batch.attention_mask.tolist() * 2
     assert batch.sums(torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])).tolist() == [7.0, 24.0]
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_every_row_has_its_own_generator(count: int) -> None:
+    own = [torch.Generator().manual_seed(row) for row in range(count)]
+    with pytest.raises(InputError, match=rf"generator: must be one, or one for each of the 3 rows, got {count}\."):
+        uniform_numbers(own, 3, 5, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A small run, made once a file."""
+"""A small run, made once a process: tests read it, or a copy."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from zopro.config import RunConfig
 from zopro.loop import pipeline
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
-    """A run whose caller had begun 100 seconds earlier, as the demo has; its figures are left out."""
-    settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32")
+    """Its caller had begun 100 seconds earlier, as the demo has; its policy moves; its figures are left out."""
+    settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32", learning_rate=0.02)
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
         return settings, pipeline.run(settings, quiet=True, began=time.perf_counter() - AGO, before=BEFORE)

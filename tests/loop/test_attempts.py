@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from one_run import metrics, no_figures, page
+from one_run import metrics, no_figures, no_report, page
 from tiny_runs import config
 from zopro import demo
 from zopro.analysis.page.report import report
@@ -115,4 +115,4 @@ def test_a_damaged_record_of_usage_is_one_line(finished: tuple[RunConfig, dict[s
 
 @pytest.fixture
 def no_finish(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_figures(monkeypatch)
+    no_report(monkeypatch)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from one_run import metrics, no_figures
+from one_run import metrics, no_report
 from tiny_runs import config, fingerprint
 from zopro.loop import pipeline, policies
 from zopro.loop.bound import BoundCallback
@@ -40,7 +40,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         settings = config(folder, tmp_path_factory.mktemp(name) / "run", max_kl=bound, **FAST)
         made[name] = Path(settings.output_dir)
         with pytest.MonkeyPatch.context() as patch:
-            no_figures(patch)
+            no_report(patch)
             if name == "killed":
 
                 def fails(self: Any, model: Any, path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from one_run import no_figures
+from one_run import no_report
 from tiny_runs import config, fingerprint
 from zopro import cli
+from zopro.config import RunConfig
 from zopro.loop import pipeline
 from zopro.system import progress
 
@@ -25,7 +27,7 @@ WALK = [
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def runs(finished: tuple[RunConfig, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same run unheard and heard: both folders, what was said, and what was begun."""
     found: dict[str, Any] = {"said": [], "begun": []}
     begin, say = progress.Reporter.begin, progress.Reporter.say
@@ -38,16 +40,13 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         found["said"].append(line)
         say(self, line)
 
-    for quiet in (True, False):
-        settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32")
-        with pytest.MonkeyPatch.context() as patch:
-            no_figures(patch)
-            if not quiet:
-                patch.setattr(progress.Reporter, "begin", noted)
-                patch.setattr(progress.Reporter, "say", heard)
-            pipeline.run(settings, quiet=quiet)
-        found["quiet" if quiet else "heard"] = Path(settings.output_dir)
-    return found
+    settings = replace(finished[0], output_dir=str(tmp_path_factory.mktemp("run") / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        no_report(patch)
+        patch.setattr(progress.Reporter, "begin", noted)
+        patch.setattr(progress.Reporter, "say", heard)
+        pipeline.run(settings)
+    return found | {"quiet": Path(finished[0].output_dir), "heard": Path(settings.output_dir)}
 
 
 def test_an_estimate_changes_no_number(runs: dict[str, Any]) -> None:

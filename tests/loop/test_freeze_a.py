@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from one_run import no_report
 from tiny_runs import config, write_inputs
 from zopro.loop import pipeline
 from zopro.loop.replay import replay
@@ -19,8 +20,7 @@ from zopro.store.journal import read
     "options", [{"method": "es", "population": 4}, {"method": "zopro", "warm_start": "sft"}], ids=str
 )
 def test_a_stays_and_b_moves(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zopro.analysis.write.finish", lambda path: None)
-    monkeypatch.setattr("zopro.analysis.write.page", lambda path, found: None)
+    no_report(monkeypatch)
     out = tmp_path / "run"
     settings = config(write_inputs(tmp_path), out, iterations=1, policy_steps=2, lora_freeze_a=True, **options)
     pipeline.run(settings, quiet=True)

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import served_runs
-from one_run import no_figures
+from one_run import no_report
 from served_runs import model_and_rows
 from tiny_runs import fingerprint
 from zopro.config import RunConfig
@@ -50,9 +50,9 @@ def settings(folder: Path, out: Path, **options: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
+def _no_report() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
+        no_report(patch)
         yield
 
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_runs
-from tiny_runs import config, fingerprint, rows, write_inputs
+from one_run import no_report as without_report
+from tiny_runs import config, fingerprint, rows
 from zopro.analysis.reading.checkpoints import of_run
 from zopro.choices import METHODS
 from zopro.config import RunConfig
@@ -28,14 +29,8 @@ from zopro.store.rundir import RunDirectory, read_rows
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder and its data."""
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
-    options = config(folder, tmp_path_factory.mktemp("run") / "run")
+    options = config(folder, tmp_path_factory.mktemp("run") / "run", refine_steps=2)
     torch.manual_seed(11)
     before = torch.get_rng_state()
     summary = pipeline.run(options, quiet=True)
@@ -46,8 +41,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 @pytest.fixture(autouse=True)
 def no_report(finished: tuple[RunConfig, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs but the finished one go without their report, which takes longer than they do."""
-    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
+    without_report(monkeypatch)
 
 
 def test_run_directory_is_complete(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -81,13 +75,10 @@ def test_run_directory_holds_its_analysis(finished: tuple[RunConfig, dict[str, A
 
 
 def test_snapshots_inside_an_iteration_change_nothing_else(
-    folder: Path, finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
+    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
 ) -> None:
-    options = config(folder, tmp_path / "run", snapshot_every=1, policy_steps=2, refine_steps=2)
-    plainly = config(folder, tmp_path / "plain", policy_steps=2, refine_steps=2)
-    for one in (options, plainly):
-        pipeline.run(one, quiet=True)
-    run, plain = Path(options.output_dir), Path(plainly.output_dir)
+    plain, run = Path(finished[0].output_dir), tmp_path / "run"
+    pipeline.run(replace(finished[0], output_dir=str(run), snapshot_every=1), quiet=True)
     kept = sorted(str(path.relative_to(run)) for path in (run / "snapshots").glob("*/*/*"))
     assert kept == [f"snapshots/{kind}/00{i}/000001" for kind in ("policy", "reward") for i in (0, 1)]
     ours = {name: value for name, value in fingerprint(run).items() if not name.startswith("snapshots")}
@@ -193,13 +184,13 @@ def test_a_run_of_another_config_is_refused(finished: tuple[RunConfig, dict[str,
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "mezo", "evaluation": "together"},
+        {"method": "mezo", "evaluation": "together", "eps": 1e-3},
         {"method": "rloo"},
         {"method": "guided", "guard_every": 1},
         {"method": "guided", "guide": "mixed", "guide_avoid_reward": True},
         {"warm_start": "sft", "preset": "paper"},
-        {"warm_start": "spsa", "sides": 1, "queries": 2},
-        {"lora_r": 0, "warm_start": "sft"},
+        {"warm_start": "spsa", "sides": 1, "queries": 2, "eps": 1e-3},
+        {"lora_r": 0, "warm_start": "sft", "eps": 1e-3},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -240,11 +231,11 @@ def test_ties_end_no_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_judge_that_hangs_stops_a_run_that_then_continues_to_the_same_bits(
-    folder: Path, finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
+    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
 ) -> None:
     tiny_runs.CALLS.clear()
-    settings = config(folder, tmp_path / "run", judge="python:tiny_runs:gets_stuck", judge_timeout=1.0)
-    run = Path(settings.output_dir)
+    run, stuck = tmp_path / "run", {"judge": "python:tiny_runs:gets_stuck", "judge_timeout": 1.0}
+    settings = replace(finished[0], output_dir=str(run), **stuck)
     with pytest.raises(InputError, match=r"python:tiny_runs:gets_stuck gave no answer within 1 seconds.*--resume"):
         pipeline.run(settings, quiet=True)
     tiny_runs.FIXED.set()

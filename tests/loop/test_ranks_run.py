@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from many_ranks import free_port, launch, results
+from one_run import no_report
 from tiny_runs import config, fingerprint, write_inputs
 from zopro.errors import InputError, Stopped
 from zopro.loop import pipeline
@@ -48,7 +49,7 @@ def run(folder: Path, out: Path, resume: bool = False, crash_at: int = -1, **opt
         return measure(self, *args)
 
     SPSA.measure_by = crashing  # type: ignore[method-assign]
-    pipeline.write.finish = pipeline.write.refresh = lambda folder: None  # the report, slow and the same for any number
+    no_report(pytest.MonkeyPatch())  # slow, and the same for any number
     return pipeline.run(config(folder, out, **{**OPTIONS, **options}), resume=resume, quiet=True)
 
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from one_run import no_figures
+from one_run import no_report
 from tiny_runs import config, fingerprint
 from zopro import demo
 from zopro.config import ALL_QUESTIONS, RunConfig
@@ -69,7 +69,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
             (folder / "other.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in OTHER))
         settings = config(folder, tmp_path_factory.mktemp(name) / "run", **options)
         with pytest.MonkeyPatch.context() as patch:
-            no_figures(patch)
+            no_report(patch)
             patch.setattr(answering, "log_ratios", noted)
             for question, answer in base.items() if name == "most" else ():
                 patch.setitem(remembered.QUESTIONS, question, ("never",) if question == HARD else (answer,))

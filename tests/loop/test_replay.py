@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from one_run import no_report
 from tiny_runs import config, rows, write_inputs
 from zopro import cli
 from zopro.errors import InputError
@@ -28,10 +29,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "zopro": {},
     "zopro-paper": {"preset": "paper", "warm_start": "sft", "weight_decay": 0.1, "decay": "exponential"},
     "mezo": {"method": "mezo", "queries": 2, "sides": 1, "noise": "rademacher"},
-    "zopro, gaussian": {"noise": "gaussian", "warm_start": "sft"},
+    "zopro, gaussian": {"noise": "gaussian", "warm_start": "sft", "eps": 1e-3},
     "es": {"method": "es", "targeted": True, "noise": "low_rank", "population": 4, "sigma": "auto", **MOMENTS},
     "es, full": {"method": "es", "lora_r": 0, "population": 2, "momentum": 0.5, "greedy": True},
-    "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank"},
+    "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank", "eps": 1e-3},
 }
 
 
@@ -52,7 +53,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     original = DirectedTrainer.log
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DirectedTrainer, "log", keep)
-        _no_report(patch)
+        no_report(patch)
         pipeline.run(config(folder, out, policy_steps=STEPS, **RUNS[request.param]), quiet=True)
     return out
 
@@ -105,15 +106,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_inputs(tmp_path_factory.mktemp("inputs"))
     out = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        _no_report(patch)
+        no_report(patch)
         pipeline.run(config(folder, out), quiet=True)
     return out
-
-
-def _no_report(patch: pytest.MonkeyPatch) -> None:
-    """The report takes longer than these runs."""
-    patch.setattr(pipeline.write, "refresh", lambda run: None)
-    patch.setattr(pipeline.write, "finish", lambda run: None)
 
 
 def test_as_a_user_types_it(one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

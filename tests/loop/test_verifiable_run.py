@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from commands import typed
-from one_run import metrics, no_figures, page
+from one_run import metrics, no_figures, no_report, page
 from tiny_runs import NAMES, config, fingerprint, write_inputs
 from zopro.config import RunConfig
 from zopro.errors import InputError
@@ -111,7 +111,7 @@ def test_a_run_that_goes_back_through_the_model_would_be_caught(folder: Path, tm
 def test_a_population_goes_forward_only(folder: Path, tmp_path: Path) -> None:
     made = settings(folder, tmp_path / "run", method="es", population=4, anchor=0.1, noise="signs")
     with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
+        no_report(patch)
         forward_only(patch)
         pipeline.run(made, quiet=True)
     steps = [line for line in metrics(tmp_path / "run") if line["stage"] == "policy" and line.get("reward") is not None]
@@ -152,7 +152,7 @@ def test_a_population_killed_in_a_generation_asks_for_the_rest_only(lora_r: int,
         made = settings(folder, tmp_path / name, **options)
         SEEN.clear()
         with pytest.MonkeyPatch.context() as patch:
-            no_figures(patch)
+            no_report(patch)
             if name == "again":
                 evaluated = len(asked["whole"]) - members
                 MORTAL["at"] = evaluated // 2 + members - 2  # the third member of the last generation
@@ -243,10 +243,11 @@ def breaks(prompts: list[str], completions: list[str], **columns: Any) -> list[f
 
 
 def test_a_reward_that_raises_loses_nothing(folder: Path, tmp_path: Path) -> None:
-    options = {"reward": [f"python:{__name__}:breaks"], "reward_weights": [], "checkpoint_steps": 1, "iterations": 1}
+    options: dict[str, Any] = {"reward": [f"python:{__name__}:breaks"], "reward_weights": [], "eps": 1e-3}
+    options |= {"checkpoint_steps": 1, "iterations": 1}
     runs = [settings(folder, tmp_path / name, **options) for name in ("broken", "whole")]
     with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
+        no_report(patch)
         LATER.clear()
         with pytest.raises(InputError) as error:
             pipeline.run(runs[0], quiet=True)
@@ -264,7 +265,7 @@ def test_a_reward_that_raises_loses_nothing(folder: Path, tmp_path: Path) -> Non
 def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path) -> None:
     made = settings(folder, tmp_path / "run", method="es", iterations=1, population=4, eval_samples=1, reward_weights=[])
     with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
+        no_report(patch)
         forward_only(patch)
         SEEN.clear()
         found = pipeline.run(made, quiet=True)
@@ -274,9 +275,9 @@ def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path)
 
 def test_a_trained_reward_and_a_function_are_weighed_in_one_run(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"reward": ["model", "length:1-1"], "reward_weights": [1.0, 0.5], "method": "mezo"}
-    made = config(folder, tmp_path / "run", iterations=1, warm_start="spsa", dtype="float32", **options)
+    made = config(folder, tmp_path / "run", iterations=1, warm_start="spsa", dtype="float32", eps=1e-3, **options)
     with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
+        no_report(patch)
         found = pipeline.run(made, quiet=True)
     assert {"reward", "pairs", "refine"} <= found["stages"].keys() and found["reward_quality"]["n"] > 0
     for line in found["evaluations"]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from one_run import no_figures
+from one_run import no_report
 from served_runs import model_and_rows, settings
 from served_starts import Starts
 from tiny_runs import fingerprint
@@ -48,9 +48,9 @@ class Inputs:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
+def _no_report() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        no_figures(patch)
+        no_report(patch)
         yield
 
 

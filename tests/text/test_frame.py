@@ -15,6 +15,7 @@ from tokenizers import processors
 from trl import RLOOConfig, SFTConfig, SFTTrainer
 
 import tiny_runs
+from one_run import no_report
 from templates import SHAPES, in_parts, with_template
 from tiny import tiny_model
 from zopro import cli
@@ -41,7 +42,7 @@ TEMPLATES = ("llama 2", "gemma", "reasoning, empty where there is none", "channe
 def inputs(folder: Path, template: str, rows: list[dict[str, Any]] | None = None) -> Path:
     """A model folder with a template, whose model declares the tokenizer's EOS as its only stop, and its rows."""
     tokenizer = with_template(template)
-    tiny_model("llama", tokenizer).save_pretrained(folder / "model")
+    tiny_model("llama", tokenizer, num_hidden_layers=1).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     lines = tiny_runs.rows() if rows is None else rows
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
@@ -101,8 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[
     config = tiny_runs.config(folder, folder / "run", max_prompt_length=64, max_completion_length=16, iterations=2)
     stops: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.write, "refresh", lambda run: None)
-        patch.setattr(pipeline.write, "finish", lambda run: None)
+        no_report(patch)
         fit = policy_stage.fit
         patch.setattr(policy_stage, "fit", lambda trainer: (stops.append(trainer.eos_token_ids), fit(trainer)))
         pipeline.run(config, quiet=True)

@@ -70,8 +70,9 @@ def test_an_adapter_that_was_loaded_frozen_is_refused(kind: str, saved: Path, tm
     build(kind, tmp_path, PeftModel.from_pretrained(llama(), saved, is_trainable=True))
 
 
-@pytest.mark.parametrize("rate", [1e20, 1e12, math.nan, math.inf])
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize(
+    ("kind", "rate"), [*itertools.product(TRAINERS, [1e20, math.nan]), ("zopro", 1e12), ("rloo", math.inf)]
+)
 def test_a_learning_rate_that_is_far_too_high_is_one_line(kind: str, rate: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^(lr|learning_rate): must ") as error:
         build(kind, tmp_path, learning_rate=rate).train()

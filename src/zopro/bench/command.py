@@ -37,12 +37,12 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "prompt_length": (int, "tokens of a prompt (default: 100)"),
     "completion_length": (int, "tokens of a completion (default: 32)"),
     "lora_r": (int, "rank of the adapters on all linear layers; 0: all parameters (default: 8)"),
-    "dtype": (str, "auto, float32 or bfloat16 (default: auto)"),
+    "dtype": (str, "auto, float32, bfloat16 or float16 (default: auto)"),
     "device": (str, "auto, cpu, cuda, cuda:N or mps (default: auto)"),
     "threads": (int, "CPU threads (default: torch's choice)"),
     "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),
     "sides": (int, "2: central differences, 1: forward differences (default: 2)"),
-    "evaluation": (str, "both sides sequential or together in one pass (default: sequential)"),
+    "evaluation": (str, "sequential, both sides together in one pass, or all queries batched (default: sequential)"),
     "queries": (int, "directions averaged in a step (default: 1)"),
     "directions": (str, "targeted, gaussian, rademacher or low_rank (default: targeted)"),
     "steps": (int, "steps measured after one to warm up (default: 5)"),
@@ -177,7 +177,7 @@ def table(result: dict[str, Any]) -> Page:
         f"{result['dtype']}, {adapter}",
         f"{work['prompts']} prompts of {work['prompt_length']} tokens x K = {work['num_generations']}, "
         f"{work['completion_length']} new tokens, beta {work['beta']}, {work['sides']}-sided"
-        f"{' together' * (work['evaluation'] == 'together')}, "
+        f"{'' if work['evaluation'] == 'sequential' else ' ' + work['evaluation']}, "
         f"{work['queries']} direction{'s' * (work['queries'] > 1)}",
         f"{result['machine']}, {result['threads']} threads; "
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items()),

@@ -57,8 +57,8 @@ class Work:
         for name, values in allowed.items():
             one_of(self, name, values)
         StepOptions(sides=self.sides, evaluation=self.evaluation, queries=self.queries)  # checks them
-        if self.evaluation == "together" and self.lora_r == 0:
-            raise InputError("evaluation: must be sequential with lora_r: 0, got 'together'.")
+        if self.evaluation != "sequential" and self.lora_r == 0:
+            raise InputError(f"evaluation: must be sequential with lora_r: 0, got {self.evaluation!r}.")
         if self.model:
             check_there(self.model)
         if self.lora_r == 0 and self.beta:

@@ -129,8 +129,10 @@ def again(generator: Generators) -> Generators:
 def uniform_numbers(generator: Generators, rows: int, steps: int, device: torch.device) -> Tensor:
     """(rows, steps) fp64 in [0, 1]: every engine draws tokens by these, so that the same seeds mean the same numbers.
 
-    On a device without fp64 they are fp32.
+    On a device without fp64 they are fp32. Raises InputError: another number of generators than rows.
     """
+    if isinstance(generator, Sequence) and len(generator) != rows:
+        raise InputError(f"generator: must be one, or one for each of the {rows} rows, got {len(generator)}.")
     return _drawn(generator, rows, steps, device).to(there.widest(device)).to(device)
 
 

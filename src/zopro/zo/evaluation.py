@@ -87,5 +87,10 @@ class Evaluator:
             _set_random_state(device, state)
         torch.clear_autocast_cache()  # an autocast around the step would hand out casts made before the displacement
 
+    def drew(self) -> bool:
+        """Whether random numbers have been drawn since `begin`."""
+        states = [(torch.get_rng_state(), self._cpu), *((_random_state(d), state) for d, state in self._there.items())]
+        return not all(torch.equal(now, before) for now, before in states)
+
     def _call(self, function: Callable[[], Any]) -> Any:
         return function() if self.watch is None else self.watch(function)

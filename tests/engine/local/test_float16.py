@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from one_run import no_report
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
 from zopro.engine.local.logprobs import completion_logprobs
@@ -98,8 +99,7 @@ def test_what_leaves_its_range_is_said() -> None:
 
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Supervised and reward stages, and steps by function values: what is trained stays float32 and finite."""
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
-    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
+    no_report(monkeypatch)
     run = tmp_path / "run"
     options = {"dtype": "float16", "policy_steps": 1, "iterations": 1, "pair_prompts": 2, "eval_prompts": 2}
     pipeline.run(config(write_inputs(tmp_path), run, **options), quiet=True)

@@ -17,6 +17,7 @@ from zopro.engine import Batch, Rollouts, Sampling
 from zopro.engine.local import few_rows, lengths, members, sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.members import Apart, Members
+from zopro.errors import InputError
 from zopro.train.zopro import FZOOTrainer, ZOPrOConfig, ZOPrOTrainer
 from zopro.zo import Displacement, Gaussian, LowRank, Targeted, Weights
 
@@ -202,7 +203,6 @@ def test_log_probs_at_all_displacements_are_those_one_after_another(kind: str, m
 
 
 def test_log_probs_that_cannot_be_taken_together(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
     model, weights = policy("llama", targets=["q_proj", "embed_tokens"])
     batch, engine = answered(model), LocalEngine(model, weights)
     with torch.no_grad():
@@ -212,6 +212,27 @@ def test_log_probs_that_cannot_be_taken_together(caplog: pytest.LogCaptureFixtur
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == "log-probs at displacements are taken one after another: a displaced tensor is read by __get__"
     assert engine.logprob_tokens == 0
+
+
+def test_dropout_draws_the_same_masks_at_all_displacements(caplog: pytest.LogCaptureFixture) -> None:
+    model, weights = policy("gpt2")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    batch, engine = answered(model), LocalEngine(model.train(), weights)
+    with torch.no_grad():
+        before = torch.get_rng_state()
+        expected, after = engine.logprobs(batch, AT), torch.get_rng_state()
+        torch.set_rng_state(before)
+        engine.logprob_tokens = 10**6
+        assert all(map(torch.equal, engine.logprobs(batch, AT), expected))
+    assert torch.equal(torch.get_rng_state(), after) and "dropout" in caplog.text
+
+
+def test_nothing_to_answer_is_refused() -> None:
+    model, weights = policy("llama")
+    with pytest.raises(InputError, match="prompts: must hold at least one prompt"):
+        LocalEngine(model, weights).sample([], 2, options(), AT)
 
 
 @pytest.mark.parametrize("method", ["zopro", "fzoo"])

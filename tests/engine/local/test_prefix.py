@@ -109,17 +109,19 @@ def test_windows_and_states_do_without(name: str) -> None:
     assert not reads_prefixes(causal_parts(family_model(name)))
 
 
-def test_what_reads_by_the_column_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose positions count padding, as some linear biases do."""
-    model = tiny_model("llama", tiny_tokenizer(), seed=5)
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1.0), (torch.bfloat16, 0.1)], ids=str)
+def test_what_reads_by_the_column_is_found_out(dtype: torch.dtype, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose positions count padding, as some linear biases do, or a share of it."""
+    model = tiny_model("llama", tiny_tokenizer(), seed=5).to(dtype)
     forward = type(model.model).forward
 
     def by_column(self: Any, input_ids: Tensor, position_ids: Tensor, past_key_values: Any = None, **given: Any) -> Any:
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        where = torch.arange(before, before + input_ids.shape[1]).expand_as(input_ids)
+        columns = torch.arange(before, before + input_ids.shape[1])
+        where = position_ids + share * (columns - position_ids)
         return forward(self, input_ids=input_ids, position_ids=where, past_key_values=past_key_values, **given)
 
-    assert reads_prefixes(causal_parts(tiny_model("llama", tiny_tokenizer(), seed=6)))
+    assert reads_prefixes(causal_parts(tiny_model("llama", tiny_tokenizer(), seed=6).to(dtype)))
     parts = causal_parts(model)
     monkeypatch.setattr(type(model.model), "forward", by_column)
     assert not reads_prefixes(parts)

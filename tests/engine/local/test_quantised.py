@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from one_run import no_report
 from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
 from tiny_trainers import es, llama, same, weights, zopro
@@ -188,8 +189,7 @@ def test_the_loop_runs_and_its_adapters_stay_in_float32(inputs, tmp_path, monkey
 
     for module in ("zopro.engine.opening", "zopro.loop.models"):
         monkeypatch.setattr(f"{module}.load_start", load)
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
-    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
+    no_report(monkeypatch)
     run = tmp_path / "run"
     summary = pipeline.run(config(inputs, run, dtype="float32", policy_steps=1), quiet=True)
     assert summary["iterations"] == 2
@@ -208,8 +208,7 @@ def test_bitsandbytes(bits, inputs, tmp_path, capsys, monkeypatch):
     from transformers import BitsAndBytesConfig
 
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
-    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
+    no_report(monkeypatch)
     wide, folder = tmp_path / "wide", tmp_path / "model"
     tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
     tiny_model("llama", tokenizer, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(wide)

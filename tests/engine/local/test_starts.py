@@ -12,6 +12,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from one_run import no_report
 from tiny import tiny_model
 from tiny_runs import config, write_inputs
 from zopro import cli
@@ -37,7 +38,7 @@ MORE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
+    return write_inputs(tmp_path_factory.mktemp("inputs"), layers=2)
 
 
 def adapted(inputs: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
@@ -88,7 +89,7 @@ def test_its_tokenizer_is_its_own_or_its_base_s(inputs, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_second_run_s_adapter_belongs_to_the_first_base(kind, inputs, tmp_path, monkeypatch):
     """run -> export -> run -> export: PEFT alone, on the base that everybody has, says what the second policy says."""
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
+    no_report(monkeypatch)
     start = str(adapted(inputs, tmp_path / "first", seed=1, **KINDS[kind]))
     options = {"lora_target_modules": "o_proj, up_proj", "dtype": "float32", "sft_learning_rate": 0.02}
     settings = config(inputs, tmp_path / "run", model=start, iterations=1, policy_steps=1, **options)
@@ -114,8 +115,7 @@ def test_the_second_run_s_adapter_belongs_to_the_first_base(kind, inputs, tmp_pa
 
 
 @pytest.mark.parametrize("kind", MORE)
-def test_what_cannot_be_joined_is_exported_as_a_model(kind, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
+def test_what_cannot_be_joined_is_exported_as_a_model(kind, inputs, tmp_path):
     start = str(adapted(inputs, tmp_path / "first", seed=1, **MORE[kind]))
     run = tmp_path / "run"
     settings = config(inputs, run, model=start, dtype="float32")

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from one_run import no_report
 from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
 from zopro.config.model import ModelOptions
@@ -95,8 +96,7 @@ def test_a_refusal_names_what_there_is():
 
 def test_the_loop_trains_embeddings_and_replays_them(tmp_path, monkeypatch):
     """Adapters of embeddings have names of their own in PEFT; TRL's copy of the policy, the reference, must not move."""
-    monkeypatch.setattr(pipeline.write, "refresh", lambda run: None)
-    monkeypatch.setattr(pipeline.write, "finish", lambda run: None)
+    no_report(monkeypatch)
     run = tmp_path / "run"
     targets = {"lora_target_modules": "q_proj,embed_tokens", "method": "mezo", "warm_start": "spsa"}
     settings = config(write_inputs(tmp_path / "inputs"), run, iterations=2, policy_steps=2, **targets)

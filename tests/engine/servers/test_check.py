@@ -122,6 +122,16 @@ class Broken(Sound):
         return [tokens * float("nan") for tokens in super().logprobs(batch, at, temperature)]
 
 
+class Brittle(Sound):
+    """Finite at theta, and not where it is displaced."""
+
+    def logprobs(
+        self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0
+    ) -> list[Tensor]:
+        found = super().logprobs(batch, at, temperature)
+        return [tokens if one is None else tokens * float("nan") for tokens, one in zip(found, at, strict=True)]
+
+
 class Coarse(Sound):
     """Its log-probs are off by what a little displacement changes altogether."""
 
@@ -143,6 +153,7 @@ class Coarse(Sound):
         (Restless, r"differ by 0\.00\d+ nats a token between two calls"),
         (Split, "samples from another policy than it scores"),
         (Broken, "are not finite"),
+        (Brittle, "are not finite"),
     ],
 )
 def test_what_is_wrong_is_named(engine: type[Sound], what: str) -> None:

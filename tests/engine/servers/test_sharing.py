@@ -141,6 +141,28 @@ def test_one_that_is_back_takes_part_again(caplog: pytest.LogCaptureFixture) -> 
     assert "engine: first is back" in caplog.text
 
 
+def test_one_that_takes_longer_than_a_call_to_greet_is_asked_once_and_comes_back(stalled: threading.Event) -> None:
+    slow, quick = Fake("slow", fail), Fake("quick")
+    greetings = list[int]()
+
+    def greet() -> None:
+        greetings.append(1)
+        assert stalled.wait(20)
+
+    slow.greet = greet  # type: ignore[method-assign]
+    fleet = Fleet([slow, quick])  # type: ignore[list-item]
+    for _ in range(4):
+        fleet.share(2, lambda index: index, Fake.work)  # type: ignore[arg-type]
+    assert len(greetings) == 1 and fleet.up == [quick]
+    slow.act = lambda index: f"{index} by slow"
+    back, meet = threading.Event(), fleet._returned
+    fleet._returned = lambda *said: (meet(*said), back.set())  # type: ignore[assignment, func-returns-value]
+    stalled.set()
+    quick.act = lambda index: back.wait(20) and f"{index} by quick"
+    fleet.share(4, lambda index: index, Fake.work)  # type: ignore[arg-type]
+    assert fleet.up == [slow, quick]
+
+
 def test_pauses_grow_for_one_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "FIRST_PAUSE", 8.0)
     gone, there = Fake("gone", fail), Fake("there")

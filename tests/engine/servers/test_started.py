@@ -53,7 +53,9 @@ def test_a_rank_takes_the_smallest_that_vllm_has() -> None:
 
 def test_one_that_ends_is_quoted(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARD_LAST", "loading\nValueError: no such model")
-    with pytest.raises(InputError, match=r"(?s)vLLM must start, .*ended; its last lines:\nloading\nValueError: no such"):
+    with pytest.raises(
+        InputError, match=r"(?s)vLLM must start, got it has ended; its last lines:\nloading\nValueError: no such"
+    ):
         started.start(options(), ["o_proj"])
     assert starts.gone()
 
@@ -92,7 +94,7 @@ time.sleep(600)
 def test_one_that_dies_later_says_its_last_words(starts: Starts) -> None:
     server = started.Started([sys.executable, "-c", "print('out of memory', flush=True); input()"], {}, 9, 5.0)
     server.process.wait(20)
-    with pytest.raises(Failed, match="a server that has ended; its last lines:\nout of memory"):
+    with pytest.raises(Failed, match="it has ended; its last lines:\nout of memory"):
         server.load("a", Path("a"))
     log = server.log
     del server

@@ -253,6 +253,16 @@ def test_answers_of_another_form_are_the_servers_failure(both: Both, server: VLL
         server.answer = lambda path, body: {"choices": [{"text": "hello"}]} if "comp" in path else answer(path, body)  # type: ignore[method-assign]
         with pytest.raises(InputError, match=r"an answer of another form than vLLM 0\.32's \(KeyError: 'index'\)"):
             VLLMEngine(*_fresh(both)).logprobs(batch())
+
+        def fewer(path: str, body: Any) -> Any:
+            found = answer(path, body)
+            for choice in found.get("choices", ()) if "comp" in path else ():
+                choice["logprobs"] = {"token_logprobs": choice["logprobs"]["token_logprobs"][:-1]}
+            return found
+
+        server.answer = fewer  # type: ignore[method-assign]
+        with pytest.raises(InputError, match=r"another form .* tokens with \d+ log-probs"):
+            VLLMEngine(*_fresh(both)).sample(PROMPTS, 1, options())
         server.answer = lambda path, body: json.dumps([1])  # type: ignore[method-assign]
         with pytest.raises(InputError, match="an answer of another form"):
             open_base(both.options, torch.device("cpu"))

@@ -113,7 +113,7 @@ class LocalEngine:
 
     def _groups(self, at: Sequence[Displacement | None], tokens: int, each: int) -> Iterator[Members]:
         """The displacements, as many at a time as `tokens` allow where each has so many."""
-        size = max(1, tokens // each)
+        size = max(1, tokens // max(1, each))
         size = math.ceil(len(at) / math.ceil(len(at) / size))  # no small rest
         size += size % 2 if size > 1 else 0  # both sides of a direction share what they read
         for start in range(0, len(at), size):
@@ -132,7 +132,7 @@ class LocalEngine:
             try:
                 return self._logprobs_together(batch, at, temperature)
             except Apart as reason:
-                logger.info("log-probs at displacements are taken one after another: %s", reason)
+                logger.warning("log-probs at displacements are taken one after another: %s", reason)
                 self.logprob_tokens = 0
         together = None if self._evaluator is None else self._evaluator.together
         if together is not None:
@@ -158,6 +158,9 @@ class LocalEngine:
             evaluator.begin()
             with self.autocast():
                 tokens = by_prompt(batch, lambda rows, k, m=members: self._of_all(rows, k, temperature, m))  # type: ignore[misc]
+            if evaluator.drew():
+                evaluator.begin()
+                raise Apart("dropout draws another mask for each of them")
             found += tokens.unbind(1)
         return found
 

@@ -78,7 +78,7 @@ class _Look:
         once_more, alone = self._at(None)[0], self._at(THERE)[0]
         exact = engine.abilities.exact
         self.noise, effect = self._off(once_more), self._off(moved)
-        if not bool(self.first.isfinite().all()):
+        if not all(bool(one.isfinite().all()) for one in (self.first, moved, again, once_more, alone)):
             raise InputError("engine: its log-probs are not finite. Take another file, or another quantisation.")
         if self.noise > (0.0 if exact else AGREE):
             raise InputError(

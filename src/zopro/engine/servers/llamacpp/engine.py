@@ -32,6 +32,7 @@ from zopro.zo.records import StepRecord
 
 CELLS = 2**14  # tokens of prompts and answers held at once, unless a single prompt's answers need more
 LOGITS = 2**23  # elements held at once: 32 MiB
+FEW = 16  # rows of them that are copied on the way to log-probs
 
 T = TypeVar("T")
 
@@ -164,8 +165,11 @@ class LlamaCppEngine:
         def score(logits: Tensor, places: list[tuple[int, int]]) -> None:
             """Of the tokens at (row, column)."""
             rows, columns = torch.tensor(places).T
-            picked = torch.tensor([answers[row][column] for row, column in places])
-            found[rows, columns] = (logits / temperature).log_softmax(-1).gather(1, picked[:, None])[:, 0]
+            picked = torch.tensor([answers[row][column] for row, column in places])[:, None]
+            pairs = zip(logits.split(FEW), picked.split(FEW), strict=True)
+            found[rows, columns] = torch.cat(
+                [(few / temperature).log_softmax(-1).gather(1, ids)[:, 0] for few, ids in pairs]
+            )
 
         asked = [Asked(prompt, [row for row in rows if answers[row]]) for prompt, rows in groups.items()]
         for part in self._parts([one for one in asked if one.rows], width):

@@ -217,7 +217,7 @@ class Model:
                 end += 1
             found.append(self._decode(tokens[start:end], places[start:end], rows[start:end], wanted[start:end]))
             start = end
-        return torch.cat(found)
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _decode(
         self, tokens: Sequence[int], places: Sequence[int], rows: Sequence[int], wanted: Sequence[bool]

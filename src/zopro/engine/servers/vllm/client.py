@@ -128,7 +128,10 @@ class Server:
         def answer(prompt: Sequence[int], seed: int) -> tuple[list[int], list[float]]:
             with self._rows, readable():
                 (choice,) = self._complete(model, prompt=list(prompt), seed=seed, **how)
-                return list(choice["token_ids"]), [float(score) for score in choice["logprobs"]["token_logprobs"]]
+                tokens, scores = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
+                if len(tokens) != len(scores):
+                    raise ValueError(f"{len(tokens)} tokens with {len(scores)} log-probs")
+                return tokens, [float(score) for score in scores]
 
         calls = [lambda p=p, s=s: answer(p, s) for p, s in zip(prompts, seeds, strict=True)]
         return together(calls)

@@ -9,6 +9,7 @@ away. A server that was left out is asked again from call to call, ever more rar
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import time
@@ -54,6 +55,10 @@ class Fleet:
         self.servers, self.timeout = list(servers), timeout
         self._absent: dict[Server, _Absence] = {}
         self._pauses: dict[Server, float] = {}
+        # Of all calls: a server may take longer to greet than one call lasts. Each job has a ticket of its own.
+        self._said: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self._guests: dict[int, Server] = {}
+        self._tickets = itertools.count()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Fleet:
         return self  # who is there is known once
@@ -105,20 +110,19 @@ class Fleet:
 
         Raises InputError: no server is left.
         """
-        said: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         waiting, things, results = deque(range(count)), dict[int, S](), dict[int, T]()
-        jobs, guests = dict[int, _Job](), dict[int, Server]()
-        number, slowest, tries = 0, 0.0, 0
+        jobs, guests = dict[int, _Job](), self._guests
+        slowest, tries = 0.0, 0
 
         def start(call: Callable[[], Any]) -> int:
-            nonlocal number
-            number += 1
-            in_background(number, call, said)
-            return number
+            ticket = next(self._tickets)
+            in_background(ticket, call, self._said)
+            return ticket
 
         def ask_again(servers: list[Server]) -> None:
             for server in servers:
-                guests[start(server.greet)] = server
+                if server not in guests.values():
+                    guests[start(server.greet)] = server
 
         def leave_out(server: Server, reason: str) -> None:
             lost = [ticket for ticket, job in jobs.items() if job.server is server]
@@ -141,7 +145,7 @@ class Fleet:
             limit = self._limit(slowest)
             late = min((job.begun + limit for job in jobs.values()), default=time.monotonic() + self.timeout)
             try:
-                ticket, outcome = said.get(timeout=max(0.0, late - time.monotonic()))
+                ticket, outcome = self._said.get(timeout=max(0.0, late - time.monotonic()))
             except queue.Empty:
                 for server in {job.server for job in jobs.values() if job.begun + limit <= time.monotonic()}:
                     leave_out(server, f"no answer within {limit:.3g} s")

@@ -37,9 +37,10 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 SLOTS = 8  # displaced policies in one batch
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 ON_CPU = ("--enforce-eager", "--no-enable-prefix-caching")
-ENVIRONMENT_ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+ENVIRONMENT_ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}  # unless they are set
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}  # unless it is set: else two lines for every displacement
 START = 3600.0  # seconds for a server to answer, which may have to fetch a large model first
-LAST_LINES = 12  # of a server that has ended, which say why
+LAST_LINES, WIDTH = 12, 200  # of a server that has ended, which say why
 LOOK = "from vllm.platforms import current_platform; print(current_platform.device_type)"
 
 
@@ -54,7 +55,11 @@ def command(python: str, model: str, port: int, rank: int, modules: Sequence[str
 
 
 class Started(Server):
-    """A server in a process of its own, which ends with this object or process at the latest."""
+    """A server in a process of its own, which ends with this object or process at the latest.
+
+    Args:
+        arguments: the command. environment: variables that it has where they are not set.
+    """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], port: int, timeout: float) -> None:
         key = secrets.token_hex(16)  # adapters can be loaded at run time: by no other user of this machine
@@ -63,13 +68,13 @@ class Started(Server):
             self.log = Path(log.name)
             self.process = subprocess.Popen(
                 [sys.executable, keeper.__file__, *arguments],
-                env={**os.environ, **environment, VLLM_KEY: key},
+                env={**QUIET, **environment, **os.environ, **ENVIRONMENT, VLLM_KEY: key},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for zopro, which stops it
             )
-        self._end = weakref.finalize(self, _stop, self.process, self.log)
+        self._end = weakref.finalize(self, _stop, os.getpid(), self.process, self.log)
 
     def stop(self) -> object:
         """End it and all that it started."""
@@ -93,7 +98,8 @@ class Started(Server):
             if self.process.poll() is None:
                 raise
             lines = self.log.read_text("utf-8", "replace").splitlines() if self.log.exists() else []
-            raise Failed("\n".join(["a server that has ended; its last lines:", *lines[-LAST_LINES:]])) from None
+            last = "\n".join(line[:WIDTH] for line in lines[-LAST_LINES:])
+            raise Failed(f"it has ended; its last lines:\n{last}" if last else "it has ended") from None
 
 
 def start(options: ModelOptions, modules: Sequence[str]) -> Started:
@@ -110,8 +116,8 @@ def start(options: ModelOptions, modules: Sequence[str]) -> Started:
     arguments = command(python, options.model, port, options.lora_r, modules, options.dtype)
     arguments += ["--uvicorn-log-level", "warning", *(ON_CPU if on_cpu else ())]
     arguments += ["--trust-remote-code"] * options.trust_remote_code
-    environment = {**ENVIRONMENT, **(ENVIRONMENT_ON_CPU if on_cpu else {})}
-    server = Started([*arguments, *shlex.split(options.vllm_flags)], environment, port, options.engine_timeout)
+    arguments += shlex.split(options.vllm_flags)
+    server = Started(arguments, ENVIRONMENT_ON_CPU if on_cpu else {}, port, options.engine_timeout)
     try:
         with task("starting vLLM"):
             server.wait()
@@ -143,7 +149,9 @@ def _device(python: str) -> str:
     return asked.stdout.split()[-1]
 
 
-def _stop(process: subprocess.Popen[bytes], log: Path) -> None:
+def _stop(owner: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    if os.getpid() != owner:  # a fork, in which the object ends too
+        return
     assert process.stdin is not None
     with suppress(OSError):  # it has ended
         process.stdin.write(b"\n")
