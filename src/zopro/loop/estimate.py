@@ -178,7 +178,8 @@ class Estimate:
 
     def around(self, stage: Stage, iteration: int | None) -> tuple[float, float, float]:
         """Seconds of the stages before this one, of itself, and of those after it."""
-        at = [(other, number) for other, number, _ in self.stages].index((stage, iteration))
+        places = [(other, number) for other, number, _ in self.stages]
+        at = places.index((stage, iteration)) if (stage, iteration) in places else 0  # it was done, and is not any more
         seconds = [each for _, _, each in self.stages]
         return sum(seconds[:at]), seconds[at], sum(seconds[at + 1 :])
 
