@@ -28,6 +28,9 @@ SHORT = {
 }  # fmt: skip
 """Settings of every configuration here, where it has them or they are needed to be quick."""
 
+ANSWERED = ("translations.jsonl", "summaries.jsonl", "other.jsonl")
+"""Rows with a prompt and an answer."""
+
 MODELS = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "HuggingFaceTB/SmolLM2-1.7B-Instruct",
@@ -61,6 +64,9 @@ def fill(folder: Path) -> dict[str, Any]:
             with gzip.open(folder / place / f"{name}.jsonl.gz", "wt") as file:
                 file.writelines(json.dumps(row) + "\n" for row in part)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
+    answered = [{"prompt": f"Once more: {row['prompt']}", "answer": row["chosen"]} for row in talk]
+    for name in ANSWERED:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in answered))
     shutil.copytree(ROOT / "examples", folder / "examples")
     for example in (folder / "examples").glob("*.yaml"):
         short(example)

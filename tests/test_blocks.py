@@ -24,7 +24,7 @@ from transformers import PrinterCallback, ProgressCallback
 import zopro
 from blocks import Block, blocks
 from one_run import no_figures
-from stocked import MODELS, ROOT, ROWS, SHORT, fill, given, short
+from stocked import ANSWERED, MODELS, ROOT, ROWS, SHORT, fill, given, short
 from zopro import cli, demo
 from zopro.cli import init
 from zopro.compare import run as comparing
@@ -95,7 +95,7 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """A folder for a page, with links to the stock."""
     here = tmp_path / "here"
     here.mkdir()
-    for name in ("PATH", "CONFIG.yaml", "rows.jsonl", "hh_rlhf"):
+    for name in ("PATH", "CONFIG.yaml", "rows.jsonl", "hh_rlhf", *ANSWERED):
         (here / name).symlink_to(stock / name)
     for name in MODELS[:-1]:
         (here / name).parent.mkdir(exist_ok=True)

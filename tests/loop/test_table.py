@@ -87,7 +87,7 @@ def test_a_comparison_prepares_what_a_run_does_without_its_evaluations(
 
     stages = tuple(replace(stage, function=work(stage.name)) for stage in table.STAGES)
     monkeypatch.setattr(table, "STAGES", stages)
-    monkeypatch.setattr(jobs, "measure", lambda run, models, data, policy, job: policy)
+    monkeypatch.setattr(jobs, "measure", lambda run, models, data, policy, job, whole: policy)
     run.store.reward(0).mkdir(parents=True)
     given: Any = (run, None, type("Data", (), {"rows": ""}))
     assert jobs._prepare(*given, Job("prepare", "sft"))["start"] == run.store.sft()

@@ -96,7 +96,7 @@ def test_the_run_s_time_left(clock: Clock) -> None:
             steps.step()
     first = "sft: 1/4 steps in 10 s, about 30 s left; the run about 6 min more"
     assert clock.lines[0] == first, "30 s, and of the rest 300 s x (10 + 5) / (8.75 + 5)"
-    assert clock.lines[-1] == "policy 0: 2/4 steps in 100 s, about 100 s left; the run about 7 min more"
+    assert clock.lines[-1] == "policy 0: 2/4 steps in 100 s, about 2 min left; the run about 7 min more"
 
 
 def test_where_nobody_has_opened_it_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,8 @@ def reached(methods: Mapping[str, Mapping[str, Any]], against: str = "") -> dict
 def _first(method: Mapping[str, Any], reward: float) -> dict[str, float | None] | None:
     for before, after in pairwise(method["curve"]):
         if before["reward"] < reward <= after["reward"]:
-            part = (reward - before["reward"]) / (after["reward"] - before["reward"])
+            span = after["reward"] - before["reward"]
+            part = (reward - before["reward"]) / span
             seconds, step = (before[key] + part * (after[key] - before[key]) for key in ("seconds", "step"))
             return {"seconds": seconds, "step": step, "answers": answers_at(method, step)}
     return None

@@ -19,7 +19,7 @@ _SMALL: dict[str, Any] = {
     "policy_steps": 10,
     "prompts_per_step": 4,
     "num_generations": 4,
-    "sft_steps": 20,
+    "sft_steps": 0,
     "first_order_learning_rate": 2e-5,
     "max_kl": 10.0,
     "reward_steps": 30,
@@ -27,7 +27,8 @@ _SMALL: dict[str, Any] = {
     "pair_prompts": 16,
 }
 """What a first run on two cores has the time for. Its back-propagation is gentle: at the default rate, which a whole run
-is made for, two steps can make a small model forget the capital of France."""
+is made for, two steps can make a small model forget the capital of France. So can 20 steps of SFT on a few rows, which an
+instruct model does not need (docs/lab/results.md)."""
 
 STARTING: dict[str, dict[str, Any]] = {
     "chat": _SMALL,
