@@ -68,7 +68,6 @@ class Fixed:
         memory, hidden = self._begin(parts, ids, mask, copies, uniform, shape, how.pad, owners, prefix)
         same: Hashable = signature(parts.model)
         if owners is not None:
-            owners[0].choose(owners[1].repeat_interleave(copies))
             same = same, owners[0].settle(self._settled)
         draw(parts, memory.state(rows, shape.columns, shape.columns), hidden, how, stops)
         done, end = 1, ids.shape[1]  # steps done; columns read
@@ -120,10 +119,10 @@ class Fixed:
     ) -> tuple[Memory, Tensor]:
         """Read the prompts once each; memory that stands behind them, and hidden states (n * K, H) of their ends."""
         prompts = growing_cache(parts.model.config)
-        hidden, mask = read_prompts(parts, ids, mask, prompts, owners, prefix)
+        hidden, mask = read_prompts(parts, ids, mask, copies, prompts, owners, prefix)
         memory = self._room(prompts, shape, ids.device)
         memory.begin(prompts, mask, copies, uniform, shape, pad)
-        return memory, hidden.repeat_interleave(copies, dim=0)
+        return memory, hidden
 
     def _room(self, prompts: DynamicCache, shape: Shape, device: torch.device) -> Memory:
         """Memory that fits; a larger one takes the place of one that does not."""

@@ -17,8 +17,9 @@ from zopro.engine.gpu.cache import Unsuited
 from zopro.engine.gpu.graphs import Graphs
 from zopro.engine.gpu.memory import Memory, Shape
 from zopro.engine.gpu.step import read
-from zopro.engine.local.causal import CausalParts, evaluating, positions
+from zopro.engine.local.causal import CausalParts, evaluating
 from zopro.engine.local.growing import growing_cache
+from zopro.engine.local.prefix import read_prompts
 from zopro.engine.local.trials import COPIES, Judge, Plain, batch_of, plain_passes
 
 MASKS = (torch.bool, torch.uint8)  # as an index: the places of its ones are looked for
@@ -84,7 +85,7 @@ def _decoded(parts: CausalParts, plain: list[Plain], graphs: Graphs) -> list[Ten
     """As `zopro.engine.local.trials.decoded`; rows that have ended go on reading padding."""
     ids, mask, split = batch_of(plain, left=True)
     prompts, seen = growing_cache(parts.model.config), mask[::COPIES, :split]
-    hidden = parts.hidden(ids[::COPIES, :split], seen, positions(seen), prompts)[:, -1].repeat_interleave(COPIES, dim=0)
+    hidden, _ = read_prompts(parts, ids[::COPIES, :split], seen, COPIES, prompts)
     shape = Shape.of(len(ids), split, ids.shape[1] - split + 1)
     memory = Memory(prompts, shape, ids.device)
     memory.begin(prompts, seen, COPIES, torch.zeros(shape.rows, shape.steps, device=ids.device), shape, pad=0)

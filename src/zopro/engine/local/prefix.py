@@ -47,12 +47,23 @@ def worth_sharing(ids: Tensor, mask: Tensor, owners: Owners) -> int:
 
 
 def read_prompts(
-    parts: Decoder, ids: Tensor, mask: Tensor, cache: DynamicCache, owners: Owners | None = None, prefix: int = 0
+    parts: Decoder,
+    ids: Tensor,
+    mask: Tensor,
+    copies: int,
+    cache: DynamicCache | None,
+    owners: Owners | None = None,
+    prefix: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Read prompts (n, P), padded on the left, into an empty cache; the first `prefix` tokens of each are the same.
+    """Read prompts (n, P), padded on the left, once each; each then goes on `copies` times.
+
+    Args:
+        cache: an empty one, which gets what is read; None keeps nothing.
+        owners: the displaced policy of each prompt, where there are several; afterwards they read all n * K rows.
+        prefix: tokens that all prompts begin with, for each owner to read once, into the cache.
 
     Returns:
-        Hidden states (n, H) of their last tokens, and the mask (n, P) of the cache's columns.
+        Hidden states (n * K, H) of the prompts' last tokens, and the mask (n, P) of the columns read.
     """
     members, owner = owners or (None, torch.zeros(len(ids), dtype=torch.long, device=ids.device))
     if prefix:
@@ -61,13 +72,17 @@ def read_prompts(
         if members is not None:
             members.choose(groups)
         parts.hidden(begin, torch.ones_like(begin), torch.arange(prefix, device=ids.device).expand_as(begin), cache)
+        assert cache is not None
         select_rows(cache, group)
         rest = torch.arange(ids.shape[1] - prefix, 0, -1, device=ids.device) <= mask.sum(-1, keepdim=True) - prefix
         mask = torch.cat([mask.new_ones(len(ids), prefix), rest.to(mask.dtype)], dim=1)
     if members is not None:
         members.choose(owner)
     where = positions(mask)[:, prefix:]
-    return parts.hidden(ids[:, prefix:], mask, where, cache)[:, -1], mask
+    hidden = parts.hidden(ids[:, prefix:], mask, where, cache)[:, -1]
+    if members is not None:
+        members.choose(owner.repeat_interleave(copies))
+    return hidden.repeat_interleave(copies, dim=0), mask
 
 
 def _beginnings(ids: Tensor, mask: Tensor, count: int) -> Tensor:

@@ -31,20 +31,14 @@ class Cached:
     ) -> None:
         self.parts = parts
         self._cache = growing_cache(parts.model.config)
-        hidden, mask = read_prompts(parts, ids, mask, self._cache, owners, prefix)
-        self._members = None if owners is None else owners[0]
-        if owners is not None:
-            owners[0].choose(owners[1].repeat_interleave(copies))
+        self.hidden, mask = read_prompts(parts, ids, mask, copies, self._cache, owners, prefix)
         select_rows(self._cache, torch.arange(len(ids) * copies, device=ids.device) // copies)
-        self.hidden = hidden.repeat_interleave(copies, dim=0)
         self._next = mask.sum(-1).repeat_interleave(copies)  # (rows,) position of the next token
         self._seen = None if bool(mask.all()) else mask.repeat_interleave(copies, dim=0)
 
     def select(self, rows: Tensor) -> None:
         """Leave out all rows but these (int64)."""
         select_rows(self._cache, rows)
-        if self._members is not None:
-            self._members.keep(rows)
         self._next = self._next[rows]
         self._seen = None if self._seen is None else self._seen[rows]
 
@@ -60,17 +54,11 @@ class Recomputed:
     """`Cached`, for an architecture whose cache is not right: every token is read again with each new one."""
 
     def __init__(self, parts: Decoder, ids: Tensor, mask: Tensor, copies: int, owners: Owners | None = None) -> None:
-        self.parts, self._members = parts, None if owners is None else owners[0]
-        if owners is not None:
-            owners[0].choose(owners[1])
-        self.hidden = parts.hidden(ids, mask, positions(mask), None)[:, -1].repeat_interleave(copies, dim=0)
-        if owners is not None:
-            owners[0].choose(owners[1].repeat_interleave(copies))
+        self.parts = parts
+        self.hidden, _ = read_prompts(parts, ids, mask, copies, None, owners)
         self._ids, self._mask = ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
 
     def select(self, rows: Tensor) -> None:
-        if self._members is not None:
-            self._members.keep(rows)
         self._ids, self._mask = self._ids[rows], self._mask[rows]
 
     def read(self, token: Tensor) -> None:

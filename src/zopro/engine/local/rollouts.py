@@ -102,12 +102,9 @@ def generate(
             if fixed is not None:
                 found = fixed.decode(parts, ids, mask, num_generations, how, uniform[where], owners, prefix)
             else:
-                reading: Cached | Recomputed
-                if able.decodes:
-                    reading = Cached(parts, ids, mask, num_generations, owners, prefix)
-                else:
-                    reading = Recomputed(parts, ids, mask, num_generations, owners)
-                found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id)
+                given = parts, ids, mask, num_generations, owners
+                reading = Cached(*given, prefix) if able.decodes else Recomputed(*given)
+                found = _decode(parts, reading, sampler, uniform[where], stops, pad_token_id, members)
             completion_ids[where], logprobs[where], lengths[where] = found
     if not logprobs.isfinite().all():
         reason = why_not_finite(parts.model.dtype, "its weights have diverged")
@@ -141,6 +138,7 @@ def _decode(
     uniform: Tensor,
     stops: Tensor,
     pad: int,
+    members: Members | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Go on from prompts read, by `uniform` (n * K, C): tokens, log-probs (n * K, C) and lengths (n * K,)."""
     total, steps = uniform.shape
@@ -162,6 +160,8 @@ def _decode(
         if living <= COMPACT_AT * len(rows):
             keep = alive.nonzero()[:, 0]
             reading.select(keep)
+            if members is not None:
+                members.keep(keep)
             rows, token, alive = rows[keep], token[keep], alive[keep]
         reading.read(token)
     return tokens, scores, counts
