@@ -159,7 +159,7 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole:
     measured: dict[str, list[Any]] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
     if whole and tested:
         measured["degenerate"] = [degenerate(text) is not None for text in texts]
-        measured["ended"] = [bool(row) and row[-1] in models.frame.stops for row in found.ids]
+        measured["ended"] = answers.ends(models, found.ids)
         measured["length"] = [*map(len, found.ids)]
         measured["known"] = known
         measured["other"] = answers.divergences(run, models, data.other, policy, run.seed("compare", "other", job.seed))

@@ -76,13 +76,13 @@ def charts(result: Result, styles: Mapping[str, str]) -> list[Chart]:
 
     return [
         chart("Reward against seconds of training, 95 % interval", "seconds", lambda _, point: point["seconds"]),
-        chart("Reward against answers sampled, 95 % interval", "answers", _answers_at),
+        chart(
+            "Reward against answers sampled, 95 % interval",
+            "answers",
+            lambda method, point: answers_at(method, point["step"]),
+        ),
         chart(f"Reward against KL to {start.the}", "KL, nats per answer", lambda _, point: point[PER_ANSWER], False),
     ]
-
-
-def _answers_at(method: Mapping[str, Any], point: Mapping[str, Any]) -> float | None:
-    return answers_at(method, point["step"])
 
 
 def _bars(result: Result, styles: Mapping[str, str]) -> list[dict[str, Any]]:

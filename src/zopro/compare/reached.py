@@ -24,11 +24,16 @@ def reached(methods: Mapping[str, Mapping[str, Any]], against: str = "") -> dict
         that did not reach it. Empty where the measure is no gain.
     """
     gains = {name: method["curve"][-1]["reward"] - method["curve"][0]["reward"] for name, method in methods.items()}
-    of = next((name for name in (against, USUAL) if name in methods), max(gains, key=lambda name: gains[name]))
+    of = yardstick(methods, against) or max(gains, key=lambda name: gains[name])
     if gains[of] <= 0:
         return {}
     reward = methods[of]["curve"][0]["reward"] + SHARE * gains[of]
     return {"of": of, "share": SHARE, "reward": reward, "methods": {n: _first(m, reward) for n, m in methods.items()}}
+
+
+def yardstick(methods: Mapping[str, Mapping[str, Any]], against: str) -> str | None:
+    """The method that others are set beside: the one that was named, or rloo; None if neither is compared."""
+    return next((name for name in (against, USUAL) if name in methods), None)
 
 
 def _first(method: Mapping[str, Any], reward: float) -> dict[str, float | None] | None:

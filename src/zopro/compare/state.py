@@ -16,11 +16,12 @@ from zopro.store import shown
 from zopro.store.shown import ELSEWHERE, REMEMBERED
 from zopro.system.statistics import win_interval
 
-RULE = "Degenerate: empty, without words, or the same words over and over (the rule is zopro.text.degenerate)."
 NOTES = {
     "Easy questions kept": "Easy questions kept: of those that the start answers; the interval is over questions.",
     "KL, other prompts": "KL on other prompts: to {start}, in nats an answer, on prompts of another task.",
-    "Degenerate": RULE,
+    "Degenerate": (
+        "Degenerate: empty, without words, or the same words over and over (the rule is zopro.text.degenerate)."
+    ),
 }
 
 

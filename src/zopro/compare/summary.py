@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 from statistics import fmean
 from typing import Any
 
-from zopro.compare.reached import USUAL, column
+from zopro.compare.reached import column, yardstick
 from zopro.compare.state import notes, state, state_table
 from zopro.loop.divergence import kl_per_answer
 from zopro.store import shown
@@ -141,10 +141,10 @@ def length(plan: Mapping[str, Any]) -> str:
 def table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     """A row for each method: (name of the column, text)."""
     start = result["start"]
-    named = (result["plan"].get("against"), USUAL)
-    against = next((name for name in named if name in result["methods"]), next(iter(result["methods"])))
+    methods = result["methods"]
+    against = yardstick(methods, result["plan"].get("against", "")) or next(iter(methods))
     soon, rows = column(result), []
-    for name, method in result["methods"].items():
+    for name, method in methods.items():
         end = method["curve"][-1]
         ratios = result["gain_ratios"].get(name, {}).get(against, {})
         ratio = {

@@ -120,9 +120,14 @@ def _drawn(
     return rollouts, logprobs
 
 
+def ends(models: Models, ids: Sequence[Sequence[int]]) -> list[bool]:
+    """Which completions end by themselves, within the limit."""
+    return [bool(row) and row[-1] in models.frame.stops for row in ids]
+
+
 def ended(models: Models, ids: Sequence[Sequence[int]]) -> float:
-    """The share of completions that end by themselves, within the limit."""
-    return fmean(bool(row) and row[-1] in models.frame.stops for row in ids)
+    """The share of completions that do."""
+    return fmean(ends(models, ids))
 
 
 def ask_judge(
