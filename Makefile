@@ -4,7 +4,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := .venv/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test test-gpu check lint format docs docs-site dist clean
+.PHONY: install demo test test-gpu check lint format docs docs-site dist clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/zopro demo $(ARGS)

@@ -158,7 +158,8 @@ def test_a_method_that_fails_leaves_the_others(
     assert list(result["methods"]) == ["guided"] and "out of memory" in result["failed"]["mezo"]
     assert "mezo failed: RuntimeError: out of memory" in (tmp_path / "compare.md").read_text()
     with pytest.raises(InputError, match=r"^against: must be a method that is compared, got rloo"):
-        compare(config(settings, tmp_path), Plan(("mezo",), steps=1, points=1, against="rloo"), quiet=True)
+        compare(config(settings, tmp_path / "refused"), Plan(("mezo",), steps=1, points=1, against="rloo"), quiet=True)
+    assert not (tmp_path / "refused").exists()  # before anything has run
     with pytest.raises(InputError, match=r"methods: none could be run; mezo: RuntimeError: out of memory"):
         compare(config(settings, tmp_path), Plan(("mezo",), steps=1, points=1, search_trials=1), quiet=True)
 

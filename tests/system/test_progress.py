@@ -99,6 +99,16 @@ def test_the_run_s_time_left(clock: Clock) -> None:
     assert clock.lines[-1] == "policy 0: 2/4 steps in 100 s, about 2 min left; the run about 7 min more"
 
 
+def test_what_is_done_once_says_nothing_of_the_pace(clock: Clock) -> None:
+    with task("policy 0"), task("", 5, "steps") as steps:
+        with task("calibrating eps", once=True), task("looking", once=True):
+            clock.now += 300.0
+        for _ in range(2):
+            clock.now += 10.0
+            steps.step()
+    assert clock.lines[-1] == "policy 0: 2/5 steps in 320 s, about 30 s left"
+
+
 def test_where_nobody_has_opened_it_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with reporting(quiet=True), task("a", 2) as seen:
         seen.step(2)

@@ -50,6 +50,9 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     for method in plan.methods:
         plan.steps_of(method, config)
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
+    earlier = _finished(out / "compare.json", plan)
+    if plan.against and plan.against not in (*plan.methods, *earlier):
+        raise InputError(f"against: must be a method that is compared, got {plan.against}.")
     runner = _Runner(out, shared_config(config, out))
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
@@ -59,10 +62,8 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     if "rows" in prepared:  # earlier versions kept none
         progress.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
-    methods = _finished(out / "compare.json", plan, start_point(start))
+    methods = {name: _renamed(method, start_point(start)) for name, method in earlier.items()}
     failed: dict[str, str] = {}
-    if plan.against and plan.against not in (*plan.methods, *methods):
-        raise InputError(f"against: must be a method that is compared, got {plan.against}.")
     for method in plan.methods:
         try:
             methods[method] = _method(runner, plan, method, start)
@@ -94,7 +95,7 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     return result
 
 
-def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
+def _finished(path: Path, plan: Plan) -> dict[str, Any]:
     """Methods of the comparison in `path`, if there is one, that this plan does not name and would have run alike."""
     if not path.exists():
         return {}
@@ -103,11 +104,12 @@ def _finished(path: Path, plan: Plan, start: dict[str, Any]) -> dict[str, Any]:
     before = {_RENAMED.get(name, name): value for name, value in earlier["plan"].items()}
     if {"answers": 0, **before, **free} != {**asdict(plan), **free}:
         return {}
-    return {
-        name: {**method, "curve": [start, *map(named, method["curve"][1:])], "search": list(map(named, method["search"]))}
-        for name, method in earlier["methods"].items()
-        if name not in plan.methods
-    }
+    return {name: method for name, method in earlier["methods"].items() if name not in plan.methods}
+
+
+def _renamed(method: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """A finished method, from this comparison's start and with the names of today."""
+    return {**method, "curve": [start, *map(named, method["curve"][1:])], "search": list(map(named, method["search"]))}
 
 
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def importing() -> Iterator[None]:
     before, enabled = len(sys.modules), gc.isenabled()
     gc.disable()
     try:
-        with task("importing the libraries"):
+        with task("importing the libraries", once=True):
             yield
     finally:
         if len(sys.modules) > before:

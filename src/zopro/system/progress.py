@@ -32,14 +32,18 @@ BEAT = 1.0  # seconds between looks at the clock: with `Plain.between`, nobody w
 class Task:
     """Something that takes time. With a `total` it is counted, from `done` on; else only its seconds are shown.
 
-    lasting: its last state is shown too. numbers: what is shown beside it, until the next ones.
+    lasting: its last state is shown too. once: what it is inside of does it one time, so that it tells nothing of its
+    pace. numbers: what is shown beside it, until the next ones.
     """
+
+    once = False
 
     def __init__(
         self, title: str, total: int | None, unit: str, done: int, lasting: bool, reporter: Reporter, now: float
     ) -> None:
         self.title, self.total, self.unit, self.done, self.lasting = title, total, unit, done, lasting
         self.began, self.first, self.numbers = now, done, ""
+        self._aside = 0.0  # seconds of what it did once
         self._reporter = reporter
 
     def step(self, done: int | None = None, numbers: Mapping[str, str] | None = None) -> None:
@@ -53,7 +57,7 @@ class Task:
         """Seconds, at the pace so far; None where that is not known."""
         if self.total is None or self.done == self.first:
             return None
-        return (now - self.began) / (self.done - self.first) * max(0, self.total - self.done)
+        return (now - self.began - self._aside) / (self.done - self.first) * max(0, self.total - self.done)
 
     @property
     def share(self) -> float:
@@ -124,6 +128,9 @@ class Reporter:
                 if self.screen is not None:
                     self.screen.ended(self, task, self.clock())
                 self.tasks.remove(task)
+                outer = self.tasks if task.once and not any(other.once for other in self.tasks) else ()
+                for other in outer:
+                    other._aside += self.clock() - task.began
 
     def say(self, line: str) -> None:
         with self._lock:
@@ -211,9 +218,12 @@ def end(task: Task) -> None:
 
 
 @contextmanager
-def task(title: str, total: int | None = None, unit: str = "", done: int = 0, lasting: bool = False) -> Iterator[Task]:
+def task(
+    title: str, total: int | None = None, unit: str = "", done: int = 0, lasting: bool = False, once: bool = False
+) -> Iterator[Task]:
     """Inside, this is what goes on."""
     made = begin(title, total, unit, done, lasting)
+    made.once = once
     try:
         yield made
     finally:

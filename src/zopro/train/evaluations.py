@@ -12,6 +12,6 @@ from zopro.system import progress
 @contextmanager
 def counting(spsa: Any) -> Iterator[Callable[[int], None]]:
     """Inside, what is given is told how many evaluations have been made since."""
-    title = "calibrating eps" if spsa.strategy.uncalibrated else "differences"
-    with progress.task(title, unit="evaluations") as seen:
+    once = spsa.strategy.uncalibrated
+    with progress.task("calibrating eps" if once else "differences", unit="evaluations", once=once) as seen:
         yield lambda count: seen.step(seen.done + count)

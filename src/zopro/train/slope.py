@@ -83,7 +83,7 @@ class GradientSlope:
         name, options = self._names()
         frozen = None
         try:
-            with task("searching the loss for constants"):
+            with task("searching the loss for constants", once=True):
                 frozen = self._record(spsa, loss, inputs)
         except Exception as error:  # no graph can be built of it, or it fails: its evaluation will tell
             logger.warning("%s: its loss could not be searched for constants (%s)", name, _line(error))
@@ -111,7 +111,7 @@ class GradientSlope:
         self.tries -= 1
         name, options = self._names()
         try:
-            with task("checking the slope of the loss"):
+            with task("checking the slope of the loss", once=True):
                 rows, slopes = self._first_slopes(spsa, loss, inputs)
         except Exception as error:  # too little memory, or what the evaluations to come will say as well
             self.tries = 0

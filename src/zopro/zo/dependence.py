@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zopro.zo.perturbation import describes
+from zopro.zo.perturbation import describes, tensors_in
 
 _LIKE = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like")
 _NEW = ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new_empty_strided")
@@ -139,15 +139,6 @@ def _functions_of(trace: Trace) -> Iterator[None]:
 
 def _unpack(_: Any) -> Tensor:
     raise RuntimeError("the loss runs a backward pass of its own")
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors among arguments or results: torch's own flattening takes longer than most functions of a step."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for entry in value for tensor in tensors_in(entry)]
-    return tensors_in(list(value.values())) if isinstance(value, dict) else []
 
 
 def storage_of(tensor: Tensor) -> Any:

@@ -61,6 +61,15 @@ def describes(func: Any) -> bool:
     return name in _DESCRIPTIONS or (name == "__get__" and getattr(func, "__self__", None) not in _VALUE_PROPERTIES)
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors among arguments or results: torch's own flattening takes longer than most functions of a step."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for entry in value for tensor in tensors_in(entry)]
+    return tensors_in(list(value.values())) if isinstance(value, dict) else []
+
+
 def displaced(parameter: Tensor, offset: Tensor) -> Tensor:
     """w + offset, summed in fp32 (fp64 for an fp64 parameter), in the dtype of w; uses up `offset`."""
     wide = offset.to(torch.promote_types(parameter.dtype, torch.float32))

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-from zopro.zo.perturbation import describes
+from zopro.zo.perturbation import describes, tensors_in
 
 _PRODUCTS = frozenset(("mul", "multiply", "__mul__", "__rmul__"))
 
@@ -54,15 +53,15 @@ class Reads(TorchFunctionMode):
         result = func(*args, **kwargs)
         if describes(func):
             return result
-        leaves = tree_leaves((args, kwargs))
-        given = {_storage(value) for value in leaves if isinstance(value, Tensor)}
-        made = {_storage(value) for value in tree_leaves(result) if isinstance(value, Tensor)}
+        given = {_storage(value) for value in tensors_in((args, kwargs))}
+        made = {_storage(value) for value in tensors_in(result)}
         mask = 0
         for key in given:
             mask |= self._depends.get(key, 0)
             self.touched |= self._own.get(key, 0)
-        if getattr(func, "__name__", "") in _PRODUCTS and any(type(x) in (int, float) and x == 0 for x in leaves):
-            mask = 0
+        if getattr(func, "__name__", "") in _PRODUCTS:
+            factors = (*args, *kwargs.values())
+            mask = 0 if any(type(x) in (int, float) and x == 0 for x in factors) else mask
         if result is None:  # it wrote to what it was given
             made = given
         elif not made:  # a number, of which nothing more is seen

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from zopro.errors import InputError
-from zopro.zo.perturbation import Offset, Perturbation, describes, displaced
+from zopro.zo.perturbation import Offset, Perturbation, describes, displaced, tensors_in
 
 REMEDY = "Use evaluation: sequential."
 
@@ -84,7 +83,7 @@ class _ReadHalves(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        read = [self.index_of[id(value)] for value in tree_leaves((args, kwargs)) if id(value) in self.index_of]
+        read = [self.index_of[id(value)] for value in tensors_in((args, kwargs)) if id(value) in self.index_of]
         if not read or describes(func):
             return func(*args, **kwargs)
         x = args[0]

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from zopro.engine.local.few_rows import left_alone
 from zopro.engine.local.products import fast_products
 from zopro.zo.displacement import Displacement
-from zopro.zo.perturbation import describes
+from zopro.zo.perturbation import describes, tensors_in
 from zopro.zo.weights import Weights
 
 WIDEST = 256  # rank of eps z from which on its products are no longer small beside the shared one
@@ -141,7 +140,7 @@ class Members(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        read = [self._index[id(value)] for value in tree_leaves((args, kwargs)) if id(value) in self._index]
+        read = [self._index[id(value)] for value in tensors_in((args, kwargs)) if id(value) in self._index]
         if not read or not self._offsets or describes(func):
             return func(*args, **kwargs)
         if func is functional.linear and args[0].dim() in (2, 3):
