@@ -99,9 +99,11 @@ def test_steps_without_a_kl_are_said_once() -> None:
 def test_a_gain_that_may_be_chance_is_said() -> None:
     before = [{"reward": 0.0}, {"reward": 1.0}, {"reward": None}, {"reward": 2.0}]
     after = [{"reward": 1.0}, {"reward": 0.5}, {"reward": 3.0}, {"reward": 2.0}]
-    note = not_improved(before, after, "iteration 0", "learning_rate") or ""
+    note = not_improved(before, after, "iteration 0", "learning_rate", 2.0) or ""
     assert note.startswith("iteration 0: no improvement that can be told from chance: reward 0.167 [")
+    still = not_improved(before, after, "iteration 0", "learning_rate", -0.03) or ""
+    assert still.startswith("iteration 0: the policy has hardly moved: KL -0.03 nats an answer, reward 0.167 [")
     better = [{**row, "reward": 5.0 + (row["reward"] or 0.0)} for row in before]
-    assert not_improved(before, better, "iteration 0", "learning_rate") is None
+    assert not_improved(before, better, "iteration 0", "learning_rate", 0.0) is None
     several = [{"reward": 0.0, "sampled_reward": 1.0}] * 2, [{"reward": 0.0, "sampled_reward": 2.0}] * 2
-    assert not_improved(*several, "iteration 0", "learning_rate") is None, "of several answers their mean counts"
+    assert not_improved(*several, "iteration 0", "learning_rate", 2.0) is None, "of several answers their mean counts"

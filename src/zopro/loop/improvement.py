@@ -8,9 +8,12 @@ from typing import Any
 from zopro.loop.correctness import paired
 from zopro.store import shown
 
+HARDLY = 0.1
+"""Nats an answer: nearer to its start than this, a policy says what the start says."""
+
 
 def not_improved(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], where: str, rate: str
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], where: str, rate: str, kl: float
 ) -> str | None:
     """The line about an iteration whose gain, paired by prompt, may be none; None where it is above 0.
 
@@ -18,11 +21,14 @@ def not_improved(
         before, after: rows of the two evaluations, of the same prompts.
         where: what the line begins with.
         rate: the key of the learning rate.
+        kl: nats an answer from the policy's start.
 
     >>> rows = [[{"reward": value} for value in values] for values in ([0.0, 1.0, 2.0], [1.0, 2.1, 2.9])]
-    >>> not_improved(*rows, "iteration 0", "learning_rate")
-    >>> not_improved(*reversed(rows), "iteration 0", "learning_rate")
+    >>> not_improved(*rows, "iteration 0", "learning_rate", 2.0)
+    >>> not_improved(*reversed(rows), "iteration 0", "learning_rate", 2.0)
     'iteration 0: the policy became worse: reward -1.000 [-1.113, -0.887] against the one before. Lower learning_rate.'
+    >>> not_improved(rows[0], rows[0], "iteration 0", "learning_rate", 0.004)
+    'iteration 0: the policy has hardly moved: KL 0.00 nats an answer, reward ... Raise learning_rate, tenfold and more.'
     """
     name = "sampled_reward" if any("sampled_reward" in row for row in after) else "reward"
     interval = paired(before, after, name)
@@ -32,6 +38,9 @@ def not_improved(
     said = f"reward {shown.interval({'gain': gain, 'gain_low': low, 'gain_high': high}, 'gain')} against the one before"
     if high < 0:
         return f"{where}: the policy became worse: {said}. Lower {rate}."
+    if abs(kl) < HARDLY:
+        moved = f"KL {shown.kl(kl)} nats an answer"
+        return f"{where}: the policy has hardly moved: {moved}, {said}. Raise {rate}, tenfold and more."
     return (
         f"{where}: no improvement that can be told from chance: {said}. Take more steps (policy_steps) or answers "
         f"(prompts_per_step, num_generations or population), a higher {rate}, or measure on more prompts (eval_prompts)."

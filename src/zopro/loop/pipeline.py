@@ -30,11 +30,12 @@ from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.recording import method_of
 from zopro.loop.run import Run
-from zopro.loop.summary import Measure, headline, summary
+from zopro.loop.summary import Measure, headline, measured, summary
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.store.durable import read_json, stopped_by_full_disk
 from zopro.store.layout import Layout
 from zopro.store.rundir import RunDirectory, default_folder, read_rows, write_text
+from zopro.store.shown import PER_ANSWER
 from zopro.system import progress
 from zopro.system.launch import Processes, alone
 from zopro.system.threads import torch_threads
@@ -157,7 +158,9 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
 def _say_result(run: Run, iteration: int) -> None:
     run.say(headline(run.store, iteration, run.config.sft_steps))
     before, after = (read_rows(run.store.evaluation(at)) for at in (iteration - 1 if iteration else None, iteration))
-    if note := not_improved(before, after, f"iteration {iteration}", METHODS[method_of(run.config, iteration)].rate):
+    rate = METHODS[method_of(run.config, iteration)].rate
+    kl = measured(run.store, iteration)[PER_ANSWER]
+    if note := not_improved(before, after, f"iteration {iteration}", rate, kl):
         run.say(note)
 
 

@@ -20,7 +20,7 @@ OTHER = "other"  # seconds beside the stages: loading, analysis and figures, and
 def headline(directory: RunDirectory, iteration: int, sft_steps: int) -> str:
     """An iteration's evaluation as one line, beside what the run of so many steps of SFT had before it."""
     start = shown.start(sft_steps)
-    sft, line = (_evaluation(directory, name) for name in (None, iteration))
+    sft, line = (measured(directory, name) for name in (None, iteration))
     right = ""
     if line.get("accuracy") is not None:
         right = f"accuracy {shown.interval(line, 'accuracy')} ({start.name} {shown.share(sft.get('accuracy'))}), "
@@ -47,7 +47,7 @@ def summary(
     """
     names = [None, *range(config.iterations)]
     rows = [read_rows(directory.evaluation(name)) for name in names]
-    evaluations = [_evaluation(directory, name) for name in names]
+    evaluations = [measured(directory, name) for name in names]
     if measure is not None:
         evaluations = [{**line, **measure(answers)} for line, answers in zip(evaluations, rows, strict=True)]
     lines = directory.metrics()
@@ -94,5 +94,6 @@ def exchanged_bytes(directory: RunDirectory, iterations: int) -> int:
     return median_low(sizes) if sizes else 0
 
 
-def _evaluation(directory: RunDirectory, iteration: int | None) -> dict[str, Any]:
+def measured(directory: RunDirectory, iteration: int | None) -> dict[str, Any]:
+    """What an evaluation found."""
     return shown.named(read_json(directory.evaluation(iteration, ".json")))
