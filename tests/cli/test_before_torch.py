@@ -72,6 +72,12 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("step --size 2b", "size: must be one of"),
     ],
     "data": [("chess --rows 2", "argument KIND"), ("countdown --rows 2 --out full", "--out: ")],
+    "pairs": [
+        ("good.yaml --out rows.jsonl --reward rouge", "--out: must be a new .jsonl file"),
+        ("good.yaml --out new.jsonl", "reward: must be there before a run"),
+        ("good.yaml --out new.jsonl --reward rouge --rows -2", "rows: must not be negative"),
+        ("good.yaml --out new.jsonl --reward rouge --model ./none", "model: no folder and no Hub id"),
+    ],
     "methods": [("--nonsense", "--nonsense: no such option")],
     "config-schema": [("--nonsense", "--nonsense: no such option")],
 }

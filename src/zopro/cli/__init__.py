@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import chat, data, export, init, listing
+from zopro.cli import chat, data, export, init, listing, pairs
 from zopro.compare import command as compare
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         export.add,
         bench.add,
     )
-    for add in (init.add, *adders, data.add, listing.add_methods, listing.add_schema):
+    for add in (init.add, *adders, data.add, pairs.add, listing.add_methods, listing.add_schema):
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +42,43 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Make the rows and write them; the object for `--json` holds them where no file does."""
-    from zopro.store.durable import disk_full, write_text
     from zopro.tasks.generated import KINDS
 
     own = {"arithmetic": ("difficulty", "difficulties"), "countdown": ("numbers", "numbers")}
     for kind, (option, _) in own.items():
         if kind != args.kind and getattr(args, option) is not None:
             raise InputError(f"--{option}: is an option of '{kind}', not of '{args.kind}'. Leave it out.")
-    out = Path(args.out) if args.out else None
-    if out is not None and (out.exists() or out.suffix != ".jsonl"):
-        rule = "is there already" if out.exists() else "has another ending"
-        raise InputError(f"--out: must be a new .jsonl file, got '{out}', which {rule}. Choose another.")
+    out = new_rows(args.out) if args.out else None
     option, parameter = own[args.kind]
     value = getattr(args, option)
     rows = KINDS[args.kind](args.rows, args.split, args.seed, **({} if value is None else {parameter: value}))
-    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     result = {"kind": args.kind, "split": args.split, "seed": args.seed, "rows": len(rows), "out": args.out}
     if out is None:
-        return {**result, "data": rows}, text
+        return {**result, "data": rows}, _lines(rows)
+    write_rows(out, rows)
+    return result, f"{len(rows)} rows written to {out}"
+
+
+def new_rows(name: str) -> Path:
+    """Where `--out` says that rows go. Raises `InputError`: there is something already, or it has another ending."""
+    out = Path(name)
+    if out.exists() or out.suffix != ".jsonl":
+        rule = "is there already" if out.exists() else "has another ending"
+        raise InputError(f"--out: must be a new .jsonl file, got '{out}', which {rule}. Choose another.")
+    return out
+
+
+def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the file, whole or not at all."""
+    from zopro.store.durable import disk_full, write_text
+
     try:
-        write_text(out, text + "\n")
+        write_text(out, _lines(rows) + "\n")
     except OSError as error:
         if disk_full(error):
             raise
         raise InputError(f"--out: must be a file that can be written, got '{out}' ({error.strerror}).") from error
-    return result, f"{len(rows)} rows written to {out}"
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

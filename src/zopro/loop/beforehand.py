@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from zopro.config import RunConfig
+from zopro.config.fields import check
 from zopro.config.model import GGUF, check_there
 from zopro.store.rundir import check_folder
 from zopro.tasks.rows import check_source
@@ -35,3 +36,10 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
             check_there(name.removeprefix("model:"), "reward")
     if config.trains_reward and config.judge.startswith("model:"):
         check_there(config.judge.removeprefix("model:"), "judge")
+
+
+def check_own_pairs(config: RunConfig, count: int) -> None:
+    """Raise `InputError` for a reward that only a run can train, or a number of rows that is none."""
+    check(count >= 0, "rows", "must not be negative", count)
+    rule = "must be there before a run, and so not be model"
+    check(not config.trains_reward, "reward", rule, config.reward, "Take a function, such as rouge, or model:PATH.")

@@ -29,7 +29,7 @@ from zopro.tasks.base import (
     make_example,
     pick,
 )
-from zopro.tasks.literals import parsed
+from zopro.tasks.literals import blank, parsed
 from zopro.tasks.pairs import from_pair
 from zopro.tasks.rows import Row
 
@@ -72,9 +72,9 @@ def from_flat(row: Row) -> Example:
 
 
 def from_prompt(row: Row) -> Example:
-    """A prompt written out, which is used as it stands."""
-    example = from_pair(row)
-    return replace(example, reference=example.chosen)
+    """A prompt written out, which is used as it stands; without a reference the better summary serves as one."""
+    example, reference = from_pair(row), row.get("reference")
+    return replace(example, reference=example.chosen if blank(reference) else as_text(reference, "reference"))
 
 
 def from_scitldr(row: Row) -> Example:

@@ -1,0 +1,52 @@
+"""`zopro pairs`: preference rows from the model's own answers, ranked by a reward.
+
+zopro pairs CONFIG.yaml --reward rouge --num_generations 8 --out pairs.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from zopro.cli.data import new_rows, write_rows
+from zopro.config.arguments import add_configuration, configuration
+from zopro.system.imports import importing
+
+
+def add(commands: Any) -> argparse.ArgumentParser:
+    """Register the command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        "pairs",
+        help="preference rows from the model's own answers, ranked by a reward",
+        description="Sample num_generations answers to each prompt from the model that a run of CONFIG would begin with, "
+        "and write the best and the worst by its rewards as a row of preferences. Every key of CONFIG can be given as "
+        "--key value, which wins.",
+    )
+    command.add_argument("--out", metavar="FILE", required=True, help="new .jsonl file to write")
+    command.add_argument("--rows", type=int, default=0, metavar="N", help="prompts to answer (default: all)")
+    command.add_argument("--held-out", action="store_true", help="answer the held-out prompts, not the training rows")
+    add_configuration(command)
+    command.set_defaults(handler=run)
+    return command
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Sample, rank and write; what can be refused is refused before anything is loaded."""
+    from zopro.loop.beforehand import check_beforehand, check_own_pairs
+
+    config = replace(configuration(args), output_dir="")
+    out = new_rows(args.out)
+    check_own_pairs(config, args.rows)
+    check_beforehand(config)
+
+    with importing():
+        from zopro.loop.own_pairs import own_pairs
+
+    rows, found = own_pairs(config, args.rows, args.held_out)
+    write_rows(out, rows)
+    rewards = f"{found['chosen_reward']:.3f} and {found['rejected_reward']:.3f}"
+    text = f"{found['pairs']} pairs of {found['prompts']} prompts written to {out}: rewards {rewards} on average"
+    if equal := found["prompts"] - found["pairs"]:
+        text += f"\n{equal} prompts have none: their answers have one reward"
+    return {**found, "out": str(out)}, text
