@@ -56,6 +56,7 @@ def write_inputs(folder: Path, layers: int = 1) -> Path:
 
 
 def config(folder: Path, out: Path, **options: Any) -> RunConfig:
+    """A run of a second or two. Choosing eps would take a third of it: tests that are about that say `eps=""`."""
     settings: dict[str, Any] = {
         "model": str(folder / "model"),
         "task": "preference",
@@ -77,6 +78,7 @@ def config(folder: Path, out: Path, **options: Any) -> RunConfig:
         "pair_prompts": 6,
         "eval_prompts": 6,
         "eval_batch_size": 4,
+        "eps": 1e-3,
     }
     return RunConfig(**{**settings, **options})
 

@@ -184,13 +184,13 @@ def test_a_run_of_another_config_is_refused(finished: tuple[RunConfig, dict[str,
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "mezo", "evaluation": "together", "eps": 1e-3},
+        {"method": "mezo", "evaluation": "together"},
         {"method": "rloo"},
         {"method": "guided", "guard_every": 1},
         {"method": "guided", "guide": "mixed", "guide_avoid_reward": True},
-        {"warm_start": "sft", "preset": "paper"},
-        {"warm_start": "spsa", "sides": 1, "queries": 2, "eps": 1e-3},
-        {"lora_r": 0, "warm_start": "sft", "eps": 1e-3},
+        {"warm_start": "sft", "preset": "paper", "eps": ""},
+        {"warm_start": "spsa", "sides": 1, "queries": 2},
+        {"lora_r": 0, "warm_start": "sft"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

@@ -26,13 +26,13 @@ from zopro.train.directed import DirectedTrainer
 STEPS = 3
 MOMENTS = {"momentum": 0.9, "second_moment": 0.9, "anchor": 0.1}
 RUNS: dict[str, dict[str, Any]] = {
-    "zopro": {},
-    "zopro-paper": {"preset": "paper", "warm_start": "sft", "weight_decay": 0.1, "decay": "exponential"},
+    "zopro": {"eps": ""},
+    "zopro-paper": {"preset": "paper", "eps": "", "warm_start": "sft", "weight_decay": 0.1, "decay": "exponential"},
     "mezo": {"method": "mezo", "queries": 2, "sides": 1, "noise": "rademacher"},
-    "zopro, gaussian": {"noise": "gaussian", "warm_start": "sft", "eps": 1e-3},
+    "zopro, gaussian": {"noise": "gaussian", "warm_start": "sft"},
     "es": {"method": "es", "targeted": True, "noise": "low_rank", "population": 4, "sigma": "auto", **MOMENTS},
     "es, full": {"method": "es", "lora_r": 0, "population": 2, "momentum": 0.5, "greedy": True},
-    "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank", "eps": 1e-3},
+    "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank"},
 }
 
 

@@ -30,9 +30,9 @@ from zopro.zo import Weights
 
 STEPS = {"sft_steps": 5, "reward_steps": 5, "policy_steps": 5, "refine_steps": 5, "checkpoint_steps": 2}
 KINDS: dict[str, dict[str, Any]] = {
-    "adapter": {"snapshot_every": 2},
-    "paper-one-sided": {"preset": "paper", "sides": 1, "queries": 2, "warm_start": "sft", "iterations": 1},
-    "full": {"lora_r": 0, "warm_start": "sft", "iterations": 1, "eps": 1e-3},
+    "adapter": {"snapshot_every": 2, "eps": ""},
+    "paper-one-sided": {"preset": "paper", "eps": "", "sides": 1, "queries": 2, "warm_start": "sft", "iterations": 1},
+    "full": {"lora_r": 0, "warm_start": "sft", "iterations": 1},
 }
 VOLATILE = {"time", "seconds", "peak_rss_mb", "step_time"}
 

@@ -243,7 +243,7 @@ def breaks(prompts: list[str], completions: list[str], **columns: Any) -> list[f
 
 
 def test_a_reward_that_raises_loses_nothing(folder: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"reward": [f"python:{__name__}:breaks"], "reward_weights": [], "eps": 1e-3}
+    options: dict[str, Any] = {"reward": [f"python:{__name__}:breaks"], "reward_weights": []}
     options |= {"checkpoint_steps": 1, "iterations": 1}
     runs = [settings(folder, tmp_path / name, **options) for name in ("broken", "whole")]
     with pytest.MonkeyPatch.context() as patch:
@@ -275,7 +275,7 @@ def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path)
 
 def test_a_trained_reward_and_a_function_are_weighed_in_one_run(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"reward": ["model", "length:1-1"], "reward_weights": [1.0, 0.5], "method": "mezo"}
-    made = config(folder, tmp_path / "run", iterations=1, warm_start="spsa", dtype="float32", eps=1e-3, **options)
+    made = config(folder, tmp_path / "run", iterations=1, warm_start="spsa", dtype="float32", **options)
     with pytest.MonkeyPatch.context() as patch:
         no_report(patch)
         found = pipeline.run(made, quiet=True)
