@@ -23,6 +23,10 @@ def letters(completions: list[Any], **columns: Any) -> list[float | None]:
     return [None if "tea" in text else float(len(text)) for text in texts]
 
 
+def breaks(completions: list[Any], **columns: Any) -> list[float]:
+    raise ValueError("no such file")
+
+
 def constant(completions: list[Any], **columns: Any) -> list[float]:
     return [1.0] * len(completions)
 
@@ -93,6 +97,8 @@ def test_what_cannot_be_ranked_is_refused(folder: Path, tmp_path: Path) -> None:
         InputError, match=r"^reward: must differ between the answers to a prompt, and did so for none of 4"
     ):
         own_pairs(settings(folder, reward=[f"python:{__name__}:constant"]), 4)
+    with pytest.raises(InputError, match=r"no such file\. Fix it\.$"):  # and no word of --resume
+        own_pairs(settings(folder, reward=[f"python:{__name__}:breaks"]), 4)
     with pytest.raises(InputError, match=r"^rows: must not be negative, got -1"):
         own_pairs(settings(folder), -1)
 
