@@ -71,3 +71,28 @@ def test_the_python_page_has_every_public_name() -> None:
     assert set(re.findall(r'heading: "zopro\.(\w+)"', page)) == {*zopro.__all__} - {"__version__"}
     homes = {f"{home}.{name}" for name, home in zopro._HOME.items()}
     assert set(re.findall(r"(?m)^::: (\S+)$", page)) == homes
+
+
+def crooked(text: str) -> Iterator[str]:
+    """Lines of tables that are no row, or have another number of cells than the line under the head."""
+    wanted = 0
+    for line in _FENCED.sub("", text).splitlines():
+        cells = re.sub(r"`[^`]*`|\\\|", "", line.strip()).count("|")
+        if re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()):
+            wanted = cells
+        elif not line.strip():
+            wanted = 0
+        elif wanted and not (line.strip().startswith("|") and line.strip().endswith("|") and cells == wanted):
+            yield line
+
+
+def test_a_crooked_row_is_seen() -> None:
+    table = "| a | b |\n|---|---|\n| 1 | `x|y` |\n"
+    assert not [*crooked(table + "\nprose | with | marks\n")]
+    assert [*crooked(table + "@LATER| 1 | 2 |\n")] == ["@LATER| 1 | 2 |"]
+    assert [*crooked(table + "| 1 |\n")] == ["| 1 |"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_whole(page: Path) -> None:
+    assert not [*crooked(page.read_text(encoding="utf-8"))]
