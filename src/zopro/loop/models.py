@@ -96,8 +96,11 @@ class Models:
             yield "the chat template writes the date: prompts of a run resumed on another day are not the same"
 
 
-def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Data) -> Models:
-    """The run's models. Raises InputError: the model, the lengths or the data do not fit each other."""
+def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Data, resumes: bool = True) -> Models:
+    """The run's models; `resumes`: it can be continued where it stops.
+
+    Raises InputError: the model, the lengths or the data do not fit each other.
+    """
     device = resolve_device(config.device)
     functions = _functions(config, device)
     base = _load_base(config, device)
@@ -125,7 +128,7 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
     def texts(completion_ids: Sequence[Sequence[int]]) -> list[str]:
         return [frame.read(ids) for ids in completion_ids]
 
-    rewards = Rewards(weights, functions, reward, texts, config.eval_batch_size, config.reward_timeout)
+    rewards = Rewards(weights, functions, reward, texts, config.eval_batch_size, config.reward_timeout, resumes)
     return Models(tokenizer, frame, base, policies, rewards, judge, max_length, checked)
 
 

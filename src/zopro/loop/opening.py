@@ -46,7 +46,7 @@ def open_all(
         tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
         data = load_data(config, tokenizer)
     with task(f"loading {Path(config.model).name}"):
-        models = load_models(config, tokenizer, data)
+        models = load_models(config, tokenizer, data, resumes=writes)
     if writes:
         run.store.create()
     run.processes.wait()

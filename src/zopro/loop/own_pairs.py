@@ -43,7 +43,6 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
     check_own_pairs(config, count)
     run, models, data = open_all(replace(config, sft_steps=0), writes=False)
     items = (data.eval if held_out else data.train)[: count or None]
-    ranking = models.rewards.outside_a_run()
     each, rows, ids = config.num_generations, list[dict[str, Any]](), list[list[int]]()
     try:
         with models.policies.open(None) as model:
@@ -51,7 +50,7 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
             sampled = sample_all(run, models, model, items, run.seed("own pairs"), each)
             for part, rollout in zip(parts, sampled, strict=True):
                 answers = rollout.answers()
-                scores = ranking.score([item for item in part for _ in range(each)], answers).total
+                scores = models.rewards.score([item for item in part for _ in range(each)], answers).total
                 for item, texts, rewards in zip(
                     part, batches(models.texts(answers), each), batches(scores, each), strict=True
                 ):

@@ -48,7 +48,7 @@ class Rewards:
         batch_size: rows that the reward model scores at once.
         timeout: seconds for one call of a function of the user's. Built-in ones run in this thread, where what is slow in
             them has a time limit of its own.
-        then: what a broken reward's line says at its end.
+        resumes: whether there is a run that can be continued once a broken one is mended; its line says so.
     """
 
     def __init__(
@@ -59,18 +59,14 @@ class Rewards:
         texts: Texts,
         batch_size: int,
         timeout: float = 0.0,
-        then: str = "Then continue with --resume: what is finished is kept.",
+        resumes: bool = True,
     ) -> None:
         self.weights, self.model, self.texts, self.batch_size = weights, model, texts, batch_size
-        self._given, self._timeout = functions, timeout
+        then = "Then continue with --resume: what is finished is kept." if resumes else ""
         self.functions = {
             name: Function(function, 0.0 if getattr(function, "builtin", False) else timeout, then)
             for name, function in functions.items()
         }
-
-    def outside_a_run(self) -> Rewards:
-        """The same, where a broken one stops nothing that could be continued."""
-        return Rewards(self.weights, self._given, self.model, self.texts, self.batch_size, self._timeout, then="")
 
     def score(self, items: Sequence[Item], completion_ids: Sequence[Sequence[int]]) -> Scores:
         """Of one completion of each item. Raises `InputError`: a function raises, is late, or returns no such numbers."""
