@@ -12,10 +12,10 @@ from itertools import pairwise
 
 INITIAL_SHARE = 1 - 1e-3  # d at the first step: d = 1 would add no noise (the paper)
 FINAL_EXPONENTIAL_SHARE = 1e-3  # d at the last step of the exponential decay
-# eps candidates (to 0.022) for directions of root mean square 1. Along a policy's previous update the clip range of RLOO
-# can be left within 3e-5 (measured on a 270M model), so they begin far below it.
-PROBES = tuple(3e-5 * 3**k for k in range(-5, 7))
-UNSEEN_EPS = 1e-3  # as MeZO takes; at most this where rounding hides the slope at every candidate
+# eps candidates (to 0.2) for directions of root mean square 1. Along a policy's previous update the clip range of RLOO
+# can be left within 3e-5 (measured on a 270M model), so they begin far below it; along B of two matrices a block slopes
+# stood above bfloat16's rounding from 0.07 on (135M).
+PROBES = tuple(3e-5 * 3**k for k in range(-5, 9))
 LONGEST_SKIP = 4  # candidates passed over at most where rounding hides the slope
 NOISE_POINTS = 7
 NOISE_ORDER = 3  # third differences cancel the smooth part up to its quadratic term
@@ -23,6 +23,7 @@ FLOAT32_ROUNDING = 2**-24  # relative; a loss of fp32 numbers is not known bette
 LOW_SIGNAL = 3.0  # signal-to-noise ratio under which a difference of losses is mostly rounding
 KNOWN_SIGNAL = 10.0  # above which a slope is known well enough for another one to disagree with it
 TARGET_SIGNAL = 100.0  # signal-to-noise ratio at which rounding no longer matters
+SEEN_BEND = 4.0  # noise floors; L+ + L- - 2 L(theta) has a rounding of sqrt(6) of them
 
 
 def target_share(step: int, total_steps: int, decay: str = "linear") -> float:
@@ -100,7 +101,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     floor at its distance and the slope agrees with the candidate's before, or until it no longer does (within 10 % and
     what the noise explains): a larger eps than needed only bends away from the slope, all the more where the loss is
     clipped. It also ends where the loss bends clearly more than it slopes: along a direction that happens to be flat no
-    eps shows a slope, and the search would otherwise go on to where the model is no longer itself.
+    eps shows a slope, and the search would otherwise go on to where the model is no longer itself. Close points round
+    alike, so a slope seen there can be rounding: it is taken back where the noise at the next candidate explains both.
 
     Args:
         loss_at: t -> L(theta + t z).
@@ -109,8 +111,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
 
     Returns:
         eps, and sigma, the standard deviation of one loss value. A candidate whose losses are not finite is unfit.
-        Where rounding hides the slope at every candidate, the last one tried up to `UNSEEN_EPS`: the largest would be
-        far outside of where the model is itself, and other directions may slope more.
+        Where rounding hides the slope at every candidate, the largest one tried at which it hides how the loss bends too:
+        there the model is still itself, and other directions may slope more.
         (largest candidate, NaN) if the loss is constant between the largest candidates: any eps does, ask again with
         another batch or direction. (NaN, NaN) if the loss near theta is not finite.
 
@@ -126,24 +128,26 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     losses, exponent, skip, longest = _Losses(loss_at, PROBES[0] / scale), 0, 1, LONGEST_SKIP
     while exponent < len(PROBES):
         eps, values = PROBES[exponent] / scale, losses.across(exponent)
-        if not all(math.isfinite(value) for value in values):
+        lower, middle, upper = values[0], values[NOISE_POINTS // 2], values[-1]
+        bend = abs(upper + lower - 2 * middle)
+        noise = max(noise_floor(values), _float32_rounding(values))
+        if not math.isnan(sigma):  # fewer roundings change at close points: noise only grows with the distance
+            noise = max(noise, sigma)
+        bends = not math.isnan(chosen) and bend > max(abs(upper - lower), 2 * KNOWN_SIGNAL * noise)
+        if bends or not all(math.isfinite(value) for value in values):
             if skip == 1:
                 break
             exponent, skip, longest = exponent - skip + 1, 1, 1  # the candidates passed over may be fit
             continue
-        noise = max(noise_floor(values), _float32_rounding(values))
-        if not math.isnan(sigma):  # fewer roundings change at close points: noise only grows with the distance
-            noise = max(noise, sigma)
-        difference = values[-1] - (values[0] if sides == 2 else values[NOISE_POINTS // 2])
+        difference = upper - (lower if sides == 2 else middle)
         new_slope = difference / (sides * eps)
-        bend = abs(values[-1] + values[0] - 2 * values[NOISE_POINTS // 2])
-        if not math.isnan(chosen) and bend > max(abs(values[-1] - values[0]), 2 * KNOWN_SIGNAL * noise):
-            break
         explained = 0.1 * abs(slope) + 12 * sigma / (sides * chosen)
         if known and abs(new_slope - slope) > explained:
-            break
+            rounding = KNOWN_SIGNAL * math.sqrt(2) * noise
+            if max(abs(slope * sides * chosen), abs(difference)) > rounding:
+                break
         chosen, slope, sigma = eps, new_slope, noise
-        if math.isnan(unseen[0]) or eps * scale <= UNSEEN_EPS:
+        if math.isnan(unseen[0]) or bend <= SEEN_BEND * noise:
             unseen = eps, noise
         signal = abs(difference) / (math.sqrt(2) * sigma) if sigma > 0 else 0.0  # all losses 0: too near to differ
         if known and signal >= TARGET_SIGNAL:
@@ -152,9 +156,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         wanted = math.log(KNOWN_SIGNAL / max(signal, 1e-3), 3)  # further candidates until the slope shows
         skip = min(max(1, int(wanted)), longest, max(1, len(PROBES) - 1 - exponent))
         exponent += skip
-    else:
-        if not known:
-            chosen, sigma = unseen
+    if not known:
+        chosen, sigma = unseen
     return chosen, sigma or math.nan
 
 
