@@ -17,6 +17,7 @@ from zopro.errors import diverging
 from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
+from zopro.loop.reach import ReachCallback
 from zopro.loop.recording import Origin, Recorder, method_of, origin_of
 from zopro.loop.run import Run
 from zopro.loop.unended import UnendedCallback
@@ -110,9 +111,13 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
                 policies.save(model, partial)
 
         answers, limit = config.answers_a_step(origin.method), config.max_completion_length
-        notes = UnendedCallback(run.say, f"policy {iteration}", answers, limit)
-        bound = [BoundCallback(config.max_kl, run.say, f"policy {iteration}", method.rate)] if config.max_kl else []
-        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), notes, *bound):
+        where, follows = f"policy {iteration}", getattr(trainer, "follows_update", False)
+        notes = [
+            UnendedCallback(run.say, where, answers, limit),
+            ReachCallback(run.say, where, method.rate, rate, follows),
+            *([BoundCallback(config.max_kl, run.say, where, method.rate)] if config.max_kl else []),
+        ]
+        for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), *notes):
             trainer.add_callback(callback)
         Recorder(trainer, store.journal(iteration), origin, rebuild=policies.full, writes=store.writes).attach()
         fit(trainer)

@@ -78,10 +78,15 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     def directions(self) -> Directions:
         """Along the previous update and noise, or noise alone where there is none."""
         noise = noise_source(self.args.noise, self.previous_update)
-        if not self.previous_update or not self.targets():
+        if not self.follows_update:
             return noise
         steps, args = max(1, self.state.max_steps), self.args
         return Targeted(self.previous_update, self.reward_update, steps, args.decay, args.normalize, noise)
+
+    @property
+    def follows_update(self) -> bool:
+        """Whether steps go along the previous update, beside noise."""
+        return bool(self.previous_update) and self.targets()
 
     def targets(self) -> bool:
         """Whether a previous update is followed, and not only what noise is made of."""

@@ -24,6 +24,7 @@ from zopro.train.directed import DirectedTrainer
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
+from zopro.train.step_kl import fisher_along, step_kl
 from zopro.zo import Displacement, Estimate
 from zopro.zo.directions import there
 
@@ -86,6 +87,7 @@ class ZOPrOTrainer(DirectedTrainer):
 
     config_cls = ZOPrOConfig
     _given: Tensor | None = None  # log-probs from the engine, for the next loss
+    _fisher: tuple[int, list[list[float]]] = (-1, [])  # a step, and the Fisher information of its micro-batches by query
     known_loss = True  # tests compare both surrogates with autograd
 
     @property
@@ -135,13 +137,27 @@ class ZOPrOTrainer(DirectedTrainer):
         evaluate = repeatable(self, loss)
 
         def values(at: Sequence[Displacement]) -> list[float]:
-            found.extend(engine.logprobs(batch, at, self.temperature))
+            given = engine.logprobs(batch, at, self.temperature)
+            self._note_fisher(fisher_along(at, [batch.sums(tokens) for tokens in given]))
+            found.extend(given)
             seen(len(at))
             return [float(evaluate()) for _ in at]
 
         here = engine.during(evaluator) if isinstance(engine, LocalEngine) else nullcontext()
         with here, counting(self.spsa) as seen:
             return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
+
+    def _note_fisher(self, found: list[float]) -> None:
+        step, known = self._fisher
+        if found:
+            self._fisher = self.spsa.step_count, [*(known if step == self.spsa.step_count else []), found]
+
+    def zeroth_order_logs(self) -> dict[str, float]:
+        """And `step_kl`: how far the step went from the policy before it, in nats an answer (`zopro.train.step_kl`)."""
+        logs, (_, batches) = super().zeroth_order_logs(), self._fisher
+        if batches and len(batches[0]) == len(self.spsa.last.coefficients):  # else other ranks have the others
+            logs["step_kl"] = step_kl(self.spsa.last, [sum(query) / len(query) for query in zip(*batches, strict=True)])
+        return logs
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:
         given, self._given = self._given, None

@@ -1,0 +1,81 @@
+"""How far a step moves the policy, as its own evaluations say: beside what the step has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from tiny_trainers import lines, with_adapter, zopro
+from zopro.engine import Batch
+from zopro.train.step_kl import fisher_along
+from zopro.zo import Displacement
+
+
+class Changed(TrainerCallback):
+    """Half the mean square by which each step changes the log-probs of its own answers."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.estimate, self.seen, self.found = trainer, trainer._estimate, [], []
+        trainer._estimate = self.see
+        trainer.add_callback(self)
+
+    def see(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.seen.append((Batch.of_inputs(inputs), inputs["old_logps"]))
+        return self.estimate(model, inputs, *args, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        squares = []
+        for batch, before in self.seen:
+            after = batch.sums(self.trainer.engine.logprobs(batch, temperature=self.trainer.temperature)[0])
+            squares.append(float((after.detach() - before).square().mean()))
+        self.found.append(sum(squares) / len(squares) / 2)
+        self.seen.clear()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
+        {"evaluation": "batched"},
+        {"second_moment_beta": 0.0, "learning_rate": 1e-4},
+        {"queries": 3},
+    ],
+    ids=str,
+)
+def test_it_is_half_the_mean_square_by_which_the_answers_log_probs_change(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = zopro(tmp_path, **{"model": with_adapter(), "max_steps": 4, "eps": 1e-3, "learning_rate": 5e-4, **options})
+    changed = Changed(trainer)
+    trainer.train()
+    told = [line["step_kl"] for line in lines(trainer)]
+    if (
+        "queries" in options
+    ):  # it is what their directions add up to if they do not overlap; those of 224 weights do a little
+        assert sum(told) == pytest.approx(sum(changed.found), rel=0.5)
+    else:
+        assert told == pytest.approx(changed.found, rel=0.02)
+    assert all(0 < kl < 0.01 for kl in told)
+
+
+def test_one_side_of_many_queries_says_what_two_sides_of_each_say() -> None:
+    """Answers' slopes along 200 independent z, and a bend that all of them share."""
+    slopes = torch.randn(200, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    at = [Displacement(seed=0, query=query, step=0, t=1.0, eps=(0.1,)) for query in range(200)]
+    plus, minus = (list(-20 + side * 0.1 * slopes - 3 * 0.01) for side in (1, -1))
+    two = fisher_along([*at, *(there.mirrored for there in at)], [*plus, *minus])
+    assert two == pytest.approx(slopes.square().mean(1).tolist(), rel=1e-3)
+    assert fisher_along(at, plus) == pytest.approx([sum(two) / 200] * 200, rel=0.02)
+
+
+def test_calibration_and_single_evaluations_say_nothing() -> None:
+    one = Displacement(seed=0, query=0, step=0, t=1.0, eps=(0.5,))
+    rows = [torch.tensor([-1.0, -2.0])] * 2
+    assert fisher_along([one], rows[:1]) == fisher_along([], []) == []
+    theta = Displacement(seed=0, query=0, step=0, t=0.0, eps=(0.5,))
+    assert fisher_along([theta, one], rows) == [], "L(theta) is the rollout's, rounded otherwise"
