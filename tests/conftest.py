@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -14,6 +15,7 @@ from zopro.system.imports import importing
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # UMAP of three points takes milliseconds, and ten seconds to compile
 
 settings.register_profile("zopro", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("zopro")
