@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from zopro.choices import METHODS
 from zopro.config import WARM_STARTS, RunConfig
 from zopro.config.guided import GUIDE_LOCAL, GUIDES
-from zopro.config.reading import _READERS, FIELDS, load_config
+from zopro.config.reading import FIELDS, load_config
 from zopro.config.step import PRESETS
+from zopro.config.values import _READERS
 from zopro.errors import InputError
 
 few = settings(max_examples=120)

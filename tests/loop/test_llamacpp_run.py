@@ -143,7 +143,7 @@ def test_what_needs_the_network_is_refused_before_anything_is_loaded(folder: Pat
         ({"reward": "model"}, "reward: must be rewards that this run does not train"),
         ({"sft_steps": 3}, "sft_steps: must be 0"),
         ({"lora_r": 0}, "lora_r: must be greater than 0"),
-        ({"method": "zopro", "warm_start": "first_order"}, "warm_start: must be spsa or sft"),
+        ({"method": "zopro", "warm_start": "first_order"}, "warm_start: must be es, spsa or sft"),
         ({"engine": "llamacpp"}, "engine: must be one of transformers, llamacpp:FILE"),
         ({"engine": "llamacpp:blobs/sha256"}, r"engine: must be llamacpp:FILE\.gguf, got 'llamacpp:blobs/sha256'"),
         ({"engine": "transformers", "model": "a.gguf"}, r"model: must be a Hub id .* Set engine: llamacpp:a\.gguf"),

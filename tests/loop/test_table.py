@@ -62,6 +62,7 @@ def test_every_stage_has_an_output_of_its_own(tmp_path: Path) -> None:
         ("zopro", "first_order", [False, True]),
         ("zopro-paper", "sft", [True, True]),
         ("mezo", "spsa", [True, True]),
+        ("zopro", "es", [True, True]),
         ("guided", "first_order", [False, False]),
         ("rloo", "spsa", [False, False]),
     ],
@@ -105,6 +106,7 @@ def test_where_an_iteration_begins(tmp_path: Path) -> None:
     first = {
         "first_order": Origin(run, 0, "rloo", sft),
         "spsa": Origin(run, 0, "mezo", sft),
+        "es": Origin(run, 0, "es", sft),
         "sft": Origin(run, 0, "zopro", sft, (sft, initial)),
         None: Origin(run, 0, "zopro", sft),
     }

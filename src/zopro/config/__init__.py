@@ -10,10 +10,12 @@ that has them. Names follow TRL and PEFT where they have one.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zopro.choices import METHODS, TASKS
+from zopro.choices import METHODS
+from zopro.config.data import DataOptions
 from zopro.config.defaults import own_defaults
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive, representable
@@ -23,34 +25,12 @@ from zopro.config.model import ModelOptions
 from zopro.config.objective import ObjectiveOptions
 from zopro.config.serving import check_served
 from zopro.config.step import StepOptions
+from zopro.config.values import read_as
 from zopro.errors import InputError, nearest
 
-WARM_STARTS = ("first_order", "sft", "spsa")
+WARM_STARTS = ("first_order", "sft", "spsa", "es")
 ADVANTAGES = ("rloo", "grpo")
 FEW_QUESTIONS, ALL_QUESTIONS = 5, 200  # easy ones: what `true` asks, and how many there are
-
-
-@dataclass
-class DataOptions:
-    """The task and its rows."""
-
-    task: str = option("", f"What rows are: {TASKS.about()}.", TASKS)
-    train_data: str = option("", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.")
-    eval_data: str = option("", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.")
-    max_train_rows: int = option(0, "Use at most this many training rows (after shuffling by seed); 0 uses all.")
-    max_prompt_length: int = option(
-        256, "Longest prompt in tokens; rows with a longer one are dropped and counted. Verifiable: 512."
-    )
-    max_completion_length: int = option(48, "Longest sampled or trained completion in tokens. Verifiable: 256.")
-    source_language: str = option("English", "Translation: language of the source, as named in the prompt.")
-    target_language: str = option("German", "Translation: language of the target, as named in the prompt.")
-
-    def __post_init__(self) -> None:
-        check(bool(self.task), "task", "must be set", self.task, f"Give one of {', '.join(TASKS)}.")
-        check_choices(self, DataOptions)
-        check(bool(self.train_data), "train_data", "must be set", self.train_data, "Give a file, folder or Hub id.")
-        not_negative(self, "max_train_rows")
-        positive(self, "max_prompt_length", "max_completion_length")
 
 
 @dataclass
@@ -67,7 +47,7 @@ class LoopOptions:
     iterations: int = option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = option(
         "first_order",
-        "Iteration 0: first_order (RLOO, as the paper), sft (its update is the previous one) or spsa. Verifiable: spsa.",
+        "Iteration 0: first_order (RLOO, as the paper), sft (its update is the last one), spsa or es. Verifiable: spsa.",
         WARM_STARTS,
     )
     iteration_share: float = option(
@@ -268,7 +248,8 @@ class RunConfig(_Options):
     """All settings of one run; `GROUPS` says which belong together.
 
     What is not given takes its default, which for some keys depends on the task or the engine
-    (`zopro.config.defaults`). Raises `InputError` on a value out of range.
+    (`zopro.config.defaults`), and so does what is given as None. Raises `InputError` on a value that is not of the key's
+    type or out of range.
 
     >>> config = RunConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct", task="verifiable", train_data="rows.jsonl")
     >>> config.warm_start, config.sft_steps, RunConfig(**config.to_dict()) == config
@@ -276,6 +257,10 @@ class RunConfig(_Options):
     """
 
     def __init__(self, **given: Any) -> None:
+        given = {key: value for key, value in given.items() if value is not None}
+        for each in dataclasses.fields(self):
+            if each.name in given:
+                given[each.name] = read_as(each, given[each.name])
         super().__init__(**{**own_defaults(given), **given})
 
     def answers_a_step(self, method: str) -> int:
@@ -288,8 +273,8 @@ class RunConfig(_Options):
         return self.prompts_per_step * (self.population if METHODS[method].population else self.num_generations)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """Build a config from plain values, refusing unknown keys with the nearest known one."""
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The configuration with these keys, refusing unknown ones with the nearest known one."""
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:

@@ -23,7 +23,7 @@ def check_served(config: Any) -> None:
     rule = f"must be sequential with engine {engine}"
     check(config.evaluation == "sequential", "evaluation", rule, config.evaluation)
     warm = method.self_starting or config.warm_start != "first_order"
-    rule = f"must be spsa or sft with engine {engine}, since the first iteration has no gradients"
+    rule = f"must be es, spsa or sft with engine {engine}, since the first iteration has no gradients"
     check(warm, "warm_start", rule, config.warm_start)
     rule = "must be 1 with engine vllm, whose servers give log-probs of given tokens at 1 alone"
     check(not config.of_servers or config.temperature == 1, "temperature", rule, config.temperature)

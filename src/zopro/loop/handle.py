@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from zopro.config import RunConfig
-from zopro.config.reading import config_from, load_config
+from zopro.config.reading import load_config
 from zopro.errors import InputError
 from zopro.loop import pipeline
 from zopro.loop.finished import find_policy
@@ -154,9 +154,9 @@ def run(
     """
     given = dict(overrides)
     if isinstance(config, RunConfig):
-        settings = config_from(config.to_dict() | given)
+        settings = RunConfig.from_dict(config.to_dict() | given)
     elif isinstance(config, Mapping):
-        settings = config_from({**config, **given})
+        settings = RunConfig.from_dict({**config, **given})
     else:
         settings = load_config(Path(config), given)
     if not settings.output_dir and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -44,7 +44,7 @@ class Origin:
         return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
 
 
-METHOD_OF_START = {"first_order": "rloo", "spsa": "mezo"}
+METHOD_OF_START = {"first_order": "rloo", "spsa": "mezo", "es": "es"}
 """Methods of an iteration 0 whose own method needs a previous update; `sft` gives it one."""
 
 
@@ -59,7 +59,7 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
 
     These are the policy's update mu and, where one is trained, the reward model's update v over the same iteration.
     Iteration 0 has none before it. There `start` says what is done instead: "sft" takes the SFT update for mu,
-    "first_order" and "spsa" take another method (see `config.warm_start`), None takes `method` without updates.
+    the others take another method (`METHOD_OF_START`), None takes `method` without updates.
     """
     policies = store.sft(), *map(store.policy, range(iteration))
     method, mu, v = config.method, None, None

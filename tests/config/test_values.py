@@ -1,0 +1,68 @@
+"""What Python gives a `RunConfig` is read as from a file: words of a number are a number, and nonsense is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zopro.config import RunConfig
+from zopro.config.reading import FIELDS
+from zopro.errors import InputError
+
+
+def config(**given: Any) -> RunConfig:
+    return RunConfig(**{"model": "m", "task": "verifiable", "train_data": "x", **given})
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "read"),
+    [
+        ("lora_freeze_a", "false", False),
+        ("lora_freeze_a", "True", True),
+        ("policy_steps", "5", 5),
+        ("policy_steps", 5.0, 5),
+        ("seed", np.int64(3), 3),
+        ("learning_rate", "2e-4", 2e-4),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("eps", "0.1", 0.1),
+        ("output_dir", Path("runs/x"), "runs/x"),
+        ("reward", ("exact", "length:1-8"), ["exact", "length:1-8"]),
+        ("reward_weights", (1, "0.5"), [1.0, 0.5]),
+        ("policy_steps", None, FIELDS["policy_steps"].default),
+        ("sft_steps", None, 0),  # of the task
+    ],
+)
+def test_it_is_what_it_says(key: str, given: Any, read: Any) -> None:
+    more = {"reward": ["exact", "json"]} if key == "reward_weights" else {}
+    found = getattr(config(**{key: given}, **more), key)
+    assert found == read and type(found) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "rule"),
+    [
+        ("lora_freeze_a", "maybe", "true or false"),
+        ("lora_freeze_a", 0.5, "true or false"),
+        ("policy_steps", "many", "a whole number"),
+        ("policy_steps", 2.5, "a whole number"),
+        ("policy_steps", True, "a whole number"),
+        ("learning_rate", "high", "a finite number"),
+        ("learning_rate", float("nan"), "a finite number"),
+        ("learning_rate", [1e-4], "a finite number"),
+        ("model", {"name": "m"}, "a text"),
+        ("model", object, "a text"),
+        ("reward_weights", ["one"], "a list of finite numbers, comma separated"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(key: str, given: Any, rule: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config(**{key: given})
+    assert str(caught.value) == f"{key}: must be {rule}, got {given!r}."
+
+
+def test_reading_what_was_read_changes_nothing() -> None:
+    given = config(reward=["exact", "regex:a, b"], eps=1e-05, report_to="none", easy_questions="7", sigma="auto")
+    assert given.easy_questions == 7 and RunConfig(**given.to_dict()) == given
