@@ -15,6 +15,7 @@ from zopro.system.imports import importing
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the Hub is asked for nothing, and not waited for where it is out of reach
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # UMAP of three points takes milliseconds, and ten seconds to compile
 
 settings.register_profile("zopro", deadline=None, derandomize=True)  # the same examples on every machine

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from zopro.config.model import GGUF
 from zopro.engine.local import models
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
@@ -53,6 +54,8 @@ def start_adapter(model: str) -> StartAdapter | None:
     """
     if Layout(model).policies().is_dir() and Layout(model).config().is_file():
         raise InputError(f"model: must be a model or an adapter, got the run directory {model!r}. Use zopro export.")
+    if model.endswith(GGUF):  # a file, which the Hub would be asked for in vain
+        return None
     try:
         found = find_adapter_config_file(model)
     except (OSError, ValueError):
