@@ -15,6 +15,7 @@ from zopro import cli, tasks
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.own_pairs import own_pairs
+from zopro.system.progress import reporting
 
 
 def letters(completions: list[Any], **columns: Any) -> list[float | None]:
@@ -56,7 +57,7 @@ def read(path: Path, task: str) -> list[tasks.Example]:
     return [*found.train, *found.eval]
 
 
-def test_the_best_and_the_worst_of_each_prompt(folder: Path) -> None:
+def test_the_best_and_the_worst_of_each_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(folder.rglob("*"))
     rows, found = own_pairs(settings(folder), 10)
     assert found["prompts"] == 10 >= found["pairs"] == len(rows) > 5
@@ -68,7 +69,9 @@ def test_the_best_and_the_worst_of_each_prompt(folder: Path) -> None:
     spread = [sum(row["chosen_reward"] - row["rejected_reward"] for row in some) / len(some) for some in (rows, more)]
     assert spread[1] > spread[0], "of more answers the best is better and the worst worse"
     assert own_pairs(settings(folder), 10)[0] == rows
-    others, _ = own_pairs(settings(folder), held_out=True)
+    with reporting():
+        others, _ = own_pairs(settings(folder), 7, held_out=True)
+    assert "pairs: 7 prompts were asked for, and there are 6: eval_prompts is 6" in capsys.readouterr().err
     assert len(others) <= 6 and not {row["prompt"] for row in others} & {row["prompt"] for row in rows}
     assert sorted(folder.rglob("*")) == before, "nothing is written"
 

@@ -43,6 +43,9 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
     check_own_pairs(config, count)
     run, models, data = open_all(replace(config, sft_steps=0), writes=False)
     items = (data.eval if held_out else data.train)[: count or None]
+    if len(items) < count:
+        why = f": eval_prompts is {config.eval_prompts}" if held_out else ""
+        run.say(f"pairs: {count} prompts were asked for, and there are {len(items)}{why}")
     each, rows, ids = config.num_generations, list[dict[str, Any]](), list[list[int]]()
     try:
         with models.policies.open(None) as model:
