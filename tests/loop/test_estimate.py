@@ -15,6 +15,7 @@ from tiny_runs import config, fingerprint
 from zopro import cli
 from zopro.config import RunConfig
 from zopro.loop import pipeline
+from zopro.loop.estimate import dry_run
 from zopro.system import progress
 
 WALK = [
@@ -24,6 +25,10 @@ WALK = [
     *(f"{name} {i}" for i in (0, 1) for name in ("policy", "pairs", "refine", "evaluation")),
 ]
 """The stages of a run of two iterations."""
+
+
+def nothing(completions: list[str], **columns: Any) -> list[float]:
+    return [0.0] * len(completions)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,20 @@ def test_every_stage_and_every_long_loop_reports(runs: dict[str, Any]) -> None:
     inside = {"reading the data", "loading model", "answering", "scoring", "log-probs of the SFT policy", "judging"}
     inside |= {"rollout", "log-probs", "loss", "calibrating eps", "writing figures", "writing the report", ""}
     assert inside <= set(runs["begun"])
+
+
+def test_memory_is_that_of_the_largest_batch_that_goes_back(folder: Path, tmp_path: Path) -> None:
+    """Of a reward model's pairs both answers; a method that keeps nothing for a backward pass, or one block's, adds none."""
+
+    def peak(**options: Any) -> float:
+        found, _ = dry_run(config(folder, tmp_path / "run", **{"sft_steps": 0, **options}))
+        return float(found["peak_mb"])
+
+    few, many, twice = (peak(reward_batch_size=size) for size in (2, 10_000, 20_000))
+    assert many > few + 300 and twice - few == pytest.approx(2 * (many - few), rel=0.1)
+    rule = {"reward": f"python:{__name__}:nothing", "judge": "auto", "prompts_per_step": 10_000}
+    assert peak(**rule, method="rloo") > few + 300
+    assert peak(**rule, method="rloo-checkpointed") < few + 300
 
 
 def test_a_dry_run_says_it_all_and_writes_nothing(

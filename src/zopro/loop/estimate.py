@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from zopro.choices import METHODS
+from zopro.choices import BACK_PROPAGATION, METHODS
 from zopro.config import RunConfig
 from zopro.engine import Batch
 from zopro.engine.local.logprobs import completion_logprobs
@@ -31,10 +31,12 @@ from zopro.loop.recording import method_of
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.system import progress
-from zopro.system.memory import peak_rss_mb
+from zopro.system.memory import kept_for_backward, peak_rss_mb, used_mb
 from zopro.system.screens import duration
 from zopro.system.terminal import Page, Table
 
+CHECKPOINTED = "rloo-checkpointed"  # which keeps one block's activations at a time
+GRAPH = 1.6  # times what is kept for a backward pass, with gradients beside it: measured for 16 rows of 400 tokens, 135M
 TIMED_ANSWERS = 8  # at most, of one step, on a CPU: what takes longer is not one step's to know
 
 
@@ -42,7 +44,7 @@ TIMED_ANSWERS = 8  # at most, of one step, on a CPU: what takes longer is not on
 class Timed:
     """One step in numbers. call: seconds for sampling a batch, whatever its size. sample: seconds for each answer in it.
     forward: seconds for the log-probs of an answer. backward: with their gradient (NaN where none is taken). peak_mb:
-    memory after it, of the GPU where there is one. answers: timed."""
+    memory after it, of the GPU where there is one, or what the largest backward pass of the run keeps. answers: timed."""
 
     call: float
     sample: float
@@ -63,12 +65,16 @@ def time_step(run: Run, models: Models, data: Data) -> Timed:
         few, _ = _timed(models, lambda: sample(run, models, model, items[:1], 0, count))
         seconds, rollout = _timed(models, lambda: sample(run, models, model, items, 0, count))
         batch, backward = _first(Batch.of(rollout), config.eval_batch_size), float("nan")  # as many as a run's pass has
+        needed = 0.0
         forward, _ = _timed(models, lambda: logprobs(model, batch, config.temperature))
         if _goes_back(run):
-            trained = _first(batch, _back_propagated(run))
-            backward, _ = _timed(models, lambda: completion_logprobs(model, *trained).sum().backward())
+            trained, before = _first(batch, _back_propagated(run)), used_mb(models.base.device)
+            with kept_for_backward(model.parameters()) as kept_mb:
+                backward, _ = _timed(models, lambda: completion_logprobs(model, *trained).sum().backward())
             backward /= len(trained.input_ids)
-    peak = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb()
+            longest = max(len(item.ids) for item in data.train) + config.max_completion_length
+            needed = before + GRAPH * kept_mb() / trained.input_ids.numel() * longest * _kept_at_once(run)
+    peak = max(needed, torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb())
     answers = len(items) * count
     call, each = fitted(count, few, answers, seconds)
     return Timed(call, each, forward / len(batch.input_ids), backward, peak, answers)
@@ -83,6 +89,16 @@ def _back_propagated(run: Run) -> int:
     config = run.config
     first_order = [name for name in _methods(run) if not METHODS[name].zeroth_order]
     return max([config.answers_a_step(name) for name in first_order] or [config.sft_batch_size])
+
+
+def _kept_at_once(run: Run) -> int:
+    """Rows whose activations are all kept for a backward pass, padded to the longest: of a pair both answers."""
+    config = run.config
+    rows = [config.answers_a_step(name) for name in _methods(run) if METHODS[name].uses == BACK_PROPAGATION]
+    rows = [] if config.method == CHECKPOINTED else rows
+    rows += [config.sft_batch_size] if config.sft_steps else []
+    rows += [2 * config.reward_batch_size] if config.trains_reward else []
+    return max(rows, default=0)
 
 
 def _methods(run: Run) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,44 @@ def peak_rss_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def used_mb(device: torch.device) -> float:
+    """Memory in use now: of CUDA's allocator, else what is resident of this process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated(device) / 1e6
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+@contextlib.contextmanager
+def kept_for_backward(parameters: Iterable[torch.Tensor]) -> Iterator[Callable[[], float]]:
+    """Inside, MB that graphs keep for their backward passes, other than `parameters`.
+
+    >>> import torch
+    >>> weight = torch.ones(250_000, requires_grad=True)  # 1 MB
+    >>> with kept_for_backward([weight]) as kept_mb:
+    ...     loss = (weight * torch.ones(250_000)).exp().sum()
+    >>> kept_mb()  # the factor, and the result of exp
+    2.0
+    """
+    import torch
+
+    seen, total = {parameter.untyped_storage().data_ptr() for parameter in parameters}, 0.0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes() / 1e6
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield lambda: total
 
 
 def how_measured() -> str:
