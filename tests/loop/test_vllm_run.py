@@ -90,7 +90,7 @@ def test_the_server_that_was_started_is_told_what_it_needs_and_gone_at_the_end(
     told = " ".join(noted["arguments"])
     assert f"--model {inputs.folder / 'model'} " in told and "--max-lora-rank 8 " in told
     assert "--lora-target-modules q_proj k_proj v_proj o_proj gate_proj up_proj down_proj --uvicorn" in told
-    assert told.endswith("--enforce-eager --no-enable-prefix-caching --seed 3")
+    assert told.endswith("--enforce-eager --no-enable-prefix-caching --no-enable-chunked-prefill --seed 3")
     assert starts.gone()
 
 

@@ -36,7 +36,8 @@ from zopro.system.progress import task
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 SLOTS = 8  # displaced policies in one batch
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-ON_CPU = ("--enforce-eager", "--no-enable-prefix-caching")
+# A seeded row whose prompt is cut by a full batch takes its draw back, which a CPU's generator cannot: the server ends.
+ON_CPU = ("--enforce-eager", "--no-enable-prefix-caching", "--no-enable-chunked-prefill")
 ENVIRONMENT_ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}  # unless they are set
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}  # unless it is set: else two lines for every displacement
 START = 3600.0  # seconds for a server to answer, which may have to fetch a large model first
