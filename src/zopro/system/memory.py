@@ -45,25 +45,30 @@ class PeakMemory:
 
 def peak_rss_mb() -> float:
     """Largest resident memory of this process so far, or since a `PeakMemory` was last made."""
-    with contextlib.suppress(OSError):  # Linux: its ru_maxrss may be that of the process which started this one
-        for line in STATUS.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
+    if found := _status_mb("VmHWM"):  # Linux: its ru_maxrss may be that of the process which started this one
+        return found
     import resource  # here, so that only a call needs a POSIX system
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
+def _status_mb(name: str) -> float:
+    """A line of Linux's status of this process; 0 elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
 def used_mb(device: torch.device) -> float:
-    """Memory in use now: of CUDA's allocator, else what is resident of this process."""
+    """Memory in use now: of CUDA's allocator, else what is resident of this process (off Linux: what was at most)."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.memory_allocated(device) / 1e6
-    import psutil
-
-    return float(psutil.Process().memory_info().rss) / 1e6
+    return _status_mb("VmRSS") or peak_rss_mb()
 
 
 @contextlib.contextmanager
