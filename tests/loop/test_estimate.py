@@ -73,7 +73,7 @@ def test_every_stage_and_every_long_loop_reports(runs: dict[str, Any]) -> None:
 
 
 def test_memory_is_that_of_the_largest_batch_that_goes_back(folder: Path, tmp_path: Path) -> None:
-    """Of a reward model's pairs both answers; a method that keeps nothing for a backward pass, or one block's, adds none."""
+    """Of a reward model's pairs both answers; a method that keeps nothing for a backward pass adds none."""
 
     def peak(**options: Any) -> float:
         found, _ = dry_run(config(folder, tmp_path / "run", **{"sft_steps": 0, **options}))
