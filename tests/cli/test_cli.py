@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 import zopro
+from keys import read_value
 from zopro import cli
 from zopro.choices import METHODS
 from zopro.config import GROUPS, RunConfig
-from zopro.config.reading import load_config, read_value
+from zopro.config.reading import load_config
 from zopro.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from keys import read_value
 from zopro import cli
 from zopro.choices import METHODS
 from zopro.config import RunConfig
-from zopro.config.reading import FIELDS, read_value
+from zopro.config.reading import FIELDS
 from zopro.config.schema import schema
 from zopro.errors import InputError
 

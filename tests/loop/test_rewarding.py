@@ -174,7 +174,8 @@ def test_bad_keys_get_one_line(options: dict[str, Any], line: str) -> None:
 
 
 def test_names_with_commas_stand_in_lists(tmp_path: Path) -> None:
-    from zopro.config.reading import load_config, read_value
+    from keys import read_value
+    from zopro.config.reading import load_config
 
     assert read_value("reward", "maths, length:1-2") == ["maths", "length:1-2"]
     assert read_value("reward", '["regex:a{1,2}", maths]') == read_value("reward", ["regex:a{1,2}", "maths"])

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from zopro.config import RunConfig
-from zopro.config.values import read_as
 from zopro.errors import InputError
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
@@ -25,11 +24,6 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     Raises `InputError` for a missing file, YAML that does not parse, an unknown key and a value of the wrong type.
     """
     return RunConfig.from_dict({**_read_yaml(Path(path)), **(overrides or {})})
-
-
-def read_value(key: str, value: Any) -> Any:
-    """Return `value`, from YAML or the command line, as the type of configuration key `key`."""
-    return read_as(FIELDS[key], value)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

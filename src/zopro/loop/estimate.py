@@ -64,8 +64,8 @@ def time_step(run: Run, models: Models, data: Data) -> Timed:
     with progress.task("timing one step"), models.policies.open(None, trainable=True) as model:
         few, _ = _timed(models, lambda: sample(run, models, model, items[:1], 0, count))
         seconds, rollout = _timed(models, lambda: sample(run, models, model, items, 0, count))
-        batch, backward = _first(Batch.of(rollout), config.eval_batch_size), float("nan")  # as many as a run's pass has
-        needed = 0.0
+        batch = _first(Batch.of(rollout), config.eval_batch_size)  # as many as a run's pass has
+        backward, needed = float("nan"), 0.0
         forward, _ = _timed(models, lambda: logprobs(model, batch, config.temperature))
         if _goes_back(run):
             trained, before = _first(batch, _back_propagated(run)), used_mb(models.base.device)
@@ -94,8 +94,8 @@ def _back_propagated(run: Run) -> int:
 def _kept_at_once(run: Run) -> int:
     """Rows whose activations are all kept for a backward pass, padded to the longest: of a pair both answers."""
     config = run.config
-    rows = [config.answers_a_step(name) for name in _methods(run) if METHODS[name].uses == BACK_PROPAGATION]
-    rows = [] if config.method == CHECKPOINTED else rows
+    kept = [name for name in _methods(run) if METHODS[name].uses == BACK_PROPAGATION and name != CHECKPOINTED]
+    rows = [config.answers_a_step(name) for name in kept]
     rows += [config.sft_batch_size] if config.sft_steps else []
     rows += [2 * config.reward_batch_size] if config.trains_reward else []
     return max(rows, default=0)

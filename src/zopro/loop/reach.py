@@ -9,11 +9,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from zopro.loop.improvement import HARDLY
+from zopro.train.step_kl import STEP_KL
 
 ENOUGH = 3
 """Steps after which the rest is foreseen."""
-STEP_KL = "step_kl"
-"""What zeroth-order trainers call the KL of a step (`zopro.train.step_kl`)."""
 
 
 def too_short(where: str, rate: str, value: float, steps: int, step_kl: float, follows: bool = False) -> str | None:

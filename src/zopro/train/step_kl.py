@@ -13,6 +13,9 @@ from torch import Tensor
 from zopro.zo.displacement import Displacement
 from zopro.zo.records import StepRecord
 
+STEP_KL = "step_kl"
+"""What trainers log it as."""
+
 
 def fisher_along(at: Sequence[Displacement], logprobs: Sequence[Tensor]) -> list[float]:
     """The Fisher information along each query's z, in nats^2 for a unit of z.

@@ -24,7 +24,7 @@ from zopro.train.directed import DirectedTrainer
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
-from zopro.train.step_kl import fisher_along, step_kl
+from zopro.train.step_kl import STEP_KL, fisher_along, step_kl
 from zopro.zo import Displacement, Estimate
 from zopro.zo.directions import there
 
@@ -156,7 +156,7 @@ class ZOPrOTrainer(DirectedTrainer):
         """And `step_kl`: how far the step went from the policy before it, in nats an answer (`zopro.train.step_kl`)."""
         logs, (_, batches) = super().zeroth_order_logs(), self._fisher
         if batches and len(batches[0]) == len(self.spsa.last.coefficients):  # else other ranks have the others
-            logs["step_kl"] = step_kl(self.spsa.last, [sum(query) / len(query) for query in zip(*batches, strict=True)])
+            logs[STEP_KL] = step_kl(self.spsa.last, [sum(query) / len(query) for query in zip(*batches, strict=True)])
         return logs
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:
