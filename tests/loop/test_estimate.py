@@ -79,11 +79,12 @@ def test_memory_is_that_of_the_largest_batch_that_goes_back(folder: Path, tmp_pa
         found, _ = dry_run(config(folder, tmp_path / "run", **{"sft_steps": 0, **options}))
         return float(found["peak_mb"])
 
-    few, many, twice = (peak(reward_batch_size=size) for size in (2, 10_000, 20_000))
-    assert many > few + 300 and twice - few == pytest.approx(2 * (many - few), rel=0.1)
-    rule = {"reward": f"python:{__name__}:nothing", "judge": "auto", "prompts_per_step": 10_000}
-    assert peak(**rule, method="rloo") > few + 300
-    assert peak(**rule, method="rloo-checkpointed") < few + 300
+    few, many, twice, thrice = (peak(reward_batch_size=size) for size in (2, 10**6, 2 * 10**6, 3 * 10**6))
+    assert many > 2 * few  # few: what this process, with all that it has tested, took at most
+    assert twice - many == pytest.approx(thrice - twice, rel=0.1)
+    rule = {"reward": f"python:{__name__}:nothing", "judge": "auto", "prompts_per_step": 10**6}
+    kept = peak(**rule, method="rloo")
+    assert kept > 2 * few and peak(**rule, method="rloo-checkpointed") < kept / 2
 
 
 def test_a_dry_run_says_it_all_and_writes_nothing(
