@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from zopro.zo import auto_eps, noise_floor, target_share
@@ -181,6 +182,40 @@ def test_a_slope_that_nothing_shows_takes_the_largest_eps_at_which_nothing_bends
     assert 0.002 < sigma < 0.05
     assert 0.02 < eps / reach < 0.3, "where (t / reach)^2 is hidden by the noise, and not far below"
     assert auto_eps(noisy(lambda t: 1e-3 * t, 0.01, seed=4))[0] == PROBES[-1]
+
+
+# Of the demo's model in bfloat16 along its previous update: a slope of -570, and from 0.02 on broken answers.
+CLIFF = {
+    **{
+        -0.1968: -21.36,
+        -0.1312: -22.19,
+        -0.06561: -20.31,
+        -0.04374: 5.200,
+        -0.02187: 4.179,
+        -0.01458: 4.263,
+        -7.29e-3: 3.003,
+    },
+    **{-4.86e-3: 2.257, -2.43e-3: 1.264, -1.62e-3: 0.842, -8.1e-4: 0.469, -5.4e-4: 0.311, -2.7e-4: 0.199, -1.8e-4: 0.151},
+    **{-9e-5: 0.0585, -6e-5: 0.0477, -3e-5: 0.0454, -1.11e-6: 0.0031, -7.4e-7: 0.0016, -3.7e-7: 0.0104, -1.23e-7: 0.0257},
+    **{-8.2e-8: 0.0228, -4.1e-8: 0.0248, 0.0: 0.0111, 4.1e-8: 0.0159, 8.2e-8: 0.0220, 1.23e-7: 0.0218, 3.7e-7: 0.0251},
+    **{7.4e-7: -0.0085, 1.11e-6: 0.0010, 3e-5: 0.0390, 6e-5: -0.0295, 9e-5: -0.0405, 1.8e-4: -0.0716, 2.7e-4: -0.1283},
+    **{
+        5.4e-4: -0.277,
+        8.1e-4: -0.477,
+        1.62e-3: -0.974,
+        2.43e-3: -1.502,
+        4.86e-3: -3.233,
+        7.29e-3: -4.261,
+        0.01458: -5.915,
+    },
+    **{0.02187: -25.68, 0.04374: -25.79, 0.06561: -23.08, 0.1312: -21.31, 0.1968: -21.14},
+}
+
+
+def test_a_cliff_is_not_taken_for_noise_that_hides_the_slope() -> None:
+    """Third differences across a cliff are large: once that noise hid the slope, eps went on to 0.2."""
+    eps, sigma = auto_eps(lambda t: float(np.interp(t, list(CLIFF), list(CLIFF.values()))))
+    assert 5e-4 < eps < 8e-3 and sigma < 0.2
 
 
 def close_points_round_alike(fluke: float, sigma: float = 0.007, slope: float = 0.65) -> Callable[[float], float]:

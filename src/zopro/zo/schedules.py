@@ -99,10 +99,11 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
 
     Goes from the smallest candidate to larger ones until the difference stands `TARGET_SIGNAL` times above the noise
     floor at its distance and the slope agrees with the candidate's before, or until it no longer does (within 10 % and
-    what the noise explains): a larger eps than needed only bends away from the slope, all the more where the loss is
-    clipped. It also ends where the loss bends clearly more than it slopes: along a direction that happens to be flat no
-    eps shows a slope, and the search would otherwise go on to where the model is no longer itself. Close points round
-    alike, so a slope seen there can be rounding: it is taken back where the noise at the next candidate explains both.
+    what the noise explains) or, two having agreed, stands less clear of the noise than they did: a larger eps than needed
+    only bends away from the slope, all the more where the loss is clipped, and a cliff passes for noise. It also ends
+    where the loss bends clearly more than it slopes: along a direction that happens to be flat no eps shows a slope, and
+    the search would otherwise go on to where the model is no longer itself. Close points round alike, so a slope seen
+    there can be rounding: it is taken back where the noise at the next candidate explains both.
 
     Args:
         loss_at: t -> L(theta + t z).
@@ -123,7 +124,8 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     largest, at_theta = PROBES[-1] / scale, loss_at(0.0)
     if math.isfinite(at_theta) and loss_at(-largest) == at_theta == loss_at(largest):
         return largest, math.nan
-    chosen, slope, sigma, known = math.nan, math.nan, math.nan, False
+    chosen, slope, sigma, signal = math.nan, math.nan, math.nan, 0.0
+    known = borne_out = False  # whether the slope at the candidate before stands clear, and whether two such slopes agree
     unseen = math.nan, math.nan  # eps and noise where no candidate shows a slope
     losses, exponent, skip, longest = _Losses(loss_at, PROBES[0] / scale), 0, 1, LONGEST_SKIP
     while exponent < len(PROBES):
@@ -142,10 +144,12 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         difference = upper - (lower if sides == 2 else middle)
         new_slope = difference / (sides * eps)
         explained = 0.1 * abs(slope) + 12 * sigma / (sides * chosen)
-        if known and abs(new_slope - slope) > explained:
+        fades = borne_out and abs(difference) < signal * math.sqrt(2) * noise
+        if known and (fades or abs(new_slope - slope) > explained):
             rounding = KNOWN_SIGNAL * math.sqrt(2) * noise
             if max(abs(slope * sides * chosen), abs(difference)) > rounding:
                 break
+        borne_out = known and abs(new_slope - slope) <= explained / 4
         chosen, slope, sigma = eps, new_slope, noise
         if math.isnan(unseen[0]) or bend <= SEEN_BEND * noise:
             unseen = eps, noise
