@@ -56,6 +56,12 @@ def test_rates_lie_around_the_configured_one() -> None:
     tuned = replace(CONFIG, learning_rate=0.5)
     assert plan.rate("zopro-paper", tuned) == 1.0, "the paper's preset's: its rates are relative to |mu|"
     assert plan.rate("zopro-paper", replace(tuned, preset="paper")) == 0.5
+    assert plan.left_out_rate("zopro-paper", tuned) == (
+        "zopro-paper: begins at 1, the paper preset's rate; learning_rate: 0.5 is for the default preset. "
+        "--preset paper gives it to zopro-paper."
+    )
+    others = ("zopro", tuned), ("rloo", tuned), ("zopro-paper", CONFIG), ("zopro-paper", replace(tuned, preset="paper"))
+    assert not any(plan.left_out_rate(*other) for other in others)
     assert plan.rate("es", CONFIG) == plan.rate("es-paper", CONFIG) == CONFIG.es_learning_rate
     assert plan.rate("guided", CONFIG) == CONFIG.guided_learning_rate
     assert plan.rate("mezo", replace(CONFIG, learning_rate=0.5), 1) == 1.5

@@ -115,6 +115,8 @@ def _renamed(method: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
     """Search the learning rate, train with every seed, and summarise."""
     rate = plan.rate(method, runner.config)
+    if line := plan.left_out_rate(method, runner.config):
+        progress.say(line)
     steps = plan.steps_of(method, runner.config)
     full = Job("train", plan.start, method, 0, rate, steps, plan.budget_minutes * 60, plan.points)
     if plan.budget_minutes:
