@@ -99,8 +99,8 @@ class Plan:
         if not given or not chosen.preset or chosen.preset == config.preset:
             return ""
         return (
-            f"{method}: begins at {PRESETS[chosen.preset]:g}, the {chosen.preset} preset's rate; {chosen.rate}: {given:g} "
-            f"is for the {config.preset} preset. --preset {chosen.preset} gives it to {method}."
+            f"{method}: begins at {PRESETS[chosen.preset]:g}, the {chosen.preset} preset's rate; {chosen.rate}: "
+            f"{given:g} is for the {config.preset} preset. --preset {chosen.preset} gives it to {method}."
         )
 
     def next_power(self, objectives: Mapping[int, float]) -> int | None:

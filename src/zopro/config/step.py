@@ -47,7 +47,11 @@ class StepOptions(DirectionOptions):
     eps: float | str = option(
         "", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's."
     )
-    queries: int = option(1, "Directions averaged in a step.")
+    queries: int = option(
+        1,
+        "Directions averaged in a step, all over the same answers: worth it where answers cost more than log-probs. A "
+        "step of noise alone is 1 / sqrt(queries) as long.",
+    )
     sides: int = option(
         2, "2: central difference. 1: forward difference, one evaluation less per direction.", choices=(1, 2)
     )

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from served_starts import Starts
+from tiny import tiny_model, tiny_tokenizer
 from zopro.config.model import ModelOptions
-from zopro.engine.servers.vllm import keeper, started
+from zopro.engine.servers.vllm import hollow, keeper, started
 from zopro.engine.servers.vllm.client import Failed
 from zopro.errors import InputError
 
@@ -43,6 +44,28 @@ def test_users_are_told_to_start_what_zopro_starts() -> None:
         plain = name in ("--model", "--host", "--port")
         assert plain or re.search(rf"^\| `[^|]*{name}\b[^|]*` \| ", text, re.MULTILINE), name
     assert ", ".join(map(str, started.RANKS)) in text
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ("all-linear", LLAMA),
+        ("o_proj,down_proj", ["o_proj", "down_proj"]),
+        (r".*layers\.1\.(self_attn\.v|mlp\.gate)_proj", ["v_proj", "gate_proj"]),
+    ],
+)
+def test_adapters_are_allowed_where_the_run_has_them_alone(targets: str, told: list[str]) -> None:
+    """Elsewhere vLLM would multiply by zeros, which took most of a CPU's time."""
+    assert hollow._modules(tiny_model("llama", tiny_tokenizer()), options(lora_target_modules=targets)) == told
+
+
+def test_a_target_that_is_none_is_refused_before_a_server_starts(
+    starts: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("llama", tiny_tokenizer()).config.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=r"lora_target_modules: must be .* got 'o_prj'.* There are: embed_tokens, q_proj"):
+        hollow.open_servers(options(model=str(tmp_path / "model"), lora_target_modules="o_prj"))
+    assert not starts.notes.is_file()
 
 
 def test_a_rank_takes_the_smallest_that_vllm_has() -> None:

@@ -12,12 +12,15 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zopro.config.model import ModelOptions
+from zopro.engine.local.models import lora_config
 from zopro.engine.local.starts import start_adapter
+from zopro.engine.local.targets import check_targets
 from zopro.engine.servers.adapters import hollow, lora_tensors
 from zopro.engine.servers.vllm.client import Failed, Server
 from zopro.engine.servers.vllm.engine import VLLMEngine
@@ -51,7 +54,8 @@ def open_servers(options: ModelOptions) -> PreTrainedModel:
         model.generation_config = GenerationConfig.from_pretrained(options.model)
     hollow(model)
     if options.starts_server:
-        servers: list[Server] = [start(options, _modules(model))]
+        check_targets(model, options)
+        servers: list[Server] = [start(options, _modules(model, options))]
     else:
         servers = [Server(url, options.engine_timeout) for url in options.served.split(",")]
     fleet = Fleet(servers, options.engine_timeout)
@@ -90,11 +94,17 @@ def check_tokens(fleet: Fleet, tokenizer: Any, texts: Sequence[str]) -> None:
                 )
 
 
-def _modules(model: PreTrainedModel) -> list[str]:
-    """Kinds of modules that take an adapter, by their names in transformers: all but the head, which vLLM cannot."""
+def _modules(model: PreTrainedModel, options: ModelOptions) -> list[str]:
+    """Kinds of modules that the run's adapters are on, by their names in transformers; never the head, which vLLM cannot.
+
+    vLLM computes an adapter's products wherever it may have one, with zeros too: on a CPU that is most of its time.
+    """
     layers = (nn.Linear, Conv1D)
     head = model.get_output_embeddings()
-    found = (name for name, module in model.named_modules() if isinstance(module, layers) and module is not head)
+    found = [name for name, module in model.named_modules() if isinstance(module, layers) and module is not head]
+    config = lora_config(options, "CAUSAL_LM", model)
+    if config.target_modules != "all-linear":
+        found = [name for name in found if check_target_module_exists(config, name)]
     return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
 
 
