@@ -1,17 +1,22 @@
-"""ZOPrO's two ingredients, one without the other: methods for `zopro compare`, at the settings of the paper.
+"""ZOPrO's ingredients, one without the other: methods for `zopro compare`, at the settings of the paper.
 
-    PYTHONPATH=benchmarks zopro compare CONFIG.yaml --start iteration --seeds 5 --steps 40 --points 2 \
-        --methods zopro-paper,python:ingredients:no_v,python:ingredients:no_mu,python:ingredients:neither
+    PYTHONPATH=benchmarks zopro compare CONFIG.yaml --preset paper --start iteration --seeds 5 --steps 40 --points 2 \
+        --methods zopro-paper,python:ingredients:no_v,python:ingredients:no_mu,python:ingredients:neither,\
+python:ingredients:mu_alone
 
 zopro-paper's direction is d mu + sqrt(1 - d^2) n, where n is noise orthogonal to the reward model's update v and as long
-as the policy's previous update mu. no_v: noise is not made orthogonal. no_mu: noise alone, d is 0 at every step. Noise is
-as long as mu in all of them, tensor by tensor, so that a rate means the same.
+as the policy's previous update mu, tensor by tensor, and d falls from 0.999 to 0. no_v: noise is not made orthogonal.
+no_mu: noise alone, d is 0 at every step. neither: both. mu_alone: d is 0.999 at every step. Noise is as long as mu in all
+of them, so that a rate means the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
+from torch import Tensor
 from transformers import Trainer
 
 from zopro import ZOPrOTrainer
@@ -20,32 +25,57 @@ from zopro.train.methods import PolicyInputs, paper
 from zopro.zo import Directions, Targeted
 
 
-class NoiseAloneTrainer(ZOPrOTrainer):
-    """Whose directions are what the last step's are, where nothing is left of the previous update."""
+class NoiseAlone(Targeted):
+    """What the directions are beyond the last step, where d is 0."""
+
+    def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
+        return super().tensor(name, like, seed, step + self.total_steps)
+
+    def tensors(self, named: Sequence[tuple[str, Tensor]], seed: int, step: int) -> list[Tensor]:
+        return [self.tensor(name, like, seed, step) for name, like in named]
+
+
+class HeldTrainer(ZOPrOTrainer):
+    """Whose share of the previous update is the same at every step."""
+
+    held: type[Targeted]
+    total_steps: int
 
     def directions(self) -> Directions:
         found = super().directions()
         if not isinstance(found, Targeted):
             raise ValueError("previous_update: must not be empty, start from an iteration (--start iteration)")
-        return Targeted(found.previous_update, found.reward_update, 1, "linear", found.normalize, found.noise)
+        updates = found.previous_update, found.reward_update
+        return self.held(*updates, self.total_steps, "linear", found.normalize, found.noise)
 
 
-def _without_v(inputs: PolicyInputs) -> PolicyInputs:
-    return replace(inputs, reward_update={})
+class NoiseAloneTrainer(HeldTrainer):
+    held, total_steps = NoiseAlone, 2
 
 
-def _no_v(inputs: PolicyInputs) -> Trainer:
-    return paper(_without_v(inputs))
+class UpdateAloneTrainer(HeldTrainer):
+    held, total_steps = Targeted, 1  # of one step, d stays what it is at the first
 
 
-def _no_mu(inputs: PolicyInputs) -> Trainer:
-    return paper(inputs, trainer_cls=NoiseAloneTrainer)
+def _train(inputs: PolicyInputs, trainer_cls: type = ZOPrOTrainer, avoid: bool = True) -> Trainer:
+    return paper(inputs if avoid else replace(inputs, reward_update={}), trainer_cls=trainer_cls)
 
 
-def _neither(inputs: PolicyInputs) -> Trainer:
-    return _no_mu(_without_v(inputs))
-
-
-no_v = Method("no_v", _no_v, "zopro-paper, its noise not orthogonal to the reward model's update", preset="paper")
-no_mu = Method("no_mu", _no_mu, "zopro-paper without the previous update", preset="paper")
-neither = Method("neither", _neither, "Gaussian noise, as long as the previous update", preset="paper")
+no_v = Method(
+    "no_v",
+    partial(_train, avoid=False),
+    "zopro-paper, its noise not orthogonal to the reward model's update",
+    preset="paper",
+)
+no_mu = Method(
+    "no_mu", partial(_train, trainer_cls=NoiseAloneTrainer), "zopro-paper without the previous update", preset="paper"
+)
+neither = Method(
+    "neither",
+    partial(_train, trainer_cls=NoiseAloneTrainer, avoid=False),
+    "Gaussian noise, as long as the previous update",
+    preset="paper",
+)
+mu_alone = Method(
+    "mu_alone", partial(_train, trainer_cls=UpdateAloneTrainer), "zopro-paper, d held at 0.999", preset="paper"
+)
