@@ -63,7 +63,7 @@ def test_a_target_that_is_none_is_refused_before_a_server_starts(
     starts: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_model("llama", tiny_tokenizer()).config.save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match=r"lora_target_modules: must be .* got 'o_prj'.* There are: embed_tokens, q_proj"):
+    with pytest.raises(InputError, match=r"lora_target_modules: must be .* got 'o_prj'.* There are: embed"):
         hollow.open_servers(options(model=str(tmp_path / "model"), lora_target_modules="o_prj"))
     assert not starts.notes.is_file()
 
