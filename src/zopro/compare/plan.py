@@ -87,19 +87,20 @@ class Plan:
         >>> Plan(("rloo",), steps=1).rate("rloo", RunConfig(model="m", task="chat", train_data="x", seed=0), 1)
         0.0006
         """
-        preset = METHODS[method].preset or config.preset
-        configured = 0.0 if self.left_out_rate(method, config) else float(getattr(config, METHODS[method].rate))
-        middle = configured or PRESETS[preset]
+        chosen = METHODS[method]
+        preset = chosen.preset or config.preset
+        configured = getattr(config, chosen.rate) if preset == config.preset else 0.0  # else it is the other preset's
+        middle = float(configured) or PRESETS[preset]
         return float(f"{middle * RATE_STEP**power:.6g}")
 
     def left_out_rate(self, method: str, config: RunConfig) -> str:
-        """A line where the configured rate is not the method's, which has a preset of its own; else empty."""
+        """A line where a configured rate is not the method's, which has a preset of its own; else empty."""
         chosen = METHODS[method]
         given = getattr(config, chosen.rate)
-        if not given or not chosen.preset or chosen.preset == config.preset:
+        if not given or chosen.preset in ("", config.preset):
             return ""
         return (
-            f"{method}: begins at {PRESETS[chosen.preset]:g}, the {chosen.preset} preset's rate; {chosen.rate}: "
+            f"{method}: begins at {self.rate(method, config):g}, the {chosen.preset} preset's rate; {chosen.rate}: "
             f"{given:g} is for the {config.preset} preset. --preset {chosen.preset} gives it to {method}."
         )
 

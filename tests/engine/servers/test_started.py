@@ -51,6 +51,7 @@ def test_users_are_told_to_start_what_zopro_starts() -> None:
     [
         ("all-linear", LLAMA),
         ("o_proj,down_proj", ["o_proj", "down_proj"]),
+        ("embed_tokens", LLAMA),
         (r".*layers\.1\.(self_attn\.v|mlp\.gate)_proj", ["v_proj", "gate_proj"]),
     ],
 )
@@ -59,9 +60,7 @@ def test_adapters_are_allowed_where_the_run_has_them_alone(targets: str, told: l
     assert hollow._modules(tiny_model("llama", tiny_tokenizer()), options(lora_target_modules=targets)) == told
 
 
-def test_a_target_that_is_none_is_refused_before_a_server_starts(
-    starts: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_target_that_is_none_is_refused_before_a_server_starts(starts: Starts, tmp_path: Path) -> None:
     tiny_model("llama", tiny_tokenizer()).config.save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=r"lora_target_modules: must be .* got 'o_prj'.* There are: embed"):
         hollow.open_servers(options(model=str(tmp_path / "model"), lora_target_modules="o_prj"))

@@ -97,15 +97,15 @@ def check_tokens(fleet: Fleet, tokenizer: Any, texts: Sequence[str]) -> None:
 def _modules(model: PreTrainedModel, options: ModelOptions) -> list[str]:
     """Kinds of modules that the run's adapters are on, by their names in transformers; never the head, which vLLM cannot.
 
-    vLLM computes an adapter's products wherever it may have one, with zeros too: on a CPU that is most of its time.
+    vLLM computes an adapter's products wherever it may have one, with zeros too: on a CPU that is most of its time. All
+    kinds where no linear layer is named: all-linear, and embeddings, which are refused later.
     """
     layers = (nn.Linear, Conv1D)
     head = model.get_output_embeddings()
-    found = [name for name, module in model.named_modules() if isinstance(module, layers) and module is not head]
+    linear = [name for name, module in model.named_modules() if isinstance(module, layers) and module is not head]
     config = lora_config(options, "CAUSAL_LM", model)
-    if config.target_modules != "all-linear":
-        found = [name for name in found if check_target_module_exists(config, name)]
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+    named = [name for name in linear if check_target_module_exists(config, name)]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in named or linear))
 
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
