@@ -73,3 +73,61 @@ def test_auto_eps_waits_for_a_batch_that_says_something() -> None:
     opt.load_state_dict(state)
     opt.step(closure)
     assert opt.last.eps[0] < 0.01 and opt.last.signal_to_noise > 3
+
+
+def test_eps_is_chosen_anew_where_the_signal_stays_low(caplog: pytest.LogCaptureFixture) -> None:
+    """The loss falls a thousand times more gently after some steps, so that its rounding hides the differences."""
+    weight = torch.zeros(50, requires_grad=True)
+    gradient = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    slope, calls = 1.0, []
+
+    def closure() -> torch.Tensor:
+        calls.append(0)
+        return torch.round(slope * gradient @ weight.double() * 2**20) / 2**20
+
+    def steps(opt: SPSA, count: int) -> list[tuple[float, float, int]]:
+        found = []
+        for _ in range(count):
+            calls.clear()
+            opt.step(closure)
+            found.append((opt.last.eps[0], opt.last.signal_to_noise, len(calls)))
+        return found
+
+    opt = SPSA([weight], lr=0, eps="auto")
+    usual = steps(opt, 8)
+    assert len({eps for eps, _, _ in usual}) == 1 and all(count == 2 for _, _, count in usual[1:])
+    slope = 1e-3
+    before = steps(opt, 3)
+    assert [eps for eps, _, _ in before] == [usual[0][0]] * 3 and all(signal < 3 for _, signal, _ in before)
+    state = opt.state_dict()
+    resumed = SPSA([weight], lr=0, eps="auto")
+    resumed.load_state_dict(state)
+    with caplog.at_level(logging.INFO, logger="zopro"):
+        after = steps(opt, 6)
+    assert "noise floor" in caplog.text
+    assert after[0][2] > 2 and all(count == 2 for _, _, count in after[1:])
+    assert after[0][0] > 10 * usual[0][0] and sum(signal > 3 for _, signal, _ in after) >= 4
+    assert steps(resumed, 6) == after
+
+
+def test_eps_only_grows_and_ever_more_seldom_is_chosen_anew() -> None:
+    """A loss of which nothing shows at any eps."""
+    weight = torch.zeros(4, requires_grad=True)
+    draws, calls = torch.Generator().manual_seed(0), []
+    opt = SPSA([weight], lr=0, eps="auto")
+    opt.step(lambda: weight.double().sum())
+    chosen, anew = opt.last.eps[0], []
+
+    def noisy() -> torch.Tensor:
+        calls.append(0)
+        return torch.randn((), generator=draws, dtype=torch.float64)
+
+    for step in range(1, 25):
+        calls.clear()
+        opt.signal.noise_floor = 1e9 if not opt.strategy.uncalibrated else math.nan  # nothing ever stands above it
+        opt.step(noisy)
+        assert opt.last.eps[0] >= chosen
+        chosen = opt.last.eps[0]
+        if len(calls) > 2:
+            anew.append(step)
+    assert anew == [4, 10, 22]

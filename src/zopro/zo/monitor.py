@@ -12,7 +12,10 @@ from zopro.zo.schedules import LOW_SIGNAL
 logger = logging.getLogger(__name__)
 
 REMEDY = "raise eps, use eps='auto', or perturb fp32 tensors"
-REMEDY_CHOSEN = "eps is chosen already: use more prompts a step, a float32 model, or a higher learning rate"
+REMEDY_CHOSEN = (
+    "eps is chosen anew where that lasts; otherwise use more prompts a step, a float32 model, or a higher learning rate"
+)
+PATIENCE = 3  # steps of low signal one after another, after which a chosen eps is chosen anew; doubles each time
 MOVED_SHARE = 0.5  # of the entries that a step is to move
 
 
@@ -22,6 +25,13 @@ class SignalMonitor:
     def __init__(self) -> None:
         self.noise_floor = math.nan  # sigma, the standard deviation of one loss value; NaN: not measured
         self.low_steps = 0
+        self.low_run = 0  # of the last steps, one after another, since eps was chosen
+        self.patience = PATIENCE
+
+    @property
+    def chosen_before(self) -> bool:
+        """Whether an eps was chosen, and its noise floor forgotten since."""
+        return self.patience > PATIENCE
 
     def ratio(self, difference: float) -> float:
         """|L+ - L-| over the standard deviation, sqrt(2) sigma, that rounding alone would give it."""
@@ -32,11 +42,16 @@ class SignalMonitor:
 
         Args:
             ratio: of this step.
-            chosen: eps was chosen from the noise floor, so that another one would be no remedy.
+            chosen: eps was chosen from the noise floor, along one direction of one batch. Where the signal stays low,
+                that floor is forgotten after 3, 6, 12, ... steps, so that it is measured again.
         """
         if not ratio < LOW_SIGNAL:
+            self.low_run = 0
             return
         self.low_steps += 1
+        self.low_run += 1
+        if chosen and self.low_run >= self.patience:
+            self.noise_floor, self.low_run, self.patience = math.nan, 0, 2 * self.patience
         if self.low_steps & (self.low_steps - 1) == 0:
             logger.warning(
                 "step %d: signal-to-noise %.2g is under %g (%d steps so far): the projected gradient "

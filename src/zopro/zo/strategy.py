@@ -100,7 +100,8 @@ class SPSAStrategy:
     def calibrate(self, step: int, values: Values, scale: Callable[[Displacement], float]) -> None:
         """Choose the eps that is "auto", and measure the noise floor, where either is wanted and not known yet.
 
-        Where the loss is constant or not finite nothing can be measured, and the next step tries again.
+        Where the loss is constant or not finite nothing can be measured, and the next step tries again. An eps that is
+        chosen anew (`SignalMonitor.watch`) only grows: its differences were too small to be told from rounding.
 
         Args:
             values: losses, asked for one at a time along the step's first direction.
@@ -119,7 +120,10 @@ class SPSAStrategy:
             return
         eps, noise = auto_eps(loss_at, scale(unit), self.sides)
         for group in automatic:
-            group["eps"] = "auto" if math.isnan(eps) else eps
+            if not self.signal.chosen_before:
+                group["eps"] = "auto" if math.isnan(eps) else eps
+            elif not math.isnan(noise):
+                group["eps"], self.trusts_known_loss = max(group["eps"], eps), None
         self.signal.noise_floor = noise
         logger.info("noise floor of the loss %.3g, eps %.3g", noise, eps)
 
@@ -222,6 +226,8 @@ class SPSAStrategy:
         return {
             "skipped_steps": self.skipped_steps,
             "low_signal_steps": self.signal.low_steps,
+            "low_signal_run": self.signal.low_run,
+            "low_signal_patience": self.signal.patience,
             "seed": self.seed,
             "mean_square": self.second_moment.mean_square,
             "moment_weight": self.second_moment.weight,
@@ -232,6 +238,7 @@ class SPSAStrategy:
     def load(self, state: dict[str, Any]) -> None:
         self.skipped_steps, self.seed = state["skipped_steps"], state["seed"]
         self.signal.low_steps, self.signal.noise_floor = state["low_signal_steps"], state["noise_floor"]
+        self.signal.low_run, self.signal.patience = state["low_signal_run"], state["low_signal_patience"]
         self.trusts_known_loss = state["trusts_known_loss"]
         self.second_moment.mean_square, self.second_moment.weight = state["mean_square"], state["moment_weight"]
 
