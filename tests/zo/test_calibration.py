@@ -131,3 +131,15 @@ def test_eps_only_grows_and_ever_more_seldom_is_chosen_anew() -> None:
         if len(calls) > 2:
             anew.append(step)
     assert anew == [4, 10, 22]
+
+
+def test_a_state_of_the_first_release_can_be_gone_on_with() -> None:
+    module, closure = mlp()
+    opt = SPSA(trainable(module), lr=0, eps="auto")
+    opt.step(closure)
+    state = {
+        key: value for key, value in opt.strategy.state().items() if key not in ("low_signal_run", "low_signal_patience")
+    }
+    opt.strategy.load(state)
+    opt.step(closure)
+    assert opt.signal.low_run == 0 and not opt.signal.chosen_before

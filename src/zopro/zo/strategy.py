@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from zopro.zo.displacement import Displacement, Values
 from zopro.zo.groups import Group
-from zopro.zo.monitor import SecondMoment, SignalMonitor
+from zopro.zo.monitor import PATIENCE, SecondMoment, SignalMonitor
 from zopro.zo.records import Accumulated, Estimate, StepRecord
 from zopro.zo.schedules import auto_eps, loss_noise
 
@@ -238,7 +238,8 @@ class SPSAStrategy:
     def load(self, state: dict[str, Any]) -> None:
         self.skipped_steps, self.seed = state["skipped_steps"], state["seed"]
         self.signal.low_steps, self.signal.noise_floor = state["low_signal_steps"], state["noise_floor"]
-        self.signal.low_run, self.signal.patience = state["low_signal_run"], state["low_signal_patience"]
+        self.signal.low_run = state.get("low_signal_run", 0)  # 0.1.0 has none of these
+        self.signal.patience = state.get("low_signal_patience", PATIENCE)
         self.trusts_known_loss = state["trusts_known_loss"]
         self.second_moment.mean_square, self.second_moment.weight = state["mean_square"], state["moment_weight"]
 
