@@ -15,7 +15,7 @@ REMEDY = "raise eps, use eps='auto', or perturb fp32 tensors"
 REMEDY_CHOSEN = (
     "eps is chosen anew where that lasts; otherwise use more prompts a step, a float32 model, or a higher learning rate"
 )
-PATIENCE = 3  # steps of low signal one after another, after which a chosen eps is chosen anew; doubles each time
+PATIENCE = 1  # steps of low signal one after another, after which a chosen eps is chosen anew; doubles each time
 MOVED_SHARE = 0.5  # of the entries that a step is to move
 
 
@@ -42,8 +42,8 @@ class SignalMonitor:
 
         Args:
             ratio: of this step.
-            chosen: eps was chosen from the noise floor, along one direction of one batch. Where the signal stays low,
-                that floor is forgotten after 3, 6, 12, ... steps, so that it is measured again.
+            chosen: eps was chosen from the noise floor, along one direction of one batch, which may have been a flat
+                one. Where the signal is low, that floor is forgotten after 1, 2, 4, ... steps, to be measured again.
         """
         if not ratio < LOW_SIGNAL:
             self.low_run = 0

@@ -25,7 +25,7 @@ from zopro.zo.displacement import Displacement, Values
 from zopro.zo.groups import Group
 from zopro.zo.monitor import PATIENCE, SecondMoment, SignalMonitor
 from zopro.zo.records import Accumulated, Estimate, StepRecord
-from zopro.zo.schedules import auto_eps, loss_noise
+from zopro.zo.schedules import LOW_SIGNAL, auto_eps, loss_noise
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +100,8 @@ class SPSAStrategy:
     def calibrate(self, step: int, values: Values, scale: Callable[[Displacement], float]) -> None:
         """Choose the eps that is "auto", and measure the noise floor, where either is wanted and not known yet.
 
-        Where the loss is constant or not finite nothing can be measured, and the next step tries again. An eps that is
-        chosen anew (`SignalMonitor.watch`) only grows: its differences were too small to be told from rounding.
+        Where the loss is constant or not finite nothing can be measured, and the next step tries again. Where eps is
+        chosen anew (`SignalMonitor.watch`), a direction that shows no slope leaves it as it is.
 
         Args:
             values: losses, asked for one at a time along the step's first direction.
@@ -119,12 +119,13 @@ class SPSAStrategy:
             self.signal.noise_floor = loss_noise(loss_at, self.groups[0]["eps"], scale(unit))
             return
         eps, noise = auto_eps(loss_at, scale(unit), self.sides)
-        for group in automatic:
-            if not self.signal.chosen_before:
-                group["eps"] = "auto" if math.isnan(eps) else eps
-            elif not math.isnan(noise):
-                group["eps"], self.trusts_known_loss = max(group["eps"], eps), None
         self.signal.noise_floor = noise
+        if self.signal.chosen_before:
+            if math.isnan(noise) or not self.signal.ratio(loss_at(eps) - loss_at(-eps)) >= LOW_SIGNAL:
+                return
+            self.trusts_known_loss = None
+        for group in automatic:
+            group["eps"] = "auto" if math.isnan(eps) else eps
         logger.info("noise floor of the loss %.3g, eps %.3g", noise, eps)
 
     def ask(self, step: int, loss_at_theta: float | None = None) -> list[Displacement]:
