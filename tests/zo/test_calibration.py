@@ -12,7 +12,7 @@ from tiny_problems import mlp, same, trainable, weights
 from zopro.zo import SPSA
 
 
-def test_auto_eps_is_chosen_once_per_run_and_signal_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_eps_is_kept_while_it_shows_slopes_and_signal_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     module, closure = mlp()
     opt = SPSA([{"params": trainable(module)[:2]}, {"params": trainable(module)[2:], "eps": 1e-3}], eps="auto", lr=0.01)
     calls = []

@@ -60,7 +60,7 @@ def adapted_layer(kind=nn.Linear, dtype=torch.bfloat16, weight=0.1, biased=True,
 
 
 def in_one_product(model, rows=ROWS):
-    return lora.in_one_product(lora.adapted(model), rows)
+    return lora.in_one_product(model, torch.bfloat16, torch.device("cpu"), rows)
 
 
 @torch.no_grad()
@@ -154,10 +154,17 @@ def _hooked(model):
     return model
 
 
+def _replaced(model):
+    layer = model.base_model.model[0].lora_B["default"]
+    layer.forward = type(layer).forward.__get__(layer)
+    return model
+
+
 LEFT_ALONE = {
     "gradients": (adapted_layer, torch.enable_grad),
     "a function mode": (adapted_layer, _Mode),
     "a hook": (lambda: _hooked(adapted_layer()), torch.no_grad),
+    "another forward": (lambda: _replaced(adapted_layer()), torch.no_grad),
     "float32": (lambda: adapted_layer(dtype=torch.float32), torch.no_grad),
     "adapters in bfloat16": (lambda: adapted_layer().bfloat16(), torch.no_grad),
     "dropout": (lambda: adapted_layer(lora_dropout=0.5).train(), torch.no_grad),

@@ -56,20 +56,13 @@ class Decoder:
     def is_large(self) -> bool:
         return few_rows.concern(self.backbone)
 
-    @cached_property
-    def adapted(self) -> list[Any]:
-        return lora.adapted(self.backbone)
-
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
         """Last hidden states (B, T, H), after the final norm. `cache` is extended in place; None keeps nothing."""
         if attention_mask is not None and self.cache_name == STATES:  # which know what they have read, and no mask of it
             attention_mask = attention_mask[:, -input_ids.shape[1] :]
         given = {"position_ids": position_ids} if self.takes_positions else {}
-        rows = input_ids.numel()
-        with (
-            fast_products(self.model.dtype, input_ids.device, rows if self.is_large else 0),
-            lora.in_one_product(self.adapted, rows),
-        ):
+        of, rows = (self.model.dtype, input_ids.device), input_ids.numel()
+        with fast_products(*of, rows if self.is_large else 0), lora.in_one_product(self.backbone, *of, rows):
             output = self.backbone(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zopro.engine.local.causal import CausalParts
-from zopro.engine.local.products import times_weight
+from zopro.engine.local.products import is_untouched, times_weight
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def tiles(rows: int, vocabulary: int, limit: Limits, max_elements: int | None = 
 
 def is_matrix(head: nn.Module) -> bool:
     """Whether the head is one product with its weight, and nothing looks on."""
-    watched = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
-    return type(head) is nn.Linear and not watched
+    return type(head) is nn.Linear and is_untouched(head)
 
 
 def score_tokens(

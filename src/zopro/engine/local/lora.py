@@ -8,7 +8,7 @@ small displacements. What is rounded to bfloat16 is A x and the sum, which the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import _get_current_function_mode_stack
 from transformers.pytorch_utils import Conv1D
 
-from zopro.engine.local.products import multiplies_bfloat16
+from zopro.engine.local.products import is_untouched, multiplies_bfloat16
 
 MANY = 256  # rows of x; for fewer, as in decoding, taking A and B apart costs what it saves
 
@@ -37,16 +37,16 @@ def _is_narrow(base: Any) -> bool:
 
 
 @contextmanager
-def in_one_product(layers: Sequence[lora.Linear], rows: int) -> Iterator[None]:
-    """Within the context the layers' adapters are multiplied as said above, if `rows` of x are many and nothing looks on.
+def in_one_product(module: nn.Module, dtype: torch.dtype, device: torch.device, rows: int) -> Iterator[None]:
+    """Within the context adapters in a model of this type are multiplied as said above, where `rows` of x are many.
 
     Gradients, torch function modes (which hand out other weights) and hooks within a layer need PEFT's own steps.
     """
-    looked_on = torch.is_grad_enabled() or _get_current_function_mode_stack()
-    if rows < MANY or not layers or looked_on or not multiplies_bfloat16():
+    gains = rows >= MANY and dtype == torch.bfloat16 and device.type == "cpu" and multiplies_bfloat16()
+    if not gains or torch.is_grad_enabled() or _get_current_function_mode_stack():
         yield
         return
-    taken = [layer for layer in layers if _is_plain(layer)]
+    taken = [layer for layer in adapted(module) if _is_plain(layer)]
     casts = [layer.cast_input_dtype_enabled for layer in taken]
     for layer in taken:
         layer.cast_input_dtype_enabled = False
@@ -66,7 +66,7 @@ def _is_plain(layer: lora.Linear) -> bool:
     return not (
         layer.lora_variant.keys() & set(layer.active_adapters)
         or any(layer.lora_bias[name] or layer.lora_A[name].weight.dtype != torch.float32 for name in names)
-        or any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        or not all(map(is_untouched, parts))
         or (layer.training and any(not isinstance(layer.lora_dropout[name], nn.Identity) for name in names))
     )
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -31,6 +31,11 @@ def multiplies_bfloat16() -> bool:
 def emulated(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether products of this type would be emulated on this device."""
     return dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16()
+
+
+def is_untouched(layer: nn.Module) -> bool:
+    """Whether a layer does what its class does: nothing looks on, and nothing runs in its place."""
+    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def fast_products(dtype: torch.dtype, device: torch.device, rows: int = 0) -> AbstractContextManager[Any]:
