@@ -141,7 +141,7 @@ def _apart(kind: str, work: Work) -> dict[str, Any]:
     if work.threads:
         environment["OMP_NUM_THREADS"] = str(work.threads)
     process = subprocess.run(
-        [sys.executable, "-m", "zopro.bench.worker", kind],
+        [sys.executable, "-m", "zopro.bench.worker", kind, str(os.getpid())],
         input=json.dumps(asdict(work)),
         env=environment,
         capture_output=True,

@@ -1,6 +1,7 @@
-"""One measurement in a process of its own, so that its peak memory is its own: `python -m zopro.bench.worker KIND`.
+"""One measurement in a process of its own, so that its peak memory is its own.
 
-Reads a `Work` as JSON from stdin; the last line of stdout is the result as JSON.
+python -m zopro.bench.worker KIND [PARENT]   # a `Work` as JSON from stdin; the last line of stdout is the result as
+                                             # JSON; PARENT: a process id, with which this one ends
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 from zopro.store.explained import explained
 from zopro.system.heap import return_freed_memory
 from zopro.system.imports import importing
+from zopro.system.parent import end_with_parent
 
 
 def main(kind: str) -> int:
@@ -34,6 +36,7 @@ def main(kind: str) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent(sys.argv[2:])
     if not sys.argv[1].startswith("peer"):  # which runs as it does for its users
         return_freed_memory()
     sys.exit(main(sys.argv[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -155,7 +156,7 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
 
 def _launch(described: Path, log: Any) -> int:
     """A process of its own for one job; its exit code."""
-    command = [sys.executable, "-m", "zopro.compare.worker", str(described)]
+    command = [sys.executable, "-m", "zopro.compare.worker", str(described), str(os.getpid())]
     return subprocess.run(command, stdout=log, stderr=log, check=False).returncode
 
 

@@ -1,6 +1,7 @@
 """One job of a comparison in a process of its own.
 
-python -m zopro.compare.worker JOB.json          # written by zopro.compare.run; leaves result.json beside it
+python -m zopro.compare.worker JOB.json [PARENT]   # written by zopro.compare.run; leaves result.json beside it;
+                                                   # PARENT: a process id, with which this one ends
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from zopro.store.explained import explained
 from zopro.store.rundir import write_text
 from zopro.system.heap import return_freed_memory
 from zopro.system.imports import importing
+from zopro.system.parent import end_with_parent
 
 
 def main(path: str) -> int:
@@ -39,5 +41,6 @@ def main(path: str) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    end_with_parent(sys.argv[2:])
     return_freed_memory()
     sys.exit(main(sys.argv[1]))
