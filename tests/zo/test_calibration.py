@@ -130,6 +130,51 @@ def test_a_loss_that_shows_no_slope_leaves_eps_and_is_searched_ever_more_seldom(
     assert anew[0] in (2, 3) and 2 <= len(anew) <= 5
 
 
+def test_a_chosen_eps_is_looked_at_before_it_is_chosen_anew() -> None:
+    """One flat step makes it doubted; the next direction slopes as the first did, which two evaluations show."""
+    weight = torch.zeros(4, requires_grad=True)
+    slope, draws, calls = 1.0, torch.Generator().manual_seed(0), []
+
+    def noisy() -> torch.Tensor:
+        calls.append(0)
+        return slope * weight.double().sum() + 1e-6 * torch.randn((), generator=draws, dtype=torch.float64)
+
+    def step(height: float) -> int:
+        nonlocal slope
+        slope = height
+        calls.clear()
+        opt.step(noisy)
+        return len(calls)
+
+    opt = SPSA([weight], lr=0, eps="auto")
+    assert step(1.0) > 10
+    chosen = opt.last.eps[0]
+    assert step(0.0) == 2 and opt.signal.doubted
+    state = opt.state_dict()
+    assert step(1.0) == 4 and opt.last.eps[0] == chosen and not opt.signal.doubted
+    resumed = SPSA([weight], lr=0, eps="auto")
+    resumed.load_state_dict(state)
+    assert resumed.signal.doubted
+
+
+def test_where_no_direction_slopes_a_look_takes_two_evaluations() -> None:
+    weight = torch.zeros(4, requires_grad=True)
+    draws, calls = torch.Generator().manual_seed(0), []
+
+    def noise() -> torch.Tensor:
+        calls.append(0)
+        return 0 * weight.sum() + torch.randn((), generator=draws)
+
+    opt = SPSA([weight], lr=0, eps="auto")
+    opt.step(noise)
+    assert opt.signal.blind
+    calls.clear()
+    for _ in range(40):
+        opt.step(noise)
+    extra = len(calls) - 2 * 40
+    assert 0 < extra <= 2 * 6 + 45, "looks at 6 of them at most, and one search where noise passed for a slope"
+
+
 def test_an_eps_of_a_flat_direction_shrinks_at_the_next_step() -> None:
     """The first batch says next to nothing, so that the search ends far away; the loss bends there."""
     weight = torch.zeros(50, requires_grad=True)
@@ -153,9 +198,8 @@ def test_a_state_of_the_first_release_can_be_gone_on_with() -> None:
     module, closure = mlp()
     opt = SPSA(trainable(module), lr=0, eps="auto")
     opt.step(closure)
-    state = {
-        key: value for key, value in opt.strategy.state().items() if key not in ("low_signal_run", "low_signal_patience")
-    }
+    later = {"doubtful_steps", "patience", "doubted", "blind"}
+    state = {key: value for key, value in opt.strategy.state().items() if key not in later}
     opt.strategy.load(state)
     opt.step(closure)
-    assert opt.signal.low_run == 0 and not opt.signal.chosen_before
+    assert opt.signal.doubtful == 0 and not opt.signal.doubted

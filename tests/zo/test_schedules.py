@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zopro.zo import auto_eps, noise_floor, target_share
-from zopro.zo.schedules import PROBES, TARGET_SIGNAL, loss_noise
+from zopro.zo.schedules import PROBES, TARGET_SIGNAL, loss_noise, search_eps
 
 
 def noisy(function: Callable[[float], float], sigma: float, seed: int = 0) -> Callable[[float], float]:
@@ -202,9 +202,9 @@ def test_a_cliff_is_not_taken_for_noise_that_hides_the_slope() -> None:
     assert 5e-4 < eps < 8e-3 and sigma < 0.2
 
 
-def close_points_round_alike(fluke: float, sigma: float = 0.007, slope: float = 0.65) -> Callable[[float], float]:
+def close_points_round_alike(fluke: float, seed: int, sigma: float = 0.007) -> Callable[[float], float]:
     """As measured in bfloat16 on a 135M model: noise, but points so close that few round otherwise seem a line."""
-    noise = random.Random(3)
+    noise, slope = random.Random(seed), 0.65
 
     def loss(t: float) -> float:
         if abs(t) < 2e-6:
@@ -217,10 +217,22 @@ def close_points_round_alike(fluke: float, sigma: float = 0.007, slope: float = 
 @pytest.mark.parametrize("sides", [1, 2])
 @pytest.mark.parametrize("fluke", [1e-4, -1e-3])
 def test_a_slope_that_rounding_shows_at_close_points_is_taken_back(fluke: float, sides: int) -> None:
-    loss = close_points_round_alike(fluke)
-    eps, sigma = auto_eps(loss, sides=sides)
-    assert eps > 0.02 and 0.003 < sigma < 0.02
-    assert (loss(eps) - loss(-eps if sides == 2 else 0.0)) / (sides * eps) == pytest.approx(0.65, rel=0.6)
+    found = [auto_eps(close_points_round_alike(fluke, seed), sides=sides) for seed in range(50)]
+    assert sum(eps > 0.02 and 0.003 < sigma < 0.02 for eps, sigma in found) >= 43  # noise decides the others
+
+
+def test_a_candidate_whose_slope_is_hidden_costs_two_losses() -> None:
+    """Seven at the first candidate, three for all of the loss and its far ends, the rest only where a slope shows."""
+    asked: list[float] = []
+    hidden = noisy(lambda t: 1e-3 * t, 0.01, seed=4)
+
+    def loss(t: float) -> float:
+        asked.append(t)
+        return hidden(t)
+
+    eps, sigma, seen = search_eps(loss)
+    assert (eps, seen) == (PROBES[-1], False) and 0.003 < sigma < 0.03
+    assert len(asked) <= 3 + 7 + 2 * 6 + 4
 
 
 def test_flat_and_broken_losses_do_not_crash() -> None:

@@ -15,7 +15,7 @@ REMEDY = "raise eps, use eps='auto', or perturb fp32 tensors"
 REMEDY_CHOSEN = (
     "eps is chosen anew where that lasts; otherwise use more prompts a step, a float32 model, or a higher learning rate"
 )
-PATIENCE = 1  # steps of low signal one after another, after which a chosen eps is chosen anew; doubles each time
+PATIENCE = 1  # doubtful steps one after another, after which a chosen eps is looked at again; doubles each time
 MOVED_SHARE = 0.5  # of the entries that a step is to move
 
 
@@ -25,13 +25,10 @@ class SignalMonitor:
     def __init__(self) -> None:
         self.noise_floor = math.nan  # sigma, the standard deviation of one loss value; NaN: not measured
         self.low_steps = 0
-        self.low_run = 0  # of the last steps, one after another, since eps was chosen
+        self.doubtful = 0  # of the last steps, one after another, since eps was looked at
         self.patience = PATIENCE
-
-    @property
-    def chosen_before(self) -> bool:
-        """Whether an eps was chosen, and its noise floor forgotten since."""
-        return self.patience > PATIENCE
+        self.doubted = False  # whether a chosen eps is to be looked at again
+        self.blind = False  # whether it was chosen along a direction that showed no slope
 
     def ratio(self, difference: float) -> float:
         """|L+ - L-| over the standard deviation, sqrt(2) sigma, that rounding alone would give it."""
@@ -42,16 +39,16 @@ class SignalMonitor:
 
         Args:
             ratio: of this step.
-            chosen: eps was chosen from the noise floor, along one direction of one batch, which may have been a flat
-                one. Where the signal is low, that floor is forgotten after 1, 2, 4, ... steps, to be measured again.
+            chosen: eps was chosen from the noise floor, along one direction of one batch. It is doubted after 1, 2,
+                4, ... steps of low signal, one after another; of any signal, where it was chosen blindly.
         """
-        if not ratio < LOW_SIGNAL:
-            self.low_run = 0
+        low = ratio < LOW_SIGNAL
+        self.doubtful = self.doubtful + 1 if low or self.blind else 0
+        if chosen and self.doubtful >= self.patience:
+            self.doubted, self.doubtful, self.patience = True, 0, 2 * self.patience
+        if not low:
             return
         self.low_steps += 1
-        self.low_run += 1
-        if chosen and self.low_run >= self.patience:
-            self.noise_floor, self.low_run, self.patience = math.nan, 0, 2 * self.patience
         if self.low_steps & (self.low_steps - 1) == 0:
             logger.warning(
                 "step %d: signal-to-noise %.2g is under %g (%d steps so far): the projected gradient "

@@ -7,7 +7,7 @@ perturbation from it, so that a projected gradient means something.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 INITIAL_SHARE = 1 - 1e-3  # d at the first step: d = 1 would add no noise (the paper)
@@ -18,12 +18,15 @@ FINAL_EXPONENTIAL_SHARE = 1e-3  # d at the last step of the exponential decay
 PROBES = tuple(3e-5 * 3**k for k in range(-5, 9))
 LONGEST_SKIP = 4  # candidates passed over at most where rounding hides the slope
 NOISE_POINTS = 7
+ENDS = (-3, 0, 3)  # of these points, in thirds of eps: what a slope takes, and how the loss bends
 NOISE_ORDER = 3  # third differences cancel the smooth part up to its quadratic term
 FLOAT32_ROUNDING = 2**-24  # relative; a loss of fp32 numbers is not known better than this
 LOW_SIGNAL = 3.0  # signal-to-noise ratio under which a difference of losses is mostly rounding
 KNOWN_SIGNAL = 10.0  # above which a slope is known well enough for another one to disagree with it
 TARGET_SIGNAL = 100.0  # signal-to-noise ratio at which rounding no longer matters
-SEEN_BEND = 4.0  # noise floors; L+ + L- - 2 L(theta) has a rounding of sqrt(6) of them
+SEEN_BEND = (
+    3.9  # noise floors; L+ + L- - 2 L(theta) has a rounding of sqrt(6) of them, and 4 where all but theta is broken
+)
 
 
 def target_share(step: int, total_steps: int, decay: str = "linear") -> float:
@@ -121,21 +124,27 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     >>> eps < 1e-5, noise < 1e-6  # so the smallest eps that shows it above the rounding of fp32 will do
     (True, True)
     """
+    return search_eps(loss_at, scale, sides)[:2]
+
+
+def search_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int = 2) -> tuple[float, float, bool]:
+    """`auto_eps`, and whether a slope shows at its eps, ten times above its noise at least."""
     largest, at_theta = PROBES[-1] / scale, loss_at(0.0)
     if math.isfinite(at_theta) and loss_at(-largest) == at_theta == loss_at(largest):
-        return largest, math.nan
+        return largest, math.nan, False
     chosen, slope, sigma, signal = math.nan, math.nan, math.nan, 0.0
     known = borne_out = False  # whether the slope at the candidate before stands clear, and whether two such slopes agree
-    unseen = math.nan, math.nan  # eps and noise where no candidate shows a slope
+    last, least = 0, math.nan  # the last candidate that was fit, the noise at the first one
     losses, exponent, skip, longest = _Losses(loss_at, PROBES[0] / scale), 0, 1, LONGEST_SKIP
     while exponent < len(PROBES):
-        eps, values = PROBES[exponent] / scale, losses.across(exponent)
-        lower, middle, upper = values[0], values[NOISE_POINTS // 2], values[-1]
-        bend = abs(upper + lower - 2 * middle)
-        noise = max(noise_floor(values), _float32_rounding(values))
-        if not math.isnan(sigma):  # fewer roundings change at close points: noise only grows with the distance
-            noise = max(noise, sigma)
-        bends = not math.isnan(chosen) and bend > max(abs(upper - lower), 2 * KNOWN_SIGNAL * noise)
+        eps, noise, values = PROBES[exponent] / scale, sigma, losses.across(exponent, ENDS)
+        if math.isnan(sigma) or known or _stands_out(values, sigma):
+            values = losses.across(exponent)
+            noise = max(noise_floor(values), _float32_rounding(values))
+            if not math.isnan(sigma):  # fewer roundings change at close points: noise only grows with the distance
+                noise = max(noise, sigma)
+        lower, middle, upper = values[0], values[len(values) // 2], values[-1]
+        bends = not math.isnan(chosen) and _bend(values) > max(abs(upper - lower), 2 * KNOWN_SIGNAL * noise)
         if bends or not all(math.isfinite(value) for value in values):
             if skip == 1:
                 break
@@ -145,14 +154,12 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         new_slope = difference / (sides * eps)
         explained = 0.1 * abs(slope) + 12 * sigma / (sides * chosen)
         fades = borne_out and abs(difference) < signal * math.sqrt(2) * noise
-        if known and (fades or abs(new_slope - slope) > explained):
-            rounding = KNOWN_SIGNAL * math.sqrt(2) * noise
-            if max(abs(slope * sides * chosen), abs(difference)) > rounding:
-                break
+        clear = max(abs(slope * sides * chosen), abs(difference)) > KNOWN_SIGNAL * math.sqrt(2) * noise
+        if known and clear and (fades or abs(new_slope - slope) > explained):
+            break
         borne_out = known and abs(new_slope - slope) <= explained / 4
-        chosen, slope, sigma = eps, new_slope, noise
-        if math.isnan(unseen[0]) or bend <= SEEN_BEND * noise:
-            unseen = eps, noise
+        chosen, slope, sigma, last = eps, new_slope, noise, exponent
+        least = noise if math.isnan(least) else least
         signal = abs(difference) / (math.sqrt(2) * sigma) if sigma > 0 else 0.0  # all losses 0: too near to differ
         if known and signal >= TARGET_SIGNAL:
             break
@@ -160,9 +167,26 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
         wanted = math.log(KNOWN_SIGNAL / max(signal, 1e-3), 3)  # further candidates until the slope shows
         skip = min(max(1, int(wanted)), longest, max(1, len(PROBES) - 1 - exponent))
         exponent += skip
-    if not known:
-        chosen, sigma = unseen
-    return chosen, sigma or math.nan
+    if known or math.isnan(chosen):
+        return chosen, sigma or math.nan, known
+    while True:  # the last candidate and smaller ones, until rounding hides how the loss bends
+        values = losses.across(last)
+        noise = max(least, noise_floor(values))
+        if last == 0 or _bend(values) <= SEEN_BEND * noise:
+            return PROBES[last] / scale, noise or math.nan, False
+        last -= 1
+
+
+def _bend(values: Sequence[float]) -> float:
+    """|L+ + L- - 2 L(theta)|."""
+    return abs(values[-1] + values[0] - 2 * values[len(values) // 2])
+
+
+def _stands_out(values: Sequence[float], sigma: float) -> bool:
+    """Whether losses at -eps, 0 and eps slope or bend more than rounding of `sigma` may explain, or are not finite."""
+    lower, middle, upper = values
+    sloped = max(abs(upper - middle), abs(upper - lower)) / math.sqrt(2)  # one-sided, and central
+    return not max(sloped, _bend(values) / 2) < KNOWN_SIGNAL * sigma
 
 
 class _Losses:
@@ -172,9 +196,9 @@ class _Losses:
         self.loss_at, self.unit = loss_at, unit
         self.known: dict[int, float] = {}
 
-    def across(self, exponent: int) -> list[float]:
-        """Losses at seven even points across +-eps, eps = 3^exponent unit."""
-        return [self._at(k * 3**exponent) for k in range(-3, 4)]
+    def across(self, exponent: int, thirds: Iterable[int] = range(-3, 4)) -> list[float]:
+        """Losses at seven even points across +-eps, eps = 3^exponent unit, or at some of them."""
+        return [self._at(k * 3**exponent) for k in thirds]
 
     def _at(self, thirds: int) -> float:
         if thirds not in self.known:

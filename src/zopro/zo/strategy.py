@@ -25,7 +25,7 @@ from zopro.zo.displacement import Displacement, Values
 from zopro.zo.groups import Group
 from zopro.zo.monitor import PATIENCE, SecondMoment, SignalMonitor
 from zopro.zo.records import Accumulated, Estimate, StepRecord
-from zopro.zo.schedules import LOW_SIGNAL, auto_eps, loss_noise
+from zopro.zo.schedules import LOW_SIGNAL, loss_noise, search_eps
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +100,15 @@ class SPSAStrategy:
     def calibrate(self, step: int, values: Values, scale: Callable[[Displacement], float]) -> None:
         """Choose the eps that is "auto", and measure the noise floor, where either is wanted and not known yet.
 
-        Where the loss is constant or not finite nothing can be measured, and the next step tries again. Where eps is
-        chosen anew (`SignalMonitor.watch`), a direction that shows no slope leaves it as it is.
+        Where the loss is constant or not finite nothing can be measured, and the next step tries again. A chosen eps that
+        is doubted (`SignalMonitor.watch`) is first looked at along this step's direction, and chosen anew where it is too
+        small to show a slope, or was chosen where none showed and may be too large. A direction that shows none then
+        leaves it as it is.
 
         Args:
             values: losses, asked for one at a time along the step's first direction.
             scale: root mean square of a displacement's entries (`Weights.scale`).
         """
-        automatic = [group for group in self.groups if group["auto_eps"]]
         if not self.uncalibrated:
             return
         unit = Displacement(self.seed, 0, step, 1.0, (1.0,) * len(self.groups))
@@ -115,15 +116,21 @@ class SPSAStrategy:
         def loss_at(t: float) -> float:
             return values([dataclasses.replace(unit, t=t)])[0]
 
+        automatic, signal = [group for group in self.groups if group["auto_eps"]], self.signal
         if not automatic:
-            self.signal.noise_floor = loss_noise(loss_at, self.groups[0]["eps"], scale(unit))
+            signal.noise_floor = loss_noise(loss_at, self.groups[0]["eps"], scale(unit))
             return
-        eps, noise = auto_eps(loss_at, scale(unit), self.sides)
-        self.signal.noise_floor = noise
-        if self.signal.chosen_before:
-            if math.isnan(noise) or not self.signal.ratio(loss_at(eps) - loss_at(-eps)) >= LOW_SIGNAL:
+        anew, signal.doubted = signal.doubted, False
+        if anew:
+            chosen = automatic[0]["eps"]
+            shows = signal.ratio(loss_at(chosen) - loss_at(-chosen)) >= LOW_SIGNAL
+            if shows is not signal.blind:
                 return
-            self.trusts_known_loss = None
+        eps, noise, seen = search_eps(loss_at, scale(unit), self.sides)
+        if anew and not seen:
+            return
+        signal.noise_floor, signal.blind = noise, not seen and not math.isnan(noise)
+        self.trusts_known_loss = None if anew else self.trusts_known_loss
         for group in automatic:
             group["eps"] = "auto" if math.isnan(eps) else eps
         logger.info("noise floor of the loss %.3g, eps %.3g", noise, eps)
@@ -227,8 +234,10 @@ class SPSAStrategy:
         return {
             "skipped_steps": self.skipped_steps,
             "low_signal_steps": self.signal.low_steps,
-            "low_signal_run": self.signal.low_run,
-            "low_signal_patience": self.signal.patience,
+            "doubtful_steps": self.signal.doubtful,
+            "patience": self.signal.patience,
+            "doubted": self.signal.doubted,
+            "blind": self.signal.blind,
             "seed": self.seed,
             "mean_square": self.second_moment.mean_square,
             "moment_weight": self.second_moment.weight,
@@ -239,8 +248,9 @@ class SPSAStrategy:
     def load(self, state: dict[str, Any]) -> None:
         self.skipped_steps, self.seed = state["skipped_steps"], state["seed"]
         self.signal.low_steps, self.signal.noise_floor = state["low_signal_steps"], state["noise_floor"]
-        self.signal.low_run = state.get("low_signal_run", 0)  # 0.1.0 has none of these
-        self.signal.patience = state.get("low_signal_patience", PATIENCE)
+        self.signal.doubtful = state.get("doubtful_steps", 0)  # 0.1.0 has none of these four
+        self.signal.patience = state.get("patience", PATIENCE)
+        self.signal.doubted, self.signal.blind = state.get("doubted", False), state.get("blind", False)
         self.trusts_known_loss = state["trusts_known_loss"]
         self.second_moment.mean_square, self.second_moment.weight = state["mean_square"], state["moment_weight"]
 
@@ -248,7 +258,7 @@ class SPSAStrategy:
     def uncalibrated(self) -> bool:
         """Whether the next step evaluates losses to choose eps, or to measure the noise floor."""
         wanted = self.measure_noise or any(group["auto_eps"] for group in self.groups)
-        return wanted and math.isnan(self.signal.noise_floor)
+        return wanted and (math.isnan(self.signal.noise_floor) or self.signal.doubted)
 
     @property
     def calibrated(self) -> bool:
