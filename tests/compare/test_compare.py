@@ -118,6 +118,9 @@ def test_from_start_to_end_and_on(
     assert again["gain_ratios"].keys() == again["differences"].keys() == {"guided", "mezo"}
     other = compare(config(settings, tmp_path), replace(plan, methods=("mezo",), points=1), quiet=True)
     assert list(other["methods"]) == ["mezo"], "measured at other points: nothing to set beside it"
+    before, one = len(launched), replace(plan, methods=("mezo",), seeds=1, search_trials=1)
+    faster = compare(config(settings, tmp_path, learning_rate=0.01), one, quiet=True)
+    assert len(launched) == before + 1 and faster["methods"]["mezo"]["learning_rate"] == 0.01, "from the same start"
     with pytest.raises(InputError, match=r"output_dir: .* belongs to another config \(beta is 0.05 there, 0.1 here\)"):
         compare(config(settings, tmp_path, beta=0.1), plan, quiet=True)
 
@@ -132,6 +135,8 @@ def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched
     assert [result["methods"][name]["curve"][-1]["step"] for name in ("es", "zopro")] == [2, 4]
     assert not list(tmp_path.rglob("members-*.jsonl"))
     assert (tmp_path / "shared/policy/000").exists() and (tmp_path / "shared/reward/001").exists()
+    with pytest.raises(InputError, match=r"another config \(first_order_learning_rate is"):  # iteration 0 learnt at it
+        compare(config(settings, tmp_path, population=4, first_order_learning_rate=0.01), plan, quiet=True)
 
 
 @pytest.mark.usefixtures("no_plots")

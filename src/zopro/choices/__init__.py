@@ -132,6 +132,9 @@ METHODS = Registry(
     ),
 )
 
+METHOD_OF_START = {"first_order": "rloo", "spsa": "mezo", "es": "es"}
+"""Methods of an iteration 0 whose own method needs a previous update; `sft` gives it one."""
+
 DIRECTIONS = Registry(
     "noise",
     Direction,

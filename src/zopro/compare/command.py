@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     for method in plan.methods:
         plan.steps_of(method, config)
-    shared = shared_config(config, config.output_dir)
+    shared = shared_config(config, config.output_dir, plan.start)
     check_beforehand(shared if config.output_dir else replace(shared, output_dir=""), resume=True)
 
     with importing():

@@ -13,6 +13,8 @@ from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.config.step import PRESETS
 from zopro.errors import InputError
+from zopro.store.layout import Layout
+from zopro.store.rundir import begun_with
 
 STARTS = ("sft", "iteration")
 RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
@@ -165,9 +167,20 @@ class Job:
         return sorted({math.ceil(self.steps * (i + 1) / self.points) for i in range(self.points)})
 
 
-def shared_config(config: RunConfig, out: str | Path) -> RunConfig:
-    """Of the run that all trainings of a comparison in the folder `out` start from."""
-    return replace(config, output_dir=str(Path(out) / "shared"), method=SHARED_METHOD)
+def shared_config(config: RunConfig, out: str | Path, start: str) -> RunConfig:
+    """Of the run that all trainings of a comparison in the folder `out` start from.
+
+    Its rates are those that it was begun with, but for the one that it learns at: each training has its own.
+
+    Raises:
+        InputError: the configuration that is there is damaged.
+    """
+    shared = replace(config, output_dir=str(Path(out) / "shared"), method=SHARED_METHOD)
+    if not Layout(shared.output_dir).config().exists():
+        return shared
+    its_own = {METHODS[shared.method_of(0)].rate} if start == "iteration" else set()
+    begun = begun_with(Path(shared.output_dir), shared)
+    return replace(shared, **{rate: begun[rate] for rate in {METHODS[name].rate for name in METHODS} - its_own})
 
 
 def _check(ok: bool, name: str, rule: str, value: object) -> None:

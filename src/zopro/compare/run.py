@@ -54,7 +54,7 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     earlier = _finished(out / "compare.json", plan)
     if plan.against and plan.against not in (*plan.methods, *earlier):
         raise InputError(f"against: must be a method that is compared, got {plan.against}.")
-    runner = _Runner(out, shared_config(config, out))
+    runner = _Runner(out, shared_config(config, out, plan.start), config)
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
     start = named(prepared["start"])
@@ -115,8 +115,8 @@ def _renamed(method: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
 
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
     """Search the learning rate, train with every seed, and summarise."""
-    rate = plan.rate(method, runner.config)
-    if line := plan.left_out_rate(method, runner.config):
+    rate = plan.rate(method, runner.given)
+    if line := plan.left_out_rate(method, runner.given):
         progress.say(line)
     steps = plan.steps_of(method, runner.config)
     full = Job("train", plan.start, method, 0, rate, steps, plan.budget_minutes * 60, plan.points)
@@ -136,7 +136,7 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
     lines: list[dict[str, float]] = []
     objectives: dict[int, float] = {}
     while (power := plan.next_power(objectives)) is not None:
-        rate = plan.rate(full.method, runner.config, power)
+        rate = plan.rate(full.method, runner.given, power)
         objectives[power] = -math.inf
         try:
             point = runner.result(plan.trial(replace(full, learning_rate=rate)))["points"][-1]
@@ -149,7 +149,7 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
             objectives[power] = objective
             lines.append({"learning_rate": rate, "reward": reward, PER_ANSWER: kl, "objective": objective})
     if not lines:
-        tried = ", ".join(f"{plan.rate(full.method, runner.config, power):g}" for power in sorted(objectives))
+        tried = ", ".join(f"{plan.rate(full.method, runner.given, power):g}" for power in sorted(objectives))
         raise JobFailed(f"no learning rate among {tried} could be trained")
     return sorted(lines, key=lambda line: line["learning_rate"])
 
@@ -161,10 +161,10 @@ def _launch(described: Path, log: Any) -> int:
 
 
 class _Runner:
-    """Runs jobs whose result is not there yet."""
+    """Runs jobs whose result is not there yet. given: the comparison's configuration, with the rates of its trainings."""
 
-    def __init__(self, out: Path, config: RunConfig) -> None:
-        self.out, self.config = out, config
+    def __init__(self, out: Path, config: RunConfig, given: RunConfig) -> None:
+        self.out, self.config, self.given = out, config, given
 
     def result(self, job: Job) -> dict[str, Any]:
         """The job's result, from its folder if it is finished.

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zopro.choices import METHODS
+from zopro.choices import METHOD_OF_START, METHODS
 from zopro.config.data import DataOptions
 from zopro.config.defaults import own_defaults
 from zopro.config.evolution import EvolutionOptions
@@ -271,6 +271,11 @@ class RunConfig(_Options):
         [64, 8]
         """
         return self.prompts_per_step * (self.population if METHODS[method].population else self.num_generations)
+
+    def method_of(self, iteration: int) -> str:
+        """The method that optimises an iteration."""
+        own = iteration > 0 or METHODS[self.method].self_starting
+        return self.method if own else METHOD_OF_START.get(self.warm_start, self.method)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -23,7 +23,6 @@ from zopro.choices import BACK_PROPAGATION, FUNCTION_VALUES, METHODS
 from zopro.config import RunConfig
 from zopro.config.defaults import default_of
 from zopro.loop.finished import Policy
-from zopro.loop.recording import method_of
 from zopro.store import shown
 from zopro.store.durable import read_json
 from zopro.store.layout import Layout
@@ -119,7 +118,7 @@ def _wanted(config: RunConfig, summary: Line) -> str:
 def _stages(policy: Policy, metrics: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
     """Each training up to the policy: its name, steps, and what it uses."""
     for stage, iteration in _trained(policy, metrics):
-        method = METHODS[method_of(policy.config, iteration)] if stage == "policy" and iteration is not None else None
+        method = METHODS[policy.config.method_of(iteration)] if stage == "policy" and iteration is not None else None
         name = {"sft": "supervised fine-tuning", "reward": "reward model", "refine": "reward model, refined"}.get(stage)
         at = "" if iteration is None else f", iteration {iteration}"
         steps = [x["step"] for x in metrics if (x["stage"], x["iteration"]) == (stage, iteration) and x.get("step")]

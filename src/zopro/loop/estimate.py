@@ -27,7 +27,6 @@ from zopro.loop.data import Data
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.policy_stage import policy_steps
-from zopro.loop.recording import method_of
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.system import progress
@@ -102,7 +101,7 @@ def _kept_at_once(run: Run) -> int:
 
 
 def _methods(run: Run) -> list[str]:
-    return [method_of(run.config, iteration) for iteration in range(run.config.iterations)]
+    return [run.config.method_of(iteration) for iteration in range(run.config.iterations)]
 
 
 def fitted(few: int, first: float, many: int, second: float) -> tuple[float, float]:
@@ -215,7 +214,7 @@ def estimate(run: Run, models: Models, data: Data) -> Estimate:
     pairs = min(run.config.pair_prompts, len(data.train))
     config = dataclasses.replace(run.config, eval_prompts=len(data.eval), pair_prompts=pairs)
     stages = [
-        (stage, number, seconds_of(stage.name, number is None, method_of(config, number or 0), config, steps, timed))
+        (stage, number, seconds_of(stage.name, number is None, config.method_of(number or 0), config, steps, timed))
         for stage, number in walk(config, config.iterations)
         if not stage.done(run.store, number)
     ]
@@ -250,12 +249,12 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
 
 def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
     config = run.config
-    answers = config.answers_a_step(method_of(config, iteration or 0))
+    answers = config.answers_a_step(config.method_of(iteration or 0))
     return {
         "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
         "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",
         EVALUATION: f"{len(data.eval)} prompts, {config.eval_samples + config.eval_greedy} answers each",
-        "policy": f"{policy_steps(run, data)} steps of {method_of(config, iteration or 0)}, {answers} answers each",
+        "policy": f"{policy_steps(run, data)} steps of {config.method_of(iteration or 0)}, {answers} answers each",
         "pairs": f"{config.pair_prompts} prompts, the least certain {config.uncertain_share:.0%} judged",
         "refine": f"{config.refine_steps} steps of {config.reward_batch_size} pairs",
     }[stage.name]

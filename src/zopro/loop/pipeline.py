@@ -28,7 +28,6 @@ from zopro.loop.estimate import estimate
 from zopro.loop.improvement import not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
-from zopro.loop.recording import method_of
 from zopro.loop.run import Run
 from zopro.loop.summary import Measure, headline, measured, summary
 from zopro.loop.table import EVALUATION, Stage, walk
@@ -158,7 +157,7 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
 def _say_result(run: Run, iteration: int) -> None:
     run.say(headline(run.store, iteration, run.config.sft_steps))
     before, after = (read_rows(run.store.evaluation(at)) for at in (iteration - 1 if iteration else None, iteration))
-    rate = METHODS[method_of(run.config, iteration)].rate
+    rate = METHODS[run.config.method_of(iteration)].rate
     kl = measured(run.store, iteration)[PER_ANSWER]
     if note := not_improved(before, after, f"iteration {iteration}", rate, kl):
         run.say(note)

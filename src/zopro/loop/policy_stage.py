@@ -18,7 +18,7 @@ from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.reach import ReachCallback
-from zopro.loop.recording import Origin, Recorder, method_of, origin_of
+from zopro.loop.recording import Origin, Recorder, origin_of
 from zopro.loop.run import Run
 from zopro.loop.unended import UnendedCallback
 from zopro.store.rundir import whole_folder
@@ -81,7 +81,7 @@ def policy_trainer(
 
 def ranks_share(run: Run, iteration: int) -> bool:
     """Whether ranks can share the policy stage of an iteration: its steps are zeroth-order."""
-    return METHODS[method_of(run.config, iteration)].zeroth_order
+    return METHODS[run.config.method_of(iteration)].zeroth_order
 
 
 def _origin(run: Run, iteration: int) -> Origin:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from zopro.choices import DIRECTIONS, METHODS
+from zopro.choices import DIRECTIONS, METHOD_OF_START
 from zopro.config import RunConfig
 from zopro.store.journal import Header, JournalWriter, Step, read
 from zopro.store.rundir import RunDirectory
@@ -42,16 +42,6 @@ class Origin:
     def name(self, path: Path) -> str:
         """`path` relative to the run; what lies outside of it (a base model) by its own name."""
         return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else str(path)
-
-
-METHOD_OF_START = {"first_order": "rloo", "spsa": "mezo", "es": "es"}
-"""Methods of an iteration 0 whose own method needs a previous update; `sft` gives it one."""
-
-
-def method_of(config: RunConfig, iteration: int) -> str:
-    """The method that optimises an iteration."""
-    own = iteration > 0 or METHODS[config.method].self_starting
-    return config.method if own else METHOD_OF_START.get(config.warm_start, config.method)
 
 
 def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:

@@ -148,6 +148,21 @@ class RunDirectory(Outputs):
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:
+    """What the run in `path` was begun with; of keys that an earlier version lacked, the default of `config`'s task.
+
+    Raises:
+        InputError: its configuration is damaged.
+    """
+    saved_config = Layout(path).config()
+    try:
+        saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
+        assert isinstance(saved, dict)
+    except (OSError, ValueError, yaml.YAMLError, AssertionError):
+        raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
+    return {field.name: default_of(field, config.task) for field in fields(config)} | saved
+
+
 def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
     """Whether `path` holds the run to be continued; without `resume` it must hold none. Raises as `RunDirectory`."""
     layout = Layout(path)
@@ -165,14 +180,7 @@ def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
         if strange - layout.before():
             raise InputError(f"output_dir: must be empty or a run of zopro, got {path}. Choose another folder.")
         return False
-    try:
-        saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
-        assert isinstance(saved, dict)
-    except (OSError, ValueError, yaml.YAMLError, AssertionError):
-        raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
-    given = {
-        field.name: default_of(field, config.task) for field in fields(config)
-    } | saved  # an earlier version lacked some
+    given = begun_with(path, config)
     for key, value in config.to_dict().items():
         elsewhere = key == "engine" and config.of_servers and str(given[key]).startswith("vllm")  # other servers
         if key not in FREE and given[key] != value and not elsewhere:
