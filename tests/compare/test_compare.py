@@ -125,7 +125,9 @@ def test_from_start_to_end_and_on(
         compare(config(settings, tmp_path, beta=0.1), plan, quiet=True)
 
 
-def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched: list[str], tmp_path: Path) -> None:
+def test_every_method_from_a_shared_iteration(
+    settings: dict[str, Any], launched: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = tuple(METHODS)
     plan = Plan(names, answers=16, points=1, search_trials=1, start="iteration")
     result = compare(config(settings, tmp_path, population=4), plan, quiet=True)
@@ -135,8 +137,16 @@ def test_every_method_from_a_shared_iteration(settings: dict[str, Any], launched
     assert [result["methods"][name]["curve"][-1]["step"] for name in ("es", "zopro")] == [2, 4]
     assert not list(tmp_path.rglob("members-*.jsonl"))
     assert (tmp_path / "shared/policy/000").exists() and (tmp_path / "shared/reward/001").exists()
-    with pytest.raises(InputError, match=r"another config \(first_order_learning_rate is"):  # iteration 0 learnt at it
-        compare(config(settings, tmp_path, population=4, first_order_learning_rate=0.01), plan, quiet=True)
+    other = {"population": 4, "first_order_learning_rate": 0.01}
+    before, one = len(launched), replace(plan, methods=("rloo",))
+    result = compare(config(settings, tmp_path, **other), one)
+    assert (
+        "iteration 0, from which all start, was trained at 0.0002; 0.01 is for the trainings" in capsys.readouterr().err
+    )
+    assert len(launched) == before + 1 and result["methods"]["rloo"]["learning_rate"] == 0.01
+    (tmp_path / "shared/policy/000").rename(tmp_path / "shared/policy/kept")
+    with pytest.raises(InputError, match=r"another config \(first_order_learning_rate is 0.0002 there, 0.01 here"):
+        compare(config(settings, tmp_path, **other), one, quiet=True)
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -170,7 +170,8 @@ class Job:
 def shared_config(config: RunConfig, out: str | Path, start: str) -> RunConfig:
     """Of the run that all trainings of a comparison in the folder `out` start from.
 
-    Its rates are those that it was begun with, but for the one that it learns at: each training has its own.
+    Its rates are those that it was begun with, but for one that iteration 0 has still to learn at: each training has
+    its own.
 
     Raises:
         InputError: the configuration that is there is damaged.
@@ -178,7 +179,8 @@ def shared_config(config: RunConfig, out: str | Path, start: str) -> RunConfig:
     shared = replace(config, output_dir=str(Path(out) / "shared"), method=SHARED_METHOD)
     if not Layout(shared.output_dir).config().exists():
         return shared
-    its_own = {METHODS[shared.method_of(0)].rate} if start == "iteration" else set()
+    learns = start == "iteration" and not Layout(shared.output_dir).policy(0).exists()
+    its_own = {METHODS[shared.method_of(0)].rate} if learns else set()
     begun = begun_with(Path(shared.output_dir), shared)
     return replace(shared, **{rate: begun[rate] for rate in {METHODS[name].rate for name in METHODS} - its_own})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from zopro.choices import METHODS
 from zopro.compare.page import write_page
 from zopro.compare.plan import PROBE_STEPS, Job, Plan, shared_config
 from zopro.compare.plots import write_plots
@@ -57,6 +58,12 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     runner = _Runner(out, shared_config(config, out, plan.start), config)
     RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
+    key = METHODS[runner.config.method_of(0)].rate
+    learnt, given = getattr(runner.config, key), getattr(config, key)
+    if plan.start == "iteration" and learnt != given:
+        progress.say(
+            f"{key}: iteration 0, from which all start, was trained at {learnt:g}; {given:g} is for the trainings."
+        )
     start = named(prepared["start"])
     if plan.start == "sft":
         start[PER_ANSWER] = [0.0] * len(start["rewards"])  # by definition; earlier versions had estimated it
