@@ -2,9 +2,9 @@
 
     python benchmarks/beside.py FOLDER FOLDER ... [--against rloo]
 
-Each FOLDER is of a finished `zopro compare`. All must have measured the same start on the same prompts, answer by answer,
-which holds where one folder's `shared` was copied into the others before their first training. A method that stands in
-several of them has its folder's name behind its own.
+Each FOLDER is of a finished `zopro compare`. All must have found the same start, answer by answer, which they do on one
+machine with the same settings of what comes before. A method that stands in several of them has its folder's name behind
+its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def merged(results: dict[str, dict[str, Any]], against: str) -> dict[str, Any]:
         for key in SAME:
             if other[key] != first[key]:
                 sys.exit(
-                    f"{name}: must have the same {key} as {next(iter(results))}, got another. Copy its shared folder."
+                    f"{name}: must have the same {key} as {next(iter(results))}, got another. Compare from one start."
                 )
     count = Counter(method for result in results.values() for method in result["methods"])
     methods = {
