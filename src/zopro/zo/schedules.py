@@ -24,9 +24,8 @@ FLOAT32_ROUNDING = 2**-24  # relative; a loss of fp32 numbers is not known bette
 LOW_SIGNAL = 3.0  # signal-to-noise ratio under which a difference of losses is mostly rounding
 KNOWN_SIGNAL = 10.0  # above which a slope is known well enough for another one to disagree with it
 TARGET_SIGNAL = 100.0  # signal-to-noise ratio at which rounding no longer matters
-SEEN_BEND = (
-    3.9  # noise floors; L+ + L- - 2 L(theta) has a rounding of sqrt(6) of them, and 4 where all but theta is broken
-)
+# In noise floors. L+ + L- - 2 L(theta) has a rounding of sqrt(6) of them, and is 4 where all but theta is broken.
+SEEN_BEND = 3.9
 
 
 def target_share(step: int, total_steps: int, decay: str = "linear") -> float:
