@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from zopro.compare.plan import Plan, shared_config
+from zopro.compare.plan import Plan
 from zopro.config.arguments import add_configuration, configuration
 from zopro.system.imports import importing
 
@@ -65,6 +65,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Compare, and return the object of `--json` and the tables."""
+    from zopro.compare.shared import SHARED_METHOD, shared_config
     from zopro.loop.beforehand import check_beforehand
 
     config = configuration(args, **({"output_dir": args.out} if args.out else {}))
@@ -82,8 +83,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     for method in plan.methods:
         plan.steps_of(method, config)
-    shared = shared_config(config, config.output_dir, plan.start)
-    check_beforehand(shared if config.output_dir else replace(shared, output_dir=""), resume=True)
+    anew, out = replace(config, method=SHARED_METHOD), config.output_dir
+    check_beforehand(shared_config(config, out, plan.start) if out else anew, resume=True)
 
     with importing():
         from zopro.compare import compare

@@ -7,18 +7,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.config.step import PRESETS
 from zopro.errors import InputError
-from zopro.store.layout import Layout
-from zopro.store.rundir import begun_with
 
 STARTS = ("sft", "iteration")
 RATE_STEP = 3.0  # factor between neighbouring learning rates of the search
-SHARED_METHOD = "zopro"  # as the configuration of what all trainings start from has it
 PROBE_STEPS = 3  # that tell how many steps fit a budget
 
 
@@ -165,24 +161,6 @@ class Job:
         [3, 5, 8, 10]
         """
         return sorted({math.ceil(self.steps * (i + 1) / self.points) for i in range(self.points)})
-
-
-def shared_config(config: RunConfig, out: str | Path, start: str) -> RunConfig:
-    """Of the run that all trainings of a comparison in the folder `out` start from.
-
-    Its rates are those that it was begun with, but for one that iteration 0 has still to learn at: each training has
-    its own.
-
-    Raises:
-        InputError: the configuration that is there is damaged.
-    """
-    shared = replace(config, output_dir=str(Path(out) / "shared"), method=SHARED_METHOD)
-    if not Layout(shared.output_dir).config().exists():
-        return shared
-    learns = start == "iteration" and not Layout(shared.output_dir).policy(0).exists()
-    its_own = {METHODS[shared.method_of(0)].rate} if learns else set()
-    begun = begun_with(Path(shared.output_dir), shared)
-    return replace(shared, **{rate: begun[rate] for rate in {METHODS[name].rate for name in METHODS} - its_own})
 
 
 def _check(ok: bool, name: str, rule: str, value: object) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 from zopro.choices import METHODS
 from zopro.compare.page import write_page
-from zopro.compare.plan import PROBE_STEPS, Job, Plan, shared_config
+from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
 from zopro.compare.reached import reached
+from zopro.compare.shared import shared_config
 from zopro.compare.state import state
 from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
 from zopro.config import RunConfig
