@@ -3,8 +3,7 @@
     python benchmarks/beside.py FOLDER FOLDER ... [--against rloo]
 
 Each FOLDER is of a finished `zopro compare`. All must have found the same start, answer by answer, which they do on one
-machine with the same settings of what comes before. A method that stands in several of them has its folder's name behind
-its own.
+machine with the same settings of what comes before. A method of several of them has its folder behind its name.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from zopro.compare.reached import reached
-from zopro.compare.summary import differences, gain_ratios, markdown
+from zopro.compare.summary import beside, markdown
 
 SAME = ("beta", "prompts", "start")
 
 
 def merged(results: dict[str, dict[str, Any]], against: str) -> dict[str, Any]:
-    """One result of all; `results` by their folders' names."""
+    """One result of all; `results` by their folders."""
     first = next(iter(results.values()))
     for name, other in results.items():
         for key in SAME:
@@ -37,13 +35,10 @@ def merged(results: dict[str, dict[str, Any]], against: str) -> dict[str, Any]:
         for name, result in results.items()
         for method, found in result["methods"].items()
     }
-    tables = {"gain_ratios": gain_ratios(methods), "reached": reached(methods, against)}
     return {
         **first,
-        **tables,
-        "methods": methods,
-        "differences": differences(methods),
-        "failed": {method: why for result in results.values() for method, why in result["failed"].items()},
+        **beside(methods, against),
+        "failed": {f"{method} ({name})": why for name, of in results.items() for method, why in of["failed"].items()},
         "plan": {**first["plan"], "against": against},
     }
 
@@ -53,7 +48,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--against", default="", help="whose gain others are held to")
     args = parser.parse_args()
-    results = {folder.name: json.loads((folder / "compare.json").read_text("utf-8")) for folder in args.folders}
+    results = {str(folder): json.loads((folder / "compare.json").read_text("utf-8")) for folder in args.folders}
     print(markdown(merged(results, args.against)).split("\n", 2)[2])  # whose first line is of one plan
 
 

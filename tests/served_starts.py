@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vllm_forwarding
+from processes import gone
 
 
 class Starts:
@@ -39,21 +38,5 @@ class Starts:
         return [json.loads(line) for line in self.notes.read_text().splitlines()]
 
     def gone(self) -> bool:
-        """Whether nothing is left of any of them, within a second."""
+        """Whether nothing is left of any of them, soon."""
         return gone([process for start in self.noted() for process in start["processes"]])
-
-
-def gone(processes: list[int]) -> bool:
-    for _ in range(100):
-        if not any(map(_lives, processes)):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from processes import gone
+
 PATIENCE = 60.0  # seconds, however busy the machine is
 PARENT = """
 import os, subprocess, sys
@@ -18,12 +20,6 @@ print(child.pid, flush=True)
 child.wait()
 """
 WAITS = "import sys; from zopro.system.parent import end_with_parent; end_with_parent(sys.argv[1:]); input()"
-
-
-def lives(pid: int) -> bool:
-    """Whether the process is there, and not a zombie that nobody has waited for."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
 
 
 @pytest.mark.parametrize("worker", ["bare", "compare", "bench"])
@@ -40,10 +36,7 @@ def test_a_worker_ends_with_a_parent_that_is_killed(worker: str, tmp_path: Path)
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         parent.kill()
-        until = time.monotonic() + PATIENCE
-        while lives(child) and time.monotonic() < until:
-            time.sleep(0.1)
-        assert not lives(child)
+        assert gone([child], PATIENCE)
 
 
 def test_a_worker_goes_on_while_its_parent_lives() -> None:

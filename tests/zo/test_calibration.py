@@ -110,49 +110,49 @@ def test_eps_is_chosen_anew_where_the_signal_stays_low(caplog: pytest.LogCapture
     assert steps(resumed, 6) == after
 
 
+class NoisyLine:
+    """A loss that slopes alike along all weights, with noise of 1e-6."""
+
+    def __init__(self) -> None:
+        self.weight = torch.zeros(4, requires_grad=True)
+        self._draws = torch.Generator().manual_seed(0)
+
+    def step(self, opt: SPSA, slope: float) -> int:
+        """One step; how many evaluations it took."""
+        calls = []
+
+        def loss() -> torch.Tensor:
+            calls.append(0)
+            noise = torch.randn((), generator=self._draws, dtype=torch.float64)
+            return slope * self.weight.double().sum() + 1e-6 * noise
+
+        opt.step(loss)
+        return len(calls)
+
+
 def test_a_loss_that_shows_no_slope_leaves_eps_and_is_searched_ever_more_seldom() -> None:
-    weight = torch.zeros(4, requires_grad=True)
-    slope, draws, calls = 1.0, torch.Generator().manual_seed(0), []
-
-    def noisy() -> torch.Tensor:
-        calls.append(0)
-        return slope * weight.double().sum() + 1e-6 * torch.randn((), generator=draws, dtype=torch.float64)
-
-    opt = SPSA([weight], lr=0, eps="auto")
-    opt.step(noisy)
-    slope, chosen, anew = 0.0, opt.last.eps[0], []
+    line = NoisyLine()
+    opt = SPSA([line.weight], lr=0, eps="auto")
+    line.step(opt, slope=1.0)
+    chosen, anew = opt.last.eps[0], []
     for step in range(1, 40):
-        calls.clear()
-        opt.step(noisy)
+        count = line.step(opt, slope=0.0)
         assert opt.last.eps[0] == chosen
-        if len(calls) > 2:
+        if count > 2:
             anew.append(step)
     assert anew[0] in (2, 3) and 2 <= len(anew) <= 5
 
 
 def test_a_chosen_eps_is_looked_at_before_it_is_chosen_anew() -> None:
     """One flat step makes it doubted; the next direction slopes as the first did, which two evaluations show."""
-    weight = torch.zeros(4, requires_grad=True)
-    slope, draws, calls = 1.0, torch.Generator().manual_seed(0), []
-
-    def noisy() -> torch.Tensor:
-        calls.append(0)
-        return slope * weight.double().sum() + 1e-6 * torch.randn((), generator=draws, dtype=torch.float64)
-
-    def step(height: float) -> int:
-        nonlocal slope
-        slope = height
-        calls.clear()
-        opt.step(noisy)
-        return len(calls)
-
-    opt = SPSA([weight], lr=0, eps="auto")
-    assert step(1.0) > 10
+    line = NoisyLine()
+    opt = SPSA([line.weight], lr=0, eps="auto")
+    assert line.step(opt, slope=1.0) > 10
     chosen = opt.last.eps[0]
-    assert step(0.0) == 2 and opt.signal.doubted
+    assert line.step(opt, slope=0.0) == 2 and opt.signal.doubted
     state = opt.state_dict()
-    assert step(1.0) == 4 and opt.last.eps[0] == chosen and not opt.signal.doubted
-    resumed = SPSA([weight], lr=0, eps="auto")
+    assert line.step(opt, slope=1.0) == 4 and opt.last.eps[0] == chosen and not opt.signal.doubted
+    resumed = SPSA([line.weight], lr=0, eps="auto")
     resumed.load_state_dict(state)
     assert resumed.signal.doubted
 

@@ -17,10 +17,9 @@ from zopro.choices import METHODS
 from zopro.compare.page import write_page
 from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
-from zopro.compare.reached import reached
 from zopro.compare.shared import shared_config
 from zopro.compare.state import state
-from zopro.compare.summary import differences, gain_ratios, markdown, method_summary, start_point
+from zopro.compare.summary import beside, markdown, method_summary, start_point
 from zopro.config import RunConfig
 from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
@@ -90,10 +89,7 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "start": start_point(start),
         "before": state([start], start.get("known", [])),
         "texts": start.get("texts", []),
-        "methods": methods,
-        "gain_ratios": gain_ratios(methods),
-        "reached": reached(methods, plan.against),
-        "differences": differences(methods),
+        **beside(methods, plan.against),
         "failed": failed,
         "out": str(out),
     }

@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 from statistics import fmean
 from typing import Any
 
-from zopro.compare.reached import column, yardstick
+from zopro.compare.reached import column, reached, yardstick
 from zopro.compare.state import notes, state, state_table
 from zopro.loop.divergence import kl_per_answer
 from zopro.store import shown
@@ -70,6 +70,16 @@ def differences(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     for a, b in permutations(known, 2):
         table.setdefault(a, {})[b] = _gain(known[a], known[b])
     return table
+
+
+def beside(methods: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, Any]:
+    """Methods from one start, and what a comparison says of one beside another: keys of compare.json."""
+    return {
+        "methods": methods,
+        "gain_ratios": gain_ratios(methods),
+        "reached": reached(methods, against),
+        "differences": differences(methods),
+    }
 
 
 def reward_at(curve: Curve, seconds: float) -> float:

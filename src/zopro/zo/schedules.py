@@ -133,13 +133,13 @@ def search_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int
         return largest, math.nan, False
     chosen, slope, sigma, signal = math.nan, math.nan, math.nan, 0.0
     known = borne_out = False  # whether the slope at the candidate before stands clear, and whether two such slopes agree
-    last, least = 0, math.nan  # the last candidate that was fit, the noise at the first one
+    last = 0  # the last candidate that was fit
     losses, exponent, skip, longest = _Losses(loss_at, PROBES[0] / scale), 0, 1, LONGEST_SKIP
     while exponent < len(PROBES):
         eps, noise, values = PROBES[exponent] / scale, sigma, losses.across(exponent, ENDS)
         if math.isnan(sigma) or known or _stands_out(values, sigma):
             values = losses.across(exponent)
-            noise = max(noise_floor(values), _float32_rounding(values))
+            noise = _noise(values)
             if not math.isnan(sigma):  # fewer roundings change at close points: noise only grows with the distance
                 noise = max(noise, sigma)
         lower, middle, upper = values[0], values[len(values) // 2], values[-1]
@@ -158,7 +158,6 @@ def search_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int
             break
         borne_out = known and abs(new_slope - slope) <= explained / 4
         chosen, slope, sigma, last = eps, new_slope, noise, exponent
-        least = noise if math.isnan(least) else least
         signal = abs(difference) / (math.sqrt(2) * sigma) if sigma > 0 else 0.0  # all losses 0: too near to differ
         if known and signal >= TARGET_SIGNAL:
             break
@@ -170,7 +169,7 @@ def search_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int
         return chosen, sigma or math.nan, known
     while True:  # the last candidate and smaller ones, until rounding hides how the loss bends
         values = losses.across(last)
-        noise = max(least, noise_floor(values))
+        noise = max(_noise(losses.across(0)), noise_floor(values))
         if last == 0 or _bend(values) <= SEEN_BEND * noise:
             return PROBES[last] / scale, noise or math.nan, False
         last -= 1
@@ -203,6 +202,10 @@ class _Losses:
         if thirds not in self.known:
             self.known[thirds] = self.loss_at(thirds * self.unit / 3)
         return self.known[thirds]
+
+
+def _noise(values: Sequence[float]) -> float:
+    return max(noise_floor(values), _float32_rounding(values))
 
 
 def _float32_rounding(values: Sequence[float]) -> float:
