@@ -15,7 +15,6 @@ import gc
 import importlib.util
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,15 +30,12 @@ with importing():
 
     from zopro.bench import fits, kinds
     from zopro.bench.work import SIZES, Setting, Work, build
-    from zopro.config.model import ModelOptions
     from zopro.engine.batch import Batch, Rollouts, Sampling
     from zopro.engine.gpu import decoding
-    from zopro.engine.local import head, lengths, models
+    from zopro.engine.local import head, lengths
     from zopro.engine.local.causal import causal_parts
     from zopro.engine.local.engine import LocalEngine
     from zopro.engine.local.rollouts import generate
-    from zopro.engine.local.targets import new_adapter
-    from zopro.engine.opening import open_base
     from zopro.zo import Gaussian, StepRecord, Targeted
     from zopro.zo import drawn as drawn_once
     from zopro.zo.displacement import Displacement
@@ -268,13 +264,7 @@ def quantised(work: Work) -> dict[str, Any]:
     """Decoding and log-probs over weights of 4 bits, where bitsandbytes is installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return {"left_out": "bitsandbytes is not installed"}
-    setting = build(work, classifier=False)
-    with tempfile.TemporaryDirectory() as folder:
-        setting.policy.unload().save_pretrained(folder)
-        options = ModelOptions(model=folder, dtype=work.dtype, load_in_4bit=True)
-        base = open_base(options, models.resolve_device(work.device))
-    setting.policy = new_adapter(base.requires_grad_(False), options, "CAUSAL_LM")
-
+    setting = build(replace(work, load_in_4bit=True), classifier=False)
     result: dict[str, Any] = {}
     start = wait()
     rollouts = drawn(setting, work.completion_length, [-1])

@@ -85,6 +85,19 @@ def test_the_peer_does_the_same_work(kind: str, tmp_path: Any) -> None:
     assert logged["num_tokens"] == 6 * (7 + 5)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["step", "peer"])
+def test_a_step_over_quantised_weights(bits: int, kind: str) -> None:
+    """Where bitsandbytes is installed: the same work, over weights that take fewer bytes."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    work = dataclasses.replace(TINY, steps=1, **{f"load_in_{bits}bit": True})
+    modules = build(work).base.model.named_modules()
+    linear = {type(module) for name, module in modules if isinstance(module, torch.nn.Linear) and "lora_" not in name}
+    assert linear == {bitsandbytes.nn.Linear4bit if bits == 4 else bitsandbytes.nn.Linear8bitLt}
+    plain, measured = build(TINY), kinds.measure(kind, work)
+    assert measured["step_s"] > 0 and measured["parameters"] == plain.parameters
+
+
 @pytest.mark.parametrize("lora_r", [0, 4])
 def test_the_command_reports_what_it_promises(lora_r: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of adapters with the memory measured in processes of its own, which take most of the time to start."""

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 from zopro.bench.options import Work
+from zopro.config.values import boolean
 from zopro.errors import InputError
 from zopro.system import progress
 from zopro.system.imports import importing
@@ -38,6 +39,8 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "completion_length": (int, "tokens of a completion (default: 32)"),
     "lora_r": (int, "rank of the adapters on all linear layers; 0: all parameters (default: 8)"),
     "dtype": (str, "auto, float32, bfloat16 or float16 (default: auto)"),
+    "load_in_4bit": (boolean, "true: weights in 4 bits, by bitsandbytes (default: false)"),
+    "load_in_8bit": (boolean, "true: in 8 bits (default: false)"),
     "device": (str, "auto, cpu, cuda, cuda:N or mps (default: auto)"),
     "threads": (int, "CPU threads (default: torch's choice)"),
     "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),

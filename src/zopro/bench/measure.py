@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from zopro.bench.clock import Watch
 from zopro.bench.floor import floor_passes
-from zopro.bench.work import Setting, adapter_options
+from zopro.bench.work import Setting
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.targets import new_adapter
 from zopro.rewards import RewardModel
@@ -118,7 +119,7 @@ def _arguments(setting: Setting, steps: int, folder: str) -> dict[str, Any]:
 
 
 def _trainer(trainer_cls: Any, arguments: Any, setting: Setting, **extra: Any) -> Any:
-    options = adapter_options(setting.work)
+    options = replace(setting.work, lora_r=setting.work.lora_r or 8).model_options()  # one in full-parameter mode too
     longest = max(map(len, setting.prompt_ids)) + setting.work.completion_length + 1
     with preserve_random_state():
         torch.manual_seed(setting.work.seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from zopro.choices import DIRECTIONS
 from zopro.config.fields import not_negative, one_of
-from zopro.config.model import DTYPES, check_there
+from zopro.config.model import DTYPES, ModelOptions, check_bitsandbytes, check_there
 from zopro.config.step import StepOptions
 from zopro.errors import InputError
 
@@ -33,6 +33,8 @@ class Work:
     completion_length: int = 32
     lora_r: int = 8  # on all linear layers; 0: every parameter is trained
     dtype: str = "auto"
+    load_in_4bit: bool = False  # by bitsandbytes, as a run's
+    load_in_8bit: bool = False
     device: str = "auto"
     threads: int = 0  # 0: torch's own choice
     beta: float = 0.05  # of full-parameter training: 0, as its reference would be a second model
@@ -61,5 +63,16 @@ class Work:
             raise InputError(f"evaluation: must be sequential with lora_r: 0, got {self.evaluation!r}.")
         if self.model:
             check_there(self.model)
+        check_bitsandbytes(self.model_options())
         if self.lora_r == 0 and self.beta:
             raise InputError("beta: must be 0 with lora_r=0 (a second model would be the reference), got a positive one.")
+
+    def model_options(self) -> ModelOptions:
+        """Of a run with this model and these adapters."""
+        return ModelOptions(
+            model=self.model or self.size,
+            dtype=self.dtype,
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
+            lora_r=self.lora_r,
+        )

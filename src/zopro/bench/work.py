@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from zopro.bench.options import SIZES, Work
 from zopro.config.model import ModelOptions
 from zopro.engine.local import models
-from zopro.engine.local.starts import load_start, tokenizer_home
+from zopro.engine.local.starts import tokenizer_home
 from zopro.engine.local.targets import new_adapter
+from zopro.engine.opening import open_base
 from zopro.system.random_state import preserve_random_state
 from zopro.text.frame import check_embedded
 from zopro.text.tokenizer import load_tokenizer
 
-__all__ = ["Setting", "Work", "adapter_options", "build"]
+__all__ = ["Setting", "Work", "build"]
 
 WORDS = ("a", "the", "river", "model", "under", "seven", "birds", "wrote", "slowly", "green", "and", "over", "paper")
 
@@ -39,8 +43,12 @@ class Setting:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the base model."""
-        return sum(parameter.numel() for name, parameter in self.base.named_parameters() if "lora_" not in name)
+        """Parameters of the base model, in 4 bits two of them in a byte."""
+        return sum(
+            math.prod(getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape))
+            for name, parameter in self.base.named_parameters()
+            if "lora_" not in name
+        )
 
 
 def build(work: Work, classifier: bool = True) -> Setting:
@@ -48,26 +56,23 @@ def build(work: Work, classifier: bool = True) -> Setting:
     if work.threads:
         torch.set_num_threads(work.threads)
     device = models.resolve_device(work.device)
-    dtype = models.resolve_dtype(work.dtype, device)
+    options = work.model_options()
     with preserve_random_state():
         torch.manual_seed(work.seed)
         if work.model:
             tokenizer = load_tokenizer(tokenizer_home(work.model))
-            base = load_start(work.model, dtype, device)
+            base = open_base(options, device)
             check_embedded(tokenizer, base, "the pad token", [tokenizer.pad_token_id])
         else:
-            tokenizer, base = _random_model(work, dtype, device)
+            tokenizer, base = _random_model(work, models.resolve_dtype(work.dtype, device), device)
+            if options.bits:
+                base = _quantised(base, options, device)
         judge = models.sequence_classifier(base, tokenizer, work.seed) if classifier else None
         policy: Any = base.requires_grad_(not work.lora_r)
         if work.lora_r:
-            policy = new_adapter(base, adapter_options(work), "CAUSAL_LM")
+            policy = new_adapter(base, options, "CAUSAL_LM")
     prompts = [_prompt(tokenizer, work, number) for number in range(work.prompts)]
     return Setting(work, base, policy, tokenizer, prompts, tokenizer(prompts)["input_ids"], judge)
-
-
-def adapter_options(work: Work) -> ModelOptions:
-    """The adapters' shape; the reward model has one in full-parameter mode too."""
-    return ModelOptions(model=work.model or work.size, lora_r=work.lora_r or 8)
 
 
 def _random_model(
@@ -100,6 +105,13 @@ def _random_model(
         finally:
             torch.set_default_dtype(before)
     return tokenizer, model.eval()
+
+
+def _quantised(model: PreTrainedModel, options: ModelOptions, device: torch.device) -> Any:
+    """The same model as it is loaded in 4 or 8 bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return open_base(dataclasses.replace(options, model=folder), device)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, work: Work, number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from zopro.choices import ENGINES
@@ -100,6 +101,13 @@ class ModelOptions:
     def starts_server(self) -> bool:
         """Whether zopro starts the server itself; others know the model by a name or folder that need not exist here."""
         return self.engine == "vllm"
+
+
+def check_bitsandbytes(options: ModelOptions) -> None:
+    """Raise `InputError` where weights are to be quantised and what does it is not installed."""
+    if options.bits and find_spec("bitsandbytes") is None:
+        key = f"load_in_{options.bits}bit"
+        raise InputError(f"{key}: needs bitsandbytes, which is not installed. Run: pip install bitsandbytes")
 
 
 def check_there(model: str, key: str = "model") -> None:

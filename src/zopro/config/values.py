@@ -27,7 +27,7 @@ def read_as(field: Field[Any], value: Any) -> Any:
         raise InputError(f"{field.name}: must be {rule}, got {value!r}.") from None
 
 
-def _bool(value: Any) -> bool:
+def boolean(value: Any) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if isinstance(value, bool):
         return value
@@ -38,7 +38,7 @@ def _bool(value: Any) -> bool:
 
 def _bool_or_int(value: Any) -> bool | int:
     try:
-        return _bool(value)
+        return boolean(value)
     except ValueError:
         return _int(value)
 
@@ -97,7 +97,7 @@ def _floats(value: Any) -> list[float]:
 
 
 _READERS: dict[str, tuple[str, Any]] = {
-    "bool": ("true or false", _bool),
+    "bool": ("true or false", boolean),
     "bool | int": ("true, false or a whole number", _bool_or_int),
     "int": ("a whole number", _int),
     "float": ("a finite number", _float),

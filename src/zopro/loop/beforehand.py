@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zopro.config import RunConfig
 from zopro.config.fields import check
-from zopro.config.model import GGUF, check_there
+from zopro.config.model import GGUF, check_bitsandbytes, check_there
 from zopro.store.rundir import check_folder
 from zopro.tasks.rows import check_source
 
@@ -26,6 +26,7 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
         check_there(config.served)
     elif not config.of_servers or config.starts_server:
         check_there(config.model)
+    check_bitsandbytes(config)
     check_source(config.train_data, "train")
     if config.eval_data:
         check_source(config.eval_data, "eval")

@@ -18,10 +18,12 @@ from tiny import tiny_model, tiny_tokenizer
 from tiny_runs import config, write_inputs
 from tiny_trainers import es, llama, same, weights, zopro
 from zopro import cli
+from zopro.bench.options import Work
+from zopro.config import RunConfig
+from zopro.config import model as model_options
 from zopro.config.model import ModelOptions
 from zopro.engine import Batch, Sampling
 from zopro.engine.local import models
-from zopro.engine.local import quantised as quantised_module
 from zopro.engine.local.abilities import Abilities, abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.engine import LocalEngine
@@ -30,6 +32,7 @@ from zopro.engine.local.targets import new_adapter
 from zopro.engine.opening import open_base
 from zopro.errors import InputError
 from zopro.loop import pipeline
+from zopro.loop.beforehand import check_beforehand
 from zopro.loop.export import export
 from zopro.zo import Displacement, Gaussian, Weights
 
@@ -125,11 +128,17 @@ def test_function_values_take_no_way_back(method, tmp_path, monkeypatch):
 def test_quantised_as_it_is_loaded_is_refused_in_one_line(tmp_path, monkeypatch):
     tiny_model("llama", TOKENIZER).save_pretrained(tmp_path)
     options = ModelOptions(model=str(tmp_path), load_in_4bit=True)
-    monkeypatch.setattr(quantised_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_options, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^load_in_4bit: needs bitsandbytes, which is not installed. Run: pip install"):
         open_base(options, torch.device("cpu"))
+    for given in (4, 8):
+        run = RunConfig(model=str(tmp_path), task="chat", train_data="x", **{f"load_in_{given}bit": True})
+        with pytest.raises(InputError, match=f"^load_in_{given}bit: needs bitsandbytes"):
+            check_beforehand(run)
+        with pytest.raises(InputError, match=f"^load_in_{given}bit: needs bitsandbytes"):
+            Work(size="tiny", **{f"load_in_{given}bit": True})
     monkeypatch.undo()
-    monkeypatch.setattr(quantised_module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(model_options, "find_spec", lambda name: object())
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(InputError, match=r"load_in_4bit: must not be given, the weights of .* are quantised already"):

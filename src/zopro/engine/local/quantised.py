@@ -7,7 +7,6 @@ bfloat16, in which the steps of an optimiser are lost.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-from zopro.config.model import ModelOptions
+from zopro.config.model import ModelOptions, check_bitsandbytes
 from zopro.errors import InputError
 
 _FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
@@ -32,16 +31,15 @@ def stored_in(options: ModelOptions, dtype: torch.dtype, device: torch.device) -
     """
     if not options.bits:
         return {}
-    key = f"load_in_{options.bits}bit"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"{key}: needs bitsandbytes, which is not installed. Run: pip install bitsandbytes")
+    check_bitsandbytes(options)
     try:
         files = PreTrainedConfig.get_config_dict(options.model)[0]
     except OSError:
         files = {}  # whoever loads the model says what is wrong with its name
     if "quantization_config" in files:
         raise InputError(
-            f"{key}: must not be given, the weights of {options.model!r} are quantised already. Leave it out."
+            f"load_in_{options.bits}bit: must not be given, the weights of {options.model!r} are quantised already. "
+            "Leave it out."
         )
     settings = BitsAndBytesConfig(
         load_in_4bit=options.bits == 4,
