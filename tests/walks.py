@@ -35,18 +35,24 @@ def lora_walk(
     alpha: float = 6.0,
     size: tuple[int, int] = (14, 10),
     extra: dict[str, torch.Tensor] | None = None,
+    ema: float = 1.0,
 ) -> Walk:
-    """A random walk of LoRA adapters as PEFT saves them: checkpoint-0, checkpoint-5, checkpoint-10 ..."""
+    """A random walk of LoRA adapters as PEFT saves them: checkpoint-0, checkpoint-5, checkpoint-10 ...
+
+    ema: what is saved are moving averages of the walk's factors, with this weight of the newest.
+    """
     generator = torch.Generator().manual_seed(seed)
     names = [f"base_model.model.model.layers.{layer}.{module}" for layer in range(layers) for module in MODULES]
     out, width = size
     a = torch.randn(len(names), rank, width, generator=generator)
     b = torch.zeros(len(names), out, rank)
-    factors, product = [], []
+    factors, product, averages = [], [], (b.double(), a.double())
     for step in range(steps + 1):
         place = folder / f"checkpoint-{5 * step}"
         tensors = {}
-        for name, left, right in zip(names, b, a, strict=True):
+        averages = tuple(ema * new.double() + (1 - ema) * old for new, old in zip((b, a), averages, strict=True))
+        saved = averages if ema < 1 else (b, a)
+        for name, left, right in zip(names, *saved, strict=True):
             tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = right.clone(), left.clone()
         write(place, tensors | (extra or {}), {"lora_alpha": alpha, "r": rank})
         factors.append(torch.cat([torch.cat([x.flatten(), y.flatten()]) for x, y in zip(a, b, strict=True)]).double())

@@ -66,6 +66,17 @@ def test_related_updates_lie_outside_and_unrelated_ones_inside(tmp_path):
     assert all(low < value < high < 80 for value, (low, high) in rows)
 
 
+def test_the_band_of_the_distance_correlation_holds_95_of_100(monkeypatch):
+    """39 draws have its ends as their extremes; the usual quantiles of 39 have those of 90 of 100."""
+    values = np.random.default_rng(0).permutation(np.linspace(0.01, 0.39, chance.SHUFFLES))
+    drawn = iter([*values, *values])
+    monkeypatch.setattr(chance, "distance_correlation", lambda a, b: next(drawn))
+    pairs = [(np.zeros(3), np.zeros(3))]
+    assert chance.shuffled_distance_correlation(pairs, 0) == pytest.approx((0.01, 0.39))
+    mean, low, high = chance.distance_correlation_chance.__wrapped__(3, 0)
+    assert (low, high) == pytest.approx((0.01, 0.39)) and mean == pytest.approx(0.2)
+
+
 def test_random_walks_have_a_disparity_inside_the_band(tmp_path):
     p, r = np.random.default_rng(1).normal(size=(2, 6, 600)).cumsum(1)
     found = analysed(tmp_path, p, r)

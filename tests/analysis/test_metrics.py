@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy.spatial import procrustes
 
-from walks import Walk, analysed, angles, cosines, defined_dcor, dense_walk, lora_walk
+from walks import MODULES, Walk, analysed, angles, cosines, defined_dcor, dense_walk, lora_walk
 from zopro.analysis.numbers import products
 from zopro.analysis.numbers.shape import random_walks
 from zopro.analysis.reading import streaming
+from zopro.errors import InputError
 
 
 def expected(p: np.ndarray, r: np.ndarray) -> dict[str, Any]:
@@ -156,6 +158,31 @@ def test_averaged_reward_models_are_taken_apart(tmp_path):
     found = analysed(*walks, reward_ema=0.3)
     for name, values in expected(p, r).items():
         assert_close(found["metrics"][name]["product"], values)
+
+
+@pytest.mark.parametrize("pieces", [{}, {"PIECE_BYTES": 600, "BLOCK_BYTES": 700, "BLOCK": 7}, {"PAIR_BYTES": 2000}])
+def test_averaged_adapters_are_taken_apart_before_their_factors_are_multiplied(tmp_path, monkeypatch, pieces):
+    """Of another rank than the policy's, so that there is the product alone, and of the same."""
+    for name, value in pieces.items():
+        monkeypatch.setattr(streaming if hasattr(streaming, name) else products, name, value)
+    reward = lora_walk(tmp_path / "r", seed=2, ema=0.3)
+    for rank in (3, 2):
+        policy = lora_walk(tmp_path / f"p{rank}", seed=1, rank=rank)
+        found = analysed(policy, reward, reward_ema=0.3)
+        assert found["views"] == (["factors", "product"] if rank == 3 else ["product"])
+        for view in found["views"]:
+            for name, values in expected(*(getattr(walk, view) for walk in (policy, reward))).items():
+                assert_close(found["metrics"][name][view], values)
+
+
+def test_averages_that_cannot_be_taken_apart_are_refused(tmp_path):
+    adapters = lora_walk(tmp_path / "a", steps=1)
+    whole = {name: torch.zeros(14, 10) for name in (f"model.layers.0.{module}.weight" for module in MODULES)}
+    for step in range(2):
+        (tmp_path / "w" / f"step{step}").mkdir(parents=True)
+        save_file(whole, tmp_path / "w" / f"step{step}" / "model.safetensors")
+    with pytest.raises(InputError, match="--reward-ema: must be 1 for adapters beside a policy of whole weights"):
+        analysed(Walk(tmp_path / "w", *2 * (np.zeros(1),)), adapters, reward_ema=0.5)
 
 
 @settings(max_examples=20, deadline=None)

@@ -52,6 +52,15 @@ def test_without_a_key_nothing_begins(monkeypatch):
     assert "MYPASTEDKEY" not in str(error.value), "it may be a key after all"
 
 
+@pytest.mark.parametrize("key", ["first-secret-1\nsecond-secret-2", "clé-secret-1"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key, monkeypatch):
+    monkeypatch.setenv("MY_KEY", key)
+    options = RunConfig(model="m", task="chat", train_data="x", judge_api_key_env="MY_KEY")
+    with pytest.raises(InputError, match="judge_api_key_env: must hold a key of printable ASCII characters") as error:
+        make_judge("openai:m", None, options=options)
+    assert "secret" not in str(error.value)
+
+
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     with pytest.raises(InputError, match=r"pip install 'zopro\[openai\]'"):
@@ -74,7 +83,8 @@ def test_a_run_keeps_the_key_to_itself_and_its_verdicts_over_a_stop(server, tmp_
 
     server.behave = behave
     options = {"judge": "openai:m", "judge_base_url": server.url, "judge_api_key_env": "THE_JUDGES_KEY", "iterations": 1}
-    settings = config(folder, run, **options, judge_concurrency=1)
+    # So many that the server fails often enough in a row, whatever answers this machine draws.
+    settings = config(folder, run, **options, judge_concurrency=1, pair_prompts=16)
     (tmp_path / "config.yaml").write_text(json.dumps(settings.to_dict()))
     assert cli.main(["run", str(tmp_path / "config.yaml")]) == 2
     err = capsys.readouterr().err

@@ -22,7 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Called with the number of GPUs, this process's rank of how many, and what it sees of the GPUs."""
 
     def begin(gpus: int, rank: int, size: int, visible: str | None = None) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("binds the process to the first GPU"))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
         for name, value in (("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", size), ("RANK", rank), ("WORLD_SIZE", size)):

@@ -8,7 +8,6 @@ numbers["metrics"]["update_angle_degrees"]["product"]
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +20,11 @@ from zopro.analysis.numbers.projection import extrapolations, pca, project
 from zopro.analysis.numbers.series import Layout
 from zopro.analysis.numbers.summary import all_numbers, plain
 from zopro.analysis.reading.checkpoints import Trajectory
-from zopro.analysis.reading.parts import pair
+from zopro.analysis.reading.parts import Factors, Part, pair
 from zopro.analysis.reading.streaming import Grams, Points
 from zopro.errors import InputError
 from zopro.system.threads import torch_threads
+from zopro.weights.tensors import Stored
 
 FORMAT = 1
 COORDINATES = 10_000  # sampled for the distance correlation, which takes a sort of them
@@ -61,14 +61,11 @@ def analyse(
     pairing = pair(policy, reward)
     labels = [c.label for side in (policy, reward) for c in side.checkpoints]
     main = (*policy.main, *(len(policy.checkpoints) + i for i in reward.main))
-    points = Points(len(policy.checkpoints), len(labels), main)
+    points = Points(len(policy.checkpoints), len(labels), main, reward_ema)
+    if reward_ema < 1:
+        _check_averages(pairing.parts, points)
     layout = Layout(len(policy.main), len(reward.main))
     grams = gram_matrices(pairing, points, coordinates, seed)
-    if reward_ema < 1:
-        if len(main) < len(labels):
-            raise InputError("--reward-ema: must be 1 where there are snapshots inside an iteration.")
-        matrix = unsmooth(layout, reward_ema)
-        grams = {view: combined(found, matrix) for view, found in grams.items()}
     with threadpool_limits(1):  # thousands of small matrices: more threads only wait for each other
         numbers = all_numbers(grams, layout, seed)
     return {
@@ -95,23 +92,12 @@ def _iteration(policy: Trajectory, position: int) -> int | str:
     return checkpoint.label if checkpoint.iteration is None else checkpoint.iteration
 
 
-def unsmooth(layout: Layout, weight: float) -> np.ndarray:
-    """[P, P]: the averaged reward models' rows -> those before averaging; the policy's rows as they are."""
-    matrix = np.eye(layout.policy + layout.reward)
-    for row in range(layout.policy + 1, layout.policy + layout.reward):
-        matrix[row, row], matrix[row, row - 1] = 1 / weight, 1 - 1 / weight
-    return matrix
-
-
-def combined(grams: Grams, matrix: np.ndarray) -> Grams:
-    """The Gram matrices of linear combinations [P, P] of the rows."""
-    return dataclasses.replace(
-        grams,
-        gram=matrix @ grams.gram @ matrix.T,
-        sums=grams.sums @ matrix.T,
-        total=matrix @ grams.total @ matrix.T,
-        coordinates=matrix @ grams.coordinates,
-    )
+def _check_averages(parts: Sequence[Part], points: Points) -> None:
+    """Raise InputError where the reward model's averages cannot be taken apart."""
+    if len(points.main) < points.total:
+        raise InputError("--reward-ema: must be 1 where there are snapshots inside an iteration.")
+    if any(isinstance(part.rows[0], Stored) and isinstance(part.rows[-1], Factors) for part in parts):
+        raise InputError("--reward-ema: must be 1 for adapters beside a policy of whole weights.")
 
 
 def _trajectories(

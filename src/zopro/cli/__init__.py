@@ -57,8 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return_freed_memory()
         # Libraries print to stdout as they like; the result must stay alone there.
         alone = "run --dry-run" if getattr(args, "dry_run", False) else args.command
-        if alone != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if alone != "run" and many:
             raise InputError(f"{alone}: must be started as one process; a launcher's many share zopro run only.")
+        if many:
+            # Libraries ask torch whether there is a GPU. That binds a process to the first one, before it is given its
+            # own, unless torch asks NVML.
+            os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         args.stdout = sys.stdout
         with contextlib.redirect_stdout(sys.stderr), progress.reporting():
             result, text = args.handler(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from zopro.errors import InputError
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
+OWN_FLAGS = ("--host", "--port", "--api-key", "--model")  # of a server that is started: without these none is found
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -64,6 +66,7 @@ class ModelOptions:
         check(file, "engine", f"must be llamacpp:FILE{GGUF}", self.engine, "A link of such a name to the file will do.")
         if self.of_servers and not self.starts_server:
             check_addresses(self.served)
+        self._check_flags()
         weights = self.served or not self.model.endswith(GGUF)
         check(bool(weights), "model", "must be a Hub id or a folder", self.model, f"Set engine: llamacpp:{self.model}.")
         self.model = self.model or ("" if self.of_servers else self.served)
@@ -81,6 +84,16 @@ class ModelOptions:
         targets = self.lora_target_modules
         rule = "must be all-linear, names separated by commas or a regular expression"
         check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
+
+    def _check_flags(self) -> None:
+        try:
+            flags = shlex.split(self.vllm_flags)
+        except ValueError as error:
+            rule = "must be flags as a shell would read them"
+            raise InputError(f"vllm_flags: {rule}, got {self.vllm_flags!r} ({error}).") from None
+        for flag in flags:
+            name = flag.partition("=")[0].replace("_", "-")
+            check(name not in OWN_FLAGS, "vllm_flags", f"must leave out {name}, which zopro gives", self.vllm_flags)
 
     @property
     def bits(self) -> int:

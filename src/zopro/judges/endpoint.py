@@ -10,7 +10,6 @@ exponential backoff, or after the time that the endpoint names.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 from zopro.config.judging import OPENAI_KEY, OPENAI_URL
 from zopro.errors import InputError
 from zopro.system import guard
-from zopro.system.secrets import redacted
+from zopro.system.secrets import from_environment, redacted
 
 _READINGS = 2
 """Requests for one vote: a reply that cannot be read is asked for once more."""
@@ -39,9 +38,9 @@ class NoVerdict:
 
 def api_key(variable: str) -> str:
     """The value of an environment variable. Raises `InputError`, without a name that may be the key itself."""
-    key = os.environ.get(variable, "").strip()
+    name = variable if variable == OPENAI_KEY else "one"
+    key = from_environment(variable, "judge_api_key_env")
     if not key:
-        name = variable if variable == OPENAI_KEY else "one"
         raise InputError(
             f"judge_api_key_env: must name an environment variable that holds the endpoint's key, got {name}, which is "
             "not set. Export it (any text for an endpoint that wants none)."

@@ -78,7 +78,8 @@ class Processes:
             return cls()
         if device.startswith(("cuda:", "mps")):
             raise InputError(f"device: must be auto, cpu or cuda where a launcher starts many processes, got {device!r}.")
-        gpu, timeout = device != "cpu" and torch.cuda.is_available(), timedelta(minutes=timeout_minutes)
+        timeout = timedelta(minutes=timeout_minutes)
+        gpu = device != "cpu" and torch.cuda.device_count() > 0  # is_available would bind this process to the first one
         if gpu:
             see_one_gpu()
         if gpu and not dist.is_initialized():

@@ -1,11 +1,32 @@
-"""Keys in what others say: taken out before a message is shown or kept."""
+"""Keys: read from the environment, and taken out of what others say before that is shown or kept."""
 
 from __future__ import annotations
 
+import os
 import re
+
+from zopro.errors import InputError
 
 _WINDOW = 8
 """Characters of a key that give it away."""
+
+
+def from_environment(variable: str, shown: str = "") -> str:
+    """The key in an environment variable; empty where it is not set.
+
+    Args:
+        shown: what a message calls the variable; by default its name.
+
+    Raises:
+        InputError: no header can hold it. The message does not show it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            f"{shown or variable}: must hold a key of printable ASCII characters in one line, got another text. "
+            "Export the key alone."
+        )
+    return key
 
 
 def redacted(text: str, key: str) -> str:

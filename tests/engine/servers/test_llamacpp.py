@@ -208,9 +208,13 @@ def test_what_does_not_fit_is_refused(both: Both, tmp_path: Path) -> None:
         LlamaCppEngine(both.other.model, Weights.of([(name, torch.zeros(shape))], Gaussian()), alpha=8)
 
     (tmp_path / "no.gguf").write_bytes(b"no")
+    (tmp_path / "cut.gguf").write_bytes(both.path.read_bytes()[:-64])
+    (tmp_path / "odd.gguf").write_bytes(both.path.read_bytes().replace(b"tokenizer.ggml.model", b"tokenizer.ggml.mode_"))
     for refused, what in (
         (lambda: Model(tmp_path / "none.gguf"), "must be given a GGUF file, got .*none.gguf"),
         (lambda: Model(tmp_path / "no.gguf"), "llama.cpp cannot load .*no.gguf"),
+        (lambda: Model(tmp_path / "cut.gguf"), r"llama.cpp cannot load .*cut.gguf.* \(.*not within the file bounds"),
+        (lambda: Model(tmp_path / "odd.gguf"), r"llama.cpp cannot load .*odd.gguf.* \(.*tokenizer.ggml.model"),
         (lambda: with_tensor("lm_head.lora_A.weight", 4, 32), "'lm_head', which .* does not have"),
         (lambda: with_tensor("model.layers.0.mlp.up_proj.lora_A.weight", 4, 31), "64 x 32, got .* 4 x 31"),
         (lambda: with_tensor("model.layers.0.mlp.up_proj.weight", 4, 32), "plain LoRA"),

@@ -18,7 +18,7 @@ from zopro.errors import InputError
 class Fake:
     """A server that does what its `act` says with a displacement, and greets as `here` says."""
 
-    slots = 2
+    slots, rows = 2, 4
 
     def __init__(self, name: str, act: Callable[[int], Any] | None = None) -> None:
         self.url, self.act, self.here, self.did = name, act or (lambda index: f"{index} by {name}"), True, list[int]()

@@ -82,6 +82,35 @@ def test_one_that_ends_is_quoted(starts: Starts, monkeypatch: pytest.MonkeyPatch
     assert starts.gone()
 
 
+def test_an_answer_that_a_starting_server_does_not_give_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another server's, say: flags may have given it another key or place."""
+
+    def greet(server: started.Started) -> None:
+        said.append(len(said))
+        raise Failed("/v1/models says 401: Unauthorized", 401) if len(said) > 2 else Failed("refused")
+
+    said: list[int] = []
+    monkeypatch.setattr(started.Started, "greet", greet)
+    server = started.Started([sys.executable, "-c", "input()"], {}, 9, 5.0)
+    with pytest.raises(InputError, match="vLLM must start, got /v1/models says 401"):
+        server.wait()
+    server.stop()
+    assert len(said) == 3 and not server.log.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ("--dtype 'half", r"vllm_flags: must be flags as a shell would read them, got .* \(No closing quotation\)"),
+        ("--seed 3 --port 8000", "vllm_flags: must leave out --port, which zopro gives"),
+        ("--api_key=x", "vllm_flags: must leave out --api-key, which zopro gives"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_before_anything_is_started(flags: str, what: str) -> None:
+    with pytest.raises(InputError, match=f"^{what}"):
+        options(vllm_flags=flags)
+
+
 def test_ctrl_c_ends_one_that_is_waited_for(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
     def pressed(server: started.Started) -> None:
         while not starts.notes.is_file():
@@ -96,14 +125,14 @@ def test_ctrl_c_ends_one_that_is_waited_for(starts: Starts, monkeypatch: pytest.
 
 def test_nothing_outlives_a_zopro_that_is_killed(starts: Starts, tmp_path: Path) -> None:
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", "0"]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, json.dumps([sys.executable, keeper.__file__, *server])], stdout=subprocess.PIPE
-    )
+    (log := tmp_path / "log").touch()
+    kept = [sys.executable, keeper.__file__, str(log), *server]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, json.dumps(kept)], stdout=subprocess.PIPE)
     while not starts.notes.is_file() or not starts.notes.read_text().endswith("\n"):
         assert parent.poll() is None
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    assert starts.gone()
+    assert starts.gone() and not log.exists()
 
 
 PARENT = """

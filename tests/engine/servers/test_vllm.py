@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -252,6 +253,13 @@ def test_answers_of_another_form_are_the_servers_failure(both: Both, server: VLL
     try:
         server.answer = lambda path, body: {"choices": [{"text": "hello"}]} if "comp" in path else answer(path, body)  # type: ignore[method-assign]
         with pytest.raises(InputError, match=r"an answer of another form than vLLM 0\.32's \(KeyError: 'index'\)"):
+            VLLMEngine(*_fresh(both)).logprobs(batch())
+
+        def unknown(path: str, body: Any) -> Any:
+            return json.loads(re.sub(r'"logprob": [^,}]+', '"logprob": NaN', json.dumps(answer(path, body))))
+
+        server.answer = unknown  # type: ignore[method-assign]
+        with pytest.raises(InputError, match=r"an answer of another form .* \(ValueError: a log-prob of nan\)"):
             VLLMEngine(*_fresh(both)).logprobs(batch())
 
         def fewer(path: str, body: Any) -> Any:

@@ -134,6 +134,7 @@ def _displaced(
             for row, values in zip(block[:count], raw, strict=True):
                 row.copy_(values[a:b])
         rows = block.numpy()
+        points.take_apart(rows[points.policy : count])
         points.displace(rows[:count])
         gram += rows @ rows.T
         for view, found in zip(views, kept, strict=True):

@@ -82,6 +82,9 @@ def _side(
     for (first, last), raw in zip(edges, ahead(jobs), strict=True):
         for a, b in edges_of(last - first, max(1, BLOCK * len(pairs) // wide)):
             rows = np.concatenate([piece[:, a:b].double().numpy() for piece in raw])  # [all lines, b - a]
+            if points.reward_ema < 1:
+                averages = rows[sum(pair.rank for pair in pairs[: points.policy]) :]
+                points.take_apart(averages.reshape(points.total - points.policy, -1, b - a))
             gram += rows[lines] @ rows.T if len(gram) < wide else rows @ rows.T
             sums += rows.sum(1)
             if wanted is not None:

@@ -34,7 +34,7 @@ def write_figures(run: Path, folder: Path, numbers: dict[str, Any] | None) -> li
             FigureCanvasAgg(figure)
             fill(figure)
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # arranged once, for both files
+            figure.set_layout_engine(None)  # arranged once, for both files; with "none" each would be drawn twice
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 path = folder / f"{name}.{suffix}"
                 figure.savefig(path, metadata=metadata)

@@ -24,11 +24,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Points:
-    """Which rows there are: `policy` checkpoints, then the reward model's; `main` begin or end an iteration."""
+    """Which rows there are: `policy` checkpoints, then the reward model's; `main` begin or end an iteration.
+
+    reward_ema: weight of the newest in the reward model's checkpoints; below 1 they are moving averages.
+    """
 
     policy: int
     total: int
     main: tuple[int, ...]
+    reward_ema: float = 1.0
+
+    def take_apart(self, averages: np.ndarray) -> None:
+        """Make of the reward model's averages E_t, in place, R_t = E_t + (1 / w - 1) (E_t - E_{t-1}).
+
+        Of what is stored: a product of averaged factors is no average of products.
+        """
+        if self.reward_ema < 1:
+            averages[1:] += (1 / self.reward_ema - 1) * np.diff(averages, axis=0)
 
     def displace(self, rows: np.ndarray) -> np.ndarray:
         """Subtract each trajectory's first row from its rows, in place."""

@@ -154,8 +154,12 @@ def _log(level: int, text: bytes, _: Any) -> None:
 
 
 def why() -> str:
-    """What the library said last, for a message; empty where it said nothing."""
-    return f" ({said[-1]})" if said else ""
+    """What the library said last, for a message; empty where it said nothing.
+
+    The last line of a model that it cannot load says no more than that; the one before it says why.
+    """
+    reasons = [line for line in said if not line.endswith("failed to load model")] or list(said)
+    return f" ({reasons[-1]})" if reasons else ""
 
 
 @cache

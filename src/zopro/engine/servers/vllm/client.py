@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
+import math
 import queue
 import re
 import threading
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from zopro.config.addresses import VLLM_KEY
 from zopro.engine import Sampling
-from zopro.system.secrets import redacted
+from zopro.system.secrets import from_environment, redacted
 
 PROBE = 10.0  # seconds for a server to say that it is there
 SLOTS = 4  # adapters that a server has at once, where it does not say
@@ -43,7 +43,14 @@ T = TypeVar("T")
 
 
 class Failed(Exception):
-    """A server did not do what it was asked; the text says why, in a few words."""
+    """A server did not do what it was asked; the text says why, in a few words.
+
+    status: of its answer by HTTP; 0 where it gave none.
+    """
+
+    def __init__(self, why: str, status: int = 0) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 class Server:
@@ -58,31 +65,34 @@ class Server:
         base: the model's name there.
         context: tokens of prompt and answer together.
         slots: adapters in one of its batches.
+        rows: requests under way at once, each of which is a connection.
         key: that it asks for; empty where it asks for none.
     """
 
-    base, context, slots = "", 0, SLOTS
+    base, context, slots, rows = "", 0, SLOTS, MOST_ROWS
 
     def __init__(self, url: str, timeout: float = 600.0, key: str | None = None) -> None:
         parts = urlsplit(url)
         self.url, self.timeout = url.rstrip("/"), timeout
-        self._place = parts.hostname or "", parts.port
+        secure = parts.scheme == "https"
+        # Without a port the end of an IPv6 address would be taken for one.
+        self._place = parts.hostname or "", parts.port or (443 if secure else 80)
         self._path = parts.path.rstrip("/").removesuffix("/v1")
-        self._open = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self.key = os.environ.get(VLLM_KEY, "").strip() if key is None else key
-        self._rows = threading.BoundedSemaphore(MOST_ROWS)
+        self._open = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        self.key = from_environment(VLLM_KEY) if key is None else key
+        self._rows = threading.BoundedSemaphore(self.rows)
         self._loaded: set[str] = set()
 
     def greet(self) -> None:
         """Ask what it serves, and for one token. Raises Failed: it is not there, or not ready."""
-        with readable():
+        with readable(self.key):
             cards = self._ask("GET", "/v1/models", timeout=PROBE)["data"]
             name, context = next((card["id"], int(card["max_model_len"])) for card in cards if not card.get("parent"))
         if self.base and (name, context) != (self.base, self.context):
             raise Failed(f"it serves another model than before, {name}")
         self.base, self.context = name, context
         self._complete(self.base, prompt=[0], max_tokens=1, temperature=0, timeout=max(PROBE, self.timeout / 10))
-        self._rows = threading.BoundedSemaphore(MOST_ROWS)  # not those that requests of a stall hold
+        self._rows = threading.BoundedSemaphore(self.rows)  # not those that requests of a stall hold
         said = ""
         with suppress(Failed):  # what stands before the server may hide it
             said = self._text("GET", "/metrics", timeout=PROBE)
@@ -97,7 +107,7 @@ class Server:
     def tokens(self, text: str) -> list[int]:
         """As the server encodes a text, adding nothing."""
         asked = {"model": self.base, "prompt": text, "add_special_tokens": False}
-        with readable():
+        with readable(self.key):
             return list(self._ask("POST", "/tokenize", asked)["tokens"])
 
     def load(self, name: str, folder: Path) -> None:
@@ -126,12 +136,14 @@ class Server:
         }  # fmt: skip
 
         def answer(prompt: Sequence[int], seed: int) -> tuple[list[int], list[float]]:
-            with self._rows, readable():
+            with self._rows, readable(self.key):
                 (choice,) = self._complete(model, prompt=list(prompt), seed=seed, **how)
                 tokens, scores = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
                 if len(tokens) != len(scores):
                     raise ValueError(f"{len(tokens)} tokens with {len(scores)} log-probs")
-                return tokens, [float(score) for score in scores]
+                if len(tokens) > options.max_new_tokens:
+                    raise ValueError(f"{len(tokens)} tokens where {options.max_new_tokens} were asked for")
+                return tokens, [number(score) for score in scores]
 
         calls = [lambda p=p, s=s: answer(p, s) for p, s in zip(prompts, seeds, strict=True)]
         return together(calls)
@@ -139,19 +151,19 @@ class Server:
     def score(self, model: str, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
         """Log-probs, in nats, of the last `counts` tokens of each row, none of which is its first."""
         found = self._complete(model, prompt=[list(row) for row in rows], max_tokens=1, temperature=0, prompt_logprobs=0)
-        with readable():
+        with readable(self.key):
             by_row = {choice["index"]: choice["prompt_logprobs"] for choice in found}
             return [
-                [float(by_row[n][place][str(row[place])]["logprob"]) for place in range(len(row) - count, len(row))]
+                [number(by_row[n][place][str(row[place])]["logprob"]) for place in range(len(row) - count, len(row))]
                 for n, (row, count) in enumerate(zip(rows, counts, strict=True))
             ]
 
     def _complete(self, model: str, timeout: float | None = None, **asked: Any) -> list[dict[str, Any]]:
-        with readable():
+        with readable(self.key):
             return list(self._ask("POST", "/v1/completions", {"model": model, **asked}, timeout)["choices"])
 
     def _ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> dict[str, Any]:
-        with readable():
+        with readable(self.key):
             return dict(json.loads(self._text(method, path, body, timeout)))
 
     def _text(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> str:
@@ -167,7 +179,8 @@ class Server:
             connection.close()
         if response.status != 200:
             said = f"{path} says {response.status}: {self._reason(text)}"
-            raise Failed("; ".join([said, *(remedy for sign, remedy in REMEDIES if sign in said)]))
+            remedies = [remedy for sign, remedy in REMEDIES if sign in said]
+            raise Failed("; ".join([said, *remedies]), response.status)
         return text
 
     def _reason(self, text: str) -> str:
@@ -177,12 +190,20 @@ class Server:
 
 
 @contextmanager
-def readable() -> Iterator[None]:
-    """A context in which an answer of another form than vLLM's is the server's failure."""
+def readable(key: str) -> Iterator[None]:
+    """A context in which an answer of another form than vLLM's is the server's failure, told without the key."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, StopIteration) as error:
-        raise Failed(f"an answer of another form than vLLM 0.32's ({type(error).__name__}: {error})") from None
+    except (LookupError, TypeError, ValueError, StopIteration, RecursionError) as error:
+        why = redacted(f"{type(error).__name__}: {error}", key)
+        raise Failed(f"an answer of another form than vLLM 0.32's ({why})") from None
+
+
+def number(value: Any) -> float:
+    """A log-prob. Raises ValueError: it is none."""
+    if not math.isfinite(found := float(value)):
+        raise ValueError(f"a log-prob of {found}")
+    return found
 
 
 def together(calls: Sequence[Callable[[], T]]) -> list[T]:

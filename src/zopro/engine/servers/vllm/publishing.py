@@ -6,6 +6,7 @@ with Published(folder) as published:
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -65,7 +66,8 @@ class Published:
 
     def remove(self, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
-        self._made.discard(path)
+        if not path.exists():  # else it is tried again at the end
+            self._made.discard(path)
 
 
 def published_in(folder: str) -> Path:
@@ -74,7 +76,8 @@ def published_in(folder: str) -> Path:
 
 def tidy(folder: str) -> None:
     """Remove what processes left that were killed."""
-    for path in published_in(folder).glob("zopro-" + "[0-9a-f]" * 32):
+    name = "zopro-" + "[0-9a-f]" * 32
+    for path in itertools.chain.from_iterable(published_in(folder).glob(one) for one in (name, f".{name}.partial")):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE:
                 shutil.rmtree(path, ignore_errors=True)

@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 
 from zopro.engine.servers.vllm.client import Failed, Server, in_background, together
 from zopro.errors import InputError
+from zopro.system.files import files_at_once
 
 logger = logging.getLogger(__name__)
 
 PATIENCE, SOONEST = 10.0, 30.0  # with others there, late is so many times the slowest yet, and at least so many seconds
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0  # seconds before a server that was left out is asked again
+OTHER_FILES = 128  # that a process may have open beside its connections
 TRIES = 2  # rounds in which all servers may fail within one call
 
 T = TypeVar("T")
@@ -53,6 +55,9 @@ class Fleet:
 
     def __init__(self, servers: Sequence[Server], timeout: float = 600.0) -> None:
         self.servers, self.timeout = list(servers), timeout
+        room = max(1, (files_at_once() - OTHER_FILES) // len(self.servers)) if self.servers else 0
+        for server in self.servers:
+            server.rows = min(server.rows, room)
         self._absent: dict[Server, _Absence] = {}
         self._pauses: dict[Server, float] = {}
         # Of all calls: a server may take longer to greet than one call lasts. Each job has a ticket of its own.

@@ -41,6 +41,7 @@ ON_CPU = ("--enforce-eager", "--no-enable-prefix-caching", "--no-enable-chunked-
 ENVIRONMENT_ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}  # unless they are set
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR"}  # unless it is set: else two lines for every displacement
 START = 3600.0  # seconds for a server to answer, which may have to fetch a large model first
+FINAL = (400, 401, 403, 404)  # that no server answers for as long as it starts
 LAST_LINES, WIDTH = 12, 200  # of a server that has ended, which say why
 LOOK = "from vllm.platforms import current_platform; print(current_platform.device_type)"
 
@@ -68,7 +69,7 @@ class Started(Server):
         with tempfile.NamedTemporaryFile("wb", prefix="zopro-vllm-", suffix=".log", delete=False) as log:
             self.log = Path(log.name)
             self.process = subprocess.Popen(
-                [sys.executable, keeper.__file__, *arguments],
+                [sys.executable, keeper.__file__, log.name, *arguments],
                 env={**QUIET, **environment, **os.environ, **ENVIRONMENT, VLLM_KEY: key},
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -88,7 +89,7 @@ class Started(Server):
             try:
                 return self.greet()
             except Failed as error:
-                if self.process.poll() is not None or time.monotonic() > until:
+                if error.status in FINAL or self.process.poll() is not None or time.monotonic() > until:
                     raise InputError(f"engine: vLLM must start, got {error}") from None
             time.sleep(0.5)
 
