@@ -21,6 +21,16 @@ def values(rows: int = 12, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, generator=torch.Generator().manual_seed(seed))
 
 
+def test_an_answer_without_a_reward_is_neither_best_nor_worst() -> None:
+    nan = math.nan
+    rewards = torch.tensor([-1.0, nan, -3.0, -2.0, nan, nan, nan, 5.0])
+    best, worst = objectives.best_and_worst(rewards, 4)
+    assert (best[0], worst[0]) == (0, 2)
+    logprobs, reference = torch.zeros(8), torch.zeros(8)
+    loss = objectives.online_dpo_loss(logprobs, reference, rewards, num_generations=4, beta=0.1)
+    assert float(loss) == pytest.approx(math.log(2) / 2), "the second prompt has one reward, which says nothing"
+
+
 def test_leave_one_out_against_a_loop() -> None:
     rewards = values()
     expected = []

@@ -74,6 +74,18 @@ def test_the_loss_is_the_objective_s_in_whatever_order_the_rows_come(tmp_path: P
     assert loss == pytest.approx(float(expected), rel=1e-4) and loss > 0
 
 
+def test_an_answer_to_which_no_reward_applies_has_no_score(tmp_path: Path) -> None:
+    """Not one of 0, which would be the best where others are below."""
+
+    def negative(completions: Any, **columns: Any) -> list[float | None]:
+        return [None if row % 8 == 3 else -1.0 - row % 8 for row in range(len(completions))]
+
+    trainer = dpo(tmp_path, reward_funcs=negative)
+    inputs = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS for _ in range(8)])
+    assert inputs["scores"][:8].isnan().tolist() == [row == 3 for row in range(8)]
+    assert trainer.compute_loss(trainer.model, inputs).isfinite()
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"beta: must be greater than 0 for online DPO's reference policy, got 0"):
         dpo(tmp_path, beta=0.0)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiny_problems import mlp, same, trainable, weights
-from zopro.zo import SPSA
+from zopro.zo import SPSA, Gaussian
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -64,6 +67,32 @@ def test_theta_is_restored_when_the_closure_raises(call: int, perturbation: str,
     assert opt.step_count == 0
     opt.step(closure)
     assert not same(before, weights(module))
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_theta_is_restored_when_ctrl_c_comes_while_it_is(at: int) -> None:
+    """In any of the copies that displace four tensors or put them back."""
+    tensors = [(str(n), torch.ones(2)) for n in range(4)]
+    opt = SPSA(tensors, eps=0.3, directions=ByTensor(), perturbation="in_place", sides=1)
+
+    class Interrupted(TorchDispatchMode):
+        copies = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.copy_.default and any(args[0].data_ptr() == t.data_ptr() for _, t in tensors):
+                self.copies += 1
+                if self.copies == at + 1:
+                    raise KeyboardInterrupt
+            return func(*args, **(kwargs or {}))
+
+    with Interrupted() as interrupted, contextlib.suppress(KeyboardInterrupt):
+        opt.measure(lambda: sum(t.sum() for _, t in tensors))
+    assert interrupted.copies > 0 and all(torch.equal(tensor, torch.ones(2)) for _, tensor in tensors)
+    assert at == 8 or interrupted.copies > at
+
+
+class ByTensor(Gaussian):
+    """Drawn one by one, so that they are copied one by one."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -118,6 +118,24 @@ def test_a_known_loss_is_not_asked_for_once_it_was_right() -> None:
     assert len(strategy.ask(2)) == 3, "where it is not known"
 
 
+@pytest.mark.parametrize("first", [[0.02, 0.02, 0.02], [0.02, math.nan, 0.1]])
+def test_a_first_batch_without_slopes_says_nothing_of_a_known_loss(first: list[float]) -> None:
+    """All rewards may be 0 at first: that no loss moves does not show that the known one is right."""
+    strategy = SPSAStrategy(eps=1e-3, sides=1, queries=2)
+    strategy.ask(0, loss_at_theta=0.0)
+    strategy.tell(first)
+    assert len(strategy.ask(1, loss_at_theta=0.0)) == 3, "it is looked at again"
+    assert strategy.tell([0.02, 0.0215, 0.0195]).projected_gradients == pytest.approx([1.5, -0.5])
+    assert len(strategy.ask(2, loss_at_theta=0.0)) == 3, "it was wrong"
+
+
+def test_estimates_without_any_weight_are_no_step() -> None:
+    strategy = SPSAStrategy(eps=0.1)
+    strategy.ask(0)
+    strategy.accumulate(strategy.estimate([1.0, 0.5]), weight=0.0)
+    assert strategy.conclude(0).projected_gradients == [0.0]
+
+
 def test_values_must_be_one_for_each_displacement() -> None:
     strategy = SPSAStrategy(queries=2)
     with pytest.raises(ValueError, match="values: must be one for each of 0 displacements, got 1"):

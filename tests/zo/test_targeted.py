@@ -156,6 +156,25 @@ def test_updates_may_be_bf16_and_hold_names_that_the_policy_lacks() -> None:
     assert all(tensor.dtype == torch.float32 for tensor in z.values())
 
 
+def test_an_empty_tensor_has_an_empty_direction() -> None:
+    params = [("full", torch.ones(3)), ("empty", torch.zeros(0, 4))]
+    update = dict(params)
+    for directions in (Targeted(update, update, 4), Signs(update)):
+        assert directions.sample(params, 0, 1)["empty"].shape == (0, 4)
+
+
+def test_what_an_update_lacks_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """As of experts, which transformers saves by other names than they have in memory."""
+    params = [("a.weight", torch.zeros(3)), ("b.experts", torch.zeros(3, 3))]
+    Targeted({"a.weight": torch.ones(3)}, {}, 4).check(params)
+    said = "previous_update: lacks 1 of 2 tensors (75 % of what is trained), such as b.experts"
+    assert said in caplog.text
+    caplog.clear()
+    Targeted({}, {}, 4).check(params)
+    Targeted(dict(params), {}, 4).check(params)
+    assert not caplog.text
+
+
 NAN, ONES = torch.full((4, 6), torch.nan), torch.ones(4, 6)
 
 
@@ -170,6 +189,8 @@ NAN, ONES = torch.full((4, 6), torch.nan), torch.ones(4, 6)
         (lambda: Targeted({}, {"bias": torch.ones(4, 5)}, 5), ["reward_update", "'bias'", "(5,)", "(4, 5)"]),
         (lambda: Targeted({"model.twin": ONES}, {}, 5), ["previous_update", "layer.lora_A", "'model.twin'"]),
         (lambda: Targeted({}, {"model.twin": ONES}, 5), ["reward_update", "layer.lora_A", "'model.twin'"]),
+        (lambda: Signs({"model.twin": ONES}), ["update", "layer.lora_A", "'model.twin'"]),
+        (lambda: Signs({"twin": torch.ones(6)}), ["update", "'twin'", "(4, 6)", "(6,)"]),
     ],
 )
 def test_bad_updates_get_one_helpful_line(make: object, words: list[str]) -> None:

@@ -119,6 +119,17 @@ def test_after_an_error_it_begins_at_the_first_side() -> None:
         assert spsa.measure(loss).losses == expected
 
 
+def test_a_side_that_an_interruption_left_alone_is_forgotten() -> None:
+    """Ctrl-C between the two sides: the next batch's first loss is not the last one's second."""
+    model = trained("llama")
+    spsa = optimizer(model, "together")
+    loss = closure(model, spsa, log_ratio_surrogate, COPIES)
+    expected = spsa.measure(loss).losses
+    with spsa.evaluator().together.at(lambda index: torch.zeros(())):  # type: ignore[union-attr]
+        spsa.together.rows(lambda: torch.ones(2, 3))
+    assert spsa.measure(loss).losses == expected
+
+
 def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluation: together needs trained matrices .* one is read by linear\. Use"):
         zopro(tmp_path, evaluation="together", max_steps=1).train()  # an output matrix

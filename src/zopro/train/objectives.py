@@ -117,6 +117,8 @@ def log_ratio_surrogate(logprobs: Tensor, old_logprobs: Tensor, advantages: Tens
 def best_and_worst(rewards: Tensor, num_generations: int) -> tuple[Tensor, Tensor]:
     """Rows (B / K,) int64 with the highest and the lowest reward of each prompt; of equal ones the first and the last.
 
+    A reward of NaN, of an answer that has none, is neither.
+
     Raises:
         ValueError: K is less than 2 or does not divide B.
 
@@ -125,8 +127,8 @@ def best_and_worst(rewards: Tensor, num_generations: int) -> tuple[Tensor, Tenso
     """
     grouped = _grouped(rewards, num_generations)
     first = torch.arange(len(grouped), device=rewards.device) * num_generations
-    worst = num_generations - 1 - grouped.flip(1).argmin(1)
-    return first + grouped.argmax(1), first + worst
+    worst = num_generations - 1 - grouped.nan_to_num(nan=torch.inf).flip(1).argmin(1)
+    return first + grouped.nan_to_num(nan=-torch.inf).argmax(1), first + worst
 
 
 def online_dpo_loss(
@@ -136,11 +138,11 @@ def online_dpo_loss(
 
         L = -mean(log sigmoid(beta [(log pi - log pi_ref)(y_best) - (log pi - log pi_ref)(y_worst)])).
 
-    A prompt whose K rewards are all equal says nothing and counts as 0 in the mean.
+    A prompt whose K rewards are all equal, or with fewer than two, says nothing and counts as 0 in the mean.
 
     Args:
         logprobs, reference_logprobs: (B,), sums over a completion's tokens, in nats.
-        rewards: (B,), scores without a divergence term: the reference is in the loss.
+        rewards: (B,), scores without a divergence term: the reference is in the loss. NaN where there is none.
         num_generations: K, at least 2.
         beta: weight of the log-ratios.
 

@@ -55,7 +55,8 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args, **kwargs)
-        self._scores = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        scores = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        self._scores = scores.masked_fill(rewards.isnan().all(1), torch.nan)  # no reward is none of 0
         return rewards
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:

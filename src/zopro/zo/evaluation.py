@@ -45,7 +45,7 @@ class Evaluator:
         self.weights, self.together = weights, together
         self.reading = weights.reading()
         if together is not None:
-            together.parameters = self.reading.parameters
+            together.begin(self.reading.parameters)
         self.watch: Callable[[Closure], Any] | None = None
         self._cpu = torch.get_rng_state()
         devices = {tensor.device for tensor in self.reading.parameters if tensor.device.type in ("cuda", "mps")}

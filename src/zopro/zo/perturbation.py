@@ -102,7 +102,7 @@ class InPlace(Perturbation):
                 del offsets
                 yield
             finally:
-                fused.put(self.parameters, before)
+                _put_back(lambda: fused.put(self.parameters, before))
             return
         originals = [p.detach().clone() for p in self.parameters]
         try:
@@ -110,8 +110,21 @@ class InPlace(Perturbation):
                 parameter.detach().copy_(displaced(originals[index], offset(index)))
             yield
         finally:
-            for parameter, original in zip(self.parameters, originals, strict=True):
-                parameter.detach().copy_(original)
+            _put_back(lambda: _copy(self.parameters, originals))
+
+
+def _copy(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.detach().copy_(value)
+
+
+def _put_back(put: Callable[[], None]) -> None:
+    """Call it; if Ctrl-C comes in the middle of it, once more before that goes on."""
+    try:
+        put()
+    except BaseException:
+        put()
+        raise
 
 
 class Virtual(Perturbation):

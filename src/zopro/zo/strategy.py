@@ -140,7 +140,8 @@ class SPSAStrategy:
 
         Args:
             loss_at_theta: L(theta), where it is known without an evaluation. Used one-sided only, in place of asking,
-                and only if it agrees with what was told at first, whose slopes it must not move by more than a tenth.
+                and only if it agrees with what was told of the first batch that shows slopes, which it must not move by
+                more than a tenth.
         """
         self._step, self._known = step, loss_at_theta if self.sides == 1 else None
         plus = [self._at(step, query, 1.0) for query in range(self.queries)] if self.calibrated else []
@@ -179,7 +180,8 @@ class SPSAStrategy:
             at_theta, *others = values
             if self._known is not None and self.trusts_known_loss is None:
                 slopes = sum(abs(plus - at_theta) for plus in others) / len(others)
-                self.trusts_known_loss = abs(self._known - at_theta) <= KNOWN_LOSS_TOLERANCE * slopes
+                if slopes > 0:  # a flat batch, or one of NaN, says nothing
+                    self.trusts_known_loss = abs(self._known - at_theta) <= KNOWN_LOSS_TOLERANCE * slopes
         return Estimate([(plus, at_theta) for plus in others], [plus - at_theta for plus in others])
 
     def accumulate(self, estimate: Estimate, weight: float = 1.0) -> None:
@@ -202,7 +204,7 @@ class SPSAStrategy:
         total, self._accumulated = self._accumulated, Accumulated()
         if not total.count:
             raise RuntimeError("apply: nothing to apply, call estimate(closure) first or pass a closure to step")
-        normaliser = total.weight if mean else 1.0
+        normaliser = (mean and total.weight) or 1.0  # without any weight there is nothing to divide
         eps = [math.nan if group["eps"] == "auto" else float(group["eps"]) for group in self.groups]
         gradients = [difference / normaliser / eps[0] for difference in total.differences]
         finite = total.finite and all(math.isfinite(g) for g in gradients)

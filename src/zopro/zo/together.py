@@ -41,6 +41,10 @@ class Together(Perturbation):
         self._copies: list[Tensor] = []
         self._second = False
 
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """Read these; a side that an interruption has left without its other is forgotten."""
+        self.parameters, self._copies, self._second = parameters, [], False
+
     @contextmanager
     def at(self, offset: Offset) -> Iterator[None]:
         second, self._second = self._second, False

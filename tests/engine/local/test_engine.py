@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tiny_trainers import llama, online, same, weights, with_adapter, zopro
 from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.local.engine import LocalEngine
+from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.rollouts import generate
 from zopro.system.random_state import preserve_random_state
 from zopro.train.guided import GuidedSPSAConfig, GuidedSPSATrainer
@@ -93,6 +94,19 @@ def test_logprobs_are_those_of_a_displaced_model(together: bool, model: Any) -> 
     assert (found[1] - found[2]).abs().max() > 0.1, "displacements show"
     each = len(passes) // (3 if together else 4)
     assert len(passes) == each * (3 if together else 4) and each in (1, 2), "both sides in one pass"
+
+
+def test_prompts_may_differ_by_what_is_padding_alone(model: Any) -> None:
+    """Where the pad token is a token of prompts too, as GPT-2's: the same ids are two prompts."""
+    ids = torch.tensor([[0, 5, 6, 7, 8], [0, 5, 6, 7, 8], [0, 5, 6, 9, 9], [0, 5, 6, 9, 8]])
+    mask = torch.ones_like(ids)
+    mask[[1, 3], 0] = 0
+    for rows in ([0, 1], [0, 1, 2, 3]):
+        batch = Batch(ids[rows], mask[rows], 2)
+        with torch.no_grad():
+            found, expected = engine_over(model).logprobs(batch)[0], completion_logprobs(model, *batch)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert not torch.allclose(expected[0], expected[1])
 
 
 def test_samples_are_those_of_a_displaced_model_by_the_same_random_numbers(model: Any) -> None:

@@ -198,7 +198,8 @@ class LocalEngine:
 
 def by_prompt(batch: Batch, score: Callable[[Batch, int], Tensor]) -> Tensor:
     """`score(rows, copies)` of rows that are in such an order that each `copies` share a prompt, back in the batch's."""
-    prompts = batch.prompt_ids.tolist()
+    lengths = batch.attention_mask[:, : -batch.completion_length].sum(1)  # an id may be padding here and a token there
+    prompts = list(zip(batch.prompt_ids.tolist(), lengths.tolist(), strict=True))
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     counts = {len(list(group)) for _, group in groupby(prompts[row] for row in order)}
     rows = torch.tensor(order, device=batch.input_ids.device)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def tensor_generator(name: str, seed: int, step: int, device: torch.device) -> torch.Generator:
@@ -56,9 +59,37 @@ class Directions(ABC):
 
 def norm_of(tensor: Tensor) -> float:
     """Euclidean norm, taken in units of the largest entry: squares of very small or large numbers leave fp32."""
+    if not tensor.numel():
+        return 0.0
     wide = tensor.float()
     largest = float(torch.linalg.vector_norm(wide, ord=torch.inf))
     return largest * float(torch.linalg.vector_norm(wide / largest)) if 0 < largest < math.inf else largest
+
+
+def check_update(label: str, update: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError for an update of other parameters than those of `shapes`, or in other shapes."""
+    shared = [name for name in update if name in shapes]
+    if len(update) and not shared:
+        raise ValueError(
+            f"{label}: must name parameters of the policy such as {next(iter(shapes), None)!r}, "
+            f"got names such as {next(iter(update))!r}"
+        )
+    for name in shared:
+        if tuple(update[name].shape) != shapes[name]:
+            raise ValueError(
+                f"{label}: {name!r} must have its parameter's shape {shapes[name]}, got {tuple(update[name].shape)}"
+            )
+
+
+def warn_of_missing(label: str, update: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Say where an update lacks parameters that are trained: along these there is noise alone."""
+    missing = [name for name in shapes if name not in update]
+    if len(update) and missing:
+        share = sum(map(math.prod, map(shapes.__getitem__, missing))) / sum(map(math.prod, shapes.values()))
+        logger.warning(
+            "%s: lacks %d of %d tensors (%.0f %% of what is trained), such as %s: these move along noise alone.",
+            label, len(missing), len(shapes), 100 * share, missing[0],
+        )  # fmt: skip
 
 
 def norms(label: str, update: Mapping[str, Tensor]) -> dict[str, float]:

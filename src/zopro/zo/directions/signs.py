@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from zopro.zo.directions import there
-from zopro.zo.directions.base import Directions, gaussian, norms, tensor_generator
+from zopro.zo.directions.base import Directions, check_update, gaussian, norms, tensor_generator
 
 
 def sublayer(name: str) -> str:
@@ -38,7 +38,7 @@ class Signs(Directions):
         update: name -> mu. A tensor without one (missing or 0) draws N(0, I). May be a lazy mapping.
 
     Raises:
-        ValueError: a non-finite update.
+        ValueError: a non-finite update, or one of other parameters than those that are displaced.
 
     >>> Signs({"w": torch.tensor([3.0, 3.0])}).sample([("w", torch.zeros(2))], seed=0, step=3)["w"].abs()
     tensor([1., 1.])
@@ -48,6 +48,9 @@ class Signs(Directions):
         self.update = update
         self._norms = norms("update", update)
         self._moved = there.Moved(update)
+
+    def check(self, named_params: Iterable[tuple[str, Tensor]]) -> None:
+        check_update("update", self.update, {name: tuple(tensor.shape) for name, tensor in named_params})
 
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         norm = self._norms.get(name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zopro.zo.directions import there
-from zopro.zo.directions.base import Directions, norm_of, norms
+from zopro.zo.directions.base import Directions, check_update, norm_of, norms, warn_of_missing
 from zopro.zo.directions.gaussian import Gaussian
 from zopro.zo.directions.rows import Rows
 from zopro.zo.schedules import target_share
@@ -77,19 +77,9 @@ class Targeted(Directions):
 
     def check(self, named_params: Iterable[tuple[str, Tensor]]) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in named_params}
-        for label, update in (("previous_update", self.previous_update), ("reward_update", self.reward_update)):
-            shared = [name for name in update if name in shapes]
-            if len(update) and not shared:
-                raise ValueError(
-                    f"{label}: must name parameters of the policy such as {next(iter(shapes), None)!r}, "
-                    f"got names such as {next(iter(update))!r}"
-                )
-            for name in shared:
-                if tuple(update[name].shape) != shapes[name]:
-                    raise ValueError(
-                        f"{label}: {name!r} must have its parameter's shape {shapes[name]}, "
-                        f"got {tuple(update[name].shape)}"
-                    )
+        check_update("previous_update", self.previous_update, shapes)
+        check_update("reward_update", self.reward_update, shapes)
+        warn_of_missing("previous_update", self.previous_update, shapes)
 
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         noise = self._orthogonal_noise(name, like, seed, step)
