@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 
 from walks import lora_walk
 from zopro import cli
-from zopro.analysis import write
+from zopro.analysis import command, write
+from zopro.analysis.analyse import analyse
 from zopro.analysis.numbers import projection
 from zopro.analysis.page import static
 from zopro.analysis.page.figures import table
+from zopro.analysis.reading.checkpoints import of_folder
+from zopro.errors import InputError
 
 FIGURES = {
     "angle-between-updates-degrees",
@@ -127,12 +131,38 @@ def test_a_run_in_progress_keeps_going(run, caplog):
     assert "trajectory-data" not in (run / "report.html").read_text()
 
 
+def test_a_damaged_run_is_not_shown_as_whole(run, no_figures, caplog):
+    """One line says what the report lacks; a line that the run is writing is none of it."""
+    (run / "metrics.jsonl").write_text('{"stage": "policy"}\n{"stage": "po')
+    assert cli.main(["analyse", "run", "--projections", "pca"]) == 0 and caplog.text == ""
+    (run / "metrics.jsonl").write_text('{"stage": "policy"}\nnoise\n')
+    (run / "summary.json").write_text("[1]")
+    assert cli.main(["analyse", "run", "--projections", "pca"]) == 0
+    (said,) = caplog.messages
+    assert "run: summary.json (seconds and memory), 1 line of metrics.jsonl (curves and evaluations)." in said
+
+
+def test_a_report_of_another_run_is_not_replaced(folders, run, capsys):
+    Path("other").mkdir()
+    Path("other/config.yaml").touch()
+    assert "--out: must not be another run" in refused(capsys, "run", "--out", "other")
+    assert "--out: must not be another run" in refused(capsys, *folders, "--out", "other")
+    (run / "config.yaml").touch()
+    args = argparse.Namespace(run="run", out="other/../run", seed=0, coordinates=2, reward_ema=1, policy="", reward="")
+    command._check(args)
+
+
 def test_bad_input(folders, run, capsys):
     assert "no such folder" in refused(capsys, "absent")
     assert "must be given" in refused(capsys)
     assert "must be given" in refused(capsys, "--policy", "policy")
     assert "together" in refused(capsys, "run", "--policy", "policy")
     assert "--reward-ema" in refused(capsys, *folders, "--reward-ema", "0")
+    for seed in ("-1", str(2**32)):
+        assert f"--seed: must lie in [0, 2^32), got {seed}" in refused(capsys, *folders, "--seed", seed)
+    sides = of_folder("policy", "policy"), of_folder("reward", "reward")
+    with pytest.raises(InputError, match=r"^--seed: must lie in"):
+        analyse(*sides, seed=2**32)
     assert "--coordinates" in refused(capsys, *folders, "--coordinates", "1")
     assert "Did you mean 'tsne'?" in refused(capsys, *folders, "--projections", "pca,tsnee")
     assert "sft and policy" in refused(capsys, "policy")

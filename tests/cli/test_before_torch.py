@@ -15,7 +15,13 @@ from zopro import cli
 
 # Command -> what is typed after it, and how the line begins.
 REFUSED: dict[str, list[tuple[str, str]]] = {
-    "init": [("nonsense", "TASK: must be one of"), ("chat --out good.yaml --data x", "--out: must be a new file")],
+    "init": [
+        ("nonsense", "TASK: must be one of"),
+        ("chat --out good.yaml --data x", "--out: must be a new file"),
+        ("chat --out .", "--out: must be a new file, got the folder '.'"),
+        ("chat --out new/..", "--out: must be a new file, got the folder 'new/..'"),
+        ("chat --out /", "--out: must be a new file, got the folder '/'"),
+    ],
     "demo": [("--out full", "output_dir: must be empty"), ("--iterations 0 --out new", "iterations: must be greater")],
     "run": [
         ("none.yaml", "CONFIG: must be a readable YAML file"),
@@ -29,11 +35,13 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("good.yaml --output_dir full", "output_dir: must be empty or a run"),
         ("good.yaml --output_dir begun --lora_r 2", "output_dir: begun belongs to another config"),
         ("good.yaml --output_dir begun", "output_dir: begun holds a run already"),
+        ("good.yaml --resume", "--resume: must be given with the output_dir"),
     ],
     "replay": [
         ("none --out new", "RUN: must be a run directory"),
         ("begun --out new", "--iteration: must be a zeroth-order one"),
         ("walked --out full", "--out: must be a new or empty folder"),
+        ("walked --out rows.jsonl/new", "--out: must be a folder that can be written to"),
         ("walked --to-step 3 --out new", "--to-step: must lie in [0, 2]"),
     ],
     "compare": [
@@ -54,6 +62,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("begun --prompt hello", "RUN: must hold a finished policy"),
         ("walked --iteration 4 --prompt hello", "--iteration: must be one of 1, got 4"),
         ("walked --prompt hello --temperature -1", "--temperature: must not be negative"),
+        ("walked --prompt hello caf\udce9", "--prompt: must be text in UTF-8, got '\\udce9' in it"),
     ],
     "chat": [
         ("none", "RUN: must be a run directory"),
@@ -64,16 +73,25 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
     "export": [
         ("none --out new", "RUN: must be a run directory"),
         ("walked --out full", "--out: must be a new or empty folder"),
+        ("walked --out rows.jsonl/new", "--out: must be a folder that can be written to"),
         ("walked --out new --gguf --merged", "--gguf: must be given for an adapter alone"),
     ],
     "bench": [
         ("step --peer verl", "peer: must be one of"),
         ("step --model ./none", "model: no folder and no Hub id"),
         ("step --size 2b", "size: must be one of"),
+        ("step --vocab-size 0", "vocab_size: must be at least 32, got 0"),
+        ("step --seed -1", "seed: must not be negative, got -1"),
+        (f"step --seed {2**70}", "seed: must be less than 2^63"),
     ],
-    "data": [("chess --rows 2", "argument KIND"), ("countdown --rows 2 --out full", "--out: ")],
+    "data": [
+        ("chess --rows 2", "argument KIND"),
+        ("countdown --rows 2 --out full", "--out: "),
+        ("countdown --rows 2 --out rows.jsonl/new.jsonl", "--out: must be a file that can be written"),
+    ],
     "pairs": [
         ("good.yaml --out rows.jsonl --reward rouge", "--out: must be a new .jsonl file"),
+        ("good.yaml --out rows.jsonl/new.jsonl --reward rouge", "--out: must be a file that can be written"),
         ("good.yaml --out new.jsonl", "reward: must be there before a run"),
         ("good.yaml --out new.jsonl --reward rouge --rows -2", "rows: must not be negative"),
         ("good.yaml --out new.jsonl --reward rouge --model ./none", "model: no folder and no Hub id"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -24,8 +24,8 @@ def chat(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     """Says lines to the command and returns its exit code, stdout and stderr."""
     monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
 
-    def say(text: str, *words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    def say(text: str | TextIO | None, *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text) if isinstance(text, str) else text)
         return cli.main(["chat", str(run), *words]), *capsys.readouterr()
 
     return say
@@ -68,3 +68,17 @@ def test_bad_input_is_refused(chat: Any) -> None:
     assert chat("red\n", "--iteration", "7")[0] == 2
     code, _, err = chat("red\n", "--temperature", "-1")
     assert code == 2 and "--temperature: must not be negative" in err
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_bytes_that_are_not_utf_8_are_one_message_that_is_refused(strict: bool, chat: Any) -> None:
+    """As a locale has Python read them, strictly or with half characters in their place."""
+    lines = io.TextIOWrapper(io.BytesIO(b"red\ncaf\xe9\ntall\n"), "utf-8", "strict" if strict else "surrogateescape")
+    code, out, err = chat(lines, "--json", "--max-new-tokens", "1")
+    assert code == 0 and [turn["prompt"] for turn in json.loads(out)["turns"]] == ["red", "tall"]
+    assert "prompt: must be text in UTF-8, got '\\udce9' in it" in err
+
+
+def test_no_stdin_has_no_messages(chat: Any) -> None:
+    code, out, _ = chat(None, "--json")
+    assert code == 0 and json.loads(out)["turns"] == []

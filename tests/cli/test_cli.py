@@ -123,7 +123,7 @@ def test_file_and_command_line_become_one_config(config, pipeline, capsys):
 
 
 def test_json_is_one_object_alone_on_stdout(config, pipeline, capsys):
-    assert cli.main(["run", config, "--resume", "--live", "--json"]) == 0
+    assert cli.main(["run", config, "--resume", "--live", "--json", "--output_dir", "runs/x"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out) == {"run": "runs/x", "win_rate": None, "stages": {"sft": 1.5}}
     assert out.count("\n") == 1 and pipeline[0][1:] == (True, True)

@@ -52,6 +52,25 @@ def test_a_damaged_record_is_named_when_a_run_is_resumed(name, copy, capsys):
         assert str(copy / name) in resume(capsys, copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("environment.json", '{"threads": "x"}', "must hold the number of threads, got 'x'"),
+        ("metrics.jsonl", '{"iteration": null, "step": 1}\n', "line 1 must say of which stage"),
+        (
+            "metrics.jsonl",
+            '{"stage": "sft", "iteration": null, "step": null, "event": "end"}\n',
+            "at a stage's end seconds",
+        ),
+    ],
+)
+def test_a_record_that_says_something_else(name, text, said, copy, capsys):
+    (copy / "summary.json").unlink()
+    (copy / name).write_text(text)
+    line = resume(capsys, copy)
+    assert str(copy / name) in line and said in line
+
+
 def test_a_record_that_is_gone(copy, capsys):
     (copy / "environment.json").unlink()
     assert "environment.json': must be there" in resume(capsys, copy)
@@ -128,6 +147,22 @@ def test_a_result_that_can_be_written_nowhere(copy, tmp_path, capsys):
     for command in ("export", "replay"):
         for place in ("file", "file/out", "long" * 100):
             assert place in refused(capsys, command, copy, "--out", tmp_path / place)
+
+
+@pytest.mark.parametrize("command", ["export", "replay"])
+def test_a_result_in_the_place_of_an_empty_folder(command, copy, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for here in (".", tmp_path / "link"):
+        assert refused(capsys, command, copy, "--out", here).endswith("in which the command runs. Choose one in it.")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.ismount", lambda path: True)
+        assert "where a disk is mounted" in refused(capsys, command, copy, "--out", tmp_path / "link")
+    assert typed(capsys, command, copy, "--out", tmp_path / "link")[0] == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty/adapter_model.safetensors").is_file()
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 @pytest.mark.parametrize(

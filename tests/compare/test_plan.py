@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zopro.compare import run as comparison
+from zopro.compare.kept import finished
 from zopro.compare.plan import Job, Plan
 from zopro.config import RunConfig
 from zopro.errors import InputError
@@ -27,6 +27,8 @@ CONFIG = RunConfig(model="m", task="chat", train_data="x")
         ({"seeds": 0}, "seeds: must be at least 1, got 0"),
         ({"steps": 0}, "steps: one of steps, budget_minutes and answers must be given, greater than 0, got 0, 0.0, 0."),
         ({"budget_minutes": 1.0}, "steps: one of steps, budget_minutes and answers must be given"),
+        ({"steps": 0, "budget_minutes": math.inf}, "budget_minutes: must be a finite number, got inf"),
+        ({"budget_minutes": math.nan}, "budget_minutes: must be a finite number, got nan"),
         ({"answers": 8}, "steps: one of steps, budget_minutes and answers must be given"),
         ({"steps": 0, "answers": -8}, "steps: one of steps, budget_minutes and answers must be given"),
         ({"points": 0}, "points: must be at least 1"),
@@ -105,16 +107,15 @@ def test_a_trial_is_shorter_and_looks_at_other_prompts() -> None:
 
 def test_an_earlier_comparison_is_read(tmp_path: Path) -> None:
     plan = Plan(("mezo",), steps=4)
-    start = {"step": 0, "seconds": 0.0, "reward": 1.0, "reward_low": 0.5, "reward_high": 1.5, "kl_per_answer": 0.0}
     old = {
         "curve": [{"step": 0, "reward": 1.0, "kl": -0.08}, {"step": 4, "reward": 2.0, "kl": 0.5}],
         "search": [{"kl": 0.2}],
     }
     saved = {"plan": {**asdict(plan), "methods": ["guided"]}, "methods": {"guided": old, "mezo": old}}
     (tmp_path / "compare.json").write_text(json.dumps(saved))
-    finished = comparison._finished(tmp_path / "compare.json", plan)
-    assert list(finished) == ["guided"], "mezo is to be run again"
-    assert comparison._renamed(finished["guided"], start) == {
-        "curve": [start, {"step": 4, "reward": 2.0, "kl_per_answer": 0.5}],
+    found = finished(tmp_path / "compare.json", plan)
+    assert list(found) == ["guided"], "mezo is to be run again"
+    assert found["guided"] == {
+        "curve": [{"step": 0, "reward": 1.0, "kl_per_answer": -0.08}, {"step": 4, "reward": 2.0, "kl_per_answer": 0.5}],
         "search": [{"kl_per_answer": 0.2}],
     }

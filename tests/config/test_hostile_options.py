@@ -110,6 +110,14 @@ def test_what_yaml_can_do_to_a_configuration(text: str) -> None:
         load("".join(f"{key}: {value}\n" for key, value in NEEDED.items() if f"{key}:" not in text) + text)
 
 
+def test_a_key_that_stands_twice_is_refused_with_both_lines() -> None:
+    lines = "".join(f"{key}: {value}\n" for key, value in NEEDED.items())
+    with pytest.raises(InputError, match=r"^CONFIG: must be valid YAML, got '.*' line 6: 'beta' stands in line 4 too"):
+        load(lines + 'beta: 0.1\n\n"beta": 0.2\n')
+    merged = load(lines + "<<: &a {beta: 0.1, max_kl: 5}\n<<: [{<<: *a, max_kl: 6, iterations: 7}]\nbeta: 0.2\n")
+    assert (merged.beta, merged.iterations) == (0.2, 7) and merged.max_kl in (5, 6), "as YAML's merge keys have it"
+
+
 def test_words_that_mean_nothing_mean_it_after_a_round_trip_too() -> None:
     for words, meant in ((" none", []), (["", " "], []), (["a ", "b,c"], ["a", "b", "c"])):
         config = load(yaml.safe_dump({**NEEDED, "report_to": words}))

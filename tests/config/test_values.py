@@ -63,6 +63,22 @@ def test_what_cannot_be_read_is_one_line(key: str, given: Any, rule: str) -> Non
     assert str(caught.value) == f"{key}: must be {rule}, got {given!r}."
 
 
+@pytest.mark.parametrize("key", ["output_dir", "model", "train_data", "eval_data", "other_data", "adapter_folder"])
+def test_a_path_begins_at_home(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/at/home")
+    assert getattr(config(**{key: "~/x"}), key) == "/at/home/x" == getattr(config(**{key: Path("~/x")}), key)
+    assert getattr(config(**{key: "a~/x"}), key) == "a~/x"
+    assert config(vllm_python="~/env/bin/python").vllm_python == "/at/home/env/bin/python"
+
+
+def test_so_does_one_inside_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/at/home")
+    found = config(reward=["model:~/x", "regex:~/x", "exact"], judge="model:~/y", engine="llamacpp:~/z.gguf")
+    assert found.reward == ["model:/at/home/x", "regex:~/x", "exact"], "a pattern is none"
+    assert (found.judge, found.engine) == ("model:/at/home/y", "llamacpp:/at/home/z.gguf")
+    assert found.to_dict()["reward"] == found.reward and config(judge="openai:~y").judge == "openai:~y"
+
+
 def test_reading_what_was_read_changes_nothing() -> None:
     given = config(reward=["exact", "regex:a, b"], eps=1e-05, report_to="none", easy_questions="7", sigma="auto")
     assert given.easy_questions == 7 and RunConfig(**given.to_dict()) == given

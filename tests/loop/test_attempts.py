@@ -19,6 +19,7 @@ from zopro.analysis.page.report import report
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
+from zopro.store.rundir import RunDirectory
 from zopro.train.callbacks import MetricsCallback
 
 
@@ -108,9 +109,19 @@ def test_earlier_versions_are_read(finished: tuple[RunConfig, dict[str, Any]], t
 def test_a_damaged_record_of_usage_is_one_line(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
     settings = replace(finished[0], output_dir=str(tmp_path / "run"))
     shutil.copytree(finished[0].output_dir, tmp_path / "run")
-    (tmp_path / "run/usage.json").write_text("[{")
-    with pytest.raises(InputError, match=r"usage.json: must be JSON, but is damaged .* Delete it"):
-        pipeline.run(settings, resume=True, quiet=True)
+    entry = '{"seconds": 1, "peak_rss_mb": 2, "unfinished": %s}'
+    for text in ("[{", "[1]", "null", "{}", '[{"seconds": 1}]', f"[{entry % 1}]", f"[{entry % '[1]'}]", "[" * 10**5):
+        (tmp_path / "run/usage.json").write_text(text)
+        with pytest.raises(InputError, match=r"usage.json: must be JSON, but is damaged .* Delete it"):
+            RunDirectory(settings, resume=True)
+
+
+def test_a_damaged_configuration_is_one_line(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
+    settings = replace(finished[0], output_dir=str(tmp_path))
+    for text in ("a: [", "- a\n", "", "[" * 10**4):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"config.yaml must be the run's configuration, and is damaged"):
+            RunDirectory(settings, resume=True)
 
 
 @pytest.fixture

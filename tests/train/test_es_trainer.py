@@ -29,6 +29,7 @@ from zopro import ESConfig
 from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.train.checkpoints import clear
+from zopro.train.drawing import ROW
 from zopro.train.kept import Asked, KeptRewards
 from zopro.zo import Displacement
 
@@ -100,7 +101,7 @@ def test_members_are_asked_once_a_step_with_the_same_numbers(options: dict[str, 
 
 
 def test_prompts_come_in_the_order_of_the_other_trainers(tmp_path: Path) -> None:
-    rows = Dataset.from_list([{"prompt": word, "row": n} for n, word in enumerate([*TOKENIZER.get_vocab()][2:])])
+    rows = Dataset.from_list([{"prompt": word, ROW: n} for n, word in enumerate([*TOKENIZER.get_vocab()][2:])])
     seen: dict[Any, list[Any]] = {}
     for build, options in ((es, {}), (zopro, {"num_generations": 2, "per_device_train_batch_size": 8})):
         trainer = (
@@ -246,6 +247,20 @@ def test_batches_of_one_answer_are_as_large_as_they_are_asked_for() -> None:
     assert (config.num_generations, config.per_device_train_batch_size, config.generation_batch_size) == (1, 3, 6)
     config = ESConfig(use_cpu=True, per_device_train_batch_size=6, num_generations=3)
     assert (config.num_generations, config.per_device_train_batch_size, config.generation_batch_size) == (3, 6, 6)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_evaluations_are_as_large_as_they_are_asked_for(rows: int) -> None:
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": rows}
+    config = ESConfig(use_cpu=True, per_device_train_batch_size=3, **evaluated)
+    assert (config.per_device_eval_batch_size, config.num_generations_eval) == (rows, None)
+    with pytest.raises(ValueError, match=rf"eval batch size \({rows} \* 1\) .* evaluation \(2\)"):
+        ESConfig(use_cpu=True, num_generations_eval=2, **evaluated)
+
+
+def test_a_generation_that_does_not_fit_is_said_in_the_user_s_numbers() -> None:
+    with pytest.raises(ValueError, match=r"generation_batch_size \(5\) .* \(2\)"):
+        ESConfig(use_cpu=True, per_device_train_batch_size=2, generation_batch_size=5)
 
 
 def test_all_parameters_of_a_model_may_be_displaced(tmp_path: Path) -> None:

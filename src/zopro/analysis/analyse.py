@@ -58,6 +58,8 @@ def analyse(
         raise InputError(f"--reward-ema: must lie in (0, 1], got {reward_ema}.")
     if coordinates < 2:
         raise InputError(f"--coordinates: must be at least 2, got {coordinates}.")
+    if not 0 <= seed < 2**32:  # as t-SNE and UMAP take it
+        raise InputError(f"--seed: must lie in [0, 2^32), got {seed}.")
     pairing = pair(policy, reward)
     labels = [c.label for side in (policy, reward) for c in side.checkpoints]
     main = (*policy.main, *(len(policy.checkpoints) + i for i in reward.main))

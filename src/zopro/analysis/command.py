@@ -13,6 +13,7 @@ from typing import Any
 
 from zopro.analysis.reading.places import folder_at, run_at
 from zopro.errors import InputError, nearest
+from zopro.store.layout import Layout
 from zopro.system.imports import importing
 from zopro.system.progress import task
 from zopro.system.terminal import Page, Table
@@ -108,10 +109,17 @@ def _check(args: argparse.Namespace) -> None:
             folder_at(folder, name)
     if args.run is not None:
         run_at(Path(args.run))
-    if args.out and Path(args.out).is_file():
-        raise InputError(f"--out: must be a folder, got the file '{args.out}'.")
-    if args.seed < 0:
-        raise InputError(f"--seed: must not be negative, got {args.seed}.")
+    if args.out:
+        _check_out(Path(args.out), args.run)
+    if not 0 <= args.seed < 2**32:  # as t-SNE and UMAP take it
+        raise InputError(f"--seed: must lie in [0, 2^32), got {args.seed}.")
+
+
+def _check_out(out: Path, run: str | None) -> None:
+    if out.is_file():
+        raise InputError(f"--out: must be a folder, got the file '{out}'.")
+    if Layout(out).config().exists() and (run is None or out.resolve() != Path(run).resolve()):
+        raise InputError(f"--out: must not be another run, whose report it would replace, got '{out}'. Choose another.")
 
 
 def _projections(words: str) -> list[str]:

@@ -17,6 +17,7 @@ from zopro.analysis.analyse import analyse
 from zopro.analysis.numbers.projection import available
 from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.checkpoints import of_run
+from zopro.analysis.reading.records import unread
 from zopro.errors import InputError
 from zopro.store.layout import Layout
 from zopro.store.rundir import write_text
@@ -46,8 +47,13 @@ def page(run: str | Path, summary: dict[str, Any]) -> None:
 
 
 def everything(out: Path, numbers: dict[str, Any], source: Path | None = None) -> dict[str, str]:
-    """Write `numbers`, their report and figures to `out`; with `source`, a run directory, the rest of the run too."""
+    """Write `numbers`, their report and figures to `out`; with `source`, a run directory, the rest of the run too.
+
+    A warning names the run's files that are damaged, and what the report lacks for it.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    if damaged := unread(source or out):
+        log.warning("the report lacks what cannot be read in %s: %s. Restore it.", source or out, ", ".join(damaged))
     _write(out, numbers)
     report = write_report(source or out, target=Layout(out).report(), analysis=numbers)
     _figures(source or out, out, numbers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zopro.choices import DIRECTIONS
-from zopro.config.fields import not_negative, one_of
+from zopro.config.fields import check, not_negative, one_of
 from zopro.config.model import DTYPES, ModelOptions, check_bitsandbytes, check_there
 from zopro.config.step import StepOptions
 from zopro.errors import InputError
@@ -18,6 +18,7 @@ SIZES = {
     "3b": (3072, 8192, 28, 24, 8),
     "8b": (4096, 14336, 32, 32, 8),
 }
+LEAST_VOCABULARY = 32  # of a random-weight model: the words of its prompts, padding and EOS are 15
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ class Work:
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "num_generations": 2, "prompt_length": 4, "completion_length": 1, "steps": 1}
+        least["vocab_size"] = LEAST_VOCABULARY
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name}: must be at least {low}, got {getattr(self, name)}.")
-        not_negative(self, "lora_r", "threads", "beta")
+        not_negative(self, "lora_r", "threads", "beta", "seed")
+        check(self.seed < 2**63, "seed", "must be less than 2^63", self.seed)
         allowed = {
             "size": tuple(SIZES),
             "dtype": DTYPES,

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import math
 import os
 import re
 import sys
@@ -23,7 +21,7 @@ from typing import Any, NoReturn
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
-from zopro.cli import chat, data, export, init, listing, pairs
+from zopro.cli import chat, data, export, init, listing, output, pairs
 from zopro.compare import command as compare
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError, nearest
@@ -51,8 +49,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code."""
+    output.opened()
     try:
-        args = _parse(argv)
+        try:
+            args = _parse(argv)
+        finally:
+            sys.stdout.flush()  # help, which ends the process
         _set_verbosity(args.verbose)
         return_freed_memory()
         # Libraries print to stdout as they like; the result must stay alone there.
@@ -67,7 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.stdout = sys.stdout
         with contextlib.redirect_stdout(sys.stderr), progress.reporting():
             result, text = args.handler(args)
+        if result and args.json:
+            output.as_json(result)
+        elif result:
+            show(text)
+        sys.stdout.flush()
+        return 0
     except Exception as error:
+        unread = output.unread()
+        output.drop()
+        if isinstance(error, BrokenPipeError) and unread:  # whoever reads has enough, as `head` has
+            return 141  # as a shell shows SIGPIPE
         known = explained(error)
         if known is None:
             raise
@@ -77,18 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130
-    if not result:
-        return 0
-    try:
-        if args.json:
-            print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
-        else:
-            show(text)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough, as `head` has; what Python says at its end goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell shows SIGPIPE
-    return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -186,14 +186,17 @@ def _demo(args: argparse.Namespace) -> Result:
 
 
 def _run(args: argparse.Namespace) -> Result:
-    from zopro.loop.beforehand import check_beforehand
+    from zopro.loop.beforehand import check_beforehand, check_resumed, own_folder
 
     if args.dry_run and args.resume:
         raise InputError("--dry-run: must be given without --resume. Leave one of them out.")
     if args.dry_run and args.live:
         raise InputError("--dry-run: must be given without --live, for it writes no report. Leave one of them out.")
-    config = configuration(args)
+    moved = own_folder(args.config) if args.resume and "key.output_dir" not in vars(args) else {}
+    config = configuration(args, **moved)
     check_beforehand(config, args.resume)
+    if args.resume:
+        check_resumed(config)
 
     if args.dry_run:
         with importing():
@@ -224,8 +227,10 @@ def _replay(args: argparse.Namespace) -> Result:
 
 
 def _generate(args: argparse.Namespace) -> Result:
-    from zopro.loop.finished import check_answering, find_policy
+    from zopro.loop.finished import check_answering, check_text, find_policy
 
+    for prompt in args.prompt:
+        check_text("--prompt", prompt)
     check_answering(args.max_new_tokens, args.temperature, args.seed)
     find_policy(args.run, args.iteration)
 
@@ -262,12 +267,3 @@ def _set_verbosity(verbose: bool) -> None:
         os.environ.setdefault(name, "1")
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module=r"zopro(\.|$)")
-
-
-def _plain(value: Any) -> Any:
-    """`value` with the numbers JSON does not have (NaN, infinity) as null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ Each remembers its own side of the conversation. Messages are lines of stdin, so
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
@@ -40,7 +41,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Answer until the messages end. The conversation is printed as it goes, or with `--json` the result."""
-    from zopro.loop.finished import check_answering, find_policy
+    from zopro.loop.finished import check_answering, check_text, find_policy
 
     check_answering(args.max_new_tokens, args.temperature or 0.0, args.seed)
     policy = find_policy(args.run, args.iteration)
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             continue
         asked = {name: [*said[name], {"role": "user", "content": message}] for name in SPEAKERS}
         try:
+            check_text("prompt", message)
             turn = {name: voices.answer(name, [asked[name]], manner, args.seed + len(turns))[0] for name in SPEAKERS}
         except InputError as error:  # of this message; the conversation stays as it was before it
             print(f"{error} {COMMANDS}.", file=sys.stderr)
@@ -83,6 +85,10 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _messages(stdout: TextIO) -> Iterator[str]:
     """The lines of stdin that say something: typed one by one at a terminal, or as they come."""
+    if sys.stdin is None:  # closed
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is not UTF-8 is then refused as a message, and not as a whole
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from filter(None, map(str.strip, sys.stdin))
         return

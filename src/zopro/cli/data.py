@@ -60,11 +60,18 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def new_rows(name: str) -> Path:
-    """Where `--out` says that rows go. Raises `InputError`: there is something already, or it has another ending."""
+    """Where `--out` says that rows go.
+
+    Raises `InputError`: there is something already, it has another ending, or its folder cannot be written to.
+    """
+    from zopro.store.durable import unwritable
+
     out = Path(name)
     if out.exists() or out.suffix != ".jsonl":
         rule = "is there already" if out.exists() else "has another ending"
         raise InputError(f"--out: must be a new .jsonl file, got '{out}', which {rule}. Choose another.")
+    if reason := unwritable(out.parent):
+        raise _unwritten(out, reason)
     return out
 
 
@@ -77,7 +84,11 @@ def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     except OSError as error:
         if disk_full(error):
             raise
-        raise InputError(f"--out: must be a file that can be written, got '{out}' ({error.strerror}).") from error
+        raise _unwritten(out, error.strerror) from error
+
+
+def _unwritten(out: Path, reason: str | None) -> InputError:
+    return InputError(f"--out: must be a file that can be written, got '{out}' ({reason}). Choose another.")
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> str:

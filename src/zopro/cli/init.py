@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not args.data and args.task not in SHIPPED:
         raise InputError(f"--data: must be given for task {args.task}, got nothing. Give a file, a folder or a Hub id.")
     config = Path(args.out or f"{args.task}.yaml")
+    if config.name in ("", ".."):
+        raise InputError(f"--out: must be a new file, got the folder '{config}'. Give a name in it.")
     rows = None if args.data else config.with_name(f"{config.stem}-rows.jsonl")
     for path in filter(None, (config, rows)):
         if path.exists():

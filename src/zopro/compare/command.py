@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from zopro.compare.plan import Plan
+from zopro.config import RunConfig
 from zopro.config.arguments import add_configuration, configuration
+from zopro.errors import InputError
+from zopro.store.layout import Layout
 from zopro.system.imports import importing
 
 
@@ -63,12 +67,23 @@ def add(commands: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _configured(args: argparse.Namespace) -> RunConfig:
+    """The configuration, with the folder that was typed; a run's own folder is not where its configuration compares."""
+    out, typed = args.out, getattr(args, "key.output_dir", "")
+    if out and typed and Path(out) != Path(typed):
+        raise InputError(f"--out: must be --output_dir where both are given, got '{out}' and '{typed}'. Give one.")
+    config = configuration(args, **({"output_dir": out} if out else {}))
+    folders = Layout(Path(args.config).parent), Layout(config.output_dir)
+    of_run = any(folder.config().exists() and folder.environment().exists() for folder in folders)
+    return replace(config, output_dir="") if of_run and not (out or typed) else config
+
+
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Compare, and return the object of `--json` and the tables."""
     from zopro.compare.shared import SHARED_METHOD, shared_config
     from zopro.loop.beforehand import check_beforehand
 
-    config = configuration(args, **({"output_dir": args.out} if args.out else {}))
+    config = _configured(args)
     plan = Plan(
         methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
         seeds=args.seeds,

@@ -59,6 +59,8 @@ class Plan:
             METHODS.check(self.against, "against")
         _check(len(set(self.methods)) == len(self.methods), "methods", "must differ", ",".join(self.methods))
         _check(self.seeds >= 1, "seeds", "must be at least 1", self.seeds)
+        minutes = self.budget_minutes
+        _check(math.isfinite(minutes), "budget_minutes", "must be a finite number", minutes)
         lengths = self.steps, self.budget_minutes, self.answers
         _check(
             min(lengths) >= 0 and sum(length > 0 for length in lengths) == 1,

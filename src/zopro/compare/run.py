@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from zopro.choices import METHODS
+from zopro.compare.kept import finished, result_of
 from zopro.compare.page import write_page
 from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
@@ -23,11 +26,10 @@ from zopro.compare.summary import beside, markdown, method_summary, start_point
 from zopro.config import RunConfig
 from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
-from zopro.store.rundir import RunDirectory, write_text
-from zopro.store.shown import PER_ANSWER, named, seconds
+from zopro.store.lock import RunLock
+from zopro.store.rundir import check_folder, write_text
+from zopro.store.shown import PER_ANSWER, seconds
 from zopro.system import progress
-
-_RENAMED = {"learning_rates": "search_trials"}  # what earlier versions called a plan's options
 
 
 class JobFailed(Stopped):
@@ -42,21 +44,34 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
     earlier call finished in the same folder, by the same plan but for methods and seeds, stay in the result.
 
     Raises:
-        InputError: bad input, or no method could be run.
+        InputError: bad input, another process compares in that folder, or no method could be run.
     """
-    with progress.reporting(quiet):
-        return _compare(config, plan)
-
-
-def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     for method in plan.methods:
         plan.steps_of(method, config)
     out = Path(config.output_dir or f"runs/compare-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}")
-    earlier = _finished(out / "compare.json", plan)
-    if plan.against and plan.against not in (*plan.methods, *earlier):
+    with progress.reporting(quiet), _alone(out, config, plan):
+        return _compare(out, config, plan)
+
+
+@contextmanager
+def _alone(out: Path, config: RunConfig, plan: Plan) -> Iterator[None]:
+    """The folder is this process's until the comparison ends. What can be refused is so before there is one."""
+    if plan.against and plan.against not in (*plan.methods, *finished(out / "compare.json", plan)):
         raise InputError(f"against: must be a method that is compared, got {plan.against}.")
+    shared = shared_config(config, out, plan.start)
+    check_folder(Path(shared.output_dir), shared, resume=True)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(out)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
+    earlier = finished(out / "compare.json", plan)
     runner = _Runner(out, shared_config(config, out, plan.start), config)
-    RunDirectory(runner.config, resume=True).lock.release()  # refuses what was begun with another configuration
     prepared = runner.result(Job("prepare", plan.start))
     key = METHODS[runner.config.method_of(0)].rate
     learnt, given = getattr(runner.config, key), getattr(config, key)
@@ -64,13 +79,13 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
         progress.say(
             f"{key}: iteration 0, from which all start, was trained at {learnt:g}; {given:g} is for the trainings."
         )
-    start = named(prepared["start"])
+    start = prepared["start"]
     if plan.start == "sft":
         start[PER_ANSWER] = [0.0] * len(start["rewards"])  # by definition; earlier versions had estimated it
     if "rows" in prepared:  # earlier versions kept none
         progress.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
-    methods = {name: _renamed(method, start_point(start)) for name, method in earlier.items()}
+    methods = {name: {**kept, "curve": [start_point(start), *kept["curve"][1:]]} for name, kept in earlier.items()}
     failed: dict[str, str] = {}
     for method in plan.methods:
         try:
@@ -98,23 +113,6 @@ def _compare(config: RunConfig, plan: Plan) -> dict[str, Any]:
     write_page(result, out)
     write_plots(result, out)
     return result
-
-
-def _finished(path: Path, plan: Plan) -> dict[str, Any]:
-    """Methods of the comparison in `path`, if there is one, that this plan does not name and would have run alike."""
-    if not path.exists():
-        return {}
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    free = {"methods": [], "seeds": 0, "against": ""}
-    before = {_RENAMED.get(name, name): value for name, value in earlier["plan"].items()}
-    if {"answers": 0, **before, **free} != {**asdict(plan), **free}:
-        return {}
-    return {name: method for name, method in earlier["methods"].items() if name not in plan.methods}
-
-
-def _renamed(method: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
-    """A finished method, from this comparison's start and with the names of today."""
-    return {**method, "curve": [start, *map(named, method["curve"][1:])], "search": list(map(named, method["search"]))}
 
 
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +172,7 @@ class _Runner:
         """The job's result, from its folder if it is finished.
 
         Raises:
-            InputError: the process refused its input.
+            InputError: the process refused its input, or what it has left is damaged.
             JobFailed: it ended otherwise, without a result.
         """
         folder = self.out / "jobs" / job.name
@@ -186,11 +184,10 @@ class _Runner:
             with (folder / "log.txt").open("w", encoding="utf-8") as log, progress.task(job.name):
                 code = _launch(folder / "job.json", log)
             if code != 0 or not path.exists():
-                lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                message = lines[-1] if lines else f"ended with code {code}"
+                lines = (folder / "log.txt").read_bytes().strip().splitlines()  # of bytes: no line ends at U+2028
+                message = lines[-1].decode("utf-8", "replace") if lines else f"ended with code {code}"
                 if code == 2 and message.startswith("zopro: error: "):
                     raise InputError(message.removeprefix("zopro: error: "))
                 raise JobFailed(f"{message} (see {folder / 'log.txt'})")
             progress.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {key: list(map(named, value)) if key == "points" else value for key, value in found.items()}
+        return result_of(path, job)

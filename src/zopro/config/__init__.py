@@ -37,7 +37,7 @@ FEW_QUESTIONS, ALL_QUESTIONS = 5, 200  # easy ones: what `true` asks, and how ma
 class LoopOptions:
     """The iterated loop (the paper's)."""
 
-    output_dir: str = option("", "Run directory. Empty: runs/<task>-<method>-<time>.")
+    output_dir: str = option("", "Run directory. Empty: runs/<task>-<method>-<time>.", path=True)
     seed: int = option(0, "Seed of everything random: data order, sampling, directions, initialisation.")
     method: str = option(
         "zopro",
@@ -173,6 +173,7 @@ class EvaluationOptions:
         "",
         "Prompts of another task, same formats (a column prompt suffices), at most eval_prompts of them: how far each "
         "iteration's policy has moved there is measured too, in nats an answer.",
+        path=True,
     )
 
     def __post_init__(self) -> None:

@@ -13,8 +13,12 @@ class DataOptions:
     """The task and its rows."""
 
     task: str = option("", f"What rows are: {TASKS.about()}.", TASKS)
-    train_data: str = option("", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.")
-    eval_data: str = option("", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.")
+    train_data: str = option(
+        "", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.", path=True
+    )
+    eval_data: str = option(
+        "", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.", path=True
+    )
     max_train_rows: int = option(0, "Use at most this many training rows (after shuffling by seed); 0 uses all.")
     max_prompt_length: int = option(
         256, "Longest prompt in tokens; rows with a longer one are dropped and counted. Verifiable: 512."

@@ -11,9 +11,9 @@ from zopro.choices import Registry
 from zopro.errors import InputError, nearest
 
 
-def option(default: Any, text: str, choices: Registry[Any] | Sequence[Any] = ()) -> Any:
-    """A dataclass field with its help text, and what its value must be among."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+def option(default: Any, text: str, choices: Registry[Any] | Sequence[Any] = (), *, path: bool = False) -> Any:
+    """A dataclass field with its help text, and what its value must be among. path: its value may be one."""
+    return field(default=default, metadata={"help": text, "choices": choices, "path": path})
 
 
 def check_choices(config: Any, group: type) -> None:

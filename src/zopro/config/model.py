@@ -23,7 +23,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class ModelOptions:
     """The base model and its adapters."""
 
-    model: str = option("", "Base model: a Hub id or a local folder.")
+    model: str = option("", "Base model: a Hub id or a local folder.", path=True)
     dtype: str = option(
         "auto",
         "auto, float32, bfloat16 or float16 (for GPUs without bfloat16, such as a T4; adapters stay float32). auto: "
@@ -40,12 +40,15 @@ class ModelOptions:
     )
     engine_timeout: float = option(600.0, "vllm: seconds that a server may take for the answers of one displaced policy.")
     vllm_python: str = option(
-        "", "engine vllm: the Python that has vLLM; by default the one of the `vllm` on PATH, or zopro's own."
+        "",
+        "engine vllm: the Python that has vLLM; by default the one of the `vllm` on PATH, or zopro's own.",
+        path=True,
     )
     vllm_flags: str = option("", "engine vllm: more flags of the server, as in --vllm_flags '--tensor-parallel-size 2'.")
     adapter_folder: str = option(
         "",
         "vllm: where adapters are published, a folder that the servers see by the same path; by default shared memory.",
+        path=True,
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU, which auto does not take).")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")

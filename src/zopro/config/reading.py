@@ -15,20 +15,37 @@ import yaml
 from zopro.config import RunConfig
 from zopro.errors import InputError
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice; of two values PyYAML itself would drop the first. `<<` may be repeated."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            name = key.tag, key.value
+            if name in lines and not key.tag.endswith(":merge"):
+                problem = f"{key.value!r} stands in line {lines[name]} too, leave one of them out"
+                raise yaml.composer.ComposerError(problem=problem, problem_mark=key.start_mark)
+            lines[name] = key.start_mark.line + 1
+        return node
+
+
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
 
 def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """Read the YAML file at `path`, let `overrides` win, and check the result.
 
-    Raises `InputError` for a missing file, YAML that does not parse, an unknown key and a value of the wrong type.
+    Raises `InputError` for a missing file, YAML that does not parse, a key that is given twice or unknown, and a value of
+    the wrong type.
     """
     return RunConfig.from_dict({**_read_yaml(Path(path)), **(overrides or {})})
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"CONFIG: must be a readable YAML file, got '{path}' ({error.strerror}).") from None
     except UnicodeDecodeError:

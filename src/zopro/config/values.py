@@ -12,6 +12,7 @@ from dataclasses import Field
 from datetime import date
 from typing import Any
 
+from zopro.choices import Registry
 from zopro.errors import InputError
 
 
@@ -22,9 +23,22 @@ def read_as(field: Field[Any], value: Any) -> Any:
         kind = "list of names"
     rule, read = _READERS[kind]
     try:
-        return read(value)
+        found = read(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{field.name}: must be {rule}, got {value!r}.") from None
+    return [_at_home(field, name) for name in found] if isinstance(found, list) else _at_home(field, found)
+
+
+def _at_home(field: Field[Any], value: Any) -> Any:
+    """The value with the folder that ~ or ~user stands for, where it is a path or, as in `model:PATH`, ends in one."""
+    choices = field.metadata.get("choices", ())
+    choices = choices.values() if isinstance(choices, Registry) else ()
+    prefixes = [f"{choice.prefix}:" for choice in choices if choice.name.endswith((":PATH", ":FILE"))]
+    prefixes += [""] * field.metadata.get("path", False)
+    for prefix in prefixes:
+        if isinstance(value, str) and value.startswith(f"{prefix}~"):
+            return prefix + os.path.expanduser(value.removeprefix(prefix))
+    return value
 
 
 def boolean(value: Any) -> bool:

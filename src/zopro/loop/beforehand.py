@@ -11,7 +11,10 @@ from pathlib import Path
 from zopro.config import RunConfig
 from zopro.config.fields import check
 from zopro.config.model import GGUF, check_bitsandbytes, check_there
+from zopro.errors import InputError
+from zopro.store.layout import Layout
 from zopro.store.rundir import check_folder
+from zopro.system import progress
 from zopro.tasks.rows import check_source
 
 
@@ -37,6 +40,24 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
             check_there(name.removeprefix("model:"), "reward")
     if config.trains_reward and config.judge.startswith("model:"):
         check_there(config.judge.removeprefix("model:"), "judge")
+
+
+def own_folder(file: str) -> dict[str, str]:
+    """The `output_dir` of a run that is continued by its own file: the folder it is in now, whatever the file says."""
+    layout = Layout(Path(file).parent)
+    own = Path(file).name == layout.config().name and layout.environment().is_file()
+    return {"output_dir": os.path.normpath(layout.path.absolute())} if own else {}
+
+
+def check_resumed(config: RunConfig) -> None:
+    """Say that a run begins anew where there is none to continue: it was stopped before it wrote its configuration.
+
+    Raises `InputError`: no output_dir is named.
+    """
+    if not config.output_dir:
+        raise InputError("--resume: must be given with the output_dir of the run, got none. Give RUN/config.yaml.")
+    if not Layout(config.output_dir).config().exists():
+        progress.say(f"nothing to continue in {config.output_dir}: the run begins anew")
 
 
 def check_own_pairs(config: RunConfig, count: int) -> None:

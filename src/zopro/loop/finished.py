@@ -5,13 +5,14 @@ policy = find_policy("runs/a", iteration=1)
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from zopro.config import RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
-from zopro.store.durable import whole_lines
+from zopro.store.durable import unwritable, whole_lines
 from zopro.store.layout import Layout, numbered
 from zopro.weights.names import has_weights, is_adapter
 
@@ -35,10 +36,19 @@ def check_run(run: str | Path) -> Layout:
 
 
 def check_new(out: str | Path) -> Path:
-    """Where something may be written. Raises `InputError`: `out` exists and is not an empty folder."""
+    """Where a whole folder may be put.
+
+    Raises `InputError`: `out` exists and is not an empty folder, or cannot be made or replaced.
+    """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
+    if out.exists():
+        if not out.is_dir() or any(out.iterdir()):
+            raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
+        if os.path.ismount(out) or out.samefile(Path.cwd()):
+            what = "where a disk is mounted" if os.path.ismount(out) else "in which the command runs"
+            raise InputError(f"--out: must be a folder that can be replaced, got '{out}', {what}. Choose one in it.")
+    if reason := unwritable(Path(os.path.realpath(out)).parent):
+        raise InputError(f"--out: must be a folder that can be written to, got '{out}' ({reason}). Choose another.")
     return out
 
 
@@ -77,6 +87,14 @@ def check_answering(max_new_tokens: int | None, temperature: float, seed: int) -
         raise InputError(f"--temperature: must be 0 or lie in [1e-6, 1e6], got {temperature}.")
     if not 0 <= seed < 2**63:
         raise InputError(f"--seed: must not be negative, and less than 2^63, got {seed}.")
+
+
+def check_text(argument: str, text: str) -> None:
+    """Raise `InputError` for a text with half a character: what Python makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{argument}: must be text in UTF-8, got {text[error.start]!a} in it. Convert it.") from None
 
 
 def find_journal(run: str | Path, iteration: int | None = None, to_step: int | None = None) -> tuple[int, Path]:

@@ -6,7 +6,9 @@ python -c "import zopro; print(zopro.load('RUN').generate(['How do I boil an egg
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from zopro.loop.voices import NAMES, Messages, Voices, manner_of
 from zopro.store.durable import read_json
 from zopro.store.layout import Layout
 from zopro.store.rundir import read_metrics
+
+_FLAG = re.compile(r"--(max-new-tokens|temperature|seed)\b")
 
 
 class RunHandle:
@@ -77,7 +81,7 @@ class RunHandle:
 
     def generate(
         self,
-        prompts: str | Sequence[str | Messages],
+        prompts: str | Messages | Sequence[str | Messages],
         *,
         max_new_tokens: int | None = None,
         temperature: float | None = 0.0,
@@ -87,14 +91,16 @@ class RunHandle:
         """Answer each prompt, in the model's chat template.
 
         Args:
-            prompts: texts, each a user's message, or conversations, each a list of messages with `role` and `content`.
+            prompts: texts, each a user's message, or conversations, each a list of messages with `role` and `content`;
+                or one of either.
             max_new_tokens: of the longest answer; None: as in the run.
             temperature: 0 takes the likeliest token; None: as in the run.
             seed: of the sampling.
             voice: who answers: "aligned", "sft" or "base".
 
         Raises:
-            InputError: a number out of range, or a conversation that the template or the model cannot take.
+            InputError: prompts that are neither, a number out of range, or a conversation that the template or the model
+                cannot take.
 
         >>> run = zopro.load("runs/plain")
         >>> len(run.generate(["What is tea?", "What is rust?"], max_new_tokens=4))
@@ -105,13 +111,41 @@ class RunHandle:
         """
         if voice not in NAMES:
             raise InputError(f"voice: must be one of {', '.join(NAMES)}, got {voice!r}.")
-        asked = [prompts] if isinstance(prompts, str) else prompts
-        talks = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in asked]
+        talks = _conversations(prompts)
+        for name, value, kind in (("max_new_tokens", max_new_tokens, Integral), ("temperature", temperature, Real)):
+            if value is not None:
+                _check_number(name, value, kind)
+        _check_number("seed", seed, Integral)
         manner = manner_of(self._voices.policy, max_new_tokens, temperature)
-        return self._voices.answer(voice, talks, manner, seed)
+        try:
+            return self._voices.answer(voice, talks, manner, seed)
+        except InputError as error:  # the command's, in whose words the flags are
+            raise InputError(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))) from None
 
     def __repr__(self) -> str:
         return f"RunHandle({str(self.path)!r}, iteration={self.iteration})"
+
+
+def _conversations(prompts: Any) -> list[Messages]:
+    """Each prompt as messages. Raises `InputError` for what is neither texts nor conversations."""
+    one = isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable)
+    asked = [prompts] if one else list(prompts)
+    if asked and all(isinstance(message, Mapping) for message in asked):
+        asked = [asked]
+    talks = [[{"role": "user", "content": text}] if isinstance(text, str) else text for text in asked]
+    for talk in talks:
+        if not (isinstance(talk, Sequence) and all(isinstance(turn, Mapping) and "role" in turn for turn in talk)):
+            raise InputError(
+                f"prompts: must be texts, or lists of messages with role and content, got {talk!r:.60}. Give a "
+                "text, or a list of texts."
+            )
+    return talks
+
+
+def _check_number(name: str, value: Any, kind: type) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        rule = "a whole number" if kind is Integral else "a number"
+        raise InputError(f"{name}: must be {rule}, got {value!r}.")
 
 
 def load(run: str | Path, iteration: int | None = None) -> RunHandle:

@@ -78,11 +78,6 @@ class Models:
         """The answers that sampled completions hold."""
         return self.rewards.texts(completion_ids)
 
-    def answer_length(self, answer: str) -> int:
-        """Tokens of an answer in its frame."""
-        written = self.tokenizer(self.frame.write(answer), add_special_tokens=False)["input_ids"]
-        return len(written) + len(self.frame.ending)
-
     def remarks(self) -> Iterator[str]:
         """What is unusual about the model and its text, a line each."""
         yield from self.checked

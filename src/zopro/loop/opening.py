@@ -11,10 +11,12 @@ from pathlib import Path
 from zopro.config import RunConfig
 from zopro.engine.local.starts import start_note, tokenizer_home
 from zopro.loop.data import Data, load_data
+from zopro.loop.learned import check_answers, check_answers_early
 from zopro.loop.models import Models, load_models
 from zopro.loop.run import Run, open_run
 from zopro.system.launch import Processes
 from zopro.system.progress import task
+from zopro.text.frame import frame_of
 from zopro.text.tokenizer import load_tokenizer
 
 
@@ -45,8 +47,10 @@ def open_all(
     with task("reading the data"):
         tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
         data = load_data(config, tokenizer)
+        check_answers_early(config, data, frame_of(tokenizer))
     with task(f"loading {Path(config.model).name}"):
         models = load_models(config, tokenizer, data, resumes=writes)
+        check_answers(config, data, models.frame)
     if writes:
         run.store.create()
     run.processes.wait()

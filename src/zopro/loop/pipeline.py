@@ -88,8 +88,7 @@ def _run(
     with processes.lost_ranks(f"Continue, with as many processes as you like: {resuming}"):
         run, models, data = open_all(config, resume=resume, processes=processes, began=began)
         try:
-            threads = read_json(run.store.layout.environment()).get("threads", 0)  # as it began with
-            with stopped_by_full_disk(path, f"Then continue with: {resuming}"), torch_threads(threads):
+            with stopped_by_full_disk(path, f"Then continue with: {resuming}"), torch_threads(run.store.threads()):
                 found = _loop(run, models, data, before, measure, live)
         finally:
             with suppress(OSError):  # of a full disk, which is reported already

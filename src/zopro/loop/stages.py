@@ -7,19 +7,20 @@ in the run directory. `zopro.loop.table` has all of them in their order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from zopro.errors import InputError, diverging
+from zopro.errors import diverging
 from zopro.loop.answers import ask_judge, sample_all
 from zopro.loop.data import Data, Item
+from zopro.loop.learned import answered, ending_within, pairs, scored
 from zopro.loop.models import Models
 from zopro.loop.policy_stage import iteration_items
 from zopro.loop.run import Run
-from zopro.rewards import Pair, RewardModel, Scored
+from zopro.rewards import Pair, RewardModel
 from zopro.rewards.sequences import Sequences
 from zopro.store import shown
 from zopro.store.rundir import read_rows, whole_folder
@@ -49,19 +50,9 @@ def train_sft(run: Run, models: Models, data: Data) -> None:
 
 
 def _sft_rows(run: Run, models: Models, data: Data) -> list[Item]:
-    fits = _answers_fit(run, models)
-    rows = [item for item in data.train if item.example.chosen is not None and fits(item.example.chosen)]
-    if not rows:
-        limit = run.config.max_completion_length
-        raise InputError(f"max_completion_length: no chosen answer ends within {limit} tokens. Raise it.")
+    rows = [*answered(data.train, ending_within(models.frame, run.config))]
     run.say(f"SFT on {len(rows)} of {len(data.train)} rows (answers that fit max_completion_length)")
     return rows
-
-
-def _answers_fit(run: Run, models: Models) -> Callable[..., bool]:
-    """Whether answers, all of them, end within max_completion_length: longer ones would teach not to end."""
-    limit = run.config.max_completion_length
-    return lambda *answers: all(answer is None or models.answer_length(answer) <= limit for answer in answers)
 
 
 def _fit_sft(run: Run, models: Models, model: Any, rows: Sequence[Item]) -> None:
@@ -104,7 +95,7 @@ def train_reward(run: Run, models: Models, data: Data) -> None:
 
 
 def _train_reward(run: Run, models: Models, data: Data) -> None:
-    config, store, model, fits = run.config, run.store, models.reward, _answers_fit(run, models)
+    config, store, model, fits = run.config, run.store, models.reward, ending_within(models.frame, run.config)
     options: dict[str, Any] = {
         "steps": config.reward_steps,
         "batch_size": config.reward_batch_size,
@@ -116,52 +107,17 @@ def _train_reward(run: Run, models: Models, data: Data) -> None:
         "checkpoint_steps": config.checkpoint_steps,
     }
     if data.task.reward == "regression":
-        rows = scored(data.train, fits)
-        if len({row.score for row in rows}) < 2:
-            raise InputError(_no_answer_fits(config.max_completion_length, "two different scores"))
-        model.train_scores(rows, **options)
-        held_out = scored(data.eval)
+        model.train_scores([*scored(data.train, fits)], **options)
+        held_out = [*scored(data.eval)]
         measured = len({row.score for row in held_out}) > 1
         quality = model.correlation(held_out, config.eval_batch_size) if measured else {}
     else:
-        judged = pairs(data.train, fits)
-        if not judged:
-            raise InputError(_no_answer_fits(config.max_completion_length, "a chosen and a rejected answer"))
-        model.train_pairs(judged, **options)
-        held_out_pairs = pairs(data.eval)
+        model.train_pairs([*pairs(data.train, fits)], **options)
+        held_out_pairs = [*pairs(data.eval)]
         quality = model.accuracy(held_out_pairs, config.eval_batch_size) if held_out_pairs else {}
     store.log({"stage": "reward", "iteration": None, "step": None, "event": "quality", **quality})
     model.save(store.reward(0))
     run.say(f"reward model on held-out rows: {shown.quality(quality)}")
-
-
-def _no_answer_fits(limit: int, what: str) -> str:
-    return (
-        f"train_data: must have {what} that end within max_completion_length={limit} tokens, got none. Raise "
-        "max_completion_length, or choose another task."
-    )
-
-
-def pairs(items: Sequence[Item], fit: Callable[..., bool] | None = None) -> list[Pair]:
-    """The items' chosen and rejected answers; with `fit`, of those whose two answers fit."""
-    return [
-        Pair(item.prompt, item.example.chosen, item.example.rejected)
-        for item in items
-        if item.example.chosen is not None
-        and item.example.rejected is not None
-        and (fit is None or fit(item.example.chosen, item.example.rejected))
-    ]
-
-
-def scored(items: Sequence[Item], fit: Callable[..., bool] | None = None) -> list[Scored]:
-    """The items' answers with their direct-assessment scores; with `fit`, of those that fit."""
-    return [
-        Scored(item.prompt, item.example.chosen, item.example.score)
-        for item in items
-        if item.example.chosen is not None
-        and item.example.score is not None
-        and (fit is None or fit(item.example.chosen))
-    ]
 
 
 def sample_pairs(run: Run, models: Models, data: Data, iteration: int) -> None:

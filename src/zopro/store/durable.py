@@ -56,8 +56,12 @@ def write_bytes(path: Path, content: bytes, beside: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `path` when the block ends well, and disappears when it does not."""
-    beside = path.with_name(f".{path.name}.partial")
+    """A folder to write into that becomes `path` when the block ends well, and disappears when it does not.
+
+    Where `path` is a link, it stays one, and what it points to is replaced. Raises `InputError`: nothing can be made.
+    """
+    place = Path(os.path.realpath(path))
+    beside = place.with_name(f".{place.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
@@ -69,12 +73,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield beside
         fsync_tree(beside)
         _flush_lines()
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(beside, place)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(beside, path)
-    fsync_folder(path.parent)
+    fsync_folder(place.parent)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be written in `folder`, by it or the nearest one above it that is there; None where it can be."""
+    try:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        os.scandir(nearest).close()
+    except OSError as error:
+        return error.strerror
+    return None if os.access(nearest, os.W_OK) else os.strerror(errno.EACCES)
 
 
 def fsync_tree(folder: Path) -> None:
@@ -153,7 +167,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def _objects(path: Path, read: Callable[[], list[Any]]) -> list[dict[str, Any]]:
     try:
         values = [json.loads(text) for text in read()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error}"
         raise InputError(f"'{path}': must be there and be JSON, got {reason}. Restore it.") from error
     if not all(isinstance(value, dict) for value in values):

@@ -7,10 +7,9 @@ exception, appended line by line. One process at a time writes to it (`zopro.sto
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
@@ -22,11 +21,11 @@ import yaml
 from zopro.config import RunConfig
 from zopro.config.defaults import default_of
 from zopro.errors import InputError
-from zopro.store.durable import append_line, fix_end, read_json_lines, whole_folder, write_text
+from zopro.store.durable import append_line, fix_end, read_json, read_json_lines, unwritable, whole_folder, write_text
 from zopro.store.layout import Layout, Outputs
 from zopro.store.lock import RunLock
 from zopro.store.shown import named
-from zopro.store.usage import NOTED_EVERY, Usage
+from zopro.store.usage import NOTED_EVERY, Usage, numbers
 from zopro.system import heap, memory
 
 __all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_text"]
@@ -64,8 +63,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, those of earlier versions with the names of today; none before it is there."""
-    return [named(line) for line in read_json_lines(path)] if path.exists() else []
+    """The lines of a metrics.jsonl, those of earlier versions with the names of today; none before it is there.
+
+    Raises InputError: one of them is damaged.
+    """
+    lines = read_json_lines(path) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not _of_a_stage(line):
+            rule = "must say of which stage, iteration and step it is, and at a stage's end seconds and peak_rss_mb"
+            raise InputError(f"'{path}': line {number} {rule}, got others. Restore it.")
+    return [named(line) for line in lines]
+
+
+def _of_a_stage(line: Mapping[str, Any]) -> bool:
+    counted = all(isinstance(line.get(name, ""), int | None) for name in ("iteration", "step"))
+    timed = line.get("event") != "end" or numbers(line, "seconds", "peak_rss_mb")
+    return isinstance(line.get("stage"), str) and counted and timed
 
 
 class RunDirectory(Outputs):
@@ -105,7 +118,7 @@ class RunDirectory(Outputs):
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.lock.acquire()
             except OSError as error:
-                raise _unusable(self.path, error) from error
+                raise _unusable(self.path, error.strerror) from error
             check_folder(self.path, self._config, resume=False)
             write_text(self.layout.environment(), json.dumps(environment(), indent=2))
             write_text(self.layout.config(), yaml.safe_dump(self._config.to_dict(), sort_keys=False))
@@ -144,6 +157,14 @@ class RunDirectory(Outputs):
         """The lines of metrics.jsonl, those of earlier versions with the names of today."""
         return read_metrics(self.metrics_path)
 
+    def threads(self) -> int:
+        """Of torch's, with which the run was begun; 0: not known. Raises InputError: the record is damaged."""
+        path = self.layout.environment()
+        number = read_json(path).get("threads", 0)
+        if type(number) is not int or not 0 <= number < 2**16:
+            raise InputError(f"'{path}': must hold the number of threads, got {number!r}. Restore it.")
+        return number
+
     def write_rows(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -157,9 +178,10 @@ def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:
     saved_config = Layout(path).config()
     try:
         saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
-        assert isinstance(saved, dict)
-    except (OSError, ValueError, yaml.YAMLError, AssertionError):
-        raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.") from None
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.")
     return {field.name: default_of(field, config.task) for field in fields(config)} | saved
 
 
@@ -167,13 +189,8 @@ def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
     """Whether `path` holds the run to be continued; without `resume` it must hold none. Raises as `RunDirectory`."""
     layout = Layout(path)
     saved_config = layout.config()
-    try:
-        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-        os.scandir(nearest).close()
-    except OSError as error:
-        raise _unusable(path, error) from error
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"output_dir: must be a folder that can be written to, got {path}. Choose another.")
+    if reason := unwritable(path):
+        raise _unusable(path, reason)
     if not saved_config.exists():
         names = [entry.name for entry in path.iterdir()] if path.exists() else []
         strange = {name for name in names if not (name[0] == "." and name.endswith(".partial"))}
@@ -193,10 +210,8 @@ def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
     return True
 
 
-def _unusable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"output_dir: must be a folder that can be written to, got {path} ({error.strerror}). Choose another."
-    )
+def _unusable(path: Path, reason: str | None) -> InputError:
+    return InputError(f"output_dir: must be a folder that can be written to, got {path} ({reason}). Choose another.")
 
 
 def environment() -> dict[str, Any]:

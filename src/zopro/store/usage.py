@@ -49,8 +49,8 @@ class Usage:
         """
         if self.path.exists():
             try:
-                self.earlier = json.loads(self.path.read_text(encoding="utf-8"))
-            except ValueError as error:
+                self.earlier = _entries(json.loads(self.path.read_text(encoding="utf-8")))
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"{self.path}: must be JSON, but is damaged ({error}). Delete it: what the finished stages took is "
                     "known without it."
@@ -106,3 +106,18 @@ class Usage:
             name, iteration, start = self._stage
             here["unfinished"] = {"stage": name, "iteration": iteration, "seconds": round(now - start, 3)}
         return [*self.earlier, here]
+
+
+def _entries(values: Any) -> list[Entry]:
+    """What the file holds, if it is entries. Raises ValueError."""
+    entries: list[Entry] = values if isinstance(values, list) else [{}]
+    for entry in entries:
+        stage = isinstance(entry, dict) and (entry.get("unfinished") or {"seconds": 0})
+        if not isinstance(stage, dict) or not numbers(stage, "seconds") or not numbers(entry, "seconds", "peak_rss_mb"):
+            raise ValueError("no list of attempts with their seconds and peak_rss_mb")
+    return entries
+
+
+def numbers(record: Mapping[str, Any], *names: str) -> bool:
+    """Whether the record has a number under each name."""
+    return all(isinstance(record.get(name), (int, float)) for name in names)

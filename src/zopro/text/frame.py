@@ -48,6 +48,10 @@ class Frame:
         mark = self.opening.strip()
         return mark[: _first_end(mark, _special(self.tokenizer))]
 
+    def length(self, answer: str) -> int:
+        """Tokens of an answer as it is written, with its ending."""
+        return len(self.tokenizer(self.write(answer), add_special_tokens=False)["input_ids"]) + len(self.ending)
+
     def body(self, completion: Sequence[int]) -> list[int]:
         """A sampled completion's ids without its ending and what follows it (padding)."""
         end = next((i for i, token in enumerate(completion) if token in self.stops), len(completion))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
 
+from zopro.errors import InputError
 from zopro.system.launch import launched
 from zopro.train.checkpoints import save_arguments
 
@@ -92,15 +94,42 @@ def scaled_gradients(model: Any) -> dict[str, Any]:
     return {"fp16": True} if model.dtype == torch.float16 and model.device.type == "cuda" else {}
 
 
+def check_whole(arguments: Any, least: int, *names: str) -> None:
+    """Raise InputError for fields that are no whole numbers of at least so much."""
+    for name in names:
+        value = getattr(arguments, name)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise InputError(f"{name}: must be a whole number of at least {least}, got {value!r}.")
+
+
+def check_rows(rows: Any, args: Any) -> None:
+    """Raise InputError for rows without a prompt, or fewer than the prompts that are answered at once: TRL drops those.
+
+    Args:
+        rows: the data of a training; of a stream nothing is known.
+        args: a `trl.RLOOConfig`.
+    """
+    columns = getattr(rows, "column_names", None)
+    if columns and "prompt" not in columns:
+        raise InputError(f"train_dataset: must have a column 'prompt', got {', '.join(columns)}. Rename it.")
+    needed = args.generation_batch_size // args.num_generations
+    if hasattr(rows, "__len__") and len(rows) < needed:
+        raise InputError(
+            f"train_dataset: must have at least the {needed} prompts that are answered at once, got {len(rows)}. Add "
+            "rows, or lower per_device_train_batch_size."
+        )
+
+
 @contextmanager
 def as_if_more_answers(arguments: Any, times: int) -> Iterator[None]:
     """Within the context arguments of `trl.RLOOConfig` count so many times as many rows."""
-    names = ("num_generations", "per_device_train_batch_size", "generation_batch_size")
+    rows = ("per_device_train_batch_size", "per_device_eval_batch_size", "generation_batch_size")
+    names = ("num_generations", "num_generations_eval", *rows)
     for name in names:
         setattr(arguments, name, getattr(arguments, name) and getattr(arguments, name) * times)
     yield
     for name in names:
-        setattr(arguments, name, getattr(arguments, name) // times)
+        setattr(arguments, name, getattr(arguments, name) and getattr(arguments, name) // times)
 
 
 def policy_arguments(

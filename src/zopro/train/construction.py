@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from zopro.errors import Diverged, InputError
+from zopro.errors import Diverged, InputError, nearest
 from zopro.weights.adapters import tensor_name
+from zopro.zo import SPSA
 
+ADAPTER = "default"  # the only adapter that TRL trains
+REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
 LARGEST_WEIGHT = 1e6  # no language model has one near it
 
 
@@ -49,11 +54,18 @@ REFUSED = {
 def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any) -> None:
     """Raise InputError for adapters that cannot be driven, and where TRL would find no reference policy or tokenizer.
 
+    TRL trains and saves the adapter "default", and copies it to "ref".
+
     Args:
         model: a model, or the name of one, which is not looked at.
         beta: weight of the divergence from the reference policy.
         peft_config: of the adapter that TRL is to make.
     """
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        kind = type(peft_config).__name__
+        raise InputError(f"peft_config: must be a peft.PeftConfig, got {kind}. Use peft.LoraConfig(...).")
+    if isinstance(model, PeftModel):
+        _check_names(model)
     saved = [*getattr(model, "peft_config", {}).values()]
     for adapter in [*saved, *([peft_config] if peft_config is not None else [])]:
         why = REFUSED.get(getattr(adapter.peft_type, "value", adapter.peft_type))
@@ -76,6 +88,81 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
             f"beta: must be 0 for a model that was loaded from no folder, since its reference policy is loaded from "
             f"there, got {beta}. Save it and load it, or train an adapter."
         )
+
+
+def _check_names(model: PeftModel) -> None:
+    names, active = [*model.peft_config], model.active_adapters
+    if ADAPTER not in names:
+        raise InputError(
+            f"model: must have its adapter under the name {ADAPTER!r}, got {', '.join(map(repr, names))}. Give "
+            f"get_peft_model or PeftModel.from_pretrained adapter_name={ADAPTER!r}."
+        )
+    if active != [ADAPTER]:
+        raise InputError(
+            f"model: must have the adapter {ADAPTER!r} active, and no other, got {', '.join(map(repr, active))}. Call "
+            f"model.set_adapter({ADAPTER!r})."
+        )
+    if REFERENCE in names:
+        raise InputError(
+            f"model: must have no adapter {REFERENCE!r}, which becomes the reference policy's, got one. Call "
+            f"model.delete_adapter({REFERENCE!r})."
+        )
+
+
+def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None) -> None:
+    """Freeze the reference policy's adapter, and put `reference` in its place.
+
+    Raises:
+        ValueError: `reference` has other names than that adapter.
+    """
+    # TRL overlooks adapters of embeddings, whose names end so.
+    own = {tensor_name(name): p for name, p in model.named_parameters() if f".{REFERENCE}." in f"{name}."}
+    for parameter in own.values():
+        parameter.requires_grad_(False)
+    if reference is None:
+        return
+    plain = {tensor_name(name): tensor for name, tensor in reference.items()}
+    if set(own) != set(plain):
+        unmatched = sorted(set(own) ^ set(plain))
+        raise ValueError(f"reference: must name the policy's adapter tensors, {unmatched[:1]} has no counterpart")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(plain[name])
+
+
+def check_rewards(reward_funcs: Any, processing: Any = None) -> list[Any]:
+    """The reward functions as a list, which TRL wants.
+
+    Args:
+        processing: tokenizers of reward models; those of transformers that were loaded from a folder find their own.
+
+    Raises:
+        InputError: one that is neither a function, the name of a classifier nor a network that TRL can call.
+    """
+    functions = [*reward_funcs] if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    tokenizers = processing if isinstance(processing, list) else [processing] * len(functions)
+    if not functions:
+        raise InputError("reward_funcs: must have at least one function, got none.")
+    for function, tokenizer in zip(functions, tokenizers, strict=False):
+        name, config = type(function).__name__, getattr(function, "config", None)
+        if not (callable(function) or isinstance(function, str)):
+            raise InputError(f"reward_funcs: must be functions or names of classifiers, got {function!r:.60} ({name}).")
+        if not isinstance(function, nn.Module):
+            continue
+        if config is None:
+            raise InputError(f"reward_funcs: must have networks of transformers, got {name}. Call it in a function.")
+        if tokenizer is None and not (isinstance(function, PreTrainedModel) and config._name_or_path):
+            raise InputError(f"reward_processing_classes: must have the tokenizer of {name}, got None. Pass it.")
+    return functions
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Raise InputError for what are no options of SPSA, beside parameters and learning rate, which a trainer gives it."""
+    known = [name for name in inspect.signature(SPSA).parameters if name not in ("params", "lr")]
+    for name in given:
+        if name not in known:
+            remedy = " Set learning_rate in the trainer's args." if name == "lr" else nearest(name, known)
+            raise InputError(f"spsa_options: must be of {', '.join(known)}, got {name!r}.{remedy}")
 
 
 def adapter_kind(model: nn.Module) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 
 class EpochSampler(Sampler):
@@ -24,3 +25,32 @@ class EpochSampler(Sampler):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class CountedSteps(TrainerCallback):
+    """Begins TRL's counter of micro-batches where a training begins: transformers' checkpoints do not have it.
+
+    By it a trainer knows which part of the rows that are answered at once comes next.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        try:
+            batches = len(train_dataloader)
+        except TypeError:  # a stream has no epochs that are known to end
+            batches = 0
+        self.trainer._step = micro_batches(state.global_step, batches, args.gradient_accumulation_steps)
+
+
+def micro_batches(steps: int, batches: int, accumulated: int) -> int:
+    """Micro-batches of so many steps, where an epoch has so many `batches` (0: no end) and its last step may have fewer.
+
+    >>> micro_batches(3, batches=4, accumulated=3), micro_batches(3, batches=0, accumulated=3)
+    (7, 9)
+    """
+    if not batches:
+        return steps * accumulated
+    epochs, rest = divmod(steps, -(-batches // accumulated))
+    return epochs * batches + rest * accumulated

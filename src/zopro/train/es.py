@@ -8,6 +8,7 @@ mean rewards (`zopro.zo.evolution`). No log-probs, no reference policy, no gradi
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl import RLOOConfig
 from trl.data_utils import is_conversational
@@ -26,11 +28,11 @@ from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import option
 from zopro.config.step import DirectionOptions
 from zopro.engine import Rollouts
+from zopro.errors import InputError
 from zopro.system.clock import timed
-from zopro.train.arguments import as_if_more_answers
+from zopro.train.arguments import as_if_more_answers, check_whole
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import Asked, KeptRewards
-from zopro.train.rloo import Drawn
 from zopro.zo import ES, Displacement
 from zopro.zo.shaping import mean
 
@@ -44,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
-    """`trl.RLOOConfig` with the options of evolution strategies; what TRL has for log-probs and ratios is not used.
+    """`trl.RLOOConfig` with the options of evolution strategies; what TRL has for log-probs and advantages is not used.
 
     >>> args = ESConfig("runs/short", population=16, sigma="auto")
     >>> args.num_generations, args.beta
@@ -62,9 +64,17 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
     def __post_init__(self) -> None:
         if self.beta:
             raise ValueError(f"beta: must be 0, since no log-probs are taken, got {self.beta}. Use anchor")
-        # TRL wants a baseline of answers; a population has its members.
-        with as_if_more_answers(self, 2 if self.num_generations == 1 else 1):
-            RLOOConfig.__post_init__(self)
+        check_whole(self, 1, "num_generations", "population")
+        for name in ("use_vllm", "use_transformers_continuous_batching"):
+            if getattr(self, name):
+                raise InputError(f"{name}: must be off, since displaced members answer. Pass engine= to ESTrainer.")
+        given = copy.copy(self)
+        try:  # TRL wants a baseline of answers; a population has its members.
+            with as_if_more_answers(self, 2 if self.num_generations == 1 else 1):
+                RLOOConfig.__post_init__(self)
+        except ValueError:
+            RLOOConfig.__post_init__(given)  # says it with the numbers that were given
+            raise
         EvolutionOptions.__post_init__(self)
         DirectionOptions.__post_init__(self)
         self.noise = self.noise or "gaussian"
@@ -108,6 +118,8 @@ class ESTrainer(DirectedTrainer):
         super().__init__(*args, **kwargs)
         self._folder = kept
         self._kept: KeptRewards | None = None
+        self._extras: list[dict[str, list[Any]]] = []  # what reward functions add to the table, by member asked
+        self._shown: tuple[list[Any], list[Any], list[list[float]], dict[str, list[Any]]] = ([], [], [], {})
 
     def spsa_arguments(self) -> dict[str, Any]:
         names = ("population", "antithetic", "sigma", "shaping", "normalize", "momentum", "second_moment", "anchor")
@@ -144,12 +156,12 @@ class ESTrainer(DirectedTrainer):
             rows = self.spsa.measure_by(lambda at: [_flat(member) for member in self._members(inputs, at)])
             blocks = self.accelerator.num_processes  # of as many numbers from each rank
             members = [_joined(row, blocks, len(inputs)) for row in rows]
-            own = torch.tensor([row["row"] for row in inputs if "row" in row], dtype=torch.int64)
-            drawn = self.accelerator.gather(own.to(self.accelerator.device)).tolist()
+            self._step += 1
+            means = self._log_members(members)
+            self._note_drawn(mean(means), inputs)
         self.spsa.accumulate([member.rewards for member in members])
-        self._step += 1
-        means = self._log_members(members)
-        self.last_batch = Drawn(mean(means), list(dict.fromkeys(drawn)))
+        if self.log_completions and self._shown[0]:  # else no member was this rank's
+            self._fill_table(members)
         self._metrics["train"]["step_time"].append(time.perf_counter() - began)
         return torch.tensor(-mean(means), device=self.args.device)
 
@@ -157,10 +169,12 @@ class ESTrainer(DirectedTrainer):
         prompts = [row["prompt"] for row in inputs]
         told = [self._decoded(prompts, rollout) for rollout in self._answers(prompts, at)]
         known = self._known(prompts, at, [completions for completions, _ in told])
+        self._extras.clear()
         asked = [
             found or self._ask(member, inputs, prompts, *answers)
             for member, answers, found in zip(at, told, known, strict=True)
         ]
+        self._shown = prompts, told[0][0], asked[0].rewards, {} if known[0] else self._extras[0]
         for name in sorted({name for found in asked for name in found.logged}):  # of this rank's members and prompts
             logged = [value for found in asked for value in found.logged.get(name, [])]
             self._metrics["train"][name].append(sum(logged) / len(logged))
@@ -171,7 +185,7 @@ class ESTrainer(DirectedTrainer):
         self._check_weights()
         prompt_ids, *_ = self._tokenize_prompts(prompts)
         prompts, copies, options = self._sampling(prompt_ids)
-        options = dataclasses.replace(options, do_sample=not self.args.greedy)
+        options = dataclasses.replace(options, do_sample=options.do_sample and not self.args.greedy)
         return self.engine.sample(prompts, copies, options, at)
 
     def _decoded(self, prompts: list[Any], rollout: Rollouts) -> tuple[list[Any], list[list[int]]]:
@@ -202,6 +216,7 @@ class ESTrainer(DirectedTrainer):
         first = self.accelerator.process_index * len(inputs)
         everyone = self._calculate_rewards(inputs, list(prompts), list(completions), ids)
         asked = Asked(everyone[first : first + len(inputs)].tolist(), dict(self._pending_metrics))
+        self._extras.append(dict(self._pending_extra_logs))
         for pending in (self._pending_metrics, self._pending_extra_logs):
             pending.clear()
         if self._kept is not None:
@@ -243,6 +258,24 @@ class ESTrainer(DirectedTrainer):
             self._metrics["train"][name].append(value)
         self._metrics["train"]["answers"] = [float(self._step * len(members) * len(members[0].rewards))]  # so far
         return means
+
+    def _fill_table(self, members: list[Scored]) -> None:
+        """TRL's table of completions, the first member's; an advantage is a reward less what members get in the mean."""
+        logs, (*columns, extra) = self._logs, self._shown
+        prompts, completions, rewards = (gather_object(column) for column in columns)
+        for column in sorted({*logs["extra"], *gather_object(list(extra))}):
+            values = logs["extra"][column]
+            values.extend([None] * (len(logs["prompt"]) - len(values)))  # of rows before that have none
+            values.extend(gather_object(extra.get(column, [None] * len(columns[0]))))
+        logs["prompt"].extend(prompts)
+        logs["completion"].extend(completions)
+        for name, values in zip(self.reward_func_names, zip(*rewards, strict=True), strict=True):
+            logs["rewards"][name].extend(values)
+        means = [
+            mean([r for r in answer if math.isfinite(r)] or [math.nan])
+            for answer in zip(*(member.rewards for member in members), strict=True)
+        ]
+        logs["advantages"].extend(own - other for own, other in zip(members[0].rewards, means, strict=True))
 
     def zeroth_order_logs(self) -> dict[str, float]:
         last, es = self.spsa.last, self.spsa

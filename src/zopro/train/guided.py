@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from trl import RLOOConfig
 
-from zopro.config.fields import option
-from zopro.config.guided import GUIDED_LEARNING_RATE
+from zopro.config.fields import one_of, option
+from zopro.config.guided import GUIDE_LOCAL, GUIDED_LEARNING_RATE
 from zopro.engine import Batch
 from zopro.engine.feedback import Feedback
 from zopro.engine.local.engine import LocalEngine
+from zopro.train.arguments import check_whole
 from zopro.train.construction import adapter_kind
 from zopro.train.directed import plain_names
 from zopro.train.objectives import clipped_surrogate
@@ -61,6 +62,7 @@ class GuidedConfig(RLOOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_guide(self)
         if self.guard_every < 0 or self.guard_eps <= 0:
             raise ValueError(
                 f"guard_every: must not be negative, and guard_eps greater than 0, got {self.guard_every} "
@@ -80,8 +82,14 @@ class GuidedSPSAConfig(ZOPrOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_guide(self)
         if not 0 < self.guide <= 1:
             raise ValueError(f"guide: must lie in (0, 1], got {self.guide}")
+
+
+def _check_guide(config: Any) -> None:
+    one_of(config, "local", GUIDE_LOCAL)
+    check_whole(config, 0, "tail", "top_blocks")
 
 
 class FeedbackScores(Mixin):

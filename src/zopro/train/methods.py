@@ -21,6 +21,7 @@ from zopro.config.evolution import EvolutionOptions
 from zopro.config.step import PRESETS, DirectionOptions, StepOptions
 from zopro.train.arguments import policy_arguments, scaled_gradients
 from zopro.train.checkpoints import checkpointed
+from zopro.train.drawing import ROW
 from zopro.train.es import ESConfig, ESTrainer
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
@@ -79,8 +80,8 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
 
 
 def _columns(inputs: PolicyInputs) -> dict[str, list[Any]]:
-    """prompt; row: of the data, for the journal; item: the prompt's place, by which rewards find its answer."""
-    named = {"row": inputs.rows, "item": list(range(len(inputs.prompts)))} if inputs.rows else {}
+    """prompt; `ROW`: of the data, for the journal; item: the prompt's place, by which rewards find its answer."""
+    named = {ROW: inputs.rows, "item": list(range(len(inputs.prompts)))} if inputs.rows else {}
     return {"prompt": inputs.prompts, **named}
 
 

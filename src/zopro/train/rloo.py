@@ -7,7 +7,6 @@ warm start) and zeroth-order training (`ZOPrOTrainer`) share this class, so that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,10 +28,19 @@ from zopro.system.guard import checked_reward
 from zopro.system.heap import expect_graph
 from zopro.text.chat import check_end
 from zopro.text.frame import check_embedded
-from zopro.train.construction import arguments, check_model, check_weights, trainable
-from zopro.train.epochs import EpochSampler
+from zopro.train.arguments import check_rows
+from zopro.train.construction import (
+    ADAPTER,
+    arguments,
+    check_model,
+    check_rewards,
+    check_weights,
+    freeze_reference,
+    trainable,
+)
+from zopro.train.drawing import ROW, Drawn, drawing
+from zopro.train.epochs import CountedSteps, EpochSampler
 from zopro.train.objectives import group_normalised_advantages
-from zopro.weights.adapters import tensor_name
 from zopro.zo.directions import tensor_generator
 from zopro.zo.monitor import ResolutionMonitor
 
@@ -41,17 +49,7 @@ if TYPE_CHECKING:
 
     from zopro.train.typed import TRLArguments
 
-ADAPTER = "default"
-REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
 ADVANTAGES = ("rloo", "grpo")
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What was drawn last: the mean reward, and the rows of the data (their "row" column) that were answered."""
-
-    reward: float
-    rows: list[int]
 
 
 class EngineRLOOTrainer(RLOOTrainer):
@@ -69,10 +67,11 @@ class EngineRLOOTrainer(RLOOTrainer):
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
-        InputError: `args` of another trainer; a model that cannot be trained (`zopro.train.construction`); a pad token
-            without an embedding. While training, weights that diverge; a tokenizer that ends every prompt with EOS; a
-            reward function that raises, is late, or does not return one finite number (or None, which TRL leaves out) for
-            each completion.
+        InputError: `args` of another trainer; a model that cannot be trained (`zopro.train.construction`); rewards that
+            are none; a repetition penalty, or `generation_kwargs` that the engine does not draw by
+            (`zopro.train.drawing`); a pad token without an embedding. While training, rows without a prompt, or too few;
+            weights that diverge; a tokenizer that ends every prompt with EOS; a reward function that raises, is late, or
+            does not return one finite number (or None, which TRL leaves out) for each completion.
         ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
     """
 
@@ -98,6 +97,9 @@ class EngineRLOOTrainer(RLOOTrainer):
             raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
         args = arguments(args, self.config_cls)
         check_model(model, args.beta, processing_class, kwargs.get("peft_config"))
+        if not (args.use_vllm or args.use_transformers_continuous_batching):
+            drawing(args)
+        reward_funcs = check_rewards(reward_funcs, kwargs.get("reward_processing_classes"))
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         trainable(self.model)
         self.reward_funcs = [
@@ -109,11 +111,8 @@ class EngineRLOOTrainer(RLOOTrainer):
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Drawn | None = None
-        for name, parameter in self.model.named_parameters():
-            if f".{REFERENCE}." in f"{name}.":  # TRL overlooks adapters of embeddings, whose names end so
-                parameter.requires_grad_(False)
-        if reference is not None:
-            self._set_reference(reference)
+        self.add_callback(CountedSteps(self))
+        freeze_reference(self.model, reference)
         policy = self.accelerator.unwrap_model(self.model)
         self.engine: Engine = served(policy) or LocalEngine(policy, autocast=self.accelerator.autocast)
 
@@ -128,7 +127,8 @@ class EngineRLOOTrainer(RLOOTrainer):
         return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's training."""
+        """TRL's training. Raises InputError: `train_dataset` has fewer prompts than are answered at once."""
+        check_rows(self.train_dataset, self.args)
         result = super().train(*args, **kwargs)
         self._check_weights()
         return result
@@ -136,20 +136,6 @@ class EngineRLOOTrainer(RLOOTrainer):
     def _check_weights(self) -> None:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         check_weights(parameters, self.args.learning_rate, self.state.global_step)
-
-    def _set_reference(self, reference: Mapping[str, Tensor]) -> None:
-        plain = {tensor_name(name): tensor for name, tensor in reference.items()}
-        ours = {
-            tensor_name(name): parameter
-            for name, parameter in self.model.named_parameters()
-            if f".{REFERENCE}." in f"{name}."
-        }
-        if set(ours) != set(plain):
-            unmatched = sorted(set(ours) ^ set(plain))
-            raise ValueError(f"reference: must name the policy's adapter tensors, {unmatched[:1]} has no counterpart")
-        with torch.no_grad():
-            for name, parameter in ours.items():
-                parameter.copy_(plain[name])
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         return EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
@@ -162,10 +148,13 @@ class EngineRLOOTrainer(RLOOTrainer):
         if self.advantage == "grpo":
             output["advantages"] = self._group_normalised(output["advantages"])
         mode = "train" if self.model.training else "eval"
-        own = [example["row"] for example in inputs if "row" in example]
-        rows = self.accelerator.gather(torch.tensor(own, dtype=torch.int64, device=self.accelerator.device)).tolist()
-        self.last_batch = Drawn(self._metrics[mode]["reward"][-1], list(dict.fromkeys(rows)))
+        self._note_drawn(self._metrics[mode]["reward"][-1], inputs)
         return output
+
+    def _note_drawn(self, reward: float, inputs: list[dict[str, Any]]) -> None:
+        own = [example[ROW] for example in inputs if ROW in example]
+        rows = self.accelerator.gather(torch.tensor(own, dtype=torch.int64, device=self.accelerator.device)).tolist()
+        self.last_batch = Drawn(reward, list(dict.fromkeys(rows)))
 
     @timed("scoring")
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -207,13 +196,9 @@ class EngineRLOOTrainer(RLOOTrainer):
         if any(count != copies for _, count in groups):  # a rank's slice may cut a group
             groups, copies = [(prompt, 1) for prompt in prompt_ids], 1
         options = Sampling(
-            max_new_tokens=self.max_completion_length,
             eos_token_ids=self.eos_token_ids,
             pad_token_id=self._tokenizer.pad_token_id,
-            temperature=self.temperature,
-            top_k=self.top_k or None,
-            top_p=self.top_p,
-            min_p=self.min_p,
+            **drawing(self.args),
             generator=self._rollout_generators(prompt_ids),
         )
         return [prompt for prompt, _ in groups], copies, options
@@ -297,4 +282,5 @@ class EngineRLOOTrainer(RLOOTrainer):
         active = getattr(unwrapped, "active_adapter", ADAPTER)
         same_shape = rollout.completion_ids.shape == completion_ids.shape
         same = active == ADAPTER and same_shape and bool((rollout.completion_ids == completion_ids).all())
+        same = same and drawing(self.args)["temperature"] == self.temperature
         return same and self._takes_rollout_logprobs(unwrapped)

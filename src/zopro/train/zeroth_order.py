@@ -28,7 +28,7 @@ from transformers import TrainingArguments
 from zopro.errors import InputError
 from zopro.system.clock import timed
 from zopro.system.launch import counted, exchanging
-from zopro.train.construction import trainable
+from zopro.train.construction import check_options, trainable
 from zopro.train.evaluations import counting
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
@@ -272,7 +272,8 @@ def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options:
         spsa_options: further arguments of `zopro.SPSA` (eps, directions, queries, sides, ...).
 
     Raises:
-        TypeError: `trainer_cls` is not such a class.
+        TypeError: `trainer_cls` is not such a class, or is without a backward pass already.
+        InputError: an option that SPSA does not have.
         ValueError: its `training_step` computes a loss of its own instead of calling `compute_loss`.
 
     >>> from datasets import Dataset
@@ -285,6 +286,11 @@ def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options:
     """
     if not (isinstance(trainer_cls, type) and hasattr(trainer_cls, "training_step")):
         raise TypeError(f"trainer_cls: must be a subclass of transformers.Trainer, got {trainer_cls!r}")
+    if issubclass(trainer_cls, ZerothOrderMixin):
+        raise TypeError(
+            f"trainer_cls: must have a backward pass, got {trainer_cls.__name__}, which has none. Use it as it is."
+        )
+    check_options(spsa_options)
     if not reaches_loss(trainer_cls):
         raise ValueError(unreached(trainer_cls))
     namespace = {"spsa_options": spsa_options, "check_slope": check_slope}

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from trl import RLOOConfig
 
-from zopro.config.fields import option
+from zopro.config.fields import check, option
 from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
+from zopro.train.arguments import check_whole
 from zopro.train.directed import DirectedTrainer
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
@@ -53,6 +54,7 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
         RLOOConfig.__post_init__(self)
         for name in ("eps", "noise", "surrogate"):
             setattr(self, name, "" if getattr(self, name) is None else getattr(self, name))
+        check_whole(self, 1, "queries")
         StepOptions.__post_init__(self)
         default = self.preset == "default"
         self.noise = self.noise or ("signs" if default else "gaussian")
@@ -61,6 +63,8 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
         self.normalize = self.normalize if self.normalize is not None else default
         if self.second_moment_beta is None:
             self.second_moment_beta = 0.9 if default else 0.0
+        beta = self.second_moment_beta
+        check(0 <= beta < 1, "second_moment_beta", "must lie in [0, 1)", beta, "0: none.")
 
 
 class ZOPrOTrainer(DirectedTrainer):

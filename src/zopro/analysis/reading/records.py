@@ -31,25 +31,70 @@ def read_metrics(run: Path) -> list[Record]:
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """The objects of a .jsonl file; a missing file gives none, an unfinished last line is left out."""
-    records = []
-    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    """The objects of a .jsonl file; a missing file gives none. What cannot be read is left out: `unread` says it."""
+    return _records(path)[0]
 
 
 def read_object(path: Path, parse: Callable[[str], Any] = json.loads) -> Record:
     """The object in a file; an empty one where there is none, or none that can be read."""
+    return _object(path, parse) or {}
+
+
+def unread(run: Path) -> list[str]:
+    """What of a run is there and cannot be read, each with what a page lacks without it.
+
+    A last line that is not finished is no damage: the run is writing it.
+    """
+    layout = Layout(run)
+    objects = (
+        (layout.config(), yaml.safe_load, "settings"),
+        (layout.environment(), json.loads, "versions and machine"),
+        (layout.summary(), json.loads, "seconds and memory"),
+    )
+    found = [f"{path.name} ({lacks})" for path, parse, lacks in objects if _object(path, parse) is None]
+    lines = {layout.metrics(): "curves and evaluations"}
+    lines |= dict.fromkeys(sorted(layout.evaluations().glob("*.jsonl")), "answers")
+    for path, lacks in lines.items():
+        records, lost = _records(path)
+        some = f"{lost} line{'s' * (lost > 1)} of " if records else ""
+        found += [f"{some}{path.relative_to(run)} ({lacks})"] * bool(lost)
+    return found
+
+
+def _records(path: Path) -> tuple[list[Record], int]:
+    """The objects of a .jsonl file, and how many of its lines hold none; an empty file counts as such a line.
+
+    Lines end at b"\\n" alone: texts may hold U+2028 and other characters that `str.splitlines` takes for an end.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    except OSError:
+        return [], 1
+    found = [_line(line.decode("utf-8", "replace")) for line in lines if line.strip()]
+    records = [record for record in found if record is not None]
+    unfinished = lines[-1].startswith(b"{") and found[-1] is None
+    return records, len(found) - len(records) - unfinished if found else 1
+
+
+def _line(text: str) -> Record | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _object(path: Path, parse: Callable[[str], Any]) -> Record | None:
+    """The object in a file; an empty one where there is no file, None where it cannot be read."""
     try:
         value = parse(path.read_text("utf-8", "replace"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except FileNotFoundError:
         return {}
-    return value if isinstance(value, dict) else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def latest_evaluations(metrics: Iterable[Record]) -> list[Record]:

@@ -1,0 +1,66 @@
+"""What stdout and stderr may be: full, closed, read no more, of a narrow encoding. One line at most, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ZOPRO = f"{sys.executable} -m zopro"
+
+
+def shell(command: str, folder: Path, **variables: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of what a shell does with `zopro`."""
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("words", ["methods", "methods --json", "--help"])
+def test_a_full_disk_at_stdout_is_one_line(words: str, tmp_path: Path) -> None:
+    code, _, err = shell(f"{ZOPRO} {words} > /dev/full", tmp_path, PYTHONUNBUFFERED="")
+    assert code == 1 and err.startswith("zopro: stopped: the disk is full (") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_nowhere(closed: str, tmp_path: Path) -> None:
+    assert shell(f"{ZOPRO} methods {closed}", tmp_path)[::2] == (0, "")
+
+
+def test_an_error_does_not_go_to_stdout(tmp_path: Path) -> None:
+    assert shell(f"{ZOPRO} methods --nope 2>&-", tmp_path)[:2] == (2, "")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_who_reads_no_more_is_left_in_peace(buffered: str, tmp_path: Path) -> None:
+    code, _, err = shell(f"{ZOPRO} methods --json | true", tmp_path, PYTHONUNBUFFERED=buffered)
+    assert (code, err) == (141, "")
+
+
+def test_a_broken_pipe_of_something_else_is_our_bug(tmp_path: Path) -> None:
+    code = "from zopro import cli\ndef f(args): raise BrokenPipeError(32, 'Broken pipe')\n"
+    code += "cli.listing._methods = f\ncli.main(['methods'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_characters_that_stdout_lacks_are_escaped(encoding: str, tmp_path: Path) -> None:
+    code, out, err = shell(
+        f"{ZOPRO} init chat --out '\u0142.yaml'", tmp_path, PYTHONIOENCODING=encoding, LC_ALL="C.UTF-8"
+    )
+    assert (code, err) == (0, "") and ("\\u0142.yaml written" in out) is (encoding != "utf-8")
+    code, out, err = shell(
+        f"{ZOPRO} init chat --json --out 'é\U0001f600.yaml'", tmp_path, PYTHONIOENCODING=encoding, LC_ALL="C.UTF-8"
+    )
+    assert json.loads(out)["config"] == "é\U0001f600.yaml"

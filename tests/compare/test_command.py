@@ -1,0 +1,54 @@
+"""Where `zopro compare` writes: what was typed, else what its file says, but never into the run that the file is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from zopro import cli
+from zopro.errors import InputError
+
+RUN = {"model": "m", "task": "chat", "train_data": "x", "output_dir": "run"}
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folder of each comparison, none of which is made; and a run, with a copy of its configuration outside of it."""
+    found: list[str] = []
+
+    def compared(config: Any, plan: Any) -> Any:
+        found.append(config.output_dir)
+        raise InputError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
+    monkeypatch.setattr("zopro.compare.compare", compared)
+    Path("run").mkdir()
+    Path("run/environment.json").write_text("{}")
+    for path in ("run/config.yaml", "config.yaml"):
+        Path(path).write_text(yaml.safe_dump(RUN))
+    return found
+
+
+def compared(*words: str) -> int:
+    return cli.main(["compare", *words, "--methods", "rloo", "--steps", "1"])
+
+
+def test_a_run_s_folder_is_not_compared_in(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["run/config.yaml"], ["config.yaml"]):
+        for typed in ([], ["--out", "a"], ["--output_dir", "b"], ["--out", "a", "--output-dir", "a/"]):
+            assert compared(*words, *typed) == 2
+    assert folders == ["", "a", "b", "a"] * 2
+    monkeypatch.chdir("run")  # whence the folder has another name
+    assert compared("config.yaml") == 2 and folders.pop() == ""
+    monkeypatch.chdir("..")
+    Path("run/environment.json").unlink()
+    assert compared("config.yaml") == 2 and folders.pop() == "run", "of no run: as the file says"
+
+
+def test_two_folders_are_refused(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compared("config.yaml", "--out", "a", "--output_dir", "b") == 2 and folders == []
+    assert "--out: must be --output_dir where both are given, got 'a' and 'b'. Give one." in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""What earlier calls have left in a comparison's folder, damaged or in use: one line that names the file or its user."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock, Timeout
+
+from zopro.compare import Plan, compare, run
+from zopro.compare.kept import finished, result_of
+from zopro.compare.plan import Job
+from zopro.config import RunConfig
+from zopro.errors import InputError
+from zopro.store.durable import write_text
+
+CONFIG = RunConfig(model="m", task="chat", train_data="x")
+PLAN = Plan(("rloo",), steps=1, points=1, search_trials=1)
+POINT = {"step": 1, "seconds": 1.0, "rewards": [0.5], "kl_per_answer": [0.1]}
+TRAINED = {"points": [POINT], "steps": 1, "seconds": 1.0, "peak_mb": 100.0}
+LACKING = [json.dumps({**TRAINED, "points": [point]}) for point in (1, {}, {**POINT, "rewards": 1})]
+NOISE = ["", "noise", "[1]", "{}", "null", "[" * 9999]
+
+
+@pytest.mark.parametrize("text", [*NOISE, *LACKING, json.dumps({**TRAINED, "peak_mb": None})])
+@pytest.mark.parametrize("kind", ["prepare", "inference", "train"])
+def test_a_damaged_result_is_named(kind: str, text: str, tmp_path: Path) -> None:
+    path, whole = tmp_path / "result.json", kind == "inference" and text in LACKING  # which reads the memory alone
+    path.write_text(text)
+    if whole:
+        assert result_of(path, Job(kind))["peak_mb"] == 100
+        return
+    with pytest.raises(InputError) as caught:
+        result_of(path, Job(kind))
+    assert str(caught.value) == (
+        f"'{path}': must be as zopro has written it, got a damaged file. Delete it: its job is run again."
+    )
+
+
+def test_a_whole_result_comes_with_the_names_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({**TRAINED, "points": [{"rewards": [0.5], "kl": [0.1]}]}))
+    assert result_of(path, Job("train"))["points"] == [{"rewards": [0.5], "kl_per_answer": [0.1]}]
+    path.write_text(json.dumps({"start": {"rewards": [0.5], "kl": [0.1]}}))
+    assert result_of(path, Job("prepare"))["start"] == {"rewards": [0.5], "kl_per_answer": [0.1]}
+
+
+@pytest.mark.parametrize("text", [*NOISE, '{"plan": {}}', '{"plan": {}, "methods": {"es": {"curve": []}}}'])
+def test_a_damaged_comparison_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text(text)
+    with pytest.raises(InputError, match=r"compare\.json': must .* Delete it: it is made again from the jobs\.$"):
+        finished(tmp_path / "compare.json", PLAN)
+    with pytest.raises(InputError, match=r"compare\.json': must"):
+        compare(replace(CONFIG, output_dir=str(tmp_path)), PLAN, quiet=True)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return replace(CONFIG, output_dir=str(tmp_path / "out"))
+
+
+def test_a_comparison_names_the_result_that_is_damaged(config: RunConfig) -> None:
+    path = Path(config.output_dir) / "jobs" / Job("prepare").name / "result.json"
+    write_text(path, "{")
+    with pytest.raises(InputError, match=r"result\.json': must .* Delete it: its job is run again"):
+        compare(config, PLAN, quiet=True)
+
+
+def test_one_process_compares_in_a_folder_from_start_to_end(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = FileLock(str(Path(config.output_dir) / ".lock"), timeout=0)  # as another process opens it
+    locked: list[bool] = []
+
+    def launch(described: Path, log: Any) -> int:
+        with pytest.raises(Timeout):
+            lock.acquire()
+        locked.append(True)
+        return 1
+
+    monkeypatch.setattr(run, "_launch", launch)
+    with pytest.raises(run.JobFailed):
+        compare(config, PLAN, quiet=True)
+    assert locked == [True]
+    with lock, pytest.raises(InputError, match=r"^output_dir: must be used by one process at a time, got .*out, which"):
+        compare(config, PLAN, quiet=True)
+    assert locked == [True], "nothing has run"
+
+
+def test_a_log_s_last_line_is_told_as_a_whole(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(described: Path, log: Any) -> int:
+        log.write("a line\nzopro: error: model: must be there, got 'a\u2028b'.\n")
+        return 2
+
+    monkeypatch.setattr(run, "_launch", launch)
+    with pytest.raises(InputError) as caught:
+        compare(config, PLAN, quiet=True)
+    assert str(caught.value) == "model: must be there, got 'a\u2028b'."

@@ -1,0 +1,120 @@
+"""How trainers on the engine draw answers: TRL's arguments are heeded or refused, and rows keep their own columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from trl import RLOOConfig, RLOOTrainer
+
+from tiny_trainers import PROMPTS, TOKENIZER, es, head_only, online, quiet, settings, zopro
+from zopro import ESConfig, ESTrainer, ZOPrOConfig, ZOPrOTrainer
+from zopro.engine import Sampling
+from zopro.errors import InputError
+from zopro.train.drawing import drawing
+from zopro.train.guided import GuidedConfig, GuidedTrainer
+
+SMALL = {"max_steps": 1, "learning_rate": 0.0}
+BUILDS: dict[str, Any] = {
+    "zopro": lambda folder, **o: zopro(folder, num_generations=2, per_device_train_batch_size=8, **SMALL, **o),
+    "es": lambda folder, **o: es(folder, population=2, **SMALL, **o),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_generation_kwargs_win_as_in_trl(kind: str, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def noted(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [0.0] * len(completions)
+
+    given = {"do_sample": False, "max_new_tokens": 2, "top_k": None}
+    BUILDS[kind](tmp_path, reward_funcs=noted, generation_kwargs=given, top_k=1).train()
+    longest = max(len(TOKENIZER(text)["input_ids"]) for _, text in seen)
+    assert longest == 2, "of 6"
+    if kind == "zopro":
+        ours, seen[:] = dict(seen), []
+        options = {"num_generations": 2, "per_device_train_batch_size": 8, "gradient_checkpointing": False, **SMALL}
+        online(RLOOTrainer, RLOOConfig, tmp_path, {**options, "reward_funcs": noted, "generation_kwargs": given}).train()
+        assert len(set(seen)) == 4 and dict(seen) == ours, "greedy"
+
+
+def test_the_engine_is_asked_for_what_the_arguments_say(tmp_path: Path) -> None:
+    plain = {"max_new_tokens": 9, "do_sample": True, "temperature": 0.5, "top_k": None, "top_p": 0.9, "min_p": None}
+    args = ZOPrOConfig(str(tmp_path), use_cpu=True, max_completion_length=9, temperature=0.5, top_p=0.9)
+    assert drawing(args) == plain
+    args.generation_kwargs, args.cache_implementation = {"top_k": 3, "min_p": 0.1, "temperature": None}, "static"
+    assert drawing(args) == {**plain, "top_k": 3, "min_p": 0.1}
+
+
+def test_log_probs_of_another_temperature_are_not_taken_for_the_policy_s(tmp_path: Path) -> None:
+    for given, taken in (({}, True), ({"temperature": 1.0}, True), ({"temperature": 0.5}, False)):
+        trainer = BUILDS["zopro"](tmp_path, generation_kwargs=given)
+        rollout = trainer.engine.sample([[2]], 2, Sampling(3, [1], 0))[0]
+        assert trainer._drawn_from(trainer.model, rollout, rollout.completion_ids) == taken
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repetition_penalty": 1.2}, r"^repetition_penalty: must be 1, .*, got 1\.2\. Leave it out\.$"),
+        ({"generation_kwargs": {"repetition_penalty": 1.2}}, r"^repetition_penalty: must be 1, .*, got 1\.2\."),
+        (
+            {"generation_kwargs": {"top_k": 3, "suppress_tokens": [2], "min_new_tokens": 6}},
+            r"^generation_kwargs: must be of .*, got min_new_tokens, suppress_tokens\. Leave out the others\.$",
+        ),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused(kind: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        BUILDS[kind](tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", ["use_vllm", "use_transformers_continuous_batching"])
+def test_members_are_displaced_by_the_engine_alone(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: must be off"):
+        ESConfig(use_cpu=True, **{name: True})
+
+
+# Rows.
+
+TRAINERS = {"zopro": (ZOPrOTrainer, ZOPrOConfig), "es": (ESTrainer, ESConfig), "guided": (GuidedTrainer, GuidedConfig)}
+
+
+def built(kind: str, folder: Path, rows: Dataset, reward: Any = None) -> Any:
+    trainer, config = TRAINERS[kind]
+    sizes = {"population": 2} if kind == "es" else {"num_generations": 2, "beta": 0.0}
+    args = config(**settings(folder, **{**SMALL, "max_completion_length": 2, **sizes}))
+    reward = reward or (lambda completions, **columns: [0.0] * len(completions))
+    return quiet(trainer(head_only(), reward, args, rows, processing_class=TOKENIZER))
+
+
+@pytest.mark.parametrize("kind", ["zopro", "es"])
+def test_a_column_called_row_is_the_user_s(kind: str, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def noted(completions: list[str], row: list[str], **columns: Any) -> list[float]:
+        seen.extend(row)
+        return [0.0] * len(completions)
+
+    trainer = built(kind, tmp_path, Dataset.from_list([{"prompt": p, "row": f"id-{p}"} for p in PROMPTS]), noted)
+    trainer.train()
+    assert set(seen) <= {f"id-{p}" for p in PROMPTS} and seen and trainer.last_batch.rows == []
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("zopro", 2), ("es", 4)])
+def test_fewer_prompts_than_a_step_takes_are_refused(kind: str, needed: int, tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"prompt": p} for p in PROMPTS])
+    said = rf"^train_dataset: must have at least the {needed} prompts .*, got {needed - 1}\. Add rows, or lower"
+    with pytest.raises(InputError, match=said):
+        built(kind, tmp_path, rows.select(range(needed - 1))).train()
+    assert built(kind, tmp_path, rows.select(range(needed))).train().global_step == 1
+
+
+def test_rows_without_a_prompt_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^train_dataset: must have a column 'prompt', got question\. Rename it\.$"):
+        built("zopro", tmp_path, Dataset.from_list([{"question": p} for p in PROMPTS])).train()
