@@ -118,3 +118,19 @@ def test_where_an_iteration_begins(tmp_path: Path) -> None:
             rewards = reward / f"{iteration:03d}", reward / f"{iteration - 1:03d}"
             expected = Origin(run, iteration, "zopro", folders[0], folders, rewards)
             assert origin_of(options, store, iteration, start) == expected
+
+
+def test_along_the_newest_update_that_moved_the_policy(tmp_path: Path) -> None:
+    """A step in proportion to the update before it may round to nothing: along 0 there would be noise alone."""
+    run = tmp_path / "run"
+    options = config(run, method="zopro")
+    store = RunDirectory(options, resume=False)
+    for folder, weights in ((store.sft(), "a"), *((store.policy(i), weights) for i, weights in enumerate("bccc"))):
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_text(weights)
+    for iteration, last in ((1, 0), (2, 1), (3, 1), (4, 1)):
+        before = store.policy(last - 1) if last else store.sft()
+        origin = origin_of(options, store, iteration, None)
+        assert origin.start == store.policy(iteration - 1)
+        assert origin.previous_update == (store.policy(last), before)
+        assert origin.reward_update == (store.reward(last + 1), store.reward(last))

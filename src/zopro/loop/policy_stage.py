@@ -96,6 +96,9 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
     """
     config, store, policies = run.config, run.store, models.policies
     origin = _origin(run, iteration)
+    if iteration and origin.previous_update and origin.previous_update[0] != origin.start:
+        made = origin.name(origin.previous_update[0])
+        run.say(f"policy {iteration}: the iteration before left the policy as it was; mu is the update that made {made}")
     steps, seed, at = policy_steps(run, data), run.seed("policy", iteration), store.trainer("policy", iteration)
     items = iteration_items(run, data, iteration, steps * config.prompts_per_step)
     method = METHODS[origin.method]

@@ -5,7 +5,9 @@ Recorder(trainer, path, origin).attach()         # first-order trainers have no 
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,20 +49,38 @@ class Origin:
 def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str | None) -> Origin:
     """How an iteration is optimised, and from what: by `method`, along updates of the iteration before it.
 
-    These are the policy's update mu and, where one is trained, the reward model's update v over the same iteration.
+    These are the policy's update mu and, where one is trained, the reward model's update v over the same iteration: the
+    newest one that moved the policy, since along an update of 0 there is noise alone, at a rate that is not noise's.
     Iteration 0 has none before it. There `start` says what is done instead: "sft" takes the SFT update for mu,
     the others take another method (`METHOD_OF_START`), None takes `method` without updates.
     """
     policies = store.sft(), *map(store.policy, range(iteration))
     method, mu, v = config.method, None, None
     if iteration > 0:
-        mu = policies[-1], policies[-2]
-        v = (store.reward(iteration), store.reward(iteration - 1)) if config.trains_reward else None
+        last = newest_update(policies)
+        mu = policies[last + 1], policies[last]
+        v = (store.reward(last + 1), store.reward(last)) if config.trains_reward else None
     elif start == "sft":
         mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
     elif start is not None:
         method = METHOD_OF_START[start]
     return Origin(store.path, iteration, method, policies[-1], mu, v)
+
+
+def newest_update(policies: Sequence[Path]) -> int:
+    """The last iteration that moved the policy; where none has, the last one.
+
+    Args:
+        policies: folders of the start, and of what each iteration made of it.
+    """
+    iterations = range(len(policies) - 2, -1, -1)
+    return next((i for i in iterations if _differ(policies[i + 1], policies[i])), len(policies) - 2)
+
+
+def _differ(after: Path, before: Path) -> bool:
+    files = {file.name: file for file in before.glob("*.safetensors")}
+    pairs = [(file, files.get(file.name)) for file in after.glob("*.safetensors")]
+    return any(other is None or not filecmp.cmp(file, other, shallow=False) for file, other in pairs)
 
 
 class Recorder(TrainerCallback):
