@@ -39,7 +39,7 @@ def run(folder: Path, rewards: dict[int | None, dict[str, float]]) -> Path:
         lines = [json.dumps({"prompt": prompt, "reward": reward}) for prompt, reward in found.items()]
         layout.evaluation(iteration).write_text("\n".join(lines) + "\n")
         layout.evaluation(iteration, ".json").write_text(json.dumps({"kl_per_answer": 0.5, "win_rate": 0.75}))
-    end = {"stage": "policy", "iteration": 1, "step": None, "event": "end", "seconds": 12.0}
+    end = {"stage": "policy", "iteration": 1, "step": None, "event": "end", "seconds": 12.0, "peak_rss_mb": 1.0}
     layout.metrics().write_text(json.dumps(end) + "\n")
     return folder
 

@@ -22,7 +22,7 @@ from zopro.config import ALL_QUESTIONS, RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
 from zopro.loop import answers as answering
-from zopro.loop import pipeline, remembered
+from zopro.loop import opening, pipeline, remembered
 from zopro.loop.divergence import log_ratios
 from zopro.loop.opening import open_all
 from zopro.rewards.functions.answer import has
@@ -126,8 +126,10 @@ def test_divergence_on_another_task_is_of_the_answers_drawn_there(folder, runs) 
     assert said.startswith("on 3 prompts of another task: KL ") and f"elsewhere    {said}" in demo.table(summary)
 
 
-def test_divergence_on_another_task_is_the_true_one_within_its_noise(folder, runs, tmp_path) -> None:
+def test_divergence_on_another_task_is_the_true_one_within_its_noise(folder, runs, tmp_path, monkeypatch) -> None:
     """Of answers of up to two tokens, all of which can be listed; by a policy that is far from the SFT policy."""
+    for check in ("check_answers_early", "check_answers"):  # nothing is trained on answers as short as these
+        monkeypatch.setattr(opening, check, lambda *given: None)
     settings = dataclasses.replace(load_config(runs["most"][0] / "config.yaml"), max_completion_length=2)
     settings = dataclasses.replace(settings, eval_batch_size=500, output_dir=str(tmp_path / "new"))
     run, models, data = open_all(settings, writes=False)

@@ -7,6 +7,7 @@ import math
 import random
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from zopro.engine.opening import open_base
 from zopro.system.random_state import preserve_random_state
 from zopro.text.frame import check_embedded
 from zopro.text.tokenizer import load_tokenizer
+from zopro.weights.saving import save_weights
 
 __all__ = ["Setting", "Work", "build"]
 
@@ -110,7 +112,7 @@ def _random_model(
 def _quantised(model: PreTrainedModel, options: ModelOptions, device: torch.device) -> Any:
     """The same model as it is loaded in 4 or 8 bits."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        save_weights(model, Path(folder))
         return open_base(dataclasses.replace(options, model=folder), device)
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
-from zopro.engine.local import lora
+from zopro.engine.local import lora, products
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.logprobs import completion_logprobs
 
@@ -22,7 +22,8 @@ ROWS, INPUTS, OUTPUTS = 300, 96, 80
 
 @pytest.fixture(autouse=True)
 def able(monkeypatch):
-    monkeypatch.setattr(lora, "multiplies_bfloat16", lambda: True)
+    for module in (lora, products):
+        monkeypatch.setattr(module, "multiplies_bfloat16", lambda: True)
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_an_answer_that_a_starting_server_does_not_give_ends_the_waiting(monkeyp
 
     said: list[int] = []
     monkeypatch.setattr(started.Started, "greet", greet)
-    server = started.Started([sys.executable, "-c", "input()"], {}, 9, 5.0)
+    server = started.Started([sys.executable, "-c", "import time; time.sleep(60)"], {}, 9, 5.0)
     with pytest.raises(InputError, match="vLLM must start, got /v1/models says 401"):
         server.wait()
     server.stop()
