@@ -12,6 +12,7 @@ import torch
 from zopro.bench import measure as steps  # by every kind, so that the libraries are in every kind's memory
 from zopro.bench.work import Work, build
 from zopro.engine.local.rollouts import generate
+from zopro.system.heap import give_back
 from zopro.system.memory import PeakMemory
 
 
@@ -24,6 +25,7 @@ def measure(kind: str, work: Work) -> dict[str, Any]:
     about = {"parameters": setting.parameters, "dtype": str(setting.policy.dtype).removeprefix("torch."),
              "device": device.type, "threads": torch.get_num_threads()}  # fmt: skip
     gc.collect()
+    give_back()  # of a model that was quantised the wide weights
     memory = PeakMemory(device)
     result: dict[str, Any] = {}
     if kind == "inference-memory":

@@ -38,6 +38,13 @@ def expect_graph(graph: bool) -> None:
         library.mallopt(TRIM_THRESHOLD, back)
 
 
+def give_back() -> None:
+    """Return to the system, once, what is free in the heap: what a process has used before is not what it needs now."""
+    library = _glibc()
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def how_set() -> str:
     """What became of the heap's settings on this system, for the record."""
     if _glibc() is None:
