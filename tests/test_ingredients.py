@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from scripts import benchmark
 from zopro.zo import Targeted
-
-FILE = Path(__file__).parents[1] / "benchmarks" / "ingredients.py"
 
 
 @pytest.fixture(scope="module")
 def ingredients() -> Any:
-    spec = importlib.util.spec_from_file_location("ingredients", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("ingredients")
 
 
 @pytest.mark.parametrize(("trainer", "along"), [("NoiseAloneTrainer", 0.0), ("UpdateAloneTrainer", 0.999)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,22 +10,18 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import benchmark
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.store.layout import Layout
 from zopro.store.rundir import begun_with
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "loop.py"
 CONFIG = RunConfig(model="m", task="chat", train_data="x", seed=0, iterations=1)
 
 
 @pytest.fixture(scope="module")
 def loop() -> Any:
-    spec = importlib.util.spec_from_file_location("loop", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("loop")
 
 
 def run(folder: Path, rewards: dict[int | None, dict[str, float]]) -> Path:
