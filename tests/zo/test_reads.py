@@ -16,6 +16,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from tiny_branches import FROZEN, IMAGE, IMAGES, MODES, UNREAD, Two, X, Y, loss_of, moved
 from tiny_problems import weights
 from zopro.zo import SPSA, Ranks
+from zopro.zo.reads import Reads
 
 
 def test_one_more_look_costs_two_evaluations_once_and_none_where_all_is_read() -> None:
@@ -31,6 +32,19 @@ def test_one_more_look_costs_two_evaluations_once_and_none_where_all_is_read() -
     calls.clear()
     SPSA(few).step(lambda: calls.append(0) or loss_of(model)())
     assert len(calls) == 2
+
+
+def test_nothing_is_watched_once_all_tensors_are_used() -> None:
+    first, second = torch.ones(2), torch.ones(2)
+    reads, modes = Reads([first, second]), list[int]()
+
+    def loss(*of: Tensor) -> Tensor:
+        modes.append(len(torch.overrides._get_current_function_mode_stack()))
+        return sum((tensor.sum() for tensor in of), torch.zeros(()))
+
+    for of in ((first,), (first, second), (first, second)):
+        assert reads.watch(lambda of=of: loss(*of)) == 2 * len(of)
+    assert modes == [1, 1, 0] and reads.used == 0b11
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -30,6 +30,7 @@ from zopro.system.clock import timed
 from zopro.system.launch import counted, exchanging
 from zopro.train.construction import check_options, trainable
 from zopro.train.evaluations import counting
+from zopro.train.gradients import without_backward
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
 from zopro.train.typed import Mixin
@@ -56,13 +57,6 @@ class _BaseClassBackward(torch.autograd.Function):
         return torch.zeros_like(weight), None
 
 
-def _without_checkpointing(args: Any) -> None:
-    """There is no backward pass to save activations for. The option has two names, of which older versions know one."""
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        if getattr(args, name, False):
-            setattr(args, name, False)
-
-
 class ZerothOrderMixin(Mixin):
     """What `zeroth_order` puts in front of a trainer class; use that function rather than this class."""
 
@@ -77,7 +71,7 @@ class ZerothOrderMixin(Mixin):
         training_args = next((value for value in given if isinstance(value, TrainingArguments)), None)
         if getattr(training_args, "fp16", False):
             raise ValueError("fp16: must be off, its loss scaling is made for gradients; use bf16=True or neither")
-        _without_checkpointing(training_args)
+        without_backward(training_args)
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:
@@ -87,7 +81,7 @@ class ZerothOrderMixin(Mixin):
                 "args: must be given on a machine without a GPU, since the default asks for bfloat16 on one. Pass the "
                 "trainer's configuration with bf16=False."
             ) from None
-        _without_checkpointing(self.args)
+        without_backward(self.args)
         self.exchanged_bytes = 0  # by this rank in the current step
         self._counted_step = -1
         self._slope = GradientSlope(self, self.check_slope)

@@ -40,7 +40,10 @@ class Reads(TorchFunctionMode):
         self._depends: dict[int, int] = {}  # storage -> the tensors that its values depend on
 
     def watch(self, closure: Callable[[], Any]) -> Any:
-        """What `closure` returns."""
+        """What `closure` returns; it is not watched once all tensors are known to be used."""
+        if self.used == (1 << len(self.tensors)) - 1:
+            with _uncompiled():
+                return closure()
         self._depends = dict(self._own)
         with _uncompiled(), self:
             value = closure()
