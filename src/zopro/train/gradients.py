@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
+
+from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +23,24 @@ OF_GRADIENTS = (
 )
 
 
-def without_backward(args: Any) -> None:
-    """Switch off what saves activations, and say which other options have no effect; these get their defaults.
+def arguments_in(given: Iterable[Any]) -> TrainingArguments | None:
+    """The training arguments among those of a trainer."""
+    return next((value for value in given if isinstance(value, TrainingArguments)), None)
 
-    Some optimisers of `optim` would take their step inside of `backward`.
-    """
+
+def without_checkpointing(args: Any) -> None:
+    """Switch off what saves activations: few are kept anyway."""
     for name in SAVES_ACTIVATIONS:
         if getattr(args, name, False):
             setattr(args, name, False)
+
+
+def without_backward(args: Any) -> None:
+    """The same, and say which other options have no effect; these get their defaults.
+
+    Some optimisers of `optim` would take their step inside of `backward`.
+    """
+    without_checkpointing(args)
     defaults = {field.name: field.default for field in fields(args) if field.name in OF_GRADIENTS} if args else {}
     given = [name for name in OF_GRADIENTS if name in defaults and getattr(args, name) != defaults[name]]
     for name in given:

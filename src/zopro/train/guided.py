@@ -31,6 +31,7 @@ from zopro.engine.local.engine import LocalEngine
 from zopro.train.arguments import check_whole
 from zopro.train.construction import adapter_kind
 from zopro.train.directed import plain_names
+from zopro.train.gradients import arguments_in, without_checkpointing
 from zopro.train.objectives import clipped_surrogate
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.typed import Mixin
@@ -52,7 +53,7 @@ class GuidedConfig(RLOOConfig):
     """
 
     learning_rate: float = option(GUIDED_LEARNING_RATE, "Learning rate of AdamW.")
-    gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
+    gradient_checkpointing: bool = option(False, "The sweep keeps one block's activations anyway: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
     local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
     tail: int = option(4, "With block: how many tokens at the prompts' ends are swept; 0: all.")
@@ -109,6 +110,7 @@ class FeedbackScores(Mixin):
     _reachable: Sequence[int] = ()  # ids of what was trained when it was made
 
     def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
+        without_checkpointing(arguments_in((*args, *kwargs.values())))
         super().__init__(*args, **kwargs)
         self.avoid = plain_names(avoid)
         if self.accelerator.num_processes > 1:

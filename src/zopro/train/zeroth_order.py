@@ -23,14 +23,13 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
-from transformers import TrainingArguments
 
 from zopro.errors import InputError
 from zopro.system.clock import timed
 from zopro.system.launch import counted, exchanging
 from zopro.train.construction import check_options, trainable
 from zopro.train.evaluations import counting
-from zopro.train.gradients import without_backward
+from zopro.train.gradients import arguments_in, without_backward
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
 from zopro.train.typed import Mixin
@@ -67,8 +66,7 @@ class ZerothOrderMixin(Mixin):
     _measuring = _measured = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = (*args, *kwargs.values())
-        training_args = next((value for value in given if isinstance(value, TrainingArguments)), None)
+        training_args = arguments_in((*args, *kwargs.values()))
         if getattr(training_args, "fp16", False):
             raise ValueError("fp16: must be off, its loss scaling is made for gradients; use bf16=True or neither")
         without_backward(training_args)
