@@ -132,7 +132,9 @@ def test_options_that_spsa_has_not(options: dict[str, Any], said: str) -> None:
         zeroth_order(SFTTrainer, **options)
 
 
-@pytest.mark.parametrize("trainer", [zeroth_order(SFTTrainer), ZOPrOTrainer, ESTrainer, checkpointed(ESTrainer)])
+@pytest.mark.parametrize(
+    "trainer", [zeroth_order(SFTTrainer), ZOPrOTrainer, ESTrainer, checkpointed(ESTrainer), GuidedTrainer]
+)
 def test_trainers_without_a_backward_pass_already(trainer: type) -> None:
     with pytest.raises(
         TypeError, match=rf"^trainer_cls: must have a backward pass, got {trainer.__name__}, which has none"

@@ -105,6 +105,7 @@ class FeedbackScores(Mixin):
     """
 
     config_cls: ClassVar[type] = GuidedConfig
+    sweeps: ClassVar[bool] = True  # block by block, in place of a backward pass
     aux_loss_enabled: bool
     _feedback: Feedback | None = None
     _reachable: Sequence[int] = ()  # ids of what was trained when it was made

@@ -278,7 +278,7 @@ def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options:
     """
     if not (isinstance(trainer_cls, type) and hasattr(trainer_cls, "training_step")):
         raise TypeError(f"trainer_cls: must be a subclass of transformers.Trainer, got {trainer_cls!r}")
-    if issubclass(trainer_cls, ZerothOrderMixin):
+    if issubclass(trainer_cls, ZerothOrderMixin) or getattr(trainer_cls, "sweeps", False):
         raise TypeError(
             f"trainer_cls: must have a backward pass, got {trainer_cls.__name__}, which has none. Use it as it is."
         )
