@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -97,6 +98,18 @@ def test_the_run_s_time_left(clock: Clock) -> None:
     first = "sft: 1/4 steps in 10 s, about 30 s left; the run about 6 min more"
     assert clock.lines[0] == first, "30 s, and of the rest 300 s x (10 + 5) / (8.75 + 5)"
     assert clock.lines[-1] == "policy 0: 2/4 steps in 100 s, about 2 min left; the run about 7 min more"
+
+
+def test_what_is_left_shrinks_while_a_step_goes_on(clock: Clock) -> None:
+    progress.expect((0.0, 80.0, 160.0))
+    with task("reward"), task("", 4, "steps") as steps:
+        clock.now += 20.0
+        steps.step()
+        clock.wait(20)
+    told = [re.search(r"about (\d+) s left; the run about (\d+) min more", line) for line in clock.lines]
+    assert [found and found.groups() for found in told] == [
+        ("60", "4"), ("56", "4"), ("52", "4"), ("48", "3"), ("44", "3"), ("40", "3"),
+    ]  # fmt: skip
 
 
 def test_what_is_done_once_says_nothing_of_the_pace(clock: Clock) -> None:

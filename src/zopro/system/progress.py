@@ -44,25 +44,46 @@ class Task:
         self.title, self.total, self.unit, self.done, self.lasting = title, total, unit, done, lasting
         self.began, self.first, self.numbers = now, done, ""
         self._aside = 0.0  # seconds of what it did once
+        self._last = 0.0  # how long it had worked, without those, when the last of `done` was done
         self._reporter = reporter
 
     def step(self, done: int | None = None, numbers: Mapping[str, str] | None = None) -> None:
         """`done` in all are done, or one more."""
-        self.done = self.done + 1 if done is None else done
+        before, self.done = self.done, self.done + 1 if done is None else done
+        if self.done != before:
+            self._last = self._worked(self._reporter.clock())
         if numbers is not None:
             self.numbers = ", ".join(f"{name} {value}" for name, value in numbers.items())
         self._reporter.changed()
 
+    def _worked(self, now: float) -> float:
+        return now - self.began - self._aside
+
+    def _pace(self, now: float) -> tuple[float, float]:
+        """Seconds that one takes, so far or, if it is slower, in the one that goes on; and how many of them are over."""
+        worked, count = self._worked(now), self.done - self.first
+        pace = max(self._last / count, worked / (count + 1)) if count else 0.0
+        return pace, min(worked - self._last, pace)
+
     def left(self, now: float) -> float | None:
-        """Seconds, at the pace so far; None where that is not known."""
+        """Seconds, at the pace so far; None where that is not known.
+
+        >>> task = Task("", 4, "steps", 0, False, Reporter(None, lambda: 10.0), 0.0)
+        >>> task.step(1)
+        >>> task.left(10.0), task.left(16.0), task.left(40.0)  # the second step goes on for 0, 6 and 30 s
+        (30.0, 24.0, 40.0)
+        """
         if self.total is None or self.done == self.first:
             return None
-        return (now - self.began - self._aside) / (self.done - self.first) * max(0, self.total - self.done)
+        pace, begun = self._pace(now)
+        return max(0.0, pace * (self.total - self.done) - begun)
 
-    @property
-    def share(self) -> float:
+    def share(self, now: float) -> float:
         """Of what it had to do when it began, done; 0 where that is not known."""
-        return (self.done - self.first) / (self.total - self.first) if self.total not in (None, self.first) else 0.0
+        if self.total in (None, self.first) or self.done == self.first:
+            return 0.0
+        pace, begun = self._pace(now)
+        return min(1.0, (self.done - self.first + (begun / pace if pace else 0.0)) / (self.total - self.first))
 
     def text(self, now: float) -> str:
         """All that there is to say.
@@ -172,7 +193,7 @@ class Reporter:
         here = None if counted is None else counted.left(now)
         if self.outlook is None or counted is None or here is None:
             return ""
-        return f"; the run about {duration(here + self.outlook.after(now, counted.share))} more"
+        return f"; the run about {duration(here + self.outlook.after(now, counted.share(now)))} more"
 
 
 _current = Reporter(None)
