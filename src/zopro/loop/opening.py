@@ -44,8 +44,9 @@ def open_all(
         InputError: data, model, lengths or run directory do not fit; see the message.
     """
     run = open_run(config, resume, processes or Processes(), began)
-    with task("reading the data"):
+    with task("loading the tokenizer"):
         tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
+    with task("reading the data"):
         data = load_data(config, tokenizer)
         check_answers_early(config, data, frame_of(tokenizer))
     with task(f"loading {Path(config.model).name}"):
