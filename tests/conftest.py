@@ -21,12 +21,15 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # UMAP of three points takes mi
 settings.register_profile("zopro", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("zopro")
 
-RANKS = ["loop/test_ranks_run", "zo/test_es", "zo/test_ranks", "train/test_es_ranks", "train/test_slope"]
+RANKS = [
+    *("loop/test_ranks_run", "loop/test_crash_matrix", "zo/test_es", "zo/test_ranks", "train/test_es_ranks"),
+    "train/test_slope",
+]
 """Files whose processes are forked from one server, which takes seconds to import everything: one worker runs them."""
 SLOW = [
     *RANKS,
     *("loop/test_pipeline", "compare/test_compare", "loop/test_verifiable_run", "loop/test_resume", "loop/test_replay"),
-    *("analysis/test_projection", "loop/test_crash_matrix", "test_blocks", "bench/test_bench", "loop/test_vllm_run"),
+    *("analysis/test_projection", "test_blocks", "bench/test_bench", "loop/test_vllm_run"),
 ]
 """Run first, so that no worker waits at the end for a long file of another."""
 
@@ -83,6 +86,14 @@ def _packages_are_looked_for_once() -> None:
     from accelerate.utils import imports
 
     imports._is_package_available = functools.cache(imports._is_package_available)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cards_are_compiled_once() -> None:
+    """PEFT writes a card beside every adapter, and compiles its template for each."""
+    import jinja2
+
+    jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -104,9 +104,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, int]:
     return ids, mask, after
 
 
-@lru_cache(maxsize=1)
+@cache
 def family(name: str) -> Any:
-    """The model with adapters that matter; tests of one family follow each other."""
+    """The model with adapters that matter; tests leave it as it is."""
     model = family_model(name).requires_grad_(False)
     left_out = ["out_proj"] if name in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h") else None
     config = LoraConfig(r=2, target_modules="all-linear", exclude_modules=left_out, init_lora_weights=False)

@@ -22,8 +22,10 @@ import torch
 import torch.distributed as dist
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["many_ranks", "tiny_trainers", "tiny_runs", "zopro.loop.pipeline"])
-SECONDS = 60
+SERVER.set_forkserver_preload(
+    ["many_ranks", "pytest", "tiny_problems", "tiny_runs", "tiny_slopes", "zopro.loop.pipeline"]
+)
+SECONDS = 120
 
 
 def free_port() -> int:

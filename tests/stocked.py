@@ -24,7 +24,7 @@ SHORT = {
     "iterations": 1, "policy_steps": 1, "sft_steps": 1, "sft_batch_size": 2, "reward_steps": 1, "reward_batch_size": 2,
     "refine_steps": 1, "pair_prompts": 2, "eval_prompts": 2, "eval_samples": 1, "prompts_per_step": 2, "population": 2,
     "num_generations": 2, "max_completion_length": 8, "max_prompt_length": 200, "dtype": "float32",
-    "max_train_rows": ROWS, "easy_questions": False,
+    "max_train_rows": ROWS, "easy_questions": False, "eps": 1e-3,
 }  # fmt: skip
 """Settings of every configuration here, where it has them or they are needed to be quick."""
 

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 import zopro
 from blocks import Block, blocks
-from one_run import no_figures
+from one_run import no_embedding, no_figures
 from stocked import ANSWERED, MODELS, ROOT, ROWS, SHORT, fill, given, short
 from zopro import cli, demo
 from zopro.cli import init
@@ -75,6 +75,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Without figures, libraries' logs and other processes; the demo's own settings short."""
     no_figures(patch)
+    no_embedding(patch)
     for drawn in ("page", "_figures", "_share"):
         patch.setattr(pipeline.write, drawn, lambda *args, **kwargs: None)
     patch.setattr(sys, "stdin", io.StringIO("tea?\n"))

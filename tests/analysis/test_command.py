@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import one_run
 from walks import lora_walk
 from zopro import cli
 from zopro.analysis import command, write
 from zopro.analysis.analyse import analyse
 from zopro.analysis.numbers import projection
-from zopro.analysis.page import static
 from zopro.analysis.page.figures import table
 from zopro.analysis.reading.checkpoints import of_folder
 from zopro.errors import InputError
@@ -47,17 +47,7 @@ def no_figures(monkeypatch):
 @pytest.fixture
 def few_figures(monkeypatch):
     """One figure of each kind is drawn; the names of all."""
-    names: list[str] = []
-    figures = static.figures
-
-    def few(run, numbers):
-        for name, size, draw in figures(run, numbers):
-            names.append(name)
-            if name in FIGURES:
-                yield name, size, draw
-
-    monkeypatch.setattr(static, "figures", few)
-    return names
+    return one_run.few_figures(monkeypatch, *FIGURES)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tracemalloc
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from scripts import benchmark
 from walks import lora_walk
 from zopro.analysis.numbers.gram import gram_matrices
 from zopro.analysis.reading import streaming
@@ -69,11 +69,12 @@ def test_python_holds_a_few_pieces_at_its_peak(tmp_path, monkeypatch):
     assert peak < 16e6  # numpy's blocks; torch's pieces are bounded by the test above
 
 
-def test_the_benchmark_runs(tmp_path):
-    script = "benchmarks/analysis_memory.py"
-    words = ["--folder", str(tmp_path / "bench"), "--checkpoints", "6", "--parameters", "200000"]
-    done = subprocess.run([sys.executable, script, *words, "--lora"], capture_output=True, text=True, check=False)
-    assert done.stderr == "" and not (tmp_path / "bench").exists()
-    found = json.loads(done.stdout)
+def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
+    words = ["--folder", str(tmp_path / "bench"), "--checkpoints", "6", "--parameters", "200000", "--lora"]
+    monkeypatch.setattr(sys, "argv", ["analysis_memory.py", *words])
+    benchmark("analysis_memory").main()
+    out, err = capsys.readouterr()
+    assert err == "" and not (tmp_path / "bench").exists()
+    found = json.loads(out)
     assert found["peak_rss_gb"] < 1 and set(found["dimension"]) == {"factors", "product"}
     assert np.isfinite(found["ratio"])  # tiny files: their ratio means nothing

@@ -160,18 +160,21 @@ def test_averaged_reward_models_are_taken_apart(tmp_path):
         assert_close(found["metrics"][name]["product"], values)
 
 
-@pytest.mark.parametrize("pieces", [{}, {"PIECE_BYTES": 600, "BLOCK_BYTES": 700, "BLOCK": 7}, {"PAIR_BYTES": 2000}])
-def test_averaged_adapters_are_taken_apart_before_their_factors_are_multiplied(tmp_path, monkeypatch, pieces):
-    """Of another rank than the policy's, so that there is the product alone, and of the same."""
-    for name, value in pieces.items():
-        monkeypatch.setattr(streaming if hasattr(streaming, name) else products, name, value)
-    reward = lora_walk(tmp_path / "r", seed=2, ema=0.3)
-    for rank in (3, 2):
-        policy = lora_walk(tmp_path / f"p{rank}", seed=1, rank=rank)
-        found = analysed(policy, reward, reward_ema=0.3)
-        assert found["views"] == (["factors", "product"] if rank == 3 else ["product"])
-        for view in found["views"]:
-            for name, values in expected(*(getattr(walk, view) for walk in (policy, reward))).items():
+@pytest.mark.parametrize("rank", [3, 2])
+def test_averaged_adapters_are_taken_apart_before_their_factors_are_multiplied(tmp_path, rank):
+    """Of another rank than the policy's, so that there is the product alone, and of the same; whole and in pieces."""
+    reward = lora_walk(tmp_path / "r", seed=2, ema=0.3, layers=2)
+    policy = lora_walk(tmp_path / "p", seed=1, rank=rank, layers=2)
+    views = ["factors", "product"] if rank == 3 else ["product"]
+    wanted = {view: expected(*(getattr(walk, view) for walk in (policy, reward))) for view in views}
+    for pieces in ({}, {"PIECE_BYTES": 600, "BLOCK_BYTES": 700, "BLOCK": 7}, {"PAIR_BYTES": 2000}):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in pieces.items():
+                patch.setattr(streaming if hasattr(streaming, name) else products, name, value)
+            found = analysed(policy, reward, reward_ema=0.3)
+        assert found["views"] == views
+        for view in views:
+            for name, values in wanted[view].items():
                 assert_close(found["metrics"][name][view], values)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -48,9 +50,16 @@ def test_distances_are_exact():
     np.testing.assert_allclose(distance_matrix(points @ points.T), wanted, atol=1e-9)
 
 
+@pytest.fixture
+def few_epochs(monkeypatch):
+    """UMAP's cost, of some hundred, is seconds each time."""
+    umap = pytest.importorskip("umap")
+    monkeypatch.setattr(umap, "UMAP", partial(umap.UMAP, n_epochs=30))
+
+
+@pytest.mark.usefixtures("few_epochs")
 @pytest.mark.parametrize("method", PACKAGES)
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("count", [3, 4, 20])
+@pytest.mark.parametrize(("dimensions", "count"), [(2, 3), (3, 3), (2, 4), (3, 20)])
 def test_every_method_works_from_three_points_up(method, dimensions, count):
     pytest.importorskip(PACKAGES[method])
     points = np.random.default_rng(0).normal(size=(count, 50)).cumsum(0)
@@ -63,6 +72,7 @@ def test_every_method_works_from_three_points_up(method, dimensions, count):
     np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.usefixtures("few_epochs")
 @pytest.mark.parametrize("method", ["tsne", "umap"])
 def test_neighbours_stay_neighbours(method):
     pytest.importorskip(PACKAGES[method])

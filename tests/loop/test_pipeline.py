@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_runs
+from one_run import few_figures
 from one_run import no_report as without_report
 from tiny_runs import config, fingerprint, rows
 from zopro.analysis.reading.checkpoints import of_run
@@ -33,7 +34,9 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     options = config(folder, tmp_path_factory.mktemp("run") / "run", refine_steps=2)
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    summary = pipeline.run(options, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        few_figures(patch, "trajectory-tsne-3d-product")
+        summary = pipeline.run(options, quiet=True)
     assert torch.equal(before, torch.get_rng_state()), "a run must leave the global random state alone"
     return options, summary
 
@@ -196,7 +199,7 @@ def test_a_run_of_another_config_is_refused(finished: tuple[RunConfig, dict[str,
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_methods_and_warm_starts_run_the_same_loop(folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    settings = config(folder, tmp_path / "run", **options)
+    settings = config(folder, tmp_path / "run", eval_prompts=2, pair_prompts=2, **options)
     summary = pipeline.run(settings, quiet=True)
     assert summary["method"] == settings.method
     first_order = [

@@ -33,6 +33,7 @@ OPTIONS = {
     "checkpoint_steps": 2,
     "eps": "1e-3",
     "queries": 2,
+    "num_generations": 2,
     "eval_prompts": 4,
     "pair_prompts": 4,
 }

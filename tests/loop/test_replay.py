@@ -24,6 +24,7 @@ from zopro.store.journal import read
 from zopro.train.directed import DirectedTrainer
 
 STEPS = 3
+FEW = {"policy_steps": STEPS, "eval_prompts": 2, "pair_prompts": 3}
 MOMENTS = {"momentum": 0.9, "second_moment": 0.9, "anchor": 0.1}
 RUNS: dict[str, dict[str, Any]] = {
     "zopro": {"eps": ""},
@@ -54,7 +55,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DirectedTrainer, "log", keep)
         no_report(patch)
-        pipeline.run(config(folder, out, policy_steps=STEPS, **RUNS[request.param]), quiet=True)
+        pipeline.run(config(folder, out, **FEW, **RUNS[request.param]), quiet=True)
     return out
 
 

@@ -28,7 +28,10 @@ from zopro.train.callbacks import MetricsCallback
 from zopro.train.checkpoints import newest, save_arguments
 from zopro.zo import Weights
 
-STEPS = {"sft_steps": 5, "reward_steps": 5, "policy_steps": 5, "refine_steps": 5, "checkpoint_steps": 2}
+STEPS = {
+    "sft_steps": 4, "reward_steps": 4, "policy_steps": 4, "refine_steps": 4, "checkpoint_steps": 2,
+    "eval_prompts": 2, "pair_prompts": 4,
+}  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"snapshot_every": 2, "eps": ""},
     "paper-one-sided": {"preset": "paper", "eps": "", "sides": 1, "queries": 2, "warm_start": "sft", "iterations": 1},

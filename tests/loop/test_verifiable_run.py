@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from commands import typed
-from one_run import metrics, no_figures, no_report, page
+from one_run import few_figures, metrics, no_figures, no_report, page
 from tiny_runs import NAMES, config, fingerprint, write_inputs
 from zopro.config import RunConfig
 from zopro.errors import InputError
@@ -38,7 +38,8 @@ def settings(folder: Path, out: Path, **options: Any) -> RunConfig:
     mine = {
         "task": "verifiable", "train_data": str(folder / "verifiable.jsonl"), "method": "mezo", "warm_start": "spsa",
         "reward": ["contains", f"python:{__name__}:short"], "reward_weights": [1.0, 0.5], "sft_steps": 0,
-        "dtype": "float32", "eval_samples": 2, "eval_greedy": True, "num_generations": 2, "judge": "auto",
+        "dtype": "float32", "eval_prompts": 4, "eval_samples": 2, "eval_greedy": True, "num_generations": 2,
+        "judge": "auto",
     }  # fmt: skip
     return config(folder, out, **{**mine, **options})
 
@@ -214,13 +215,17 @@ def test_evaluations_are_what_the_answers_say(finished: tuple[RunConfig, dict[st
 
 
 def test_it_can_be_replayed_exported_asked_and_analysed(
-    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[RunConfig, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Path(finished[0].output_dir)
     for iteration in range(2):
         assert replay(run, tmp_path / f"replayed{iteration}", iteration=iteration)["equal"] is True
     assert export.export(str(run), str(tmp_path / "exported"))["kind"] == "adapter"
     assert typed(capsys, "generate", run, "--prompt", "tea or cake?")[0] == 0
+    few_figures(monkeypatch)
     assert typed(capsys, "analyse", run, "--projections", "pca", "--out", tmp_path / "analysis")[0] == 0
     numbers = json.loads((tmp_path / "analysis" / "analysis.json").read_text())
     assert numbers["reward"] == [] and len(numbers["policy"]) == 3

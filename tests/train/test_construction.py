@@ -46,6 +46,8 @@ def _random_state() -> Iterator[None]:
 def build(kind: str, folder: Path, model: Any = None, **options: Any) -> Any:
     trainer, config = TRAINERS[kind]
     fixed = {"beta": 0.1, "max_steps": 3, "gradient_checkpointing": False}
+    if issubclass(config, ZOPrOConfig):
+        fixed["eps"] = 1e-2
     return online(trainer, config, folder, {"model": model or with_adapter(), **fixed, **options})
 
 

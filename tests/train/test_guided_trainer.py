@@ -57,10 +57,11 @@ def test_with_all_of_the_prompts_swept_it_takes_the_steps_of_back_propagation(tm
     assert not all(torch.allclose(other[name], expected[name], atol=0.1 * moved) for name in before)
 
 
-@pytest.mark.parametrize(("build", "seed"), [(adam, 0), (spsa, 1)])
-@pytest.mark.parametrize("local", ["none", "chain", "block"])
-def test_the_reward_rises(local: str, build: Any, seed: int, tmp_path: Path) -> None:
-    trainer = build(tmp_path, local=local, max_steps=20, seed=seed)
+@pytest.mark.parametrize(
+    ("build", "local", "steps"), [(adam, "none", 20), (adam, "block", 10), (spsa, "chain", 10), (spsa, "block", 10)]
+)
+def test_the_reward_rises(build: Any, local: str, steps: int, tmp_path: Path) -> None:
+    trainer = build(tmp_path, local=local, max_steps=steps, seed=int(build is spsa))
     before = mean_reward(trainer)
     trainer.train()
     assert mean_reward(trainer) > before + 0.3
@@ -82,7 +83,7 @@ def test_steps_stay_orthogonal_to_what_is_avoided(tmp_path: Path) -> None:
 
 
 def test_a_mixture_moves_every_adapter(tmp_path: Path) -> None:
-    trainer = spsa(tmp_path, guide=0.5, max_steps=15)
+    trainer = spsa(tmp_path, guide=0.5, max_steps=10)
     before, start = mean_reward(trainer), weights(trainer.model)
     trainer.train()
     assert mean_reward(trainer) > before + 0.2
@@ -190,7 +191,7 @@ class GuidedOnlineDPOTrainer(FeedbackScores, OnlineDPOTrainer):
 
 @pytest.mark.parametrize("trainer_cls", [GuidedOnlineDPOTrainer, zeroth_order(OnlineDPOTrainer)])
 def test_other_objectives_take_the_same_parts(trainer_cls: type, tmp_path: Path) -> None:
-    steps, rate = (20, 5e-2) if trainer_cls is GuidedOnlineDPOTrainer else (2, 1e-3)
+    steps, rate = (10, 5e-2) if trainer_cls is GuidedOnlineDPOTrainer else (2, 1e-3)
     options = {"model": adapted(), "beta": 0.1, "max_steps": steps, "learning_rate": rate}
     trainer = online(trainer_cls, GuidedConfig, tmp_path, options)
     before = mean_reward(trainer)

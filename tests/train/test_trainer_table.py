@@ -25,7 +25,8 @@ from tiny_slopes import CONFIGS, NEEDED, build, classes, policy, slopes
 from tiny_trainers import zopro
 from zopro import zeroth_order
 from zopro.system.random_state import preserve_random_state
-from zopro.train.slope import GradientSlope
+from zopro.train import slope_check
+from zopro.train.slope import TRIES, GradientSlope
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,11 @@ def table() -> list[tuple[str, str, Any, str]]:
 
 
 @pytest.mark.parametrize(("trainer", "option", "value", "verdict"), table())
-def test_each_loss_of_the_table(trainer: str, option: str, value: Any, verdict: str, tmp_path: Path) -> None:
+def test_each_loss_of_the_table(
+    trainer: str, option: str, value: Any, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the check lets it pass, at a distance of our own: searching for one takes longer than all the rest."""
+    monkeypatch.setattr(slope_check, "auto_eps", lambda loss_at, scale: (1e-3, 1e-7))
     trainer_cls, _ = classes(trainer)
     if verdict == "refused":
         with pytest.raises(ValueError, match="trainer_cls: must take its loss from compute_loss"):
@@ -59,7 +64,7 @@ def test_each_loss_of_the_table(trainer: str, option: str, value: Any, verdict: 
     measured, slope = slopes(made)
     assert abs(slope) > 1e-3
     assert measured == pytest.approx(slope, rel=1e-2, abs=1e-4)
-    assert set(made._slope._freezes.values()) == {verdict == "handled"}
+    assert set(made._slope._freezes.values()) == {verdict == "handled"} and made._slope.tries < TRIES, "compared"
 
 
 def loss_types(trainer_cls: type) -> set[str]:

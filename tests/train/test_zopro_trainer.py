@@ -28,7 +28,7 @@ def _random_state() -> Iterator[None]:
 def previous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """mu: what an iteration of SPSA changed, which raised the reward."""
     with preserve_random_state():
-        trainer = zopro(tmp_path_factory.mktemp("previous"), queries=4, max_steps=12)
+        trainer = zopro(tmp_path_factory.mktemp("previous"), queries=4, eps=1e-3, max_steps=12)
         trainer.train()
         return {"lm_head.weight": trainer.model.lm_head.weight.detach() - llama().lm_head.weight.detach()}
 
@@ -40,7 +40,7 @@ def test_going_on_along_the_previous_update_beats_plain_spsa(
     """The paper's premise: where mu raised the reward, mu raises it further, more than as many random directions."""
     rewards = {}
     for update in (previous, {}):
-        trainer = zopro(tmp_path, max_steps=10, seed=seed, previous_update=update, reward_update={})
+        trainer = zopro(tmp_path, max_steps=10, eps=1e-3, seed=seed, previous_update=update, reward_update={})
         trainer.train()
         rewards[type(trainer.spsa.directions)] = mean_reward(trainer)
     assert rewards[Targeted] > 0.25 and rewards[Targeted] > rewards[Gaussian] + 0.05, rewards
@@ -49,7 +49,7 @@ def test_going_on_along_the_previous_update_beats_plain_spsa(
 def test_an_update_that_did_harm_is_walked_back(previous: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """SPSA measures the slope along it: a guess of the wrong sign costs nothing."""
     harm = {name: -tensor for name, tensor in previous.items()}
-    trainer = zopro(tmp_path, max_steps=10, previous_update=harm, reward_update={})
+    trainer = zopro(tmp_path, max_steps=10, eps=1e-3, previous_update=harm, reward_update={})
     before = mean_reward(trainer)
     trainer.train()
     assert mean_reward(trainer) > before + 0.1
@@ -78,7 +78,7 @@ def test_presets_say_what_they_are() -> None:
 def test_directions_know_the_iteration_s_steps(options: dict[str, Any], steps: int, tmp_path: Path) -> None:
     """One epoch is one step here: four prompts, eight completions each, 32 rows a step."""
     wrapped = {"base_model.model.lm_head.weight": torch.ones(12, 16)}
-    trainer = zopro(tmp_path, previous_update=wrapped, reward_update=wrapped, decay="exponential", **options)
+    trainer = zopro(tmp_path, previous_update=wrapped, reward_update=wrapped, decay="exponential", eps=1e-3, **options)
     trainer.train()
     directions = trainer.spsa.directions
     assert isinstance(directions, Targeted) and directions.decay == "exponential"
@@ -97,7 +97,7 @@ def test_noise_is_drawn_as_asked(noise: str, tmp_path: Path) -> None:
 
 
 def test_gradient_accumulation_takes_one_step_for_all_micro_batches(tmp_path: Path) -> None:
-    trainer = zopro(tmp_path, max_steps=2, per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    trainer = zopro(tmp_path, max_steps=2, eps=1e-3, per_device_train_batch_size=8, gradient_accumulation_steps=4)
     trainer.train()
     assert trainer.spsa.step_count == 2 == len(lines(trainer))
 
@@ -112,7 +112,7 @@ def test_updates_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_base_and_the_reference_policy_stay(tmp_path: Path) -> None:
-    trainer = zopro(tmp_path, model=with_adapter(), max_steps=2, beta=0.1)
+    trainer = zopro(tmp_path, model=with_adapter(), max_steps=2, eps=1e-3, beta=0.1)
     before = weights(trainer.model)
     trainer.train()
     for name, tensor in weights(trainer.model).items():
@@ -232,7 +232,7 @@ def test_one_sided_steps_evaluate_once(surrogate: str, tmp_path: Path) -> None:
 
 
 def test_off_policy_steps_take_the_clipped_ratio(tmp_path: Path) -> None:
-    trainer = zopro(tmp_path, max_steps=2, num_iterations=2, surrogate="log_ratio")
+    trainer = zopro(tmp_path, max_steps=2, num_iterations=2, eps=1e-3, surrogate="log_ratio")
     assert not trainer.on_policy
     trainer.train()
     assert all("clip_ratio/region_mean" in line for line in lines(trainer))

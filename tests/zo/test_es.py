@@ -43,7 +43,7 @@ def test_the_estimate_is_the_slope_of_the_reward(directions: str, antithetic: bo
     torch.manual_seed(0)
     module, closure = mlp()
     sought = gradient(module, closure)
-    before, population = weights(module), 1500
+    before, population = weights(module), 900
     es = ES(trainable(module), 1.0, 1e-3, population, DIRECTIONS[directions](module), antithetic=antithetic)
     rewards: list[float] = []
     es.step(lambda: rewards.append(-float(closure())) or rewards[-1])
@@ -59,18 +59,18 @@ def test_the_estimate_is_the_slope_of_the_reward(directions: str, antithetic: bo
     ("name", "shaping"), sorted({*((name, "z_score") for name in DIRECTIONS), *(("gaussian", name) for name in SHAPINGS)})
 )
 def test_it_climbs_where_a_random_walk_does_not(name: str, shaping: str) -> None:
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         module, closure = mlp()
         directions = DIRECTIONS[name](module)
         walker, first = copy.deepcopy(module), float(closure().detach())
         es = ES(trainable(module), 0.02, 0.02, 16, directions, shaping=shaping, normalize=True, momentum=0.5, seed=seed)
-        for _ in range(25):
+        for _ in range(12):
             es.step(lambda c=closure: -c())
         climbed = first - float(closure().detach())
         walk = ES(trainable(walker), 0.02, 0.02, 16, directions, normalize=True, momentum=0.5, seed=seed)
         draw = torch.Generator().manual_seed(seed)
-        for _ in range(25):
+        for _ in range(12):
             walk.tell(torch.randn(16, generator=draw))
         with torch.no_grad():
             for p, q in zip(module.parameters(), walker.parameters(), strict=True):

@@ -79,14 +79,14 @@ def test_error_is_linear_in_eps_one_sided_and_quadratic_two_sided() -> None:
 def test_mean_of_g_z_over_directions_approaches_the_gradient(kind: str) -> None:
     module, closure = mlp()
     true = flat(gradient(module, closure))
-    queries = 10 * len(true)
+    queries = 6 * len(true)
     opt = SPSA(trainable(module), lr=1, eps=3e-3, directions=DIRECTIONS[kind](module), queries=queries)
     before = flat(weights(module))
     opt.step(closure)
     estimate = before - flat(weights(module))
-    # n directions in d dimensions: |error| / |gradient| ~ sqrt(d / n), so the cosine is near 1 / sqrt(1 + 1 / 10).
-    assert float(torch.cosine_similarity(estimate, true, dim=0)) > 0.94
-    assert float(estimate @ true / (true @ true)) == pytest.approx(1, abs=0.1)
+    # n directions in d dimensions: |error| / |gradient| ~ sqrt(d / n), so the cosine is near 1 / sqrt(1 + 1 / 6).
+    assert float(torch.cosine_similarity(estimate, true, dim=0)) > 0.87
+    assert float(estimate @ true / (true @ true)) == pytest.approx(1, abs=0.15)
 
 
 def test_loss_at_theta_is_what_is_reported() -> None:

@@ -45,12 +45,12 @@ def test_it_learns(options: dict[str, Any]) -> None:
         module, closure = mlp()
         start = float(closure().detach())
         opt = SPSA(trainable(module), lr=0.01, seed=seed, second_moment_beta=0.9, **options)
-        for _ in range(100):
+        for _ in range(60):
             opt.step(closure)
         assert float(closure().detach()) < 0.8 * start
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_signs_find_which_tensors_should_go_back_along_the_update(seed: int) -> None:
     """Eight of twelve tensors go on along mu, four go back: Gaussian noise learns the mean of that, signs each."""
     generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from many_ranks import results, train
+from many_ranks import bits, results, train
 from tiny_problems import mlp, same, trainable, weights
 from tiny_trainers import TOKENIZER, llama, quiet, settings, with_adapter, zopro
 from zopro import zeroth_order
@@ -68,7 +68,7 @@ def test_ranks_end_with_the_same_bits_and_no_gradient_synchronisation(alike: dic
         first = alike[size][0]
         assert all(rank["bits"] == first["bits"] and rank["gradients"] == first["gradients"] for rank in alike[size])
         assert all(rank["wrapped"] == "PeftModelForCausalLM" for rank in alike[size])
-    assert alike[2][0]["bits"] != results(on_shares, 1, 32)[0]["bits"], "the bits say something"
+    assert bits(with_adapter()) == bits(with_adapter()) != bits(with_adapter(seed=1)), "the bits say something"
 
 
 def test_what_ranks_exchange_does_not_grow_with_the_model(alike: dict[int, Found]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tiny_trainers import plain, same, weights, with_adapter, zopro
-from trained import COMPLETION, COPIES, batch, trained
+from trained import COMPLETION, COPIES, batch, shared
 from zopro.config import RunConfig
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.errors import InputError
@@ -19,8 +19,6 @@ from zopro.system.random_state import preserve_random_state
 from zopro.train.objectives import clipped_surrogate, log_ratio_surrogate
 from zopro.weights.adapters import tensor_name
 from zopro.zo import SPSA
-
-KINDS = ("llama", "gemma3", "gpt2")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +30,7 @@ def _random_state() -> Iterator[None]:
 
 def optimizer(model: Any, evaluation: str, **options: Any) -> SPSA:
     named = [(tensor_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
-    return SPSA(named, lr=1e-2, eps=3e-3, evaluation=evaluation, queries=2, **options)
+    return SPSA(named, lr=1e-2, eps=5e-3, evaluation=evaluation, queries=2, **options)
 
 
 def closure(model: Any, spsa: SPSA, surrogate: Callable[..., Tensor], copies: int) -> Callable[[], Tensor]:
@@ -51,14 +49,19 @@ def closure(model: Any, spsa: SPSA, surrogate: Callable[..., Tensor], copies: in
     return loss
 
 
-@pytest.mark.parametrize("copies", [1, COPIES])
-@pytest.mark.parametrize("surrogate", [clipped_surrogate, log_ratio_surrogate])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "surrogate", "copies"),
+    [
+        *(("llama", clipped_surrogate, 1), ("llama", log_ratio_surrogate, COPIES)),
+        *(("gemma3", clipped_surrogate, COPIES), ("gemma3", log_ratio_surrogate, 1)),
+        *(("gpt2", clipped_surrogate, COPIES), ("gpt2", log_ratio_surrogate, 1)),
+    ],
+)
 def test_the_losses_are_those_of_one_after_another(kind: str, surrogate: Any, copies: int) -> None:
-    model = trained(kind)
+    model = shared(kind)
     passes: list[int] = []
     embedding = model.get_base_model().get_input_embeddings()
-    embedding.register_forward_hook(lambda module, args, output: passes.append(args[0].numel()))
+    hook = embedding.register_forward_hook(lambda module, args, output: passes.append(args[0].numel()))
     found, counted, before = {}, {}, weights(model)
     for evaluation in ("sequential", "together"):
         spsa = optimizer(model, evaluation)
@@ -67,6 +70,7 @@ def test_the_losses_are_those_of_one_after_another(kind: str, surrogate: Any, co
         found[evaluation] = spsa.measure(loss).losses
         counted[evaluation] = len(passes), sum(passes)
         assert same(weights(model), before) and not spsa.together.active
+    hook.remove()
     for one, other in zip(found["together"], found["sequential"], strict=True):
         assert one == pytest.approx(other, abs=2e-5)
         assert abs(other[0] - other[1]) > 2e-3, "differences far above the tolerance"
@@ -79,7 +83,7 @@ def test_the_losses_are_those_of_one_after_another(kind: str, surrogate: Any, co
 def test_a_trainer_takes_the_same_steps(surrogate: str, tmp_path: Path) -> None:
     gradients, after = [], []
     for evaluation in ("sequential", "together"):
-        options = {"surrogate": surrogate, "eps": 1e-2, "beta": 0.1, "max_steps": 4, "queries": 2}
+        options = {"surrogate": surrogate, "eps": 1e-2, "beta": 0.1, "max_steps": 3, "queries": 2}
         trainer = zopro(tmp_path, model=with_adapter(), evaluation=evaluation, **options)
         trainer.train()
         gradients.append(
@@ -100,7 +104,7 @@ def test_eps_auto_is_measured_one_after_another(tmp_path: Path) -> None:
 
 
 def test_after_an_error_it_begins_at_the_first_side() -> None:
-    model = trained("llama")
+    model = shared("llama")
     spsa = optimizer(model, "together")
     loss = closure(model, spsa, log_ratio_surrogate, COPIES)
     expected = spsa.measure(loss).losses
@@ -121,7 +125,7 @@ def test_after_an_error_it_begins_at_the_first_side() -> None:
 
 def test_a_side_that_an_interruption_left_alone_is_forgotten() -> None:
     """Ctrl-C between the two sides: the next batch's first loss is not the last one's second."""
-    model = trained("llama")
+    model = shared("llama")
     spsa = optimizer(model, "together")
     loss = closure(model, spsa, log_ratio_surrogate, COPIES)
     expected = spsa.measure(loss).losses
@@ -139,7 +143,7 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluation: together needs a loss of log-probs from zopro's engine alone"):
         plain(tmp_path, {"evaluation": "together", "eps": 1e-3}, max_steps=1).train()
     with pytest.raises(ValueError, match=r"evaluation: must be sequential, or together .* got .together., sides=1"):
-        optimizer(trained("llama"), "together", sides=1)
+        optimizer(shared("llama"), "together", sides=1)
     with pytest.raises(ValueError, match=r"evaluation: must be one of sequential, together, batched, got .both."):
         zopro(tmp_path, evaluation="both")
     given = {"model": "m", "task": "chat", "train_data": "x", "evaluation": "together"}

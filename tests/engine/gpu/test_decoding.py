@@ -128,7 +128,7 @@ def test_greedy_equals_transformers_generate(kind: str, device: str, buckets: li
     assert {rows for _, rows, _ in buckets} > {4}, "rows that end leave"
 
 
-@pytest.mark.parametrize(("kind", "how"), EACH, ids=str)
+@pytest.mark.parametrize(("kind", "how"), [case for case in EACH if case[0] not in ("qwen3", "mistral")], ids=str)
 def test_samples_what_the_plain_loop_samples(kind: str, how: dict[str, Any], device: str, buckets: list[Any]) -> None:
     model = adapted(model_of(kind, device))
     options = {"num_generations": 5, "max_new_tokens": 16, "eos_token_ids": STOPS, "pad_token_id": 0, **how}
