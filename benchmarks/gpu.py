@@ -27,12 +27,13 @@ from zopro.system.imports import importing  # noqa: E402
 
 with importing():
     import torch
+    import transformers
 
     from zopro.bench import fits, kinds
     from zopro.bench.work import SIZES, Setting, Work, build
     from zopro.engine.batch import Batch, Rollouts, Sampling
     from zopro.engine.gpu import decoding
-    from zopro.engine.local import head, lengths
+    from zopro.engine.local import attention, head, lengths
     from zopro.engine.local.causal import causal_parts
     from zopro.engine.local.engine import LocalEngine
     from zopro.engine.local.rollouts import generate
@@ -220,6 +221,40 @@ def lengths_of_rows(work: Work) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def attention_kernels(work: Work) -> dict[str, Any]:
+    """Seconds of log-probs at lengths not seen before, of the same again, and of sampling from graphs: by kernels that
+    take any shape, and by those that torch prefers.
+    """
+    setting = build(work, classifier=False)
+    batch = Batch.of(drawn(setting, work.completion_length, [-1]))
+    engine, result, before = LocalEngine(setting.policy), dict[str, Any](), attention.PLANNED
+
+    def seconds(do: Callable[[], object]) -> float:
+        start = wait()
+        do()
+        return wait() - start
+
+    try:
+        for name, planned in (("any_shape", False), ("preferred", True)):
+            attention.PLANNED = planned
+            decoding._known.clear()  # graphs hold the kernels of their capture
+            engine.logprobs(batch)
+            new, again = [], []
+            for cut in range(1, min(5, work.completion_length)):
+                shorter = Batch(batch.input_ids[:, :-cut], batch.attention_mask[:, :-cut], batch.completion_length - cut)
+                new.append(seconds(lambda shorter=shorter: engine.logprobs(shorter)))
+                again.append(seconds(lambda shorter=shorter: engine.logprobs(shorter)))
+            result |= {f"{name}_new_s": sum(new) / len(new), f"{name}_again_s": sum(again) / len(again)}
+            result[f"{name}_captures_s"] = seconds(lambda: drawn(setting, work.completion_length, [-1]))
+            result[f"{name}_sampling_s"] = min(
+                seconds(lambda: drawn(setting, work.completion_length, [-1])) for _ in range(3)
+            )
+    finally:
+        attention.PLANNED = before
+    return result
+
+
+@torch.no_grad()
 def displacing(work: Work) -> dict[str, Any]:
     """Seconds of both displacements and of the update, in few kernels and tensor by tensor, of adapters of this size."""
     hidden, intermediate, layers, heads, key_values = SIZES[work.size]
@@ -313,6 +348,7 @@ def entries() -> list[Entry]:
         Entry("step 0.1b as SmolLM2", 20, measured("step"), Work(**SMOLLM)),
         Entry("perturb and update 8b", 5, displacing, Work(size="8b")),
         Entry("lengths 1b large", 20, lengths_of_rows, Work(size="1b", **LARGE)),
+        Entry("attention 1b", 15, attention_kernels, Work(size="1b", **{**SMALL, "completion_length": 64})),
         Entry("queries 1b sequential", 15, measured("step"), Work(size="1b", queries=4, **SMALL)),
         Entry("queries 1b batched", 15, measured("step"), Work(size="1b", queries=4, evaluation="batched", **SMALL)),
         Entry("step 1b float16", 15, measured("step"), Work(size="1b", dtype="float16", **SMALL)),
@@ -355,7 +391,8 @@ def main() -> None:
     elif not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu.py: needs a GPU that torch finds; --smoke tries the script without one.")
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    show("machine", {"device": where, "torch": torch.__version__})
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    show("machine", {"device": where, **versions, "cudnn": torch.backends.cudnn.version()})
     for entry in chosen:
         if time.monotonic() - START + entry.guess > args.seconds:
             show(entry.name, {"left_out": f"{entry.guess:.0f} s would not fit into {args.seconds:.0f}"})

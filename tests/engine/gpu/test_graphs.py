@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from zopro.engine.gpu import graphs as module
+from zopro.engine.gpu.decoding import is_scarce
 from zopro.engine.gpu.graphs import Graphs
 
 CPU = torch.device("cpu")
@@ -23,11 +24,11 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, trouble: Exception | None = None) -> None:
         self.count, self.ran, self.trouble, self.modes = 0, 0, trouble, list[Any]()
-        stream = SimpleNamespace(wait_stream=lambda other: None)
+        stream = self.current = SimpleNamespace(wait_stream=lambda other: None)
         stands_in: dict[str, Callable[..., Any]] = {
-            "Stream": lambda: stream,
-            "current_stream": lambda: stream,
-            "stream": lambda given: nullcontext(),
+            "Stream": lambda: SimpleNamespace(wait_stream=stream.wait_stream),
+            "current_stream": lambda: self.current,
+            "stream": self.on,
             "device": lambda given: nullcontext(),
             "graph_pool_handle": lambda: "pool",
             "get_sync_debug_mode": lambda: 0,
@@ -38,6 +39,14 @@ class Counting:
         for name, function in stands_in.items():
             assert hasattr(torch.cuda, name)
             monkeypatch.setattr(torch.cuda, name, function)
+
+    @contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
 
     def step(self) -> None:
         self.count, self.ran = self.count + 1, self.ran + 1
@@ -50,12 +59,14 @@ class Counting:
 
         class Capture:
             def __enter__(self) -> None:
-                self.before = given.count
+                self.before, self.stream = given.count, given.current
+                given.current = options["stream"]
 
-            def __exit__(self, *error: Any) -> None:
+            def __exit__(self, *error: Any) -> None:  # torch's, too, puts the stream back only where all went well
                 given.count = self.before
                 if given.trouble is not None:
                     raise given.trouble
+                given.current = self.stream
 
         return Capture()
 
@@ -86,6 +97,61 @@ def test_a_capture_that_fails_leaves_steps_as_they_are(monkeypatch: pytest.Monke
     graphs.run("a", cuda.step, 3)
     graphs.run("b", cuda.step, 2)
     assert cuda.count == 5 and graphs.why_not == "operation not permitted"
+
+
+def test_the_stream_and_the_reason_survive_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all that follows would run on the stream of the capture, and the line would tell of its end alone."""
+    cuda = Counting(monkeypatch, RuntimeError("operation failed due to a previous error during capture"))
+    graphs, outside = Graphs(CPU), cuda.current
+
+    def step() -> None:
+        cuda.step()
+        if cuda.ran == 2:
+            raise RuntimeError("this kernel allocates")
+
+    graphs.run("a", step, 3)
+    assert cuda.current is outside and graphs.why_not == "this kernel allocates"
+    assert cuda.count == 3 and cuda.ran == 4  # one of them was to be captured
+
+
+def test_a_capture_in_inference_mode_serves_outside_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch makes tensors of its own for a graph, and up to 2.10 writes to them at each replay (pytorch issue 166792)."""
+    cuda, made = Counting(monkeypatch), list[torch.Tensor]()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: made[0].fill_(1)))
+    graph = torch.cuda.graph
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, **kw: made.append(torch.empty(1)) or graph(*args, **kw))
+    graphs = Graphs(CPU)
+    with torch.inference_mode():
+        graphs.run("a", cuda.step, 2)
+    graphs.run("a", cuda.step, 1)
+    assert made[0] == 1 and not made[0].requires_grad
+
+
+def test_memory_that_ends_in_a_capture_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Counting(monkeypatch, RuntimeError("operation failed due to a previous error during capture"))
+
+    def step() -> None:
+        cuda.step()
+        if cuda.ran == 2:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        Graphs(CPU).run("a", step, 3)
+
+
+@pytest.mark.parametrize(
+    ("weights_gb", "free_gb", "scarce"), [(16, 6, False), (16, 3, True), (1, 20, False), (1, 6, True)]
+)
+def test_memory_beside_the_weights_decides_whether_more_is_held(
+    weights_gb: int, free_gb: int, scarce: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An 8B model takes two thirds of a card of 24 GB; it would never be decoded by a graph that is kept."""
+    gigabyte = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gb * gigabyte, 24 * gigabyte))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    model = torch.nn.Linear(weights_gb * gigabyte // 8, 4, bias=False, device="meta", dtype=torch.bfloat16)
+    assert is_scarce(torch.device("cuda"), model) == scarce
 
 
 def test_memory_that_does_not_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

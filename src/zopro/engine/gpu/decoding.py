@@ -28,7 +28,7 @@ from zopro.engine.local.prefix import Owners, read_prompts
 DEVICES = {"cuda"}  # where `generate` decodes this way
 OFF = "ZOPRO_CUDA_GRAPHS"  # environment variable: 0 turns it off
 LOOK = 16  # steps between two looks at who has ended
-SPARE = 0.5  # share of the device's memory that must be free for keys and values to be held while nothing is decoded
+SPARE = 0.5  # share of the memory beside weights that must be free to hold keys and values while nothing is decoded
 
 logger = logging.getLogger(__name__)
 
@@ -172,15 +172,16 @@ def fixed_decoding(parts: CausalParts, able: Abilities) -> Iterator[Fixed | None
     except BaseException:
         fixed.rest()
         raise
-    if device.type == "cuda" and is_scarce(device):
+    if device.type == "cuda" and is_scarce(device, parts.model):
         fixed.rest()
 
 
-def is_scarce(device: torch.device) -> bool:
+def is_scarce(device: torch.device, model: nn.Module) -> bool:
     """Whether the passes between two calls may need what is held."""
     free, total = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + cached < SPARE * total
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    return free + cached < SPARE * (total - weights)
 
 
 def _watched(parts: CausalParts) -> str:

@@ -123,20 +123,30 @@ class Graphs:
     def _capture(self, key: Hashable, step: Step) -> None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.stream(torch.cuda.current_stream())
+        kept = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        plain = torch.inference_mode(False)  # what a graph keeps for itself is written outside of that mode as well
+        try:  # `here`: a capture that fails stays on its own stream
+            with plain, torch.no_grad(), here, torch.cuda.graph(graph, **kept):
                 step()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.why_not = next(iter(str(error).splitlines()), type(error).__name__)
+            if isinstance(_first(error), torch.OutOfMemoryError):
+                raise _first(error) from None
+            self.why_not = next(iter(str(_first(error)).splitlines()), type(error).__name__)
             with suppress(RuntimeError):
                 self.clear()
             return
         self._graphs[key] = graph
         while len(self._graphs) > KEPT:
             self._graphs.popitem(last=False)
+
+
+def _first(error: RuntimeError) -> RuntimeError:
+    """What went wrong in the step, of which the end of the capture says no more than that something did."""
+    before = error.__context__
+    return before if isinstance(before, RuntimeError) else error
 
 
 class Uncaptured(Graphs):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zopro.engine.local import few_rows, lora
+from zopro.engine.local.attention import of_any_shape
 from zopro.engine.local.products import fast_products
 from zopro.errors import InputError
 
@@ -62,7 +63,8 @@ class Decoder:
             attention_mask = attention_mask[:, -input_ids.shape[1] :]
         given = {"position_ids": position_ids} if self.takes_positions else {}
         of, rows = (self.model.dtype, input_ids.device), input_ids.numel()
-        with fast_products(*of, rows if self.is_large else 0), lora.in_one_product(self.backbone, *of, rows):
+        products = fast_products(*of, rows if self.is_large else 0)
+        with products, lora.in_one_product(self.backbone, *of, rows), of_any_shape(input_ids.device):
             output = self.backbone(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
