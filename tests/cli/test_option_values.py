@@ -27,9 +27,16 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "all-linear and more": ({"lora_target_modules": "all-linear,lm_head"}, "'all-linear' fits none"),
     "no module": ({"lora_target_modules": ","}, "must be all-linear, names"),
     "a report to nobody": ({"report_to": "wadnb"}, "report_to: must be of .*Did you mean 'wandb'"),
-    "an accelerator that is not here": ({"device": "meta"}, "device: must be auto, cpu, cuda, cuda:N or mps, got 'meta'"),
+    "an accelerator that is not here": ({"device": "meta"}, "device: must be auto, cpu, cuda or mps, got 'meta'"),
     "a precision of none": ({"dtype": "float8"}, "dtype: must be one of auto, float32, bfloat16, float16, got 'float8'"),
     "a judge that is no model": ({"judge": "model:no/such/folder"}, "judge: no folder and no Hub id"),
+    "a judge that is nowhere": ({"judge": "model:nobody/nothing"}, "judge: "),
+    "a method that is none": ({"method": "python:math:pi"}, "method: must be a zopro.choices.Method or a function"),
+    "a task that is none": ({"task": "python:builtins:repr"}, "task: must be a function .* which made str"),
+    "a task that fails": ({"task": "python:math:sqrt"}, "task: must be a function .* which raised TypeError"),
+    "noise of no module": ({"noise": "python:no_such_module:Sparse"}, "noise: cannot import 'no_such_module'"),
+    "noise that takes arguments": ({"noise": "python:math:sqrt"}, "noise: must be a class of zopro.zo.Directions"),
+    "noise that is none": ({"noise": "python:builtins:dict"}, "noise: must be a class .* which makes dict"),
 }
 
 

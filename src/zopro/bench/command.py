@@ -41,7 +41,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "dtype": (str, "auto, float32, bfloat16 or float16 (default: auto)"),
     "load_in_4bit": (boolean, "true: weights in 4 bits, by bitsandbytes (default: false)"),
     "load_in_8bit": (boolean, "true: in 8 bits (default: false)"),
-    "device": (str, "auto, cpu, cuda, cuda:N or mps (default: auto)"),
+    "device": (str, "auto, cpu, cuda or mps (default: auto)"),
     "threads": (int, "CPU threads (default: torch's choice)"),
     "beta": (float, "KL coefficient; above 0 a reference pass is part of the step (default: 0.05)"),
     "sides": (int, "2: central differences, 1: forward differences (default: 2)"),

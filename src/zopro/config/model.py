@@ -50,7 +50,9 @@ class ModelOptions:
         "vllm: where adapters are published, a folder that the servers see by the same path; by default shared memory.",
         path=True,
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps (a Mac's GPU, which auto does not take).")
+    device: str = option(
+        "auto", "auto, cpu, cuda (the first that is seen) or mps (a Mac's GPU, which auto does not take)."
+    )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model. Only for sources you trust.")
     lora_r: int = option(8, "Rank of the LoRA adapters; 0 trains all parameters of the policy instead.")
     lora_alpha: int = option(16, "LoRA scaling numerator (scale = lora_alpha / lora_r).")

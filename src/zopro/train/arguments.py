@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -14,6 +15,8 @@ from transformers import TrainingArguments
 from zopro.errors import InputError
 from zopro.system.launch import launched
 from zopro.train.checkpoints import save_arguments
+
+logger = logging.getLogger(__name__)
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -83,7 +86,17 @@ def quiet_arguments(
         report_to=report_to,
         checkpoint_steps=checkpoint_steps,
     )
-    return kind(**shared, learning_rate=learning_rate, data_seed=seed, remove_unused_columns=False, **more)
+    return on_one_gpu(kind(**shared, learning_rate=learning_rate, data_seed=seed, remove_unused_columns=False, **more))
+
+
+def on_one_gpu(arguments: Arguments) -> Arguments:
+    """Of one process. With several GPUs in sight transformers would train on copies of the model on all of them
+    (DataParallel), by batches as many times as large; displaced weights and the engine are of one model.
+    """
+    if arguments.n_gpu > 1:
+        logger.warning("of %d GPUs one is used: torchrun starts a process for each", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def scaled_gradients(model: Any) -> dict[str, Any]:

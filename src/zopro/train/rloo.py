@@ -28,7 +28,7 @@ from zopro.system.guard import checked_reward
 from zopro.system.heap import expect_graph
 from zopro.text.chat import check_end
 from zopro.text.frame import check_embedded
-from zopro.train.arguments import check_rows
+from zopro.train.arguments import check_rows, on_one_gpu
 from zopro.train.construction import (
     ADAPTER,
     arguments,
@@ -95,7 +95,7 @@ class EngineRLOOTrainer(RLOOTrainer):
     ) -> None:
         if advantage not in ADVANTAGES:
             raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
-        args = arguments(args, self.config_cls)
+        args = on_one_gpu(arguments(args, self.config_cls))
         check_model(model, args.beta, processing_class, kwargs.get("peft_config"))
         if not (args.use_vllm or args.use_transformers_continuous_batching):
             drawing(args)

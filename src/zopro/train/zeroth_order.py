@@ -27,6 +27,7 @@ from torch import Tensor
 from zopro.errors import InputError
 from zopro.system.clock import timed
 from zopro.system.launch import counted, exchanging
+from zopro.train.arguments import on_one_gpu
 from zopro.train.construction import check_options, trainable
 from zopro.train.evaluations import counting
 from zopro.train.gradients import arguments_in, without_backward
@@ -70,6 +71,8 @@ class ZerothOrderMixin(Mixin):
         if getattr(training_args, "fp16", False):
             raise ValueError("fp16: must be off, its loss scaling is made for gradients; use bf16=True or neither")
         without_backward(training_args)
+        if training_args is not None:
+            on_one_gpu(training_args)
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:

@@ -39,14 +39,17 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        raise InputError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}.") from None
+        raise InputError(f"device: must be auto, cpu, cuda or mps, got {device!r}.") from None
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if resolved.type not in ("cpu", "cuda") and (accelerator is None or resolved.type != accelerator.type):
+        raise InputError(f"device: must be auto, cpu, cuda or mps, got {device!r}, which torch does not find here.")
+    if resolved.type == "cuda" and resolved.index:
         raise InputError(
-            f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}, which torch does not find here."
+            f"device: must be the first GPU that is seen, which is the one that trainers use, got {device!r}. Set the "
+            f"environment variable CUDA_VISIBLE_DEVICES={resolved.index} and device: cuda."
         )
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device: must exist, got {device!r} with {torch.cuda.device_count()} GPUs. Use auto or cpu.")
+    if resolved.type == "cuda" and not torch.cuda.device_count():
+        raise InputError(f"device: must exist, got {device!r} with 0 GPUs. Use auto or cpu.")
     return resolved
 
 
