@@ -97,6 +97,37 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     sys.path.remove(str(folder))
 
 
+FAULTY = """
+from zopro.choices import Method
+
+def train(inputs):
+    return 3
+
+nothing = Method("nothing", train, "", self_starting=True)
+rated = Method("rated", train, "", rate="nope")
+used = Method("used", train, "", uses="gradients")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("nothing", "must return a trainer of transformers, got 3"),
+        ("rated", "its rate must be a key of the configuration, got .* with rate 'nope'"),
+        ("used", "must have uses FUNCTION_VALUES, SWEEP or BACK_PROPAGATION"),
+    ],
+)
+def test_methods_that_are_not_as_they_should_be(
+    name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = config(write_inputs(tmp_path), tmp_path / "run", iterations=1, method=f"python:faulty:{name}")
+    with pytest.raises(InputError, match=f"^method: {line}"):
+        pipeline.run(settings, quiet=True)
+    assert name == "nothing" or not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import zopro
+from zopro.store.rundir import FREE
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -96,3 +97,9 @@ def test_a_crooked_row_is_seen() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_whole(page: Path) -> None:
     assert not [*crooked(page.read_text(encoding="utf-8"))]
+
+
+def test_the_keys_that_a_resumed_run_may_change_are_told() -> None:
+    section = (DOCS / "reliability.md").read_text("utf-8").split("## Which keys may change\n")[1].split("\n## ")[0]
+    listed = section[section.index("comes of it:") : section.index("Any other")]
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(FREE)

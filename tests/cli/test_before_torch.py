@@ -18,6 +18,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
     "init": [
         ("nonsense", "TASK: must be one of"),
         ("chat --out good.yaml --data x", "--out: must be a new file"),
+        ("chat --out new.yaml --data none.jsonl", "--data: no such file, folder or Hub data set id: 'none.jsonl'"),
         ("chat --out .", "--out: must be a new file, got the folder '.'"),
         ("chat --out new/..", "--out: must be a new file, got the folder 'new/..'"),
         ("chat --out /", "--out: must be a new file, got the folder '/'"),
@@ -32,6 +33,9 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("good.yaml --eval_data ./none", "eval_data: no such file"),
         ("good.yaml --judge model:./none", "judge: no folder and no Hub id"),
         ("good.yaml --reward model:./none", "reward: no folder and no Hub id"),
+        ("good.yaml --reward length:9-4", "reward: length must be MIN-MAX"),
+        ("good.yaml --reward regex:(", "reward: regex must be a regular expression"),
+        ("begun --resume", "CONFIG: must be a readable YAML file, got 'begun'"),
         ("good.yaml --output_dir full", "output_dir: must be empty or a run"),
         ("good.yaml --output_dir begun --lora_r 2", "output_dir: begun belongs to another config"),
         ("good.yaml --output_dir begun", "output_dir: begun holds a run already"),
@@ -48,6 +52,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("none.yaml --methods mezo --steps 1", "CONFIG: must be a readable YAML file"),
         ("good.yaml --methods mezzo --steps 1", "methods: must be one of"),
         ("good.yaml --methods mezo --answers 1", "answers: must be enough for a step"),
+        ("good.yaml --methods mezo --steps 0", "steps: one of steps, budget_minutes and answers must be given, greater"),
         ("good.yaml --methods mezo --steps 1 --model ./none", "model: no folder and no Hub id"),
         ("good.yaml --methods mezo --steps 1 --lora_r 2 --out compared", "output_dir: compared/shared belongs to"),
     ],
@@ -74,7 +79,11 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("none --out new", "RUN: must be a run directory"),
         ("walked --out full", "--out: must be a new or empty folder"),
         ("walked --out rows.jsonl/new", "--out: must be a folder that can be written to"),
-        ("walked --out new --gguf --merged", "--gguf: must be given for an adapter alone"),
+        (
+            "walked --out new --gguf --merged",
+            "--gguf: must be given for an adapter alone, got a model. Leave --merged out",
+        ),
+        ("whole --out new --gguf", "--gguf: must be given for an adapter alone, got a model. Convert it"),
     ],
     "bench": [
         ("step --peer verl", "peer: must be one of"),
@@ -117,18 +126,27 @@ for words in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """full: a folder with other files. begun: a run that has done nothing. walked: one with a policy and a journal."""
+    """full: a folder with other files. begun: a run that has done nothing. walked: one with a policy and a journal.
+    whole: one whose policy is a whole model."""
     path = tmp_path_factory.mktemp("typed")
-    for name in ("full", "begun", "walked", "model", "compared/shared"):
+    for name in ("full", "begun", "walked", "whole", "model", "compared/shared"):
         (path / name).mkdir(parents=True)
     (path / "full/other.txt").write_text("other")
     (path / "rows.jsonl").write_text("{}\n")
     settings = config(path, path / "new").to_dict() | {"model": "model", "train_data": "rows.jsonl", "output_dir": ""}
-    for place in ("good.yaml", "begun/config.yaml", "walked/config.yaml", "compared/shared/config.yaml"):
+    for place in (
+        "good.yaml",
+        "begun/config.yaml",
+        "walked/config.yaml",
+        "whole/config.yaml",
+        "compared/shared/config.yaml",
+    ):
         (path / place).write_text(yaml.safe_dump(settings))
     for place in ("policy/001/adapter_model.safetensors", "policy/001/adapter_config.json", "sft/x"):
         (path / "walked" / place).parent.mkdir(parents=True, exist_ok=True)
         (path / "walked" / place).write_text("{}")
+    (path / "whole/policy/000").mkdir(parents=True)
+    (path / "whole/policy/000/model.safetensors").write_text("{}")
     journal = path / "walked/iterations/001/journal.jsonl"
     journal.parent.mkdir(parents=True)
     journal.write_text("{}\n" * 3)

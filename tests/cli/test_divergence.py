@@ -19,6 +19,8 @@ DIVERGING = {
     "first_order_learning_rate": {},
     "refine_learning_rate": {"warm_start": "sft"},
     "guided_learning_rate": {"method": "guided"},
+    "learning_rate": {"warm_start": "sft"},
+    "es_learning_rate": {"method": "es", "population": 4},
 }
 
 

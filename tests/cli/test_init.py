@@ -29,6 +29,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_it_writes_is_a_configuration(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").touch()
     given = [] if task in SHIPPED else ["--data", "rows.jsonl"]
     written = printed(capsys, "init", task, *given, "--model", 'folder "of mine"')
     config = load_config(written["config"])

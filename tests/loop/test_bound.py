@@ -101,6 +101,9 @@ def test_a_gain_that_may_be_chance_is_said() -> None:
     after = [{"reward": 1.0}, {"reward": 0.5}, {"reward": 3.0}, {"reward": 2.0}]
     note = not_improved(before, after, "iteration 0", "learning_rate", 2.0) or ""
     assert note.startswith("iteration 0: no improvement that can be told from chance: reward 0.167 [")
+    assert "a higher learning_rate, or" in note
+    far = not_improved(before, after, "iteration 0", "learning_rate", 114.7) or ""
+    assert "; not a higher learning_rate: it is 114.70 nats an answer from its start already." in far
     still = not_improved(before, after, "iteration 0", "learning_rate", -0.03) or ""
     assert still.startswith("iteration 0: the policy has hardly moved: KL -0.03 nats an answer, reward 0.167 [")
     better = [{**row, "reward": 5.0 + (row["reward"] or 0.0)} for row in before]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from one_run import no_report
 from tiny_runs import config, fingerprint
 from zopro import cli
 from zopro.config import RunConfig
-from zopro.loop import pipeline
+from zopro.loop import estimate, pipeline
 from zopro.loop.estimate import dry_run
 from zopro.system import progress
 
@@ -107,3 +109,17 @@ def test_a_dry_run_says_it_all_and_writes_nothing(
     work = {f"{x['stage']} {x['iteration']}": x["work"] for x in found["stages"]}
     assert work["policy 0"].startswith("2 steps of rloo") and work["policy 1"].startswith("2 steps of zopro")
     assert cli.main(["run", "config.yaml", "--dry-run", "--resume"]) == 2
+
+
+def test_what_a_gpu_does_at_the_first_call_alone_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    for device, once, expected in (
+        ("cpu", False, ["call"]),
+        ("cuda", False, ["call", "wait", "call", "wait"]),
+        ("cuda", True, ["wait", "call", "wait"]),
+    ):
+        models: Any = SimpleNamespace(base=SimpleNamespace(device=torch.device(device)))
+        assert estimate._timed(models, lambda: calls.append("call") or 7, once)[1] == 7  # type: ignore[func-returns-value]
+        assert calls == expected
+        calls.clear()

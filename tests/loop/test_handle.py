@@ -62,3 +62,5 @@ def test_the_command_s_flags_are_arguments_here(run: Any) -> None:
         with pytest.raises(InputError, match=said) as error:
             run.generate(QUESTION, **options)
         assert "--" not in str(error.value)
+    with pytest.raises(InputError, match=r"^iteration: must be one of .*, got 9"):
+        zopro.load(run.path, 9)

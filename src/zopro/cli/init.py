@@ -38,12 +38,18 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Write the files; nothing is overwritten."""
     from zopro.store.durable import write_text
+    from zopro.tasks.rows import check_source
 
     if args.task not in list(TASKS):
         TASKS.check(args.task, "TASK")
         raise InputError(f"TASK: must be one of {', '.join(TASKS)}, got {args.task!r}. Copy a file of one of them.")
     if not args.data and args.task not in SHIPPED:
         raise InputError(f"--data: must be given for task {args.task}, got nothing. Give a file, a folder or a Hub id.")
+    if args.data:
+        try:
+            check_source(args.data)
+        except InputError as error:
+            raise InputError(f"--data: {str(error).removeprefix('train_data: ')}") from None
     config = Path(args.out or f"{args.task}.yaml")
     if config.name in ("", ".."):
         raise InputError(f"--out: must be a new file, got the folder '{config}'. Give a name in it.")

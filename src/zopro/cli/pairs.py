@@ -48,5 +48,5 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rewards = f"{found['chosen_reward']:.3f} and {found['rejected_reward']:.3f}"
     text = f"{found['pairs']} pairs of {found['prompts']} prompts written to {out}: rewards {rewards} on average"
     if equal := found["prompts"] - found["pairs"]:
-        text += f"\n{equal} prompts have none: no two of their answers differ in reward"
+        text += f"\n{equal} prompt{'s have' if equal > 1 else ' has'} none: no two of their answers differ in reward"
     return {**found, "out": str(out)}, text

@@ -39,9 +39,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     plan.add_argument("--methods", metavar="NAMES", required=True, help="comma separated, such as guided,rloo")
     plan.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each method (default: 1)")
     length = plan.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, default=0, metavar="S", help="policy steps of each training")
-    length.add_argument("--budget-minutes", type=float, default=0.0, metavar="M", help="minutes of each training")
-    length.add_argument("--answers", type=int, default=0, metavar="N", help="answers that each training samples")
+    length.add_argument("--steps", type=int, metavar="S", help="policy steps of each training")
+    length.add_argument("--budget-minutes", type=float, metavar="M", help="minutes of each training")
+    length.add_argument("--answers", type=int, metavar="N", help="answers that each training samples")
     plan.add_argument("--points", type=int, default=5, metavar="N", help="measurements along a training (default: 5)")
     plan.add_argument(
         "--search-trials",
@@ -87,9 +87,9 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     plan = Plan(
         methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
         seeds=args.seeds,
-        steps=args.steps,
-        budget_minutes=args.budget_minutes,
-        answers=args.answers,
+        steps=args.steps or 0,
+        budget_minutes=args.budget_minutes or 0.0,
+        answers=args.answers or 0,
         points=args.points,
         search_trials=args.search_trials,
         search_share=args.search_share,

@@ -14,7 +14,9 @@ class DataOptions:
 
     task: str = option("", f"What rows are: {TASKS.about()}.", TASKS)
     train_data: str = option(
-        "", "Training rows: .jsonl, .jsonl.gz, .parquet, .csv, a folder, or a Hub data set id.", path=True
+        "",
+        "Training rows: .jsonl, .json or .csv (each also with .gz), .parquet, a folder, or a Hub data set id.",
+        path=True,
     )
     eval_data: str = option(
         "", "Held-out rows, same formats. Empty: eval_prompts rows are held out of train_data.", path=True

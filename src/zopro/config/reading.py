@@ -47,7 +47,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise InputError(f"CONFIG: must be a readable YAML file, got '{path}' ({error.strerror}).") from None
+        own = path / "config.yaml"
+        remedy = f" Give the file in it: {own}." if own.is_file() else ""
+        raise InputError(f"CONFIG: must be a readable YAML file, got '{path}' ({error.strerror}).{remedy}") from None
     except UnicodeDecodeError:
         raise InputError(f"CONFIG: must be a YAML file in UTF-8, got '{path}'.") from None
     except yaml.YAMLError as error:

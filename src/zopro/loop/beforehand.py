@@ -12,6 +12,7 @@ from zopro.config import RunConfig
 from zopro.config.fields import check
 from zopro.config.model import GGUF, check_bitsandbytes, check_there
 from zopro.errors import InputError
+from zopro.rewards.functions import reward_function
 from zopro.store.layout import Layout
 from zopro.store.rundir import check_folder
 from zopro.system import progress
@@ -38,6 +39,8 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
     for name in config.reward:
         if name.startswith("model:"):
             check_there(name.removeprefix("model:"), "reward")
+        elif name != "model" and not name.startswith("python:"):
+            reward_function(name)  # one whose parameter cannot be read
     if config.trains_reward and config.judge.startswith("model:"):
         check_there(config.judge.removeprefix("model:"), "judge")
 

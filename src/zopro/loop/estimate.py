@@ -69,7 +69,7 @@ def time_step(run: Run, models: Models, data: Data) -> Timed:
         if _goes_back(run):
             trained, before = _first(batch, _back_propagated(run)), used_mb(models.base.device)
             with kept_for_backward(model.parameters()) as kept_mb:
-                backward, _ = _timed(models, lambda: completion_logprobs(model, *trained).sum().backward())
+                backward, _ = _timed(models, lambda: completion_logprobs(model, *trained).sum().backward(), once=True)
             backward /= len(trained.input_ids)
             longest = max(len(item.ids) for item in data.train) + config.max_completion_length
             needed = before + GRAPH * kept_mb() / trained.input_ids.numel() * longest * _kept_at_once(run)
@@ -118,11 +118,17 @@ def fitted(few: int, first: float, many: int, second: float) -> tuple[float, flo
     return second - many * each, each
 
 
-def _timed(models: Models, work: Any) -> tuple[float, Any]:
-    began = time.perf_counter()
+def _timed(models: Models, work: Any, once: bool = False) -> tuple[float, Any]:
+    """Seconds of a call and its result; on a GPU of the second one (but `once`): the first captures and loads kernels."""
+    on_gpu = models.base.device.type == "cuda"
     with torch.enable_grad():
+        if on_gpu and not once:
+            work()
+        if on_gpu:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
         found = work()
-    if models.base.device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - began, found
 
@@ -250,10 +256,11 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
 def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
     config = run.config
     answers = config.answers_a_step(config.method_of(iteration or 0))
+    measured = config.eval_samples + config.eval_greedy
     return {
         "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
         "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",
-        EVALUATION: f"{len(data.eval)} prompts, {config.eval_samples + config.eval_greedy} answers each",
+        EVALUATION: f"{len(data.eval)} prompts, {measured} answer{'s' * (measured > 1)} each",
         "policy": f"{policy_steps(run, data)} steps of {config.method_of(iteration or 0)}, {answers} answers each",
         "pairs": f"{config.pair_prompts} prompts, the least certain {config.uncertain_share:.0%} judged",
         "refine": f"{config.refine_steps} steps of {config.reward_batch_size} pairs",

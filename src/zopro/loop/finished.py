@@ -74,7 +74,8 @@ def check_export(policy: Policy, merged: bool, gguf: bool) -> None:
             f"--merged: must not be given, engine {policy.config.engine} holds the weights. Export the adapter."
         )
     if gguf and (merged or not is_adapter(policy.folder)):
-        raise InputError("--gguf: must be given for an adapter alone, got a model. Leave --merged out.")
+        remedy = "Leave --merged out." if is_adapter(policy.folder) else "Convert it by llama.cpp's own script."
+        raise InputError(f"--gguf: must be given for an adapter alone, got a model. {remedy}")
 
 
 def check_answering(max_new_tokens: int | None, temperature: float, seed: int) -> None:

@@ -24,7 +24,7 @@ from zopro.store.durable import read_json
 from zopro.store.layout import Layout
 from zopro.store.rundir import read_metrics
 
-_FLAG = re.compile(r"--(max-new-tokens|temperature|seed)\b")
+_FLAG = re.compile(r"--(max-new-tokens|temperature|seed|iteration)\b")
 
 
 class RunHandle:
@@ -41,7 +41,10 @@ class RunHandle:
     """
 
     def __init__(self, path: str | Path, iteration: int | None = None) -> None:
-        found = find_policy(path, iteration)
+        try:
+            found = find_policy(path, iteration)
+        except InputError as error:
+            raise InputError(_in_python(error)) from None
         self.path, self.config, self.iteration = found.run, found.config, found.iteration
         self._voices = Voices(found, held=2)
 
@@ -120,7 +123,7 @@ class RunHandle:
         try:
             return self._voices.answer(voice, talks, manner, seed)
         except InputError as error:  # the command's, in whose words the flags are
-            raise InputError(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))) from None
+            raise InputError(_in_python(error)) from None
 
     def __repr__(self) -> str:
         return f"RunHandle({str(self.path)!r}, iteration={self.iteration})"
@@ -140,6 +143,11 @@ def _conversations(prompts: Any) -> list[Messages]:
                 "text, or a list of texts."
             )
     return talks
+
+
+def _in_python(error: InputError) -> str:
+    """What the command says, with its flags as arguments."""
+    return _FLAG.sub(lambda flag: flag[1].replace("-", "_"), str(error))
 
 
 def _check_number(name: str, value: Any, kind: type) -> None:
@@ -176,7 +184,8 @@ def run(
         overrides: keys that win over those of `config`.
 
     Raises:
-        InputError: something in the configuration, the data or the run directory does not fit; nothing was written.
+        InputError: something in the configuration, the data or the run directory does not fit, and nothing was written;
+            or a reward or judge of yours failed, or a training diverged, and what is finished is kept.
         Stopped: the disk is full, or another process has crashed. The run can be resumed.
 
     >>> settings = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "verifiable", "train_data": "rows.jsonl"}

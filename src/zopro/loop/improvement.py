@@ -10,6 +10,8 @@ from zopro.store import shown
 
 HARDLY = 0.1
 """Nats an answer: nearer to its start than this, a policy says what the start says."""
+FAR = 10.0
+"""And further than this it needs no higher learning rate; the `max_kl` of `zopro init`."""
 
 
 def not_improved(
@@ -41,7 +43,9 @@ def not_improved(
     if abs(kl) < HARDLY:
         moved = f"KL {shown.kl(kl)} nats an answer"
         return f"{where}: the policy has hardly moved: {moved}, {said}. Raise {rate}, tenfold and more."
-    return (
-        f"{where}: no improvement that can be told from chance: {said}. Take more steps (policy_steps) or answers "
-        f"(prompts_per_step, num_generations or population), a higher {rate}, or measure on more prompts (eval_prompts)."
-    )
+    steps = "more steps (policy_steps) or answers (prompts_per_step, num_generations or population)"
+    take = f"Take {steps}, a higher {rate}, or measure on more prompts (eval_prompts)."
+    if kl > FAR:
+        far = f"not a higher {rate}: it is {shown.kl(kl)} nats an answer from its start already"
+        take = f"Take {steps}, or measure on more prompts (eval_prompts); {far}."
+    return f"{where}: no improvement that can be told from chance: {said}. {take}"

@@ -25,6 +25,7 @@ from zopro.engine.servers.check import check_engine
 from zopro.errors import InputError
 from zopro.judges import Judge, make_judge
 from zopro.loop.data import Data
+from zopro.loop.own import check_own
 from zopro.loop.policies import Policies
 from zopro.loop.rewarding import Rewards
 from zopro.rewards import RewardModel
@@ -98,6 +99,7 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
     """
     device = resolve_device(config.device)
     functions = _functions(config, device)
+    check_own(config)
     base = _load_base(config, device)
     _check_context(base, config)
     frame = frame_of(tokenizer, declared_stops(base))
@@ -106,7 +108,10 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
         check_targets(base, config)
 
     def load(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-        return _load(config, path, device), load_tokenizer(tokenizer_home(path), config.trust_remote_code)
+        try:
+            return _load(config, path, device), load_tokenizer(tokenizer_home(path), config.trust_remote_code)
+        except InputError as error:
+            raise InputError(f"judge: {str(error).removeprefix('model: ')}") from error
 
     judge = make_judge(config.judge, data.task, base, tokenizer, load, config) if config.trains_reward else None
     check_vocabulary(tokenizer, base, frame, data.texts(frame))

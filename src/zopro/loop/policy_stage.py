@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import Trainer
+
 from zopro.choices import METHODS
 from zopro.config.step import PRESETS
-from zopro.errors import diverging
+from zopro.errors import InputError, diverging
 from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
@@ -73,6 +75,8 @@ def policy_trainer(
             folder=folder,
         )
         trainer = METHODS[origin.method].load()(inputs)
+        if not isinstance(trainer, Trainer):
+            raise InputError(f"method: must return a trainer of transformers, got {trainer!r} from {origin.method}.")
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
         be_quiet(trainer)
         trainer.clock = progress.Spans()

@@ -76,7 +76,7 @@ def load(
     Raises `InputError` for an unknown task, data that cannot be read, a row without the expected columns, values of
     the wrong type, and when nothing is left to train or to evaluate on.
     """
-    task: Task = TASKS[options.task].load()(options)
+    task = _task(options)
     counts = _Counts()
     train = _examples(task, options.train_data, "train", refuse, fit, counts, columns)
     random.Random(seed).shuffle(train)
@@ -99,6 +99,25 @@ def load(
     if options.max_train_rows:
         kept = kept[: options.max_train_rows]
     return TaskData(kept, evaluation, dict(counts.dropped), task, counts.read, dict(counts.unread), dict(counts.notes))
+
+
+def _task(options: TaskOptions) -> Task:
+    """The task of `options`. Raises InputError for a function of the user's that makes none."""
+    make = TASKS[options.task].load()
+    if not options.task.startswith("python:"):
+        made: Task = make(options)
+        return made
+    try:
+        made = make(options)
+    except Exception as error:  # whatever the user's function raises
+        found = f"raised {type(error).__name__}: {error}"
+    else:
+        if isinstance(made, Task):
+            return made
+        found = f"made {type(made).__name__}"
+    raise InputError(
+        f"task: must be a function from options to a zopro.tasks.base.Task, got {options.task!r}, which {found}."
+    )
 
 
 def load_prompts(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 import torch
 from torch import Tensor, nn
 
-from zopro.errors import InputError
+from zopro.errors import Diverged
 from zopro.zo import fused
 from zopro.zo import groups as grouped
 from zopro.zo.directions import Directions
@@ -158,7 +158,7 @@ class Weights:
         return True
 
     def check(self, record: StepRecord) -> None:
-        """Raise InputError for a step that would leave tensors useless, or infinite in a narrow dtype."""
+        """Raise `Diverged` for a step that would leave tensors useless, or infinite in a narrow dtype."""
         place = self._places()
         for _, tensor, group in self.movable:
             g = place[id(group)]
@@ -166,13 +166,21 @@ class Weights:
             along = sum(abs(coefficient) for coefficient in record.coefficients) * record.eps[0] / record.eps[g]
             size = max(lr * max(1.0 if record.second_moment else along, record.weight_decay[g]), record.anchor)
             if not size < min(LARGEST, torch.finfo(tensor.dtype).max / 10):
-                raise InputError(
-                    f"lr: must leave weights that a network can work with, got {lr:g}, with which this step would change "
-                    f"them by about {size:.2g}. Lower the learning rate."
-                )
+                raise _TooFar(lr, size)
 
     def _places(self) -> dict[int, int]:
         return {id(group): index for index, group in enumerate(self.groups)}
+
+
+class _TooFar(Diverged):
+    """A step that no network would survive. In a run `zopro.errors.diverging` names the key in place of lr."""
+
+    def __init__(self, lr: float, size: float) -> None:
+        super().__init__(f"this step would change weights by about {size:.2g}")
+        self.args = (
+            f"lr: must leave weights that a network can work with, got {lr:g}, with which this step would change them by "
+            f"about {size:.2g}. Lower the learning rate.",
+        )
 
 
 class _Offsets:

@@ -1,0 +1,46 @@
+"""A method and noise of the user's, from modules that Python finds: looked at before the first stage.
+
+check_own(config)       # a step would find what is wrong after other stages are done
+"""
+
+from __future__ import annotations
+
+from zopro.choices import BACK_PROPAGATION, DIRECTIONS, FUNCTION_VALUES, METHODS, SWEEP
+from zopro.config import RunConfig
+from zopro.errors import InputError
+from zopro.zo.directions import Directions, noise_source
+
+USES = (FUNCTION_VALUES, SWEEP, BACK_PROPAGATION)
+
+
+def check_own(config: RunConfig) -> None:
+    """Raise `InputError` for a method or noise of one's own that cannot be imported, or is none."""
+    if config.method.startswith("python:"):
+        _check_method(config)
+    if config.noise.startswith("python:"):
+        _check_noise(config.noise)
+
+
+def _check_method(config: RunConfig) -> None:
+    name, chosen = config.method, METHODS[config.method]
+    if not callable(made := chosen.load()):
+        raise InputError(f"method: must be a zopro.choices.Method or a function, got {name!r}, which is {made!r}.")
+    if chosen.uses not in USES:
+        rule = "must have uses FUNCTION_VALUES, SWEEP or BACK_PROPAGATION, of zopro.choices"
+        raise InputError(f"method: {rule}, got {name!r} with uses {chosen.uses!r}.")
+    if not hasattr(config, chosen.rate):
+        raise InputError(f"method: its rate must be a key of the configuration, got {name!r} with rate {chosen.rate!r}.")
+
+
+def _check_noise(name: str) -> None:
+    DIRECTIONS[name]  # it can be imported
+    try:
+        made = noise_source(name, {})
+    except Exception as error:  # whatever the user's class raises while it is made
+        found = f"which raised {type(error).__name__}: {error}"
+    else:
+        if isinstance(made, Directions):
+            return
+        found = f"which makes {type(made).__name__}"
+    rule = "must be a class of zopro.zo.Directions that is made without arguments"
+    raise InputError(f"noise: {rule}, got {name!r}, {found}.")
