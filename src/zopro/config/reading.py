@@ -47,8 +47,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        own = path / "config.yaml"
-        remedy = f" Give the file in it: {own}." if own.is_file() else ""
+        inside = list(path.glob("*.yaml"))  # of a folder
+        remedy = f" Give the file in it: {inside[0]}." if len(inside) == 1 else ""
         raise InputError(f"CONFIG: must be a readable YAML file, got '{path}' ({error.strerror}).{remedy}") from None
     except UnicodeDecodeError:
         raise InputError(f"CONFIG: must be a YAML file in UTF-8, got '{path}'.") from None
