@@ -13,6 +13,8 @@ from zopro.config.arguments import FIRST
 from zopro.config.defaults import default_of
 
 SMALL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+FAR = 10.0
+"""Nats an answer: a policy that is further from its start than this rarely answers better."""
 
 _SMALL: dict[str, Any] = {
     "iterations": 2,
@@ -21,7 +23,7 @@ _SMALL: dict[str, Any] = {
     "num_generations": 4,
     "sft_steps": 0,
     "first_order_learning_rate": 2e-5,
-    "max_kl": 10.0,
+    "max_kl": FAR,
     "reward_steps": 30,
     "eval_prompts": 8,
     "pair_prompts": 16,
@@ -46,7 +48,7 @@ STARTING: dict[str, dict[str, Any]] = {
         "prompts_per_step": 4,
         "population": 32,
         "es_learning_rate": 0.006,
-        "max_kl": 10.0,
+        "max_kl": FAR,
         "lora_freeze_a": True,
         "max_completion_length": 24,
         "temperature": 0.7,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zopro.config.template import FAR
 from zopro.loop.correctness import paired
 from zopro.store import shown
 
 HARDLY = 0.1
 """Nats an answer: nearer to its start than this, a policy says what the start says."""
-FAR = 10.0
-"""And further than this it needs no higher learning rate; the `max_kl` of `zopro init`."""
 
 
 def not_improved(

@@ -132,9 +132,10 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if isinstance(_first(error), torch.OutOfMemoryError):
-                raise _first(error) from None
-            self.why_not = next(iter(str(_first(error)).splitlines()), type(error).__name__)
+            cause = _first(error)
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            self.why_not = next(iter(str(cause).splitlines()), type(error).__name__)
             with suppress(RuntimeError):
                 self.clear()
             return

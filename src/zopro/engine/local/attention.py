@@ -23,9 +23,7 @@ def of_any_shape(device: torch.device) -> Iterator[None]:
 
     Not under autograd: what checkpoints run again outside of the context has to take the same kernel.
     """
-    others = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
-    chosen = not (cuda.cudnn_sdp_enabled() and all(others))  # by somebody, among the kernels
-    if PLANNED or chosen or device.type != "cuda" or torch.is_grad_enabled():
+    if device.type != "cuda" or PLANNED or torch.is_grad_enabled() or _chosen():
         yield
         return
     cuda.enable_cudnn_sdp(False)
@@ -33,3 +31,9 @@ def of_any_shape(device: torch.device) -> Iterator[None]:
         yield
     finally:
         cuda.enable_cudnn_sdp(True)
+
+
+def _chosen() -> bool:
+    """Whether somebody has chosen among the kernels."""
+    others = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
+    return not (cuda.cudnn_sdp_enabled() and all(others))
