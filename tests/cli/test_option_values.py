@@ -25,6 +25,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "the head": ({"lora_target_modules": "q_proj,lm_head"}, "the output head cannot carry one"),
     "the reward model's head": ({"lora_target_modules": "score"}, "'score' fits none of the model's"),
     "all-linear and more": ({"lora_target_modules": "all-linear,lm_head"}, "'all-linear' fits none"),
+    "adapters with none": ({"lora_r": 0, "lora_freeze_a": True}, "lora_freeze_a: must be false with lora_r: 0"),
+    "modules with none": ({"lora_r": 0, "lora_target_modules": "q_proj"}, "lora_target_modules: must be all-linear"),
     "no module": ({"lora_target_modules": ","}, "must be all-linear, names"),
     "a report to nobody": ({"report_to": "wadnb"}, "report_to: must be of .*Did you mean 'wandb'"),
     "an accelerator that is not here": ({"device": "meta"}, "device: must be auto, cpu, cuda or mps, got 'meta'"),
@@ -36,7 +38,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a task that fails": ({"task": "python:math:sqrt"}, "task: must be a function .* which raised TypeError"),
     "noise of no module": ({"noise": "python:no_such_module:Sparse"}, "noise: cannot import 'no_such_module'"),
     "noise that takes arguments": ({"noise": "python:math:sqrt"}, "noise: must be a class of zopro.zo.Directions"),
-    "noise that is none": ({"noise": "python:builtins:dict"}, "noise: must be a class .* which makes dict"),
+    "noise that is none": ({"noise": "python:builtins:dict"}, "noise: must be a class .* which made dict"),
 }
 
 

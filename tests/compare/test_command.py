@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from zopro import cli
+from zopro.compare import run
 from zopro.errors import InputError
 
 RUN = {"model": "m", "task": "chat", "train_data": "x", "output_dir": "run"}
@@ -34,7 +35,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def compared(*words: str) -> int:
-    return cli.main(["compare", *words, "--methods", "rloo", "--steps", "1"])
+    return cli.main(["compare", "--methods", "rloo", *words, "--steps", "1"])
 
 
 def test_a_run_s_folder_is_not_compared_in(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +48,20 @@ def test_a_run_s_folder_is_not_compared_in(folders: list[str], monkeypatch: pyte
     monkeypatch.chdir("..")
     Path("run/environment.json").unlink()
     assert compared("config.yaml") == 2 and folders.pop() == "run", "of no run: as the file says"
+
+
+def test_what_a_comparison_needs_is_looked_at_before_anything_is_written(
+    folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("zopro.compare.compare", run.compare)
+    for words, message in (
+        (["config.yaml", "--out", "run"], "output_dir: must not be a run's folder, got run. Choose another."),
+        (["run/config.yaml", "--out", "a", "--methods", "python:json:absent"], "method: 'json' has no 'absent'"),
+        (["config.yaml", "--out", "a", "--methods", "python:math:pi"], "method: must be a zopro.choices.Method"),
+    ):
+        assert compared(*words) == 2 and message in capsys.readouterr().err
+    assert sorted(path.name for path in Path("run").iterdir()) == ["config.yaml", "environment.json"]
+    assert not Path("a").exists()
 
 
 def test_two_folders_are_refused(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,12 +87,16 @@ def test_a_trainer_finds_the_items_by_their_place_and_logs_each_reward() -> None
     assert logged == {"rewards/exact": pytest.approx(1 / 3), "rewards/length:1-1": pytest.approx(7 / 9)}
 
 
+NO_NUMBER = "must return numbers up to 1e+18 in size, or None for no reward, got"
+
+
 @pytest.mark.parametrize(
     ("function", "line"),
     [
         (lambda completions: [1.0], "must return one number for each of 2 completions, got 1."),
-        (lambda completions: ["a", "b"], "must return finite numbers, or None for no reward, got 'a' (str)"),
-        (lambda completions: [math.inf, 1], "must return finite numbers, or None for no reward, got inf (float)"),
+        (lambda completions: ["a", "b"], f"{NO_NUMBER} 'a' (str)"),
+        (lambda completions: [math.inf, 1], f"{NO_NUMBER} inf (float)"),
+        (lambda completions: [1, -1e200], f"{NO_NUMBER} -1e+200 (float)"),
         (lambda completions: None, "must return a list of 2 numbers, got NoneType."),
         (lambda completions: 1 / 0, "must return 2 numbers, but raised ZeroDivisionError: division by zero. Fix it."),
         (lambda wants_more: [1, 1], "must return 2 numbers, but raised TypeError: "),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zopro.choices.registry import Choice, Registry, imported
+from zopro.choices.registry import Choice, Registry, imported, made_by
 
 __all__ = [
     "BACK_PROPAGATION",
@@ -36,6 +36,7 @@ __all__ = [
     "Registry",
     "Reward",
     "imported",
+    "made_by",
 ]
 
 FUNCTION_VALUES = "function values only"

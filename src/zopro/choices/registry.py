@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -132,6 +132,25 @@ def imported(path: str, key: str) -> Any:
     if not hasattr(module, attribute):
         raise InputError(f"{key}: {module_name!r} has no {attribute!r}.{nearest(attribute, dir(module))}")
     return getattr(module, attribute)
+
+
+def made_by(name: str, make: Callable[[], Any], kind: type, rule: str) -> Any:
+    """What a class or function of the user's makes. Raises `InputError` that begins with `rule`: nothing of that kind.
+
+    >>> made_by("python:math:sqrt", lambda: 2.0, str, "task: must make text")
+    Traceback (most recent call last):
+        ...
+    zopro.errors.InputError: task: must make text, got 'python:math:sqrt', which made float.
+    """
+    try:
+        made = make()
+    except Exception as error:  # whatever the user's code raises
+        found = f"raised {type(error).__name__}: {error}"
+    else:
+        if isinstance(made, kind):
+            return made
+        found = f"made {type(made).__name__}"
+    raise InputError(f"{rule}, got {name!r}, which {found}.")
 
 
 def _python(name: str) -> bool:

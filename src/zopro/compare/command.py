@@ -15,7 +15,7 @@ from zopro.compare.plan import Plan
 from zopro.config import RunConfig
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError
-from zopro.store.layout import Layout
+from zopro.store.rundir import is_run
 from zopro.system.imports import importing
 
 
@@ -73,8 +73,8 @@ def _configured(args: argparse.Namespace) -> RunConfig:
     if out and typed and Path(out) != Path(typed):
         raise InputError(f"--out: must be --output_dir where both are given, got '{out}' and '{typed}'. Give one.")
     config = configuration(args, **({"output_dir": out} if out else {}))
-    folders = Layout(Path(args.config).parent), Layout(config.output_dir)
-    of_run = any(folder.config().exists() and folder.environment().exists() for folder in folders)
+    folders = Path(args.config).parent, Path(config.output_dir)
+    of_run = any(map(is_run, folders))
     return replace(config, output_dir="") if of_run and not (out or typed) else config
 
 

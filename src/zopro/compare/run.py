@@ -26,8 +26,9 @@ from zopro.compare.summary import beside, markdown, method_summary, start_point
 from zopro.config import RunConfig
 from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
+from zopro.loop.own import check_own
 from zopro.store.lock import RunLock
-from zopro.store.rundir import check_folder, write_text
+from zopro.store.rundir import check_folder, is_run, write_text
 from zopro.store.shown import PER_ANSWER, seconds
 from zopro.system import progress
 
@@ -58,8 +59,12 @@ def _alone(out: Path, config: RunConfig, plan: Plan) -> Iterator[None]:
     """The folder is this process's until the comparison ends. What can be refused is so before there is one."""
     if plan.against and plan.against not in (*plan.methods, *finished(out / "compare.json", plan)):
         raise InputError(f"against: must be a method that is compared, got {plan.against}.")
+    if is_run(out):
+        raise InputError(f"output_dir: must not be a run's folder, got {out}. Choose another.")
     shared = shared_config(config, out, plan.start)
     check_folder(Path(shared.output_dir), shared, resume=True)
+    for method in plan.methods:
+        check_own(replace(shared, method=method))
     out.mkdir(parents=True, exist_ok=True)
     lock = RunLock(out)
     lock.acquire()

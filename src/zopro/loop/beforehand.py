@@ -14,7 +14,7 @@ from zopro.config.model import GGUF, check_bitsandbytes, check_there
 from zopro.errors import InputError
 from zopro.rewards.functions import reward_function
 from zopro.store.layout import Layout
-from zopro.store.rundir import check_folder
+from zopro.store.rundir import check_folder, is_run
 from zopro.system import progress
 from zopro.tasks.rows import check_source
 
@@ -47,9 +47,9 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
 
 def own_folder(file: str) -> dict[str, str]:
     """The `output_dir` of a run that is continued by its own file: the folder it is in now, whatever the file says."""
-    layout = Layout(Path(file).parent)
-    own = Path(file).name == layout.config().name and layout.environment().is_file()
-    return {"output_dir": os.path.normpath(layout.path.absolute())} if own else {}
+    folder = Path(file).parent
+    own = Path(file).name == Layout(folder).config().name and is_run(folder)
+    return {"output_dir": os.path.normpath(folder.absolute())} if own else {}
 
 
 def check_resumed(config: RunConfig) -> None:

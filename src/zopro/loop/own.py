@@ -5,7 +5,7 @@ check_own(config)       # a step would find what is wrong after other stages are
 
 from __future__ import annotations
 
-from zopro.choices import BACK_PROPAGATION, DIRECTIONS, FUNCTION_VALUES, METHODS, SWEEP
+from zopro.choices import BACK_PROPAGATION, DIRECTIONS, FUNCTION_VALUES, METHODS, SWEEP, made_by
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.zo.directions import Directions, noise_source
@@ -18,7 +18,9 @@ def check_own(config: RunConfig) -> None:
     if config.method.startswith("python:"):
         _check_method(config)
     if config.noise.startswith("python:"):
-        _check_noise(config.noise)
+        DIRECTIONS[config.noise]  # it can be imported
+        rule = "noise: must be a class of zopro.zo.Directions that is made without arguments"
+        made_by(config.noise, lambda: noise_source(config.noise, {}), Directions, rule)
 
 
 def _check_method(config: RunConfig) -> None:
@@ -30,17 +32,3 @@ def _check_method(config: RunConfig) -> None:
         raise InputError(f"method: {rule}, got {name!r} with uses {chosen.uses!r}.")
     if not hasattr(config, chosen.rate):
         raise InputError(f"method: its rate must be a key of the configuration, got {name!r} with rate {chosen.rate!r}.")
-
-
-def _check_noise(name: str) -> None:
-    DIRECTIONS[name]  # it can be imported
-    try:
-        made = noise_source(name, {})
-    except Exception as error:  # whatever the user's class raises while it is made
-        found = f"which raised {type(error).__name__}: {error}"
-    else:
-        if isinstance(made, Directions):
-            return
-        found = f"which makes {type(made).__name__}"
-    rule = "must be a class of zopro.zo.Directions that is made without arguments"
-    raise InputError(f"noise: {rule}, got {name!r}, {found}.")

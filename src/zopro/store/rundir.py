@@ -81,6 +81,11 @@ def _of_a_stage(line: Mapping[str, Any]) -> bool:
     return isinstance(line.get("stage"), str) and counted and timed
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run has been begun in the folder: its configuration alone may lie anywhere."""
+    return Layout(path).config().is_file() and Layout(path).environment().is_file()
+
+
 class RunDirectory(Outputs):
     """Paths and records of one run; `layout` has the paths of the files about the run as a whole.
 

@@ -19,6 +19,8 @@ import torch
 
 from zopro.errors import InputError
 
+LARGEST = 1e18  # reward: the squares of a batch of them are float32 numbers still
+
 
 class Late(TimeoutError):
     """A call that had not returned in its time; it may still be at work."""
@@ -84,9 +86,9 @@ def _number(value: Any, index: int, who: str) -> float:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        shown = f"{value!r:.60} ({type(value).__name__})"
-        raise InputError(f"{who}: must return finite numbers, or None for no reward, got {shown} for completion {index}.")
+    if not abs(number) <= LARGEST:
+        shown = f"{value!r:.60} ({type(value).__name__}) for completion {index}"
+        raise InputError(f"{who}: must return numbers up to {LARGEST:g} in size, or None for no reward, got {shown}.")
     return number
 
 

@@ -7,9 +7,9 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from zopro.choices import TASKS
+from zopro.choices import TASKS, made_by
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
 from zopro.tasks.beside import unread, with_tools
@@ -104,20 +104,11 @@ def load(
 def _task(options: TaskOptions) -> Task:
     """The task of `options`. Raises InputError for a function of the user's that makes none."""
     make = TASKS[options.task].load()
-    if not options.task.startswith("python:"):
-        made: Task = make(options)
+    if options.task.startswith("python:"):
+        rule = "task: must be a function from options to a zopro.tasks.base.Task"
+        made: Task = made_by(options.task, lambda: make(options), Task, rule)
         return made
-    try:
-        made = make(options)
-    except Exception as error:  # whatever the user's function raises
-        found = f"raised {type(error).__name__}: {error}"
-    else:
-        if isinstance(made, Task):
-            return made
-        found = f"made {type(made).__name__}"
-    raise InputError(
-        f"task: must be a function from options to a zopro.tasks.base.Task, got {options.task!r}, which {found}."
-    )
+    return cast(Task, make(options))
 
 
 def load_prompts(
