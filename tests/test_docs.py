@@ -102,4 +102,4 @@ def test_tables_are_whole(page: Path) -> None:
 def test_the_keys_that_a_resumed_run_may_change_are_told() -> None:
     section = (DOCS / "reliability.md").read_text("utf-8").split("## Which keys may change\n")[1].split("\n## ")[0]
     listed = section[section.index("comes of it:") : section.index("Any other")]
-    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(FREE)
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted((*FREE, "engine"))  # which may be at other addresses

@@ -259,3 +259,9 @@ def test_public_names_resolve():
         assert getattr(zopro, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Spsa'"):
         _ = zopro.Spsa
+
+
+def test_what_ends_the_process_does_not_end_a_command_well(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_demo", lambda args: sys.exit(0))
+    assert cli.main(["demo"]) == 2
+    assert capsys.readouterr().err == "zopro: error: demo: code of yours must not end the process, got sys.exit(0).\n"

@@ -37,7 +37,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a task that is none": ({"task": "python:builtins:repr"}, "task: must be a function .* which made str"),
     "a task that fails": ({"task": "python:math:sqrt"}, "task: must be a function .* which raised TypeError"),
     "noise of no module": ({"noise": "python:no_such_module:Sparse"}, "noise: cannot import 'no_such_module'"),
+    "a module that ends the process": ({"noise": "python:ends:N"}, r"noise: cannot import 'ends' \(SystemExit: 0\)"),
     "noise that takes arguments": ({"noise": "python:math:sqrt"}, "noise: must be a class of zopro.zo.Directions"),
+    **{
+        f"noise {what}": ({"noise": f"python:hostile_noise:{name}"}, f"noise: .*'python:hostile_noise:{name}'.* {words}")
+        for name, what, words in (
+            ("Raises", "that raises", "which raised RuntimeError: no luck"),
+            ("Nothing", "that gives nothing", "which made NoneType"),
+            ("Double", "of another precision", r"is of torch.float64 and shape \(2, 3\), must be of float32"),
+            ("Flat", "of another shape", r"shape \(6,\)"),
+            ("Infinite", "that is infinite", "entries that are not finite"),
+            ("Kept", "that is kept", "the same tensor at each call"),
+            ("Free", "of no seed", "another one at the second call"),
+        )
+    },
     "noise that is none": ({"noise": "python:builtins:dict"}, "noise: must be a class .* which made dict"),
 }
 

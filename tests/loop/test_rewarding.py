@@ -109,8 +109,25 @@ def test_nonsense_is_one_line_that_says_how_to_go_on(function: Any, line: str) -
     assert str(error.value).endswith("Then continue with --resume: what is finished is kept.")
 
 
-@pytest.mark.parametrize("is_async", [False, True])
-def test_one_that_hangs_is_given_up(is_async: bool) -> None:
+def test_each_call_sees_the_row_as_it_is_in_the_file() -> None:
+    seen: list[Any] = []
+
+    def greedy(prompts: list[Any], completions: list[Any], nums: list[list[int]], **columns: Any) -> list[float]:
+        seen.extend((len(prompt), list(row)) for prompt, row in zip(prompts, nums, strict=True))
+        for prompt, completion, row in zip(prompts, completions, nums, strict=True):
+            prompt += completion
+            row.pop()
+        return [0.0] * len(prompts)
+
+    row = item(nums=[1, 2], turns=[{"role": "user", "content": "?"}])
+    for _ in range(2):
+        rewards({"mine": 1.0}, mine=greedy).score([row, row], [[0], [1]])
+    assert seen == [(1, [1, 2])] * 4
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "async that blocks"])
+def test_one_that_hangs_is_given_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zopro.loop.rewarding.CANCELLED", 0.05)
     mended = threading.Event()
 
     def hangs(**columns: Any) -> list[float]:
@@ -121,8 +138,12 @@ def test_one_that_hangs_is_given_up(is_async: bool) -> None:
         await asyncio.sleep(60)
         return [1.0]
 
+    async def blocks(**columns: Any) -> list[float]:
+        return hangs()
+
+    functions = {"plain": hangs, "async": hangs_too, "async that blocks": blocks}
     with pytest.raises(InputError, match=r"raised \w*TimeoutError|raised Late"):
-        rewards({"mine": 1.0}, 0.05, mine=hangs_too if is_async else hangs).score([item()], [[0]])
+        rewards({"mine": 1.0}, 0.05, mine=functions[kind]).score([item()], [[0]])
     mended.set()
 
 

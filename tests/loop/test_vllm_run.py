@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from one_run import no_report
 from served_runs import model_and_rows, settings
@@ -124,8 +126,17 @@ def test_a_run_goes_on_at_another_server_where_all_had_gone(run: Path, inputs: I
     first.tampers = gone
     with pytest.raises(InputError, match=rf"at least one server must answer, got {first.url}.* with --resume"):
         pipeline.run(inputs.settings(tmp_path / "run", first), quiet=True)
+    other = inputs.server()
+    other.model = copy.deepcopy(inputs.model)
+    with torch.no_grad():
+        other.model.lm_head.weight.mul_(1.5)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(InputError, match=r"engine: must hold the model that the run began with, got one that is \d"):
+        pipeline.run(inputs.settings(tmp_path / "run", other), resume=True, quiet=True)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
     pipeline.run(inputs.settings(tmp_path / "run", second), resume=True, quiet=True)
     assert fingerprint(tmp_path / "run") == fingerprint(run)
+    assert answer(tmp_path / "run", ["tea?"], max_new_tokens=2)["answers"], "of the server that it has now"
 
 
 def test_a_journal_gives_back_the_adapter_without_a_server(run: Path, tmp_path: Path) -> None:

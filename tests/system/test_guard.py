@@ -35,7 +35,24 @@ def test_none_is_trls_word_for_no_reward():
     assert math.isnan(first) and second == 2.0
 
 
+def _ends() -> None:
+    raise SystemExit
+
+
+class Unreadable:
+    def __float__(self) -> float:
+        raise RuntimeError("no number")
+
+
 BAD = {
+    "raises late": (lambda **_: (1 / 0 for _ in "ab"), "but raised ZeroDivisionError: division by zero. Fix it."),
+    "raises as if it were no list": (lambda **_: (len(one) for one in [1, 2]), "has no len(). Fix it."),
+    "ends the process": (lambda **_: _ends(), "but raised RuntimeError: it called sys.exit(None). Fix it."),
+    "a mapping": (lambda **_: {0: 1.0, 1: 2.0}, "must return a list of 2 numbers, got dict."),
+    "a set": (lambda **_: {1.0, 2.0}, "must return a list of 2 numbers, got set."),
+    "a text of two letters": (lambda **_: "12", "must return a list of 2 numbers, got str."),
+    "a number of an array": (lambda **_: numpy.array(1.0), "must return a list of 2 numbers, got float."),
+    "no conversion": (lambda **_: [Unreadable(), 1.0], "(Unreadable) for completion 0."),
     "raises": (lambda **_: 1 / 0, "must return 2 numbers, but raised ZeroDivisionError: division by zero. Fix it."),
     "nothing": (lambda **_: None, "must return a list of 2 numbers, got NoneType."),
     "one number": (lambda **_: 1.0, "must return a list of 2 numbers, got float."),
@@ -71,6 +88,19 @@ def test_a_call_that_hangs_is_left_behind():
     with pytest.raises(InputError, match=r"'hangs': .* no answer within 0.1 seconds. Fix it, or raise reward_timeout"):
         guard.checked_reward(hangs, timeout=0.1)(**CALL)
     assert time.perf_counter() - began < 5
+    release.set()
+
+
+def test_a_generator_works_in_the_time_of_its_call():
+    release = threading.Event()
+
+    def hangs(**kwargs):
+        yield 1.0
+        release.wait()
+        yield 2.0
+
+    with pytest.raises(InputError, match="raise reward_timeout"):
+        guard.checked_reward(hangs, timeout=0.1)(**CALL)
     release.set()
 
 

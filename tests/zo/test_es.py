@@ -19,7 +19,7 @@ from many_ranks import results
 from tiny_problems import DIRECTIONS, flat, gradient, mlp, previous, same, trainable, weights
 from zopro.choices import SHAPINGS
 from zopro.errors import InputError
-from zopro.zo import ES, SPSA, Gaussian, Ranks
+from zopro.zo import ES, SPSA, Gaussian, Ranks, shaping
 
 DENSE = ("gaussian", "rademacher", "low_rank")
 MOMENTS: dict[str, dict[str, Any]] = {
@@ -186,6 +186,19 @@ def test_theta_is_never_left_displaced(perturbation: str) -> None:
     with pytest.raises(OSError, match="disk"):
         es.step(lambda: -closure())
     assert same(before, weights(module)), "the record is on the disk before a parameter changes"
+
+
+@pytest.mark.parametrize("scale", [1e-250, 2.0**-40, 1.0, 2.0**300, 1e250])
+def test_the_unit_of_rewards_means_nothing(scale: float) -> None:
+    rewards = [[0.2, 0.5, -0.1], [0.3, 0.7, 0.2], [0.1, 0.4, 0.3], [0.5, 0.9, 0.0]]
+    scaled = [[scale * value for value in row] for row in rewards]
+    between, noise = shaping.spread(rewards)
+    other, rest = shaping.spread(scaled)
+    assert other / rest == pytest.approx(between / noise)
+    for name in SHAPINGS:
+        assert shaping.shape([max(row) for row in scaled], name) == pytest.approx(
+            shaping.shape([0.5, 0.7, 0.4, 0.9], name)
+        )
 
 
 def test_members_see_the_same_random_numbers() -> None:

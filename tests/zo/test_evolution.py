@@ -45,9 +45,11 @@ def test_the_spread_is_the_two_way_layout_s() -> None:
     rows = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     between, noise = spread(rows.tolist())
     rest = rows - rows.mean(1, keepdim=True) - rows.mean(0) + rows.mean()
-    assert between == pytest.approx(float(7 * rows.mean(1).var()))
-    assert noise == pytest.approx(float(rest.square().sum()) / 24)
-    assert spread((rows + 100 * torch.arange(7)).tolist()) == pytest.approx((between, noise)), "hard prompts cancel"
+    unit = 2.0 ** math.frexp(float(rows.abs().max()))[1]
+    assert between == pytest.approx(float(7 * rows.mean(1).var()) / unit**2)
+    assert noise == pytest.approx(float(rest.square().sum()) / 24 / unit**2)
+    other, same = spread((rows + 100 * torch.arange(7)).tolist())
+    assert other / same == pytest.approx(between / noise), "hard prompts cancel"
     assert all(map(math.isnan, spread([[1.0], [2.0]])))
 
 

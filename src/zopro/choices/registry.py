@@ -127,7 +127,7 @@ def imported(path: str, key: str) -> Any:
     try:
         with _working_directory_importable():
             module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise InputError(f"{key}: cannot import {module_name!r} ({type(error).__name__}: {error}).") from error
     if not hasattr(module, attribute):
         raise InputError(f"{key}: {module_name!r} has no {attribute!r}.{nearest(attribute, dir(module))}")
@@ -144,7 +144,7 @@ def made_by(name: str, make: Callable[[], Any], kind: type, rule: str) -> Any:
     """
     try:
         made = make()
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         found = f"raised {type(error).__name__}: {error}"
     else:
         if isinstance(made, kind):

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         args.stdout = sys.stdout
         with contextlib.redirect_stdout(sys.stderr), progress.reporting():
-            result, text = args.handler(args)
+            result, text = _handled(args)
         if result and args.json:
             output.as_json(result)
         elif result:
@@ -89,6 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)
         return 130
+
+
+def _handled(args: argparse.Namespace) -> Result:
+    """What the handler returns. Raises InputError where code of the user's would end the process as if all were done."""
+    try:
+        result: Result = args.handler(args)
+    except SystemExit as error:
+        raise InputError(
+            f"{args.command}: code of yours must not end the process, got sys.exit({error.code!r})."
+        ) from error
+    return result
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -15,7 +15,6 @@ from zopro.compare.plan import Plan
 from zopro.config import RunConfig
 from zopro.config.arguments import add_configuration, configuration
 from zopro.errors import InputError
-from zopro.store.rundir import is_run
 from zopro.system.imports import importing
 
 
@@ -69,6 +68,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def _configured(args: argparse.Namespace) -> RunConfig:
     """The configuration, with the folder that was typed; a run's own folder is not where its configuration compares."""
+    from zopro.store.rundir import is_run
+
     out, typed = args.out, getattr(args, "key.output_dir", "")
     if out and typed and Path(out) != Path(typed):
         raise InputError(f"--out: must be --output_dir where both are given, got '{out}' and '{typed}'. Give one.")

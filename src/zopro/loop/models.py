@@ -11,23 +11,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from zopro.choices import METHODS, REWARDS
+from zopro.choices import REWARDS
 from zopro.config import RunConfig
-from zopro.engine import Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.models import context_of, resolve_device, resolve_dtype, sequence_classifier
 from zopro.engine.local.quantised import check_trainable
 from zopro.engine.local.starts import load_start, tokenizer_home
 from zopro.engine.local.targets import check_targets, new_adapter
-from zopro.engine.opening import open_base, served
-from zopro.engine.servers.check import check_engine
+from zopro.engine.opening import open_base
 from zopro.errors import InputError
 from zopro.judges import Judge, make_judge
 from zopro.loop.data import Data
 from zopro.loop.own import check_own
 from zopro.loop.policies import Policies
 from zopro.loop.rewarding import Rewards
+from zopro.loop.served import Said, look
 from zopro.rewards import RewardModel
 from zopro.rewards.functions import reward_function
 from zopro.system.random_state import derived_seed, preserve_random_state
@@ -35,7 +34,6 @@ from zopro.text import chat
 from zopro.text.frame import Frame, check_vocabulary, declared_stops, frame_of
 from zopro.text.tokenizer import load_tokenizer
 
-CHECKED_TEXTS, CHECKED_PROMPTS = 50, 2  # of the training rows, when an engine is looked at
 FULL_REWARD_RANK = 8  # of the reward model's adapter where the policy has none (lora_r: 0)
 
 
@@ -43,7 +41,7 @@ FULL_REWARD_RANK = 8  # of the reward model's adapter where the policy has none 
 class Models:
     """frame: how an answer is written after a prompt, and where it ends. max_length: tokens of the longest prompt, the
     longest completion and the ending that one cut short gets. rewards: all of them. judge: of pairs, for a run that
-    trains a reward model. checked: what was found out about an engine of its own, a line each."""
+    trains a reward model. checked, said: what was found out about an engine of its own, a line each, and what it said."""
 
     tokenizer: PreTrainedTokenizerBase
     frame: Frame
@@ -53,6 +51,7 @@ class Models:
     judge: Judge | None
     max_length: int
     checked: list[str] = field(default_factory=list)
+    said: Said | None = None
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -115,10 +114,10 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
 
     judge = make_judge(config.judge, data.task, base, tokenizer, load, config) if config.trains_reward else None
     check_vocabulary(tokenizer, base, frame, data.texts(frame))
-    policies, checked = Policies(base, config), list[str]()
+    policies, checked, said = Policies(base, config), list[str](), None
     with nullcontext() if policies.full else policies.open(None) as policy:  # what PEFT refuses, it refuses now
         if config.served:
-            checked = _check_served(config, policy, tokenizer, data, frame)
+            checked, said = look(config, policy, tokenizer, data, frame)
     max_length = config.max_prompt_length + config.max_completion_length + len(frame.ending)
     reward = None
     if config.trains_reward:
@@ -129,21 +128,7 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
         return [frame.read(ids) for ids in completion_ids]
 
     rewards = Rewards(weights, functions, reward, texts, config.eval_batch_size, config.reward_timeout, resumes)
-    return Models(tokenizer, frame, base, policies, rewards, judge, max_length, checked)
-
-
-def _check_served(config: RunConfig, policy: Any, tokenizer: Any, data: Data, frame: Frame) -> list[str]:
-    """What a first look at an engine of its own shows. Raises InputError: it does not do what it says."""
-    policy.check_tokens(tokenizer, [item.prompt for item in data.train[:CHECKED_TEXTS]])
-    engine = served(policy)
-    assert engine is not None
-    shortest = sorted(data.train, key=lambda item: len(item.ids))[:CHECKED_PROMPTS]
-    options = Sampling(
-        config.max_completion_length, sorted(frame.stops), int(tokenizer.pad_token_id), temperature=config.temperature
-    )
-    return check_engine(
-        engine, [item.ids for item in shortest], options, differences=not METHODS[config.method].population
-    )
+    return Models(tokenizer, frame, base, policies, rewards, judge, max_length, checked, said)
 
 
 def _functions(config: RunConfig, device: torch.device) -> dict[str, Any]:

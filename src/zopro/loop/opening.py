@@ -14,6 +14,7 @@ from zopro.loop.data import Data, load_data
 from zopro.loop.learned import check_answers, check_answers_early
 from zopro.loop.models import Models, load_models
 from zopro.loop.run import Run, open_run
+from zopro.loop.served import check_same, keep
 from zopro.system.launch import Processes
 from zopro.system.progress import task
 from zopro.text.frame import frame_of
@@ -52,8 +53,12 @@ def open_all(
     with task(f"loading {Path(config.model).name}"):
         models = load_models(config, tokenizer, data, resumes=writes)
         check_answers(config, data, models.frame)
+    if models.said is not None:
+        check_same(run.store, models.said)
     if writes:
         run.store.create()
+        if models.said is not None:
+            keep(run.store, models.said)
     run.processes.wait()
     for line in filter(None, (start_note(config.model), data.rows, *data.remarks, *models.remarks())):
         run.say(line)

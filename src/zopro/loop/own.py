@@ -5,11 +5,14 @@ check_own(config)       # a step would find what is wrong after other stages are
 
 from __future__ import annotations
 
+import torch
+
 from zopro.choices import BACK_PROPAGATION, DIRECTIONS, FUNCTION_VALUES, METHODS, SWEEP, made_by
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.zo.directions import Directions, noise_source
 
+PARAMETER = "model.layers.0.self_attn.q_proj.lora_A.weight"  # that noise is drawn for, for a look
 USES = (FUNCTION_VALUES, SWEEP, BACK_PROPAGATION)
 
 
@@ -20,7 +23,7 @@ def check_own(config: RunConfig) -> None:
     if config.noise.startswith("python:"):
         DIRECTIONS[config.noise]  # it can be imported
         rule = "noise: must be a class of zopro.zo.Directions that is made without arguments"
-        made_by(config.noise, lambda: noise_source(config.noise, {}), Directions, rule)
+        _check_drawn(config.noise, made_by(config.noise, lambda: noise_source(config.noise, {}), Directions, rule))
 
 
 def _check_method(config: RunConfig) -> None:
@@ -32,3 +35,19 @@ def _check_method(config: RunConfig) -> None:
         raise InputError(f"method: {rule}, got {name!r} with uses {chosen.uses!r}.")
     if not hasattr(config, chosen.rate):
         raise InputError(f"method: its rate must be a key of the configuration, got {name!r} with rate {chosen.rate!r}.")
+
+
+def _check_drawn(name: str, made: Directions) -> None:
+    like, rule = torch.zeros(2, 3), "noise: tensor(name, like, seed, step) must give a torch.Tensor"
+    first, second = (made_by(name, lambda: made.tensor(PARAMETER, like, 0, 0), torch.Tensor, rule) for _ in range(2))
+    if (first.dtype, first.shape) != (like.dtype, like.shape):
+        found = f"is of {first.dtype} and shape {tuple(first.shape)}, must be of float32 and like's {tuple(like.shape)}"
+    elif not bool(first.isfinite().all()):
+        found = "has entries that are not finite, must have none"
+    elif first.data_ptr() == second.data_ptr():
+        found = "is the same tensor at each call, must be a new one: steps scale it in place. Return z.clone()"
+    elif made.pure and not torch.equal(first, second):
+        found = "is another one at the second call, must be the same for the same arguments. Draw by tensor_generator"
+    else:
+        return
+    raise InputError(f"noise: the tensor of {name!r} {found}.")

@@ -6,6 +6,7 @@ row's prompt and its columns as the row has them: texts, or lists of messages wh
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -106,18 +107,21 @@ class Rewards:
         return reward
 
 
+CANCELLED = 1.0  # seconds that an async function may take to end once it is late
+
+
 class Function:
     """A function with TRL's signature over items, its answers checked."""
 
     def __init__(self, function: Any, timeout: float, then: str) -> None:
-        self.checked = guard.checked_reward(_narrowed(function), timeout, then)
+        waited = guard.waited_for(_narrowed(function), timeout)
+        self.checked = guard.checked_reward(waited, timeout and timeout + CANCELLED, then)
 
     def __call__(self, items: Sequence[Item], answers: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> Numbers:
-        examples = [item.example for item in items]
+        examples = [copy.deepcopy(item.example) for item in items]  # a function may change what it is handed
         columns = [columns_of(example) for example in examples]
         names = dict.fromkeys(name for row in columns for name in row)
-        found: Numbers = guard.answer(
-            self.checked,
+        found: Numbers = self.checked(
             prompts=[prompt_as_given(example) for example in examples],
             completions=[answer_as_given(example, answer) for example, answer in zip(examples, answers, strict=True)],
             completion_ids=[list(ids) for ids in completion_ids],

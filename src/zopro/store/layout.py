@@ -95,6 +95,10 @@ class Layout(Outputs):
     def usage(self) -> Path:
         return self.path / "usage.json"
 
+    def engine(self) -> Path:
+        """What a model that is served said at the start, to know it by."""
+        return self.path / "engine.json"
+
     def summary(self) -> Path:
         return self.path / "summary.json"
 

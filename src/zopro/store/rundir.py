@@ -116,6 +116,8 @@ class RunDirectory(Outputs):
     def create(self) -> None:
         """Write the configuration and the environment; nothing of the run is on disk before this.
 
+        Of a run that is continued the keys that may differ are written: what is asked of it later finds its servers.
+
         Raises InputError: another process has begun a run here in the meantime.
         """
         if self.writes and not self.resumed:
@@ -126,6 +128,7 @@ class RunDirectory(Outputs):
                 raise _unusable(self.path, error.strerror) from error
             check_folder(self.path, self._config, resume=False)
             write_text(self.layout.environment(), json.dumps(environment(), indent=2))
+        if self.writes and not (self.resumed and begun_with(self.path, self._config) == self._config.to_dict()):
             write_text(self.layout.config(), yaml.safe_dump(self._config.to_dict(), sort_keys=False))
 
     @contextmanager

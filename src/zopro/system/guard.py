@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -34,10 +34,10 @@ def call(function: Callable[..., Any], timeout: float, *args: Any, **kwargs: Any
 
     Raises:
         Late: no answer in time.
-        Exception: whatever the function raises.
+        Exception: whatever the function raises; RuntimeError where it would end the process.
     """
     if not timeout:
-        return function(*args, **kwargs)
+        return _without_exit(function, *args, **kwargs)
     outcome: list[tuple[bool, Any]] = []
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
 
@@ -45,7 +45,7 @@ def call(function: Callable[..., Any], timeout: float, *args: Any, **kwargs: Any
         torch.set_num_threads(threads)  # both are a thread's own
         torch.set_grad_enabled(grad)
         try:
-            outcome.append((True, function(*args, **kwargs)))
+            outcome.append((True, _without_exit(function, *args, **kwargs)))
         except BaseException as error:  # raised again below, in the calling thread
             outcome.append((False, error))
 
@@ -60,10 +60,27 @@ def call(function: Callable[..., Any], timeout: float, *args: Any, **kwargs: Any
     return value
 
 
+def _without_exit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except SystemExit as error:  # the process would end as if all were done
+        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+
+
 def reason(error: BaseException, text: str | None = None) -> str:
     """The kind of an error and the first line of its text (or of `text` in its place), cut to 100 characters."""
     first = ((str(error) if text is None else text).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first:.100}" if first else type(error).__name__
+
+
+def read(answer: Any) -> Any:
+    """An iterator's values, for which a generator does its work; what is none comes back as it is.
+
+    A tensor or array of no dimension, which only looks like a list, becomes its number.
+    """
+    if isinstance(answer, Iterator):
+        return list(answer)
+    return answer.item() if getattr(answer, "ndim", None) == 0 else answer
 
 
 def rewards(answer: Any, count: int, who: str) -> list[float]:
@@ -72,10 +89,10 @@ def rewards(answer: Any, count: int, who: str) -> list[float]:
     Raises:
         InputError: not a sequence of `count` finite numbers or None; the message names the first that is none.
     """
-    try:
-        values = list(answer)
-    except TypeError:
-        raise InputError(f"{who}: must return a list of {count} numbers, got {type(answer).__name__}.") from None
+    values = read(answer)
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+        raise InputError(f"{who}: must return a list of {count} numbers, got {type(answer).__name__}.")
+    values = list(values)
     if len(values) != count:
         raise InputError(f"{who}: must return one number for each of {count} completions, got {len(values)}.")
     return [math.nan if value is None else _number(value, index, who) for index, value in enumerate(values)]
@@ -84,7 +101,7 @@ def rewards(answer: Any, count: int, who: str) -> list[float]:
 def _number(value: Any, index: int, who: str) -> float:
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever the conversion of the user's object raises
         number = math.nan
     if not abs(number) <= LARGEST:
         shown = f"{value!r:.60} ({type(value).__name__}) for completion {index}"
@@ -98,7 +115,8 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str
     A function with the attribute `checked` is taken to check its own answers and comes back as it is.
 
     Args:
-        timeout: seconds for one call, 0 for no limit. An async function is cancelled; of a plain one see `call`.
+        timeout: seconds for one call, 0 for no limit. An async function is cancelled, if it awaits; of a plain one see
+            `call`.
         then: what errors say at their end, after the remedy.
 
     Raises (when called):
@@ -126,7 +144,7 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str
     async def checked_async(**kwargs: Any) -> list[float]:
         count = len(kwargs["completions"])
         try:
-            answer = await asyncio.wait_for(function(**kwargs), timeout or None)
+            answer = read(await asyncio.wait_for(function(**kwargs), timeout or None))
         except InputError:
             raise
         except Exception as error:
@@ -136,7 +154,7 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str
     def checked(**kwargs: Any) -> list[float]:
         count = len(kwargs["completions"])
         try:
-            answer = call(function, timeout, **kwargs)
+            answer = call(lambda: read(function(**kwargs)), timeout)
         except InputError:
             raise
         except Exception as error:
@@ -154,7 +172,18 @@ def is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def answer(function: Callable[..., Any], **kwargs: Any) -> Any:
-    """What a function says, plain or async: an async one in a thread of its own, since a loop may be running in this."""
-    said = function(**kwargs)
-    return call(asyncio.run, threading.TIMEOUT_MAX, said) if inspect.iscoroutine(said) else said
+def waited_for(function: Callable[..., Any], timeout: float) -> Callable[..., Any]:
+    """An async function as a plain one: run by a loop of its own in a thread of its own, as one may be running in this.
+
+    After `timeout` seconds (0: never) it is cancelled; one that blocks in place of awaiting cannot be.
+    """
+    if not is_async(function):
+        return function
+
+    async def bounded(**kwargs: Any) -> Any:
+        return await asyncio.wait_for(function(**kwargs), timeout or None)
+
+    def plain(**kwargs: Any) -> Any:
+        return call(asyncio.run, threading.TIMEOUT_MAX, bounded(**kwargs))
+
+    return functools.update_wrapper(plain, function)

@@ -17,6 +17,12 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def _scaled(rewards: Sequence[float]) -> list[float]:
+    """Rewards in units of the power of two above the largest: exact, and with squares that numbers can hold."""
+    exponent = -math.frexp(max(map(abs, rewards)))[1]
+    return [math.ldexp(reward, exponent) for reward in rewards]
+
+
 def alike(rewards: Sequence[float]) -> bool:
     """Whether rewards differ by no more than rounding, so that nothing tells members apart."""
     return max(rewards) - min(rewards) <= EQUAL * max(map(abs, rewards))
@@ -28,6 +34,7 @@ def z_score(rewards: Sequence[float]) -> list[float]:
     >>> z_score([1.0, 3.0])
     [-1.0, 1.0]
     """
+    rewards = _scaled(rewards)
     centre = mean(rewards)
     deviation = math.sqrt(mean([(reward - centre) ** 2 for reward in rewards]))
     return [0.0 if alike(rewards) else (reward - centre) / deviation for reward in rewards]
@@ -66,12 +73,15 @@ def spread(rewards: Sequence[Sequence[float]]) -> tuple[float, float]:
         rewards: a row for each of at least 2 members, a column for each prompt.
 
     Returns:
+        in units of the square of the power of two above the largest reward, which their ratio does not depend on.
         (NaN, NaN) for a single prompt, of which no noise can be estimated.
 
-    >>> spread([[1.0, 5.0], [2.0, 6.0]])  # members differ by 1, whatever the prompt
-    (1.0, 0.0)
+    >>> spread([[0.0, 0.5], [0.25, 0.75]])  # members differ by 1/4, whatever the prompt
+    (0.0625, 0.0)
     """
     members, prompts = len(rewards), len(rewards[0])
+    flat = _scaled([value for row in rewards for value in row])
+    rewards = [flat[start : start + prompts] for start in range(0, len(flat), prompts)]
     if prompts < 2:
         return math.nan, math.nan
     rows, columns = [mean(row) for row in rewards], [mean(column) for column in zip(*rewards, strict=True)]

@@ -27,6 +27,7 @@ WIDE = 0.2  # eps of one on the modules of one kind alone
 AGREE = 0.5  # nats a token, root mean square, that two ways to one log-prob may differ by: with 4 bits it is 0.1
 SHOWS = 3.0  # times the noise that a difference must be, to be one
 SAME = 0.25  # of a displacement's effect: what differs by less is the same policy, where arithmetic is not exact
+OTHER_WEIGHTS = 0.1  # nats a token, root mean square: the same weights read alike after a restart
 PART = 0.01  # of the effect of all modules: those of one kind that do less do nothing
 
 THERE = Displacement(seed=0, query=0, step=0, t=1.0, eps=(VISIBLE,))
@@ -158,6 +159,15 @@ def _differences(engine: Engine, batch: Batch, temperature: float) -> str:
     if signal < SHOWS:
         return f"{found}, which hides slopes: method: es needs none, and a file of higher precision has less noise"
     return f"{found}; at eps {eps:.1g} a slope stands {signal:.0f} times above it"
+
+
+def apart(one: Sequence[float], other: Sequence[float]) -> float:
+    """Root mean square of the differences of log-probs, in nats a token; NaN of none.
+
+    >>> apart([-1.0, -2.0, -3.0, -4.0], [-1.0, -2.0, -3.0, -6.0])
+    1.0
+    """
+    return math.dist(one, other) / math.sqrt(len(one)) if one else math.nan
 
 
 def _distance(one: Tensor, other: Tensor, batch: Batch) -> float:

@@ -18,12 +18,14 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from zopro.config.addresses import VLLM_KEY
 from zopro.engine import Sampling
+from zopro.engine.servers.check import OTHER_WEIGHTS, apart
 from zopro.system.secrets import from_environment, redacted
 
 PROBE = 10.0  # seconds for a server to say that it is there
@@ -37,6 +39,7 @@ REMEDIES = (
     ("maximum context length", "start it with a larger --max-model-len"),
 )
 """What is found in a server's complaint, and what helps."""
+PROBED = "The quick brown fox jumps over the lazy dog."  # whose log-probs tell one model from another
 MOST_ROWS = 256  # requests under way at one server, as vLLM's own --max-num-seqs
 
 T = TypeVar("T")
@@ -82,6 +85,8 @@ class Server:
         self.key = from_environment(VLLM_KEY) if key is None else key
         self._rows = threading.BoundedSemaphore(self.rows)
         self._loaded: set[str] = set()
+        self._left: set[str] = set()  # of those loaded: not wanted any more, but not unloaded yet
+        self._probe: tuple[list[int], list[float]] = [], []
 
     def greet(self) -> None:
         """Ask what it serves, and for one token. Raises Failed: it is not there, or not ready."""
@@ -91,15 +96,24 @@ class Server:
         if self.base and (name, context) != (self.base, self.context):
             raise Failed(f"it serves another model than before, {name}")
         self.base, self.context = name, context
-        self._complete(self.base, prompt=[0], max_tokens=1, temperature=0, timeout=max(PROBE, self.timeout / 10))
+        self._recognise(max(PROBE, self.timeout / 10))
         self._rows = threading.BoundedSemaphore(self.rows)  # not those that requests of a stall hold
         said = ""
         with suppress(Failed):  # what stands before the server may hide it
             said = self._text("GET", "/metrics", timeout=PROBE)
         slots = re.search(r'max_lora="(\d+)"', said)
         self.slots = int(slots[1]) if slots else SLOTS
-        for leftover in sorted(self._loaded):  # of before it was left out
-            self.unload(leftover)
+        self._left |= self._loaded  # of before it was left out
+        self._tidy()
+
+    def _recognise(self, timeout: float) -> None:
+        """Ask for log-probs of a fixed text. Raises Failed: they are another model's than before."""
+        ids, known = self._probe
+        ids = ids or (self.tokens(PROBED) or [0])[: self.context - 1]
+        (found,) = self.score(self.base, [ids], [len(ids) - 1], timeout)
+        if known and (between := apart(found, known)) > OTHER_WEIGHTS:
+            raise Failed(f"its weights are others than before, by {between:.2g} nats a token")
+        self._probe = ids, found
 
     def stop(self) -> object:
         """One that was started elsewhere goes on."""
@@ -112,14 +126,24 @@ class Server:
 
     def load(self, name: str, folder: Path) -> None:
         """Have an adapter by a name that no cache knows: blocks of earlier prompts are kept by it."""
+        self._tidy()
         self._loaded.add(name)
         self._text("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
 
     def unload(self, name: str) -> None:
-        """Forget an adapter; one that it does not have is as well."""
-        with suppress(Failed):
-            self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name}, PROBE)
-        self._loaded.discard(name)
+        """Forget an adapter; one that it does not have is as well. Where the server does not, it is asked again later."""
+        self._left.add(name)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        for name in sorted(self._left):
+            try:
+                self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name}, PROBE)
+            except Failed as failed:
+                if failed.status not in (400, 404):  # which say that it has none of that name
+                    return
+            self._left.discard(name)
+            self._loaded.discard(name)
 
     def sample(
         self, model: str, prompts: Sequence[Sequence[int]], seeds: Sequence[int], options: Sampling
@@ -138,19 +162,24 @@ class Server:
         def answer(prompt: Sequence[int], seed: int) -> tuple[list[int], list[float]]:
             with self._rows, readable(self.key):
                 (choice,) = self._complete(model, prompt=list(prompt), seed=seed, **how)
-                tokens, scores = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
+                tokens, scores = [*map(index, choice["token_ids"])], list(choice["logprobs"]["token_logprobs"])
                 if len(tokens) != len(scores):
                     raise ValueError(f"{len(tokens)} tokens with {len(scores)} log-probs")
                 if len(tokens) > options.max_new_tokens:
                     raise ValueError(f"{len(tokens)} tokens where {options.max_new_tokens} were asked for")
+                if len(tokens) < options.max_new_tokens and not (tokens and tokens[-1] in options.eos_token_ids):
+                    raise ValueError(f"an answer cut off after {len(tokens)} tokens")
                 return tokens, [number(score) for score in scores]
 
         calls = [lambda p=p, s=s: answer(p, s) for p, s in zip(prompts, seeds, strict=True)]
         return together(calls)
 
-    def score(self, model: str, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[float]]:
+    def score(
+        self, model: str, rows: Sequence[Sequence[int]], counts: Sequence[int], timeout: float | None = None
+    ) -> list[list[float]]:
         """Log-probs, in nats, of the last `counts` tokens of each row, none of which is its first."""
-        found = self._complete(model, prompt=[list(row) for row in rows], max_tokens=1, temperature=0, prompt_logprobs=0)
+        asked = {"prompt": [list(row) for row in rows], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        found = self._complete(model, timeout, **asked)
         with readable(self.key):
             by_row = {choice["index"]: choice["prompt_logprobs"] for choice in found}
             return [
