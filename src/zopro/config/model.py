@@ -15,7 +15,7 @@ from zopro.errors import InputError
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
-OWN_FLAGS = ("--host", "--port", "--api-key", "--model")  # of a server that is started: without these none is found
+OWN_FLAGS = ("--host", "--port", "--api-key", "--model", "--uds", "--config")  # by which a server is found, or not
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -102,7 +102,8 @@ class ModelOptions:
             raise InputError(f"vllm_flags: {rule}, got {self.vllm_flags!r} ({error}).") from None
         for flag in flags:
             name = flag.partition("=")[0].replace("_", "-")
-            check(name not in OWN_FLAGS, "vllm_flags", f"must leave out {name}, which zopro gives", self.vllm_flags)
+            rule = f"must leave out {name}: zopro would not find the server"
+            check(name not in OWN_FLAGS, "vllm_flags", rule, self.vllm_flags)
 
     @property
     def bits(self) -> int:
