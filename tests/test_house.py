@@ -52,7 +52,7 @@ LIBRARIES = {
     "reference": "torch",
     "objectives": "torch",
     "zo": "torch",
-    "system": "torch numpy accelerate rich",
+    "system": "torch numpy scipy accelerate rich",
     "config": "yaml pydantic",
     "tasks": "datasets pyarrow rouge_score sacrebleu",
     "functions": "math_verify",

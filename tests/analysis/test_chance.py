@@ -77,6 +77,19 @@ def test_the_band_of_the_distance_correlation_holds_95_of_100(monkeypatch):
     assert (low, high) == pytest.approx((0.01, 0.39)) and mean == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(("moving", "known"), [(3, True), (1, False)])
+def test_an_interval_is_of_the_draws_that_are_defined(tmp_path, moving, known):
+    """Of six tensors drawn again three that move are left out 1 time in 64; one is left out 1 time in 3."""
+    p, r = np.random.default_rng(0).normal(size=(2, 4, 600)).cumsum(1)
+    p[:, 100 * moving :] = 1.0
+    found = analysed(tmp_path, p, r)["intervals"]
+    for name in ("update_angle_degrees", "update_pearson", "policy_momentum_cosine", "procrustes_disparity"):
+        pairs = found[name]["product"]
+        pair = pairs if name == "procrustes_disparity" else pairs[-1]
+        assert (pair is not None) == known and (not known or pair[0] < pair[1])
+    assert None not in found["reward_momentum_cosine"]["product"][1:]
+
+
 def test_random_walks_have_a_disparity_inside_the_band(tmp_path):
     p, r = np.random.default_rng(1).normal(size=(2, 6, 600)).cumsum(1)
     found = analysed(tmp_path, p, r)

@@ -111,6 +111,28 @@ def test_snapshots_lie_between_iterations_and_leave_the_metrics_alone(tmp_path):
     assert len(shown["points"]["2d"]) == 5 and shown["main"] == [0, 1, 4]
 
 
+@pytest.mark.parametrize("missing", ["policy/000", "reward/000", "reward/001"])
+def test_a_missing_iteration_is_named(tmp_path, missing):
+    """Else the updates after it were set beside others'."""
+    run = run_directory(tmp_path / "run")
+    (run / missing).rename(tmp_path / "away")
+    with pytest.raises(InputError, match=f"^{re.escape(str(run / missing))}: must be there"):
+        of_run(run)
+
+
+def test_a_reward_model_that_is_not_refined_yet_is_none(tmp_path):
+    """The policy of a run that stopped in its first iteration has moved all the same."""
+    run = run_directory(tmp_path)
+    for later in ("policy/001", "reward/001", "reward/002"):
+        (run / later).rename(run / later.replace("/", " "))
+    policy, reward = of_run(run)
+    numbers = analyse(policy, reward)
+    assert numbers["reward"] == reward.checkpoints == [] and numbers["iterations"] == [0]
+    assert numbers["metrics"]["policy_update_norm"]["factors"] == [pytest.approx(10**0.5)]
+    with pytest.raises(InputError, match=r"^--reward-ema: must be 1 for a run without a reward model, got 0\.5\.$"):
+        analyse(policy, reward, reward_ema=0.5)
+
+
 @pytest.mark.parametrize("missing", ["sft", "reward/000", "policy/000/adapter_model.safetensors"])
 def test_a_run_that_lacks_something(tmp_path, missing):
     run = run_directory(tmp_path / "run")
@@ -190,9 +212,10 @@ def test_folders_that_hold_no_checkpoints(tmp_path):
     (one / "2" / "adapter_model.bin").touch()
     with pytest.raises(InputError, match="pickle"):
         of_folder(one, "policy")
-    (one / "1" / "adapter_config.json").write_text("{")
-    with pytest.raises(InputError, match="adapter_config"):
-        of_folder(one, "policy")
+    for text, said in (("{", "cannot be read"), ('{"alpha_pattern": {"*bad(": 3}}', r"expressions, got '\*bad\('")):
+        (one / "1" / "adapter_config.json").write_text(text)
+        with pytest.raises(InputError, match=rf"adapter_config\.json: .*{said}"):
+            of_folder(one, "policy")
 
 
 def test_different_ranks_share_only_the_product(tmp_path):

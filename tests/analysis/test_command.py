@@ -101,7 +101,7 @@ def test_a_run_gets_its_analysis_beside_it(run, no_figures, capsys, monkeypatch)
     monkeypatch.setattr(projection, "available", lambda: ["pca"])
     assert cli.main(["analyse", "run"]) == 0
     out = capsys.readouterr().out
-    assert "update_angle_degrees" in out and "by chance (95 %)" in out and "run/report.html" in out
+    assert "update_angle_degrees" in out and "by chance (95 %), last" in out and "run/report.html" in out
     numbers = json.loads((run / "analysis.json").read_text())
     assert numbers["iterations"] == [0, 1]
     printed = [line.split()[:3] for line in out.splitlines()]
@@ -142,7 +142,7 @@ def test_a_report_of_another_run_is_not_replaced(folders, run, capsys):
     command._check(args)
 
 
-def test_bad_input(folders, run, capsys):
+def test_bad_input(folders, run, capsys, monkeypatch):
     assert "no such folder" in refused(capsys, "absent")
     assert "must be given" in refused(capsys)
     assert "must be given" in refused(capsys, "--policy", "policy")
@@ -158,6 +158,11 @@ def test_bad_input(folders, run, capsys):
     assert "sft and policy" in refused(capsys, "policy")
     Path("file").touch()
     assert "--out" in refused(capsys, *folders, "--out", "file")
+    wanted = "--out: must be a folder that can be written to, got 'file/x' (Not a directory). Choose another."
+    assert refused(capsys, *folders, "--out", "file/x") == wanted
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "unwritable", lambda folder: "Permission denied")
+        assert "got 'run' (Permission denied)" in refused(capsys, "run")
     broken = Path("policy/checkpoint-5/adapter_model.safetensors")
     broken.write_bytes(broken.read_bytes()[:-9])
     assert str(broken) in refused(capsys, *folders)

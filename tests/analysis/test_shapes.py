@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from scipy.spatial import procrustes
 
 from walks import Walk, analysed, defined_dcor, dense_walk
+from zopro.analysis.command import _band
+from zopro.analysis.numbers.chance import cosine_half_width
 from zopro.analysis.numbers.shape import disparity_of_points, distance_correlation, procrustes_disparity
+from zopro.analysis.page.figures import span, table
 
 
 def line(tmp_path: Path, name: str, direction: np.ndarray, steps: int = 4) -> Walk:
@@ -53,9 +56,35 @@ def test_what_does_not_move_has_no_angle(tmp_path):
     assert found["policy_momentum_cosine"]["product"] == [None, 1, 1]
 
 
+@pytest.mark.parametrize("small", [0, 1])
+def test_one_model_s_small_updates_are_there_beside_the_other_s_large_ones(tmp_path, small):
+    walks = np.random.default_rng(0).normal(size=(2, 4, 60)).cumsum(1)
+    wanted = analysed(*(dense_walk(tmp_path / f"p{i}", walk) for i, walk in enumerate(walks)))["metrics"]
+    walks[small] *= 1e-8
+    found = analysed(*(dense_walk(tmp_path / f"r{i}", walk) for i, walk in enumerate(walks)))["metrics"]
+    for name in ("update_angle_degrees", "update_pearson", "policy_momentum_cosine", "reward_momentum_cosine"):
+        np.testing.assert_allclose(*(np.array(values[name]["product"], float) for values in (found, wanted)), rtol=1e-6)
+
+
+def test_one_iteration_has_no_shape(tmp_path):
+    """Two points of each, centred and of one length, always fit."""
+    p, r = np.random.default_rng(0).normal(size=(2, 3, 60))
+    once = analysed(dense_walk(tmp_path / "p", p[:2]), dense_walk(tmp_path / "r", r[:2]))
+    twice = analysed(dense_walk(tmp_path / "q", p), dense_walk(tmp_path / "s", r))
+    for tables in (once, twice["off_by_one"]):
+        assert tables["metrics"]["procrustes_disparity"]["product"] is None
+        assert tables["intervals"]["procrustes_disparity"]["product"] is None
+    assert twice["metrics"]["procrustes_disparity"]["product"] > 0
+
+
 def test_trajectories_of_different_lengths(tmp_path):
     p, r = np.random.default_rng(0).normal(size=(2, 5, 60)).cumsum(1)
-    found = analysed(dense_walk(tmp_path / "p", p), dense_walk(tmp_path / "r", r[:3]))["metrics"]
+    whole = analysed(dense_walk(tmp_path / "p", p), dense_walk(tmp_path / "r", r[:3]))
+    bands = {row.name: row.chance for row in table(whole, whole)}
+    half = cosine_half_width(60)
+    assert bands["update_angle_degrees"] == span(np.degrees(np.arccos([half, -half]))), "that of the last that has one"
+    assert _band(whole["chance"]["update_angle_degrees"]["product"]) == bands["update_angle_degrees"]
+    found = whole["metrics"]
     assert found["update_angle_degrees"]["product"][2:] == [None, None]
     assert None not in found["update_angle_degrees"]["product"][:2]
     assert found["procrustes_disparity"]["product"] == pytest.approx(procrustes(p[:3], r[:3])[2])
@@ -125,7 +154,14 @@ def test_distance_correlation_is_its_definition(size, seed, grid, scale):
     wanted = defined_dcor(a, b) if np.ptp(a) and np.ptp(b) else np.nan
     found = distance_correlation(a * scale, b)
     assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6, nan_ok=True)
-    assert not found > 1 + 1e-9
+    assert not found > 1
+
+
+def test_distance_correlation_is_never_above_1():
+    generator = np.random.default_rng(0)
+    for a in generator.normal(size=(30, 10)):
+        assert 1 - 1e-9 < distance_correlation(a, 3 - 2 * a) <= 1
+    assert np.isnan(distance_correlation(np.ones(3), generator.normal(size=3)))
 
 
 @pytest.mark.parametrize("size", [2**16, 2**16 + 1, 100_000])

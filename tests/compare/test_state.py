@@ -42,7 +42,7 @@ def test_seeds_are_pooled_by_question_and_by_prompt() -> None:
     asked = found["remembered"]
     assert (asked["known_before"], asked["known"], asked["forgotten"], asked["kept"]) == (4, 3, 2, 0.5)
     assert found["other_kl_per_answer"] == 1.5 and found["other_n"] == 3
-    half = 1.959964 * (0.25 / 3 + 0.5 / 2) ** 0.5  # prompts' means 1, 2, 1.5; seeds' means 1, 2
+    half = (4.302653**2 * 0.25 / 3 + 12.706205**2 * 0.5 / 2) ** 0.5  # prompts' means 1, 2, 1.5; seeds' means 1, 2
     assert found["other_kl_per_answer_high"] == pytest.approx(1.5 + half, abs=1e-5)
     assert found["degenerate"] == pytest.approx(1 / 6) and found["ended"] == 0.5 and found["length"] == 6
     assert 0 < found["degenerate_low"] < 1 / 6 < found["degenerate_high"] < 0.9
@@ -54,7 +54,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     result = {"methods": {"es": {**METHODS["es"], "final": state(SEEDS, [])}, "mezo": METHODS["mezo"]}}
     (start, es, mezo) = map(dict, state_table(result))
     assert list(start) == ["Policy", "KL, other prompts", "Degenerate", "Ended", "Tokens"]
-    assert es["KL, other prompts"] == "1.50 [0.37, 2.63]" and set(mezo.values()) == {"mezo", ""}
+    assert es["KL, other prompts"] == "1.50 [0.00, 7.97]" and set(mezo.values()) == {"mezo", ""}
     assert state_table({"methods": {"es": METHODS["es"]}}) == []
 
 
@@ -83,7 +83,7 @@ def test_both_are_in_the_tables() -> None:
     assert "| To 90% of rloo's gain |" in page and page.count("not reached |") == 1
     assert "| 10.0 s, 5.0 steps, 33 answers |" in page and "| 25.0 s, 5.0 steps |" in page
     assert (
-        "| start | 4 of 5 | 1.000 [0.510, 1.000] of 4 | 1.00 [0.43, 1.57] | 0.333 [0.061, 0.792] | 0.667 | 5.0 |" in page
+        "| start | 4 of 5 | 1.000 [0.510, 1.000] of 4 | 1.00 [0.00, 2.24] | 0.333 [0.061, 0.792] | 0.667 | 5.0 |" in page
     )
     assert "| es | 3 of 5 | 0.500 [0.150, 0.850] of 4 |" in page and "zopro.text.degenerate" in page
     assert "to the start, in nats" in page

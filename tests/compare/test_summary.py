@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
+from zopro.compare import plots
+from zopro.compare.differences import difference_rows, differences
+from zopro.compare.page import charts, verdict
 from zopro.compare.plots import write_plots
+from zopro.compare.reached import answers_at
 from zopro.compare.summary import (
-    differences,
+    beside,
     gain_ratios,
     markdown,
     method_summary,
@@ -45,8 +51,73 @@ def test_a_method_s_seeds_are_pooled() -> None:
     assert (last["step"], last["seconds"], last["reward"], last["kl_per_answer"]) == (4, 3.0, 2.0, 2.0)
     assert last["reward_low"] < 2 < last["reward_high"]
     assert found["final_rewards"] == [[1.0, 2.0], [2.0, 3.0]]
-    half = 1.95996 * math.sqrt(0 / 2 + 0.5 / 2)  # each prompt gained alike: only the seeds differ
+    half = 12.7062 * math.sqrt(0.5 / 2)  # each prompt gained alike: only the two seeds differ
     assert found["gain"] == pytest.approx({"mean": 1.5, "low": 1.5 - half, "high": 1.5 + half}, rel=1e-4)
+
+
+def result(*ends: tuple[int, float, float], prompts: int = 2) -> dict[str, Any]:
+    """A training whose points are (step, seconds, reward of each prompt)."""
+    points = [
+        {"step": n, "seconds": s, "rewards": [r] * prompts, "kl_per_answer": [n / 10] * prompts} for n, s, r in ends
+    ]
+    return {"points": points, "steps": ends[-1][0], "seconds": ends[-1][1], "peak_mb": 1.0}
+
+
+def test_a_training_that_a_budget_ended_early_is_in_the_last_point_with_the_others_ends() -> None:
+    start = {"rewards": [0.0, 0.0], "kl_per_answer": [0.0, 0.0]}
+    long = result((20, 20, 1), (40, 40, 2), (60, 60, 3), (80, 80, 4), (100, 100, 5))
+    short = result((20, 33, 1), (40, 66, 2), (47, 100, 3))
+    for order in ((long, short), (short, long)):
+        found = {**method_summary(order, start), "answers_a_step": 64, "seeds": 2}
+        points = [(p["step"], p["seconds"], p["reward"]) for p in found["curve"]]
+        assert points == [(0, 0, 0), (20, 26.5, 1), (40, 53, 2), (73.5, 100, 4)]
+        end = found["curve"][-1]["reward"]
+        assert end == found["gain"]["mean"] == pytest.approx(sum(map(sum, found["final_rewards"])) / 4)
+        assert answers_at(found, 73.5) == 73.5 * 64
+    other = {**method_summary([result((100, 100, 3.5))] * 2, start), "answers_a_step": 64, "seeds": 2}
+    all_of_it = {**beside({"long": found, "other": other}, ""), "start": start_point(start)}
+    assert all_of_it["differences"]["long"]["other"]["mean"] == 4 - 3.5
+    assert next(verdict(all_of_it)).startswith("Highest reward: long, 4.000")
+    old = {**found, "curve": found["curve"][:-1]}
+    assert next(verdict({**all_of_it, "methods": {"long": old, "other": other}})).startswith("Highest reward: long")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "prompts", "said"),
+    [
+        (2, 3, "Clearly more than b (95 %), paired by prompt and seed."),
+        (1, 3, "More than b (95 %), paired by prompt; one training each, so nothing about another seed."),
+        (1, 1, "No clear difference from b."),
+    ],
+)
+def test_only_several_seeds_say_clearly(seeds: int, prompts: int, said: str) -> None:
+    start = {"rewards": [0.0] * prompts, "kl_per_answer": [0.0] * prompts}
+    made = {"seeds": seeds, "learning_rate": 1e-4, "search": []}
+    methods = {
+        name: {**method_summary([result((4, 2.0, reward), prompts=prompts)] * seeds, start), **made}
+        for name, reward in (("a", 1.5), ("b", 1.0))
+    }
+    found = {
+        **beside(methods, ""), "start": start_point(start), "plan": {"steps": 4}, "prompts": prompts, "failed": {},
+        "inference_peak_mb": 1.0, "beta": 0.05, "out": "x",
+    }  # fmt: skip
+    assert list(verdict(found))[1:] == [said]
+    page = markdown(found)
+    assert ("paired by prompt and seed:" in page) == (seeds > 1) and "searched" not in page
+    assert ("| a |  | +0.500 |" in page) == (prompts == 1)
+    json.dumps(found, allow_nan=False)
+    assert [len(chart.shown) for chart in charts(found, {"a": "m1", "b": "m2"})] == [2, 0, 2], "nobody counted answers"
+    plots._curves(Figure().add_subplot(), found, "seconds", "")  # of one prompt there is no band
+
+
+def test_a_method_of_one_training_beside_others_of_several() -> None:
+    def said(**seeds: int) -> str:
+        methods = {name: {"final_rewards": [[1.0, 2.0]] * count} for name, count in seeds.items()}
+        return difference_rows({"methods": methods, "differences": differences(methods)})[0]
+
+    assert said(a=3, b=2).endswith("the column's, paired by prompt and seed:")
+    assert "nothing about another seed:" in said(a=3, b=1)
+    assert "paired by prompt and seed; a method of one training by prompt alone" in said(a=1, b=2, c=2)
 
 
 def test_differences_are_paired_by_prompt_and_seed() -> None:
@@ -62,7 +133,7 @@ def test_differences_are_paired_by_prompt_and_seed() -> None:
     assert found["a"]["b"] == pytest.approx({"mean": 1.0, "low": 1.0, "high": 1.0})
     assert found["b"]["a"]["mean"] == pytest.approx(-1.0)
     worse = differences({"a": {"final_rewards": [better[0]]}, "b": {"final_rewards": [easy]}})["a"]["b"]
-    assert 0.1 < worse["high"] - worse["mean"] < 0.25, "one seed: what the prompts differ by"
+    assert 0.2 < worse["high"] - worse["mean"] < 0.4, "one seed: what the prompts differ by"
 
 
 def test_gains_are_read_where_both_have_been() -> None:
@@ -98,6 +169,7 @@ def test_table_and_plots(tmp_path: Any) -> None:
     assert (
         "| guided | 1 |  | 0.0001 | 4.000 [3.000, 5.000] | +4.000 | 2.00 | 0.500 | 1000 | 1.250 | 2.00 | 1.50 |" in page
     )
+    assert page.count("Learning rates were searched by short trainings") == 1
     assert "- guided: 0.0001 gave 0.975; chosen 0.0001" in page and "- rloo: 0.0001 as configured" in page
     terminal = text({**result, "failed": {"mezo": "no memory"}})
     row = next(line.split() for line in terminal.splitlines() if line.startswith("guided"))

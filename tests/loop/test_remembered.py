@@ -119,7 +119,7 @@ def test_divergence_on_another_task_is_of_the_answers_drawn_there(folder, runs) 
         for row, (prompt, answer) in enumerate(DRAWN):
             found = next_tokens(model, [prompt + answer])[0]
             ratios[row] += sign * sum(found[len(prompt) + i - 1, token].item() for i, token in enumerate(answer))
-    half = 1.959964 * stdev(ratios) / len(ratios) ** 0.5
+    half = 4.302653 * stdev(ratios) / len(ratios) ** 0.5  # Student's t, 2 degrees of freedom
     for name, value in (("", 0.0), ("_low", -half), ("_high", half)):
         assert record[f"other_kl_per_answer{name}"] == pytest.approx(max(0.0, fmean(ratios) + value), abs=1e-5)
     said = shown.elsewhere(record)

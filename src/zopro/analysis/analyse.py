@@ -56,6 +56,8 @@ def analyse(
     """
     if not 0 < reward_ema <= 1 or math.isnan(reward_ema):
         raise InputError(f"--reward-ema: must lie in (0, 1], got {reward_ema}.")
+    if reward_ema < 1 and not reward.checkpoints:
+        raise InputError(f"--reward-ema: must be 1 for a run without a reward model, got {reward_ema}.")
     if coordinates < 2:
         raise InputError(f"--coordinates: must be at least 2, got {coordinates}.")
     if not 0 <= seed < 2**32:  # as t-SNE and UMAP take it

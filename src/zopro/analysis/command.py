@@ -13,12 +13,14 @@ from typing import Any
 
 from zopro.analysis.reading.places import folder_at, run_at
 from zopro.errors import InputError, nearest
+from zopro.store.durable import unwritable
 from zopro.store.layout import Layout
 from zopro.system.imports import importing
 from zopro.system.progress import task
 from zopro.system.terminal import Page, Table
 
 PROJECTIONS = ("pca", "tsne", "umap")
+OUT = "analysis"  # the folder for two folders of checkpoints, unless another is chosen
 DESCRIPTION = """How policy and reward model moved: angles, correlations and distances between their updates, exact in
 weight space, with what random directions would give; trajectories by PCA, t-SNE and UMAP. Writes analysis.json,
 report.html, figures/ (PNG and SVG) and, of a run, share.png."""
@@ -41,7 +43,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "natural order of their names",
     )
     command.add_argument("--reward", metavar="FOLDER", help="the reward model's, likewise; i-th update against i-th")
-    command.add_argument("--out", metavar="DIR", help="where to write (default: RUN, or 'analysis' with --policy)")
+    command.add_argument("--out", metavar="DIR", help=f"where to write (default: RUN, or '{OUT}' with --policy)")
     command.add_argument(
         "--projections",
         metavar="LIST",
@@ -80,7 +82,7 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         out = Path(args.out or args.run)
         sides = of_run(Path(args.run))
     else:
-        out = Path(args.out or "analysis")
+        out = Path(args.out or OUT)
         sides = of_folder(args.policy, "policy"), of_folder(args.reward, "reward")
     with task("comparing checkpoints"):
         numbers = analyse(
@@ -109,15 +111,17 @@ def _check(args: argparse.Namespace) -> None:
             folder_at(folder, name)
     if args.run is not None:
         run_at(Path(args.run))
-    if args.out:
-        _check_out(Path(args.out), args.run)
+    _check_out(args.out, args.run)
     if not 0 <= args.seed < 2**32:  # as t-SNE and UMAP take it
         raise InputError(f"--seed: must lie in [0, 2^32), got {args.seed}.")
 
 
-def _check_out(out: Path, run: str | None) -> None:
+def _check_out(chosen: str | None, run: str | None) -> None:
+    out = Path(chosen or run or OUT)
     if out.is_file():
         raise InputError(f"--out: must be a folder, got the file '{out}'.")
+    if reason := unwritable(out):
+        raise InputError(f"--out: must be a folder that can be written to, got '{out}' ({reason}). Choose another.")
     if Layout(out).config().exists() and (run is None or out.resolve() != Path(run).resolve()):
         raise InputError(f"--out: must not be another run, whose report it would replace, got '{out}'. Choose another.")
 
@@ -153,7 +157,7 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
     for view in numbers["views"]:
         yield f"{view} ({numbers['dimension'][view]:,} coordinates in {numbers['tensors']} weights)"
         iterations = numbers["iterations"]
-        rows = [("iteration", *map(str, iterations), "by chance (95 %)")]
+        rows = [("iteration", *map(str, iterations), "by chance (95 %), last")]
         for name in names:
             values, band = numbers["metrics"][name][view], numbers["chance"][name][view]
             if numbers["reward"] or any(value is not None for value in values):
@@ -170,8 +174,8 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
 
 
 def _band(band: dict[str, Any]) -> str:
-    """Low and high; of bands that differ between iterations the last."""
-    from zopro.analysis.page.figures import short, span
+    """Low and high; of bands that differ between iterations the last one that is defined."""
+    from zopro.analysis.page.figures import last, short, span
 
-    low, high = (value[-1] if isinstance(value, list) else value for value in (band["low"], band["high"]))
+    low, high = last(band["low"]), last(band["high"])
     return short(None) if low is None else span((low, high))

@@ -73,14 +73,18 @@ def _inference(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]
 
 
 def search_items(run: Run, data: Data) -> list[Item]:
-    """Prompts for the choice of learning rates: training rows that no method trains on, where there are enough."""
-    return data.train[-min(run.config.eval_prompts, max(1, len(data.train) // 4)) :]
+    """Rows for the choice of learning rates, each of another prompt, which no method trains on where there are enough."""
+    by_prompt: dict[str, Item] = {}
+    for item in reversed(data.train):
+        by_prompt.setdefault(item.prompt, item)
+    count = min(run.config.eval_prompts, max(1, len(by_prompt) // 4))
+    return [*by_prompt.values()][:count][::-1]
 
 
 def training_items(run: Run, data: Data) -> list[Item]:
     """The prompts of the policy stage, the same for every method."""
-    rest = data.train[: -len(search_items(run, data))]
-    return rest or data.train
+    searched = {item.prompt for item in search_items(run, data)}
+    return [item for item in data.train if item.prompt not in searched] or data.train
 
 
 @contextmanager

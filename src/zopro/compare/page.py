@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from zopro.analysis.page.answers import SAMPLED, Answer, Sample
 from zopro.analysis.page.charts import Chart, Series
 from zopro.analysis.page.drawing import METHODS
 from zopro.analysis.page.pages import curves, encoded, render, replace_file
+from zopro.compare.differences import paired_by, trainings
 from zopro.compare.reached import answers_at
 from zopro.compare.state import notes, state_table
 from zopro.compare.summary import length, table
@@ -48,16 +50,33 @@ def write_page(result: Result, folder: Path) -> Path:
 
 
 def verdict(result: Result) -> Iterator[str]:
-    """Which method has the highest reward at the end, and from which others that is clearly more."""
-    ends = {name: method["curve"][-1] for name, method in result["methods"].items()}
-    best = max(ends, key=lambda name: float(ends[name]["reward"]))
+    """Which method has the highest reward at the end, and from which others that is more.
+
+    Clearly more is what several trainings of both say: one each says nothing about the next one.
+    """
+    methods = result["methods"]
+    best = max(methods, key=lambda name: _final(methods[name]))
+    end = methods[best]["curve"][-1]
     gains = f", from {shown.reward(result['start']['reward'])} at the start"
-    yield f"Highest reward: {best}, {shown.interval(ends[best], 'reward')}{gains}; KL {shown.kl(ends[best][PER_ANSWER])}."
-    found = result["differences"].get(best, {})
-    if clear := [name for name, gap in found.items() if gap["low"] > 0]:
-        yield f"Clearly more than {', '.join(clear)}, paired by prompt and seed (95 %)."
-    if level := [name for name, gap in found.items() if gap["low"] <= 0]:
+    yield f"Highest reward: {best}, {shown.interval(end, 'reward')}{gains}; KL {shown.kl(end[PER_ANSWER])}."
+    more: dict[str, list[str]] = {}
+    level = []
+    for name, gap in result["differences"].get(best, {}).items():
+        if gap["low"] is None or gap["low"] <= 0:
+            level.append(name)
+            continue
+        more.setdefault(paired_by(*(trainings(methods[one]) for one in (best, name))), []).append(name)
+    for paired, names in more.items():
+        said = "Clearly more" if paired == paired_by(2) else "More"
+        yield f"{said} than {', '.join(names)} (95 %), {paired}."
+    if level:
         yield f"No clear difference from {', '.join(level)}."
+
+
+def _final(method: Mapping[str, Any]) -> float:
+    """Reward at the ends of all trainings; earlier versions had left out the end of one that took longer."""
+    rewards = method.get("final_rewards")
+    return fmean(map(fmean, rewards)) if rewards else float(method["curve"][-1]["reward"])
 
 
 def charts(result: Result, styles: Mapping[str, str]) -> list[Chart]:
@@ -71,6 +90,7 @@ def charts(result: Result, styles: Mapping[str, str]) -> list[Chart]:
             if any(value is None for value, _ in points):
                 continue
             band = [(point["reward_low"], point["reward_high"]) for point in method["curve"]] if banded else []
+            band = [] if any(None in edges for edges in band) else band
             series.append(Series(name, points, band, styles[name], dots=True))
         return Chart(title, series, x_label)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _curves(axes: Any, result: Mapping[str, Any], key: str, label: str) -> None:
     for index, (name, method) in enumerate(result["methods"].items()):
         curve = method["curve"]
         x = [point[key] for point in curve]
-        low, high = ([point[f"reward_{side}"] for point in curve] for side in ("low", "high"))
+        low, high = ([_number(point[f"reward_{side}"]) for point in curve] for side in ("low", "high"))
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.plot(x, [point["reward"] for point in curve], color=colour, marker=marker, label=name)
         if key == "seconds":
@@ -68,6 +69,11 @@ def _curves(axes: Any, result: Mapping[str, Any], key: str, label: str) -> None:
     axes.set_xlabel(label)
     axes.set_ylabel("reward on held-out prompts")
     axes.legend()
+
+
+def _number(bound: float | None) -> float:
+    """As matplotlib leaves it out."""
+    return math.nan if bound is None else bound
 
 
 def _memory(axes: Any, result: Mapping[str, Any]) -> None:

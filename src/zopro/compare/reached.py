@@ -16,7 +16,7 @@ def reached(methods: Mapping[str, Mapping[str, Any]], against: str = "") -> dict
     """When each method's curve first has `SHARE` of what one method gained at the end, linearly between points.
 
     Args:
-        methods: with their `curve` and, of comparisons that counted them, `answers`.
+        methods: with their `curve` and, of comparisons that counted them, `answers_a_step`, or `answers` of the whole.
         against: whose final gain is the measure; else rloo's or, without it, that of the method with the largest.
 
     Returns:
@@ -48,7 +48,9 @@ def _first(method: Mapping[str, Any], reward: float) -> dict[str, float | None] 
 
 def answers_at(method: Mapping[str, Any], step: float) -> float | None:
     """Answers that a training had sampled after so many steps; None of comparisons that did not count them."""
-    last: int = method["curve"][-1]["step"]
+    if a_step := method.get("answers_a_step"):
+        return step * float(a_step)
+    last = method["curve"][-1]["step"]  # earlier versions kept the answers of a whole training alone
     return step * float(method["answers"]) / last if method.get("answers") and last else None
 
 

@@ -133,9 +133,9 @@ def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> 
     search = _search(runner, plan, full) if plan.search_trials > 1 else []
     best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rate
     results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
-    answers = max(result["steps"] for result in results) * runner.config.answers_a_step(method)
-    summary = method_summary(results, start)
-    return {**summary, "answers": answers, "learning_rate": best, "seeds": plan.seeds, "search": search}
+    summary, a_step = method_summary(results, start), runner.config.answers_a_step(method)
+    answers = {"answers": round(summary["curve"][-1]["step"] * a_step), "answers_a_step": a_step}
+    return {**summary, **answers, "learning_rate": best, "seeds": plan.seeds, "search": search}
 
 
 def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:

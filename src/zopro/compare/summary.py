@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, permutations
-from statistics import fmean
+from statistics import fmean, mean
 from typing import Any
 
+from zopro.compare.differences import difference_rows, differences, gap, signed, without_nan
 from zopro.compare.reached import column, reached, yardstick
 from zopro.compare.state import notes, state, state_table
 from zopro.loop.divergence import kl_per_answer
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
-from zopro.system.statistics import crossed_interval, paired_interval
+from zopro.system.statistics import crossed_interval
 from zopro.system.terminal import Page, Table
 
 Curve = Sequence[Mapping[str, Any]]
 
 
 def _point(step: float, seconds: float, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    reward, low, high = crossed_interval([line["rewards"] for line in measured])
+    reward, low, high = without_nan(crossed_interval([line["rewards"] for line in measured]))
     kl = kl_per_answer([fmean(line[PER_ANSWER]) for line in measured])
     return {"step": step, "seconds": seconds, "reward": reward, "reward_low": low, "reward_high": high, PER_ANSWER: kl}
 
@@ -34,42 +35,24 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
 
     Curve, what it gained at the end (paired by prompt), peak memory (the largest of the seeds), seconds per step, and the
     rewards at the end, [seed][prompt], to set beside another method's; what else is left of the policy there (`final`);
-    and the first seed's answers to a few prompts.
+    and the first seed's answers to a few prompts. The curve's last point is every seed's end, early or not.
     """
     count = min(len(result["points"]) for result in results)  # a budget may end a seed's training early
     curve = [start_point(start)]
-    for index in range(count):
-        points = [result["points"][index] for result in results]
-        step = round(fmean(point["step"] for point in points))
-        curve.append(_point(step, fmean(point["seconds"] for point in points), points))
     ends = [result["points"][-1] for result in results]
+    passed = [[result["points"][index] for result in results] for index in range(count - 1)]  # the same marks of all
+    for points in (*passed, ends):
+        curve.append(_point(mean(p["step"] for p in points), fmean(p["seconds"] for p in points), points))
     final = [end["rewards"] for end in ends]
     return {
         "curve": curve,
-        "gain": _gain(final, [start["rewards"]] * len(final)),
+        "gain": gap(final, [start["rewards"]] * len(final)),
         "peak_mb": max(result["peak_mb"] for result in results),
         "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
         "final_rewards": final,
         "final": state(ends, start.get("known", [])),
         "texts": ends[0].get("texts", []),
     }
-
-
-def _gain(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> dict[str, float]:
-    return dict(zip(("mean", "low", "high"), paired_interval(first, second), strict=True))
-
-
-def differences(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """[a][b]: the reward of a less that of b at the end of their trainings, with its 95 % interval.
-
-    Paired by prompt and seed: prompts that are easy for both, and answers sampled alike, do not widen it. Methods that
-    were summarised by earlier versions, without their rewards, are left out.
-    """
-    known = {name: method["final_rewards"] for name, method in methods.items() if "final_rewards" in method}
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for a, b in permutations(known, 2):
-        table.setdefault(a, {})[b] = _gain(known[a], known[b])
-    return table
 
 
 def beside(methods: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, Any]:
@@ -160,7 +143,7 @@ def table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
         ratio = {
             key: "" if (value := ratios.get(f"equal_{key}")) is None else f"{value:.2f}" for key in ("seconds", "kl")
         }
-        gain = _signed(method["gain"]) if "gain" in method else f"{end['reward'] - start['reward']:+.3f}"
+        gain = signed(method["gain"]) if "gain" in method else f"{end['reward'] - start['reward']:+.3f}"
         rows.append(
             [
                 ("Method", name),
@@ -192,9 +175,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         *_markdown_rows(table(result)),
         "",
         *_state_rows(result),
-        *_difference_rows(result["differences"]),
-        "Learning rates were searched by short trainings on other prompts, for the largest reward - "
-        f"{result['beta']:g} KL per answer:",
+        *difference_rows(result),
+        _rates(result),
         "",
         *(f"- {name}: {_searched(method)}" for name, method in result["methods"].items()),
     ]
@@ -214,23 +196,11 @@ def _state_rows(result: Mapping[str, Any]) -> list[str]:
     return ["What is left of each policy at its end:", "", *_markdown_rows(cells), "", *notes(result), ""]
 
 
-def _signed(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:+.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def _difference_rows(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """Row less column, each pair of methods once with either sign."""
-    if not table:
-        return []
-    cells = [[_signed(table[a][b]) if a != b else "" for b in table] for a in table]
-    return [
-        "Reward of the row's method less the column's, paired by prompt and seed:",
-        "",
-        "| | " + " | ".join(table) + " |",
-        "|---|" + "---|" * len(table),
-        *(f"| {a} | " + " | ".join(row) + " |" for a, row in zip(table, cells, strict=True)),
-        "",
-    ]
+def _rates(result: Mapping[str, Any]) -> str:
+    if not any(method["search"] for method in result["methods"].values()):
+        return "Learning rates:"
+    beta = f"{result['beta']:g} KL per answer"
+    return f"Learning rates were searched by short trainings on other prompts, for the largest reward - {beta}:"
 
 
 def _searched(method: Mapping[str, Any]) -> str:

@@ -22,6 +22,9 @@ PAIRED = {
 }
 """Numbers of an evaluation that are set beside those that the run began with, and what a prompt's row calls them."""
 
+Bounded = dict[str, float | None]
+"""Numbers with their bounds, which are None where there is but one to take them from."""
+
 
 def of_prompts(scores: Scores, count: int) -> list[dict[str, float]]:
     """Of each prompt, from `count` answers to each: the mean reward and, where a reward checks answers, accuracy and
@@ -37,7 +40,7 @@ def of_prompts(scores: Scores, count: int) -> list[dict[str, float]]:
     return rows
 
 
-def reward_interval(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> dict[str, float]:
+def reward_interval(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> Bounded:
     """The mean reward of prompts with its interval, under `name`. Raises `InputError`: no prompt has one."""
     values = [row[of] for row in rows if of in row]
     if not values:
@@ -45,15 +48,15 @@ def reward_interval(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> di
     return named(name, mean_interval(values))
 
 
-def shares(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> dict[str, float]:
+def shares(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> Bounded:
     """A share of prompts with its Wilson interval, under `name`; nothing where no prompt has it."""
     values = [row[of] for row in rows if of in row]
     return named(name, win_interval(values)) if values else {}
 
 
-def gains(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def gains(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Bounded:
     """What prompts have gained, paired: `reward_gain`, `accuracy_gain`, ... with their intervals."""
-    found: dict[str, float] = {}
+    found: Bounded = {}
     for name, of in PAIRED.items():
         if interval := paired(before, after, of):
             found |= named(f"{name}_gain", interval)
@@ -69,8 +72,10 @@ def paired(
     return mean_interval(differences) if differences else None
 
 
-def named(name: str, interval: tuple[float, float, float]) -> dict[str, float]:
-    mean, low, high = interval
+def named(name: str, interval: tuple[float, float, float]) -> Bounded:
+    """A number with its bounds, under `name`; of a single one there are none."""
+    mean, *bounds = interval
+    low, high = (None if math.isnan(bound) else bound for bound in bounds)
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 

@@ -18,7 +18,7 @@ from zopro.engine.local.models import context_of
 from zopro.engine.opening import generate
 from zopro.errors import InputError
 from zopro.loop.answers import batches
-from zopro.loop.correctness import named
+from zopro.loop.correctness import Bounded, named
 from zopro.loop.models import Models
 from zopro.loop.run import Run
 from zopro.rewards.functions.answer import has
@@ -75,7 +75,7 @@ class Memory:
         self.found = {**counts([right], self._before), "answers": answers}
 
 
-def counts(right: Sequence[Sequence[bool]], before: Sequence[bool]) -> dict[str, float]:
+def counts(right: Sequence[Sequence[bool]], before: Sequence[bool]) -> Bounded:
     """How many questions were known and are, and the share kept of those that were, with its interval over questions.
 
     Args:
@@ -87,7 +87,7 @@ def counts(right: Sequence[Sequence[bool]], before: Sequence[bool]) -> dict[str,
     """
     kept = [sum(of_one) / len(right) for of_one, known in zip(zip(*right, strict=True), before, strict=True) if known]
     known = sum(map(sum, right)) / len(right)
-    found: dict[str, float] = {"known_before": sum(before), "known": _whole(known)}
+    found: Bounded = {"known_before": sum(before), "known": _whole(known)}
     found |= {"forgotten": _whole(len(kept) - sum(kept)), "of": len(before)}
     return found | (named("kept", win_interval(kept)) if kept else {})
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from zopro.analysis.page.answers import agreement
 from zopro.analysis.page.charts import Chart, Series
 from zopro.analysis.page.curves import run_charts
 from zopro.analysis.page.findings import findings
@@ -219,6 +220,18 @@ def test_the_picture_is_one_for_previews(plain: Path, tmp_path: Path) -> None:
     assert write_share(empty) is None and not list(empty.iterdir())
 
 
+def test_the_judge_s_agreement_is_of_the_pairs_that_it_judged(tmp_path: Path) -> None:
+    """A prompt may have several rows."""
+    before = [{"prompt": "q", "reward": reward} for reward in (0.0, 2.0, 9.0)]
+    after = [{"prompt": "q", "reward": reward, "win": win} for reward, win in ((1.0, 1.0), (3.0, 1.0), (8.0, 0.0))]
+    (tmp_path / "evaluations").mkdir()
+    for name, rows in (("sft", before), ("000", [*after, {"prompt": "more", "reward": 1.0, "win": 0.0}])):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "evaluations" / f"{name}.jsonl").write_text(text)
+    found = agreement(tmp_path, [0])
+    assert (found["agreement"], found["n"]) == (1.0, 3)
+
+
 def test_findings_say_what_the_numbers_do() -> None:
     def numbers(cosines: list[float | None]) -> dict[str, Any]:
         flat = {"product": [89.5, 90.2]}
@@ -231,6 +244,8 @@ def test_findings_say_what_the_numbers_do() -> None:
         }
         return {
             "views": ["product"],
+            "iterations": [0, 1],
+            "reward": ["0", "1", "2"],
             "metrics": metrics,
             "chance": {"update_angle_degrees": band, "policy_momentum_cosine": near},
         }
@@ -240,8 +255,10 @@ def test_findings_say_what_the_numbers_do() -> None:
     assert "The policy keeps its direction from one update to the next (cosine 0.90, by chance 0)." in said
     for cosine in (0.05, -0.5):
         assert "does not keep its direction" in findings(numbers([None, cosine]))
-    alone = numbers([None, None])
-    alone["metrics"]["update_angle_degrees"] = {"product": [None]}
-    assert (
-        findings(alone) == "The policy moved by a length of 3. What updates have in common shows from the second one on."
-    )
+    still = numbers([None, None])
+    still["metrics"]["update_angle_degrees"] = {"product": [None, None]}
+    rest = "No two updates can be compared: one that moves nothing has no direction."
+    assert findings(still) == f"In the last iteration the policy moved by a length of 3. {rest}"
+    assert findings({**still, "iterations": [0]}) == f"The policy moved by a length of 3. {rest}"
+    alone = findings({**still, "iterations": [0], "reward": []})
+    assert alone == "The policy moved by a length of 3. What updates have in common shows from the second one on."

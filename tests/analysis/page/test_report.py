@@ -18,7 +18,7 @@ import yaml
 from walks import lora_walk
 from zopro.analysis.analyse import analyse
 from zopro.analysis.page.answers import samples
-from zopro.analysis.page.charts import Chart, Series, running_mean
+from zopro.analysis.page.charts import MAX_POINTS, Chart, Series, running_mean
 from zopro.analysis.page.curves import training_charts
 from zopro.analysis.page.drawing import inline
 from zopro.analysis.page.report import write_report
@@ -256,6 +256,17 @@ def test_every_series_draws_inside_the_frame(values, log):
 def test_long_series_are_thinned():
     points = [(float(i), float(i % 2)) for i in range(10_000)]
     assert len(inline(Chart("t", [Series("s", points)], "x"))) < 20_000
+
+
+@pytest.mark.parametrize("count", [MAX_POINTS, MAX_POINTS + 1, 1001])
+def test_bands_are_thinned_with_their_lines(count):
+    points = [(float(i), float(i)) for i in range(count)]
+    band = [(x - 1, x + 3) for x, _ in points]
+    (shown,) = Chart("t", [Series("s", points, band)], "x").shown
+    assert len(shown.points) == len(shown.band) <= MAX_POINTS
+    for (x, y), edges in zip(shown.points, shown.band, strict=True):
+        assert x == y and edges == pytest.approx((x - 1, x + 3))
+    inline(Chart("t", [Series("s", points, band)], "x"))
 
 
 def test_a_chart_takes_its_colours_from_the_page(analysed):

@@ -28,6 +28,7 @@ DRAWS = 1000  # of bootstrap and sign-flip samples
 SHUFFLES = 39  # of a distance correlation, each O(D log D): 39 give the 2.5 % and 97.5 % points as its extremes
 BATCH = 50  # draws of trajectories held at a time
 MIN_PARTS = 5  # tensors below which resampling them says nothing
+UNDEFINED = 0.05  # of the draws: where the value is defined in fewer than the others, there is no interval
 TAILS = (0.025, 0.975)
 EXPECTED: Final = "weibull"  # numpy's way to say between which values one more draw lies in so many of 100 cases
 
@@ -95,11 +96,16 @@ def resampled(metric: Metric) -> bool:
 
 def _tails(values: np.ndarray) -> np.ndarray:
     """[draws, iterations] -> [2, iterations]; NaN where an iteration is not defined."""
-    defined = ~np.isnan(values).any(0)
-    tails = np.full((2, values.shape[1]), np.nan)
-    if defined.any():
-        tails[:, defined] = np.quantile(values[:, defined], TAILS, axis=0)
-    return tails
+    return np.stack([_tails_of(column) for column in values.T], axis=1)
+
+
+def _tails_of(draws: np.ndarray) -> np.ndarray:
+    """[draws] -> [2] of those that are defined; NaN where too many are not.
+
+    Tensors drawn again may leave out the few that moved, and with them the direction.
+    """
+    defined = draws[~np.isnan(draws)]
+    return np.quantile(defined, TAILS) if len(defined) >= (1 - UNDEFINED) * len(draws) else np.full(2, np.nan)
 
 
 @lru_cache
@@ -162,5 +168,5 @@ def procrustes_bootstrap(policy: np.ndarray, reward: np.ndarray, seed: int) -> t
     for _ in range(DRAWS // BATCH):
         weights = generator.multinomial(parts, np.full(parts, 1 / parts), BATCH).astype(float)
         values.append(procrustes_disparity(*(np.tensordot(weights, gram, 1) for gram in (policy, reward))))
-    low, high = np.quantile(np.concatenate(values), TAILS)
+    low, high = _tails_of(np.concatenate(values))
     return (float(low), float(high)) if np.isfinite([low, high]).all() else None

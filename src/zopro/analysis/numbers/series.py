@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ZERO = 1e-12  # |a|^2 below this share of the largest squared displacement is rounding: there was no such update
+ZERO = 1e-12  # |a|^2 below this share of its model's largest squared displacement is rounding: there was no such update
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class SixSums:
     a1: np.ndarray
     b1: np.ndarray
     count: np.ndarray
-    floor: np.ndarray  # [n, 1] what counts as zero beside the part's displacements
+    floor_a: np.ndarray  # [n, 1] what counts as zero beside the part's displacements in the rows that `a` combines
+    floor_b: np.ndarray  # [n, 1] of `b`, likewise
 
     def weighted(self, weights: np.ndarray) -> SixSums:
         """Sums over parts, each counted `weights` [m, n] times."""
@@ -77,16 +78,17 @@ def six_sums(gram: np.ndarray, sums: np.ndarray, counts: np.ndarray, a: np.ndarr
     def inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.einsum("ip,npq,iq->ni", left, gram, right, optimize=True)
 
-    floor = ZERO * np.einsum("npp->np", gram).max(1, keepdims=True)
+    squares = np.einsum("npp->np", gram)
+    floors = (ZERO * (squares * np.nan_to_num(side).any(0)).max(1, keepdims=True) for side in (a, b))
     a1, b1 = (np.einsum("ip,np->ni", side, sums) for side in (a, b))
-    return SixSums(inner(a, b), inner(a, a), inner(b, b), a1, b1, counts[:, None].astype(float), floor)
+    return SixSums(inner(a, b), inner(a, a), inner(b, b), a1, b1, counts[:, None].astype(float), *floors)
 
 
 def cosine(s: SixSums) -> np.ndarray:
     """cos(a, b) = <a, b> / (|a| |b|), in [-1, 1]; NaN where either is zero or not defined."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = s.ab / np.sqrt(s.aa * s.bb)
-    return np.where((s.aa > s.floor) & (s.bb > s.floor), np.clip(value, -1, 1), np.nan)
+    return np.where((s.aa > s.floor_a) & (s.bb > s.floor_b), np.clip(value, -1, 1), np.nan)
 
 
 def angle(s: SixSums) -> np.ndarray:
@@ -100,7 +102,7 @@ def pearson(s: SixSums) -> np.ndarray:
         ab, aa, bb = s.ab - s.a1 * s.b1 / s.count, s.aa - s.a1**2 / s.count, s.bb - s.b1**2 / s.count
         value = ab / np.sqrt(aa * bb)
     # A constant vector has no correlation; what is left of its variance is rounding.
-    varies = (aa > s.floor + 1e-14 * s.aa) & (bb > s.floor + 1e-14 * s.bb)
+    varies = (aa > s.floor_a + 1e-14 * s.aa) & (bb > s.floor_b + 1e-14 * s.bb)
     return np.where(varies, np.clip(value, -1, 1), np.nan)
 
 
@@ -112,7 +114,7 @@ def extrapolation_error(s: SixSums) -> np.ndarray:
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         value = np.sqrt(np.maximum(s.aa - 2 * s.ab + s.bb, 0) / s.aa)
-    return np.where(s.aa > s.floor, value, np.nan)
+    return np.where(s.aa > s.floor_a, value, np.nan)
 
 
 def norm(s: SixSums) -> np.ndarray:

@@ -70,7 +70,7 @@ def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
     far_a, far_b = _mean_distances(a), _mean_distances(b)
     both = _distance_covariance(_mean_distance_product(a, b), far_a, far_b)
     first, second = (_distance_covariance(2 * each.var(), far, far) for each, far in ((a, far_a), (b, far_b)))
-    return float(np.sqrt(max(both, 0.0) / np.sqrt(first * second)))
+    return float(np.minimum(1.0, np.sqrt(max(both, 0.0) / np.sqrt(first * second))))  # rounding may exceed 1
 
 
 def _distance_covariance(product: float, far_a: np.ndarray, far_b: np.ndarray) -> float:

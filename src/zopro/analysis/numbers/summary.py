@@ -1,11 +1,14 @@
 """All numbers of an analysis as one plain object: what `analysis.json` holds.
 
 metrics[NAME][VIEW]        one value per iteration, None where not defined; procrustes_disparity: one value
-intervals[NAME][VIEW]      [low, high] beside each value: 95 % bootstrap over tensors
-permutation[NAME][VIEW]    [low, high] beside each value: 95 % if the two were unrelated
-chance[NAME][VIEW]         expected, low, high beside each value: random directions of that dimension
-off_by_one                 the same four with reward update i - 1 against policy update i
-by_layer, by_module        metrics of each group, under [VIEW][NAME][GROUP]
+intervals[NAME][VIEW]      [low, high] of each value: 95 % bootstrap over tensors; not of the distance correlation
+permutation[NAME][VIEW]    [low, high] of each value: 95 % if the two were unrelated; not of the disparity
+chance[NAME][VIEW]         expected, low, high of each value: random directions of that dimension
+off_by_one                 the same four with reward update i - 1 against policy update i, metrics between the two alone;
+                           of the distance correlation without permutation
+by_layer, by_module        metrics of each group alone, under [VIEW][NAME][GROUP]
+
+The lengths of updates have metrics alone. With few tensors, or too few draws that are defined, a pair is None.
 """
 
 from __future__ import annotations
@@ -107,7 +110,7 @@ def _procrustes(grams: Grams, layout: Layout, shift: int, seed: int) -> Numbers:
     p, r = slice(shift, shift + length), slice(layout.policy, layout.policy + length)
     policy, reward = grams.gram[:, p, p], grams.gram[:, r, r]
     value, interval, band = math.nan, None, (math.nan,) * 3
-    if length > 1:
+    if length > 2:  # two points of each, centred and scaled, are one and the same line
         value = float(procrustes_disparity(policy.sum(0), reward.sum(0)))
     if not math.isnan(value):
         interval = chance.procrustes_bootstrap(policy, reward, seed)

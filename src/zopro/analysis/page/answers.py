@@ -99,18 +99,19 @@ def broken(run: Path, iteration: int | None) -> tuple[int, int]:
 
 def agreement(run: Path, iterations: Iterable[int]) -> Record:
     """How often the judge prefers the answer with the higher reward, with its 95 % interval, over all pairs that it
-    decided and whose rewards differ; none without such a pair."""
+    decided and whose rewards differ; none without such a pair. Rows are paired by place, as they were judged."""
     layout = Layout(run)
-    before = {row.get("prompt"): row.get("reward") for row in read_jsonl(layout.evaluation(None))}
+    before = read_jsonl(layout.evaluation(None))
     found = [
-        float((row["win"] > 0.5) == (row["reward"] > before[row["prompt"]]))
+        float((row["win"] > 0.5) == (row["reward"] > start["reward"]))
         for iteration in iterations
-        for row in read_jsonl(layout.evaluation(iteration))
-        if is_number(row.get("win"))
+        for row, start in zip(read_jsonl(layout.evaluation(iteration)), before, strict=False)
+        if row.get("prompt") == start.get("prompt")  # else a line is lost
+        and is_number(row.get("win"))
         and row["win"] != 0.5
         and is_number(row.get("reward"))
-        and is_number(before.get(row.get("prompt")))
-        and row["reward"] != before[row["prompt"]]
+        and is_number(start.get("reward"))
+        and row["reward"] != start["reward"]
     ]
     if not found:
         return {}

@@ -67,16 +67,16 @@ def _clean(series: Series, log: bool) -> Series:
     """Drop points that cannot be drawn, then thin long lines by averaging neighbours."""
     bands: Sequence[tuple[float, float] | None] = series.band or [None] * len(series.points)
     kept = [
-        (point, band)
+        (*point, *(band or ()))
         for point, band in zip(series.points, bands, strict=True)
         if all(map(math.isfinite, point)) and not (log and point[1] <= 0) and (not band or all(map(math.isfinite, band)))
     ]
-    points = [point for point, _ in kept]
-    if len(points) > MAX_POINTS:
-        size = math.ceil(len(points) / MAX_POINTS)
-        chunks = [points[i : i + size] for i in range(0, len(points), size)]
-        points = [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
-    return replace(series, points=points, band=[band for _, band in kept if band])
+    if len(kept) > MAX_POINTS:
+        size = math.ceil(len(kept) / MAX_POINTS)
+        chunks = [kept[i : i + size] for i in range(0, len(kept), size)]
+        kept = [tuple(sum(numbers) / len(chunk) for numbers in zip(*chunk, strict=True)) for chunk in chunks]
+    bounds = [(row[2], row[3]) for row in kept if len(row) > 2]
+    return replace(series, points=[(row[0], row[1]) for row in kept], band=bounds)
 
 
 def running_mean(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:

@@ -122,7 +122,7 @@ def table(numbers: Numbers, tables: Numbers) -> list[TableRow]:
             ]
             texts = [[span(pair) for pair in column] for column in pairs]
             band = _of(tables, "chance", name, view) or {}
-            low, high = (_last(band.get(edge)) for edge in ("low", "high"))
+            low, high = (last(band.get(edge)) for edge in ("low", "high"))
             level = span((low, high)) if low is not None and high is not None else ""
             cells = [short(value) for value in ([values] if single else values)]
             if not numbers["reward"] and set(cells) == {short(None)}:
@@ -135,8 +135,9 @@ def _of(tables: Numbers, key: str, name: str, view: str) -> Any:
     return tables[key].get(name, {}).get(view)
 
 
-def _last(value: Any) -> Any:
-    return value[-1] if isinstance(value, list) else value
+def last(value: Any) -> Any:
+    """Of a value for each iteration the last one that is defined."""
+    return next((one for one in reversed(value) if one is not None), None) if isinstance(value, list) else value
 
 
 def short(value: float | None) -> str:

@@ -12,13 +12,16 @@ Numbers = dict[str, Any]
 
 
 def findings(numbers: Numbers) -> str:
-    """In the view `product`, what the model feels; of a single iteration only how far the policy moved."""
+    """In the view `product`, what the model feels; where no two updates can be compared, how far the policy moved."""
     sentences = [*_angle(numbers), *_direction(numbers, "policy_momentum_cosine", "The policy")]
     sentences += _direction(numbers, "reward_momentum_cosine", "The reward model")
     if not sentences:
-        lengths = _values(numbers, "policy_update_norm")
-        moved = f"The policy moved by a length of {short(lengths[-1][1])}. " if lengths else ""
-        return f"{moved}What updates have in common shows from the second one on."
+        lengths, single = _values(numbers, "policy_update_norm"), len(numbers["iterations"]) == 1
+        moved = "The policy moved" if single else "In the last iteration the policy moved"
+        moved = f"{moved} by a length of {short(lengths[-1][1])}. " if lengths else ""
+        if single and not numbers["reward"]:
+            return f"{moved}What updates have in common shows from the second one on."
+        return f"{moved}No two updates can be compared: one that moves nothing has no direction."
     return " ".join(sentences)
 
 

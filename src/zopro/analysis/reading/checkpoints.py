@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,22 +101,31 @@ class Trajectory:
 def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
     """The policy's trajectory (from what iteration 0 begins with) and the reward model's, with the snapshots there are.
 
-    The latter is empty if the run trains none.
+    The latter is empty if the run trains none, or is not past the first.
 
     Raises:
-        InputError: `run` is no run directory, or is not two checkpoints far in both.
+        InputError: `run` is no run directory, has no policy yet, or lacks a checkpoint before its newest one.
     """
     layout = run_at(run)
     policy = [read(layout.sft(), start_of(read_config(run)).name)]
-    for number, folder in numbered(layout.policies()).items():
+    for number, folder in _complete(layout.policies(), layout.policy).items():
         policy += _snapshots(layout, "policy", number)
         policy.append(read(folder, f"policy {number}", iteration=number))
     reward: list[Checkpoint] = []
-    for number, folder in numbered(layout.rewards()).items():
+    for number, folder in _complete(layout.rewards(), layout.reward).items():
         if reward:
             reward += _snapshots(layout, "reward", number - 1)
         reward.append(read(folder, f"reward {number}", iteration=number - 1 if number else None))
-    return Trajectory("policy", policy), Trajectory("reward", reward)
+    return Trajectory("policy", policy), Trajectory("reward", reward if len(reward) > 1 else [])
+
+
+def _complete(folder: Path, place: Callable[[int], Path]) -> dict[int, Path]:
+    """The numbered checkpoints of a folder, of which none is missing: an update is from each to the next."""
+    found = numbered(folder)
+    for number in range(max(found, default=-1)):
+        if number not in found:
+            raise InputError(f"{place(number)}: must be there, as a later one is, got no such folder. Restore it.")
+    return found
 
 
 def of_folder(folder: str | Path, name: str) -> Trajectory:
@@ -185,11 +194,13 @@ def _options(path: Path) -> AdapterOptions:
         more = [key for key in BEYOND if values.get(key)] if kind == "LORA" else [f"peft_type {kind}"]
         if more:
             raise _merge_first(path, more[0])
-        alpha = values.get("lora_alpha")
+        alpha, patterns = values.get("lora_alpha"), values.get("alpha_pattern") or {}
+        for pattern in patterns:
+            _check_pattern(path, pattern)
         return AdapterOptions(
             None if alpha is None else float(alpha),
             bool(values.get("use_rslora")),
-            {str(key): float(value) for key, value in (values.get("alpha_pattern") or {}).items()},
+            {str(key): float(value) for key, value in patterns.items()},
             bool(values.get("fan_in_fan_out")),
         )
     except InputError:
@@ -203,6 +214,13 @@ def _merge_first(path: Path, what: str) -> InputError:
         f"{path}: must hold LoRA adapters whose effect on a weight is scale * B A, got {what}. Merge each checkpoint "
         "into its base (PEFT's merge_and_unload) and analyse the models."
     )
+
+
+def _check_pattern(path: Path, pattern: str) -> None:
+    try:
+        _matches(pattern, "")
+    except re.error as error:
+        raise InputError(f"{path}: alpha_pattern must be of regular expressions, got '{pattern}' ({error}).") from None
 
 
 def _matches(pattern: str, module: str) -> bool:

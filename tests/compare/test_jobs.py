@@ -1,0 +1,35 @@
+"""Which rows learning rates are searched on, and which are trained on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zopro.compare.jobs import search_items, training_items
+
+
+def shares(prompts: str, eval_prompts: int) -> tuple[str, str]:
+    """Of rows with these prompts, a letter each: those of the search, and those of the training."""
+    run: Any = SimpleNamespace(config=SimpleNamespace(eval_prompts=eval_prompts))
+    data: Any = SimpleNamespace(train=[SimpleNamespace(prompt=letter) for letter in prompts])
+    searched, trained = (find(run, data) for find in (search_items, training_items))
+    return tuple("".join(item.prompt for item in items) for items in (searched, trained))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "eval_prompts", "wanted"),
+    [
+        ("abcdefgh", 9, ("gh", "abcdef")),
+        ("abcdefgh", 1, ("h", "abcdefg")),
+        ("ab", 9, ("b", "a")),
+        ("a", 9, ("a", "a")),
+        ("abcdefghhgfedcba", 9, ("ba", "cdefghhgfedc")),
+        ("abcdabcd", 9, ("d", "abcabc")),
+        ("aaaaaaaa", 9, ("a", "aaaaaaaa")),
+    ],
+)
+def test_no_prompt_of_the_search_is_trained_on(prompts: str, eval_prompts: int, wanted: tuple[str, str]) -> None:
+    """Where prompts have several rows too; where there is one alone, both have it."""
+    assert shares(prompts, eval_prompts) == wanted
