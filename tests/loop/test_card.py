@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from tiny_finished import finished_run
 from zopro import cli
+from zopro.choices import METHODS
 from zopro.loop import hub
 from zopro.loop.card import card
 from zopro.loop.export import export
@@ -90,6 +91,9 @@ def test_the_metadata_is_the_hub_s(run: Path, adapter: bool, library: str) -> No
 def test_an_earlier_policy_has_its_own_card(run: Path) -> None:
     text = card(find_policy(run, 0), "me/base")
     assert "iteration 1" not in text and "## What it forgot\n\nNot measured." in text
+    made = find_policy(run, 0).config.method_of(0)
+    assert f"aligned by {made}" in text and made in ModelCard(text).data.tags and "refined" not in text
+    assert ("zeroth-order" in ModelCard(text).data.tags) == METHODS[made].zeroth_order
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tiny_runs import config, fingerprint
 from zopro import cli
 from zopro.config import RunConfig
 from zopro.loop import estimate, pipeline
-from zopro.loop.estimate import dry_run
+from zopro.loop.estimate import Timed, dry_run
 from zopro.system import progress
 
 WALK = [
@@ -87,6 +87,24 @@ def test_memory_is_that_of_the_largest_batch_that_goes_back(folder: Path, tmp_pa
     rule = {"reward": f"python:{__name__}:nothing", "judge": "auto", "prompts_per_step": 10**6}
     kept = peak(**rule, method="rloo")
     assert kept > 2 * few and peak(**rule, method="rloo-checkpointed") < kept / 2
+
+
+def test_training_a_whole_model_keeps_its_moments_and_its_reference(folder: Path, tmp_path: Path) -> None:
+    def of(**options: Any) -> float:
+        settings = config(folder, tmp_path / "run", **{"method": "rloo", "lora_r": 0, **options})
+        return estimate._of_whole_models(SimpleNamespace(config=settings), torch.nn.Linear(500, 500, bias=False))  # type: ignore[arg-type]
+
+    assert [of(), of(beta=0), of(beta=0, sft_steps=0, method="mezo", warm_start="spsa")] == [4, 3, 0]
+    assert of(lora_r=8) == 0
+
+
+def test_fzoo_takes_nine_passes() -> None:
+    timed = Timed(call=0.0, sample=0.0, forward=1.0, backward=9.0, peak_mb=1.0, answers=1)
+    options = RunConfig(
+        model="m", task="chat", train_data="x", prompts_per_step=1, num_generations=2, beta=0.0, reward="exact"
+    )
+    found = [estimate.seconds_of("policy", False, name, options, 1, timed) for name in ("mezo", "fzoo")]
+    assert found == [4.0, 18.0]
 
 
 def test_a_dry_run_says_it_all_and_writes_nothing(

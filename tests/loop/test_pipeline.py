@@ -27,6 +27,7 @@ from zopro.loop.policies import Policies
 from zopro.loop.stages import sample_pairs
 from zopro.rewards import RewardModel
 from zopro.store.rundir import RunDirectory, read_rows
+from zopro.train import methods
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +199,21 @@ def test_a_run_of_another_config_is_refused(finished: tuple[RunConfig, dict[str,
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_methods_and_warm_starts_run_the_same_loop(folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_methods_and_warm_starts_run_the_same_loop(
+    folder: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = config(folder, tmp_path / "run", eval_prompts=2, pair_prompts=2, **options)
+    references: list[str] = []
+
+    def targeted(inputs: Any) -> Any:
+        references.append(inputs.model.config._name_or_path)
+        return methods._zeroth_order(inputs, targeted=True)
+
+    monkeypatch.setattr(methods, "targeted", targeted)
     summary = pipeline.run(settings, quiet=True)
     assert summary["method"] == settings.method
+    if not settings.lora_r:
+        assert set(references) == {str(tmp_path / "run" / "sft")}, "the KL is to the SFT policy in every iteration"
     first_order = [
         line["iteration"]
         for line in RunDirectory(settings, resume=True).metrics()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tiny_trainers import PROMPTS, TOKENIZER, with_adapter
+from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.system.random_state import preserve_random_state
 from zopro.train.methods import PolicyInputs, evolution, evolution_paper, fzoo
@@ -59,6 +60,20 @@ def test_the_paper_s_evolution_strategy(tmp_path: Path) -> None:
         moved = sum(f * es.directions.tensor(name, tensor, seed, 0) for f, seed in zip(fitness, seeds, strict=True))
         expected = before[full].detach() + 0.02 / 5 * moved  # theta + alpha / P sum F z
         assert torch.allclose(tensor, expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].population])
+def test_every_method_takes_the_options_that_mean_something_to_it(name: str, tmp_path: Path) -> None:
+    """Decay of weights, and where differences are taken those of a step."""
+    mine: dict[str, Any] = {"weight_decay": 0.1, "eps": 1e-3, "queries": 4, "surrogate": "clipped"}
+    config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, guide="spsa", **mine)
+    inputs = PolicyInputs(with_adapter(), TOKENIZER, letters, [*PROMPTS], 1, 0, tmp_path, config)
+    with preserve_random_state():
+        args: Any = METHODS[name].load()(inputs).args
+    heeded = mine if METHODS[name].zeroth_order or name == "guided" else {"weight_decay": 0.1}
+    assert {key: getattr(args, key) for key in heeded} == heeded
+    if METHODS[name].zeroth_order:
+        assert (args.queries, args.sides) == config.differences_of(name)
 
 
 def test_evolution_strategies_answer_each_prompt_once(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from tiny_trainers import lines, with_adapter, zopro
 from zopro.engine import Batch
-from zopro.train.step_kl import fisher_along
+from zopro.train.step_kl import slopes_along
 from zopro.zo import Displacement
 
 
@@ -44,22 +44,24 @@ class Changed(TrainerCallback):
         {"evaluation": "batched"},
         {"second_moment_beta": 0.0, "learning_rate": 1e-4},
         {"queries": 3},
+        {"queries": 3, "previous_update": "shared"},
     ],
     ids=str,
 )
 def test_it_is_half_the_mean_square_by_which_the_answers_log_probs_change(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    trainer = zopro(tmp_path, **{"model": with_adapter(), "max_steps": 4, "eps": 1e-3, "learning_rate": 5e-4, **options})
+    model = with_adapter()
+    if "previous_update" in options:  # which all directions of a step have nearly nothing but
+        generator = torch.Generator().manual_seed(0)
+        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        drawn = {name: torch.randn(weight.shape, generator=generator) for name, weight in trained}
+        options = {**options, "previous_update": drawn}
+    trainer = zopro(tmp_path, **{"model": model, "max_steps": 4, "eps": 1e-3, "learning_rate": 5e-4, **options})
     changed = Changed(trainer)
     trainer.train()
     told = [line["step_kl"] for line in lines(trainer)]
-    if (
-        "queries" in options
-    ):  # it is what their directions add up to if they do not overlap; those of 224 weights do a little
-        assert sum(told) == pytest.approx(sum(changed.found), rel=0.5)
-    else:
-        assert told == pytest.approx(changed.found, rel=0.05)  # log-probs that change by 1e-5 are known to so much
+    assert told == pytest.approx(changed.found, rel=0.05)  # log-probs that change by 1e-5 are known to so much
     assert all(0 < kl < 0.01 for kl in told)
 
 
@@ -68,14 +70,15 @@ def test_one_side_of_many_queries_says_what_two_sides_of_each_say() -> None:
     slopes = torch.randn(200, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     at = [Displacement(seed=0, query=query, step=0, t=1.0, eps=(0.1,)) for query in range(200)]
     plus, minus = (list(-20 + side * 0.1 * slopes - 3 * 0.01) for side in (1, -1))
-    two = fisher_along([*at, *(there.mirrored for there in at)], [*plus, *minus])
-    assert two == pytest.approx(slopes.square().mean(1).tolist(), rel=1e-3)
-    assert fisher_along(at, plus) == pytest.approx([sum(two) / 200] * 200, rel=0.02)
+    two = slopes_along([*at, *(there.mirrored for there in at)], [*plus, *minus])
+    one = slopes_along(at, plus)
+    assert two is not None and one is not None and two.numpy() == pytest.approx(slopes.numpy(), rel=1e-3, abs=1e-4)
+    assert float(one.square().mean()) == pytest.approx(float(two.square().mean()), rel=0.02)
 
 
 def test_calibration_and_single_evaluations_say_nothing() -> None:
     one = Displacement(seed=0, query=0, step=0, t=1.0, eps=(0.5,))
     rows = [torch.tensor([-1.0, -2.0])] * 2
-    assert fisher_along([one], rows[:1]) == fisher_along([], []) == []
+    assert slopes_along([one], rows[:1]) is None and slopes_along([], []) is None
     theta = Displacement(seed=0, query=0, step=0, t=0.0, eps=(0.5,))
-    assert fisher_along([theta, one], rows) == [], "L(theta) is the rollout's, rounded otherwise"
+    assert slopes_along([theta, one], rows) is None, "L(theta) is the rollout's, rounded otherwise"

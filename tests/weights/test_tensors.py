@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from zopro.errors import InputError
 from zopro.weights import adapters
 from zopro.weights.adapters import tensor_files, tensor_name, weight_files
-from zopro.weights.names import ADAPTER_FILE, MODEL_INDEX
+from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_INDEX
 from zopro.weights.tensors import read_header, read_tensor, read_whole, tensor_names
 from zopro.weights.updates import policy_update, reward_update
 
@@ -90,6 +90,11 @@ def test_updates_need_two_folders_and_no_configuration(tmp_path: Path) -> None:
     product = reward_update(after, before, full=True, alpha=6)
     assert torch.allclose(product["m.weight"], 3 * (new_b @ new_a - old_b @ old_a), atol=1e-5)
     assert torch.equal(reward_update(after, before, full=False, alpha=6)["m.lora_B.weight"], new_b - old_b)
+    (after / ADAPTER_CONFIG).write_text('{"fan_in_fan_out": true}')  # of GPT-2, whose weights are (in, out)
+    assert torch.equal(reward_update(after, before, full=True, alpha=6)["m.weight"], product["m.weight"].T)
+    (after / ADAPTER_CONFIG).write_text("[]")
+    with pytest.raises(InputError, match="must be an adapter's configuration, and cannot be read"):
+        reward_update(after, before, full=True, alpha=6)
     with pytest.raises(InputError, match="must hold"):
         policy_update(after, tmp_path / "missing", full=True)
     with pytest.raises(InputError, match="does not exist"):

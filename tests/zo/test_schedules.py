@@ -58,7 +58,9 @@ def test_a_loss_that_moves_in_steps_shows_its_step_as_noise(unit: float) -> None
 
 def test_noise_is_never_below_single_precision_and_unknown_where_nothing_moves() -> None:
     assert loss_noise(lambda t: 8 + 1e-3 * t, 1e-3) == pytest.approx(8 * 2**-24)
-    assert math.isnan(loss_noise(lambda t: 8.0, 1e-3))
+    asked: list[float] = []
+    assert math.isnan(loss_noise(lambda t: asked.append(t) or 8.0, 1e-3))  # type: ignore[func-returns-value]
+    assert len(asked) == 3, "a step without advantages has hundreds of the like after it"
     assert math.isnan(loss_noise(lambda t: math.nan, 1e-3))
 
 

@@ -58,7 +58,8 @@ class Method(Choice):
     uses: FUNCTION_VALUES (steps are a few scalars, which ranks exchange and a journal replays), SWEEP or
     BACK_PROPAGATION. self_starting: it needs no previous update, so that iteration 0 is its own and no warm start's.
     rate: the key of its learning rate. preset: the one it always has. population: every member of one answers a step's
-    prompts once, in place of num_generations answers to each.
+    prompts once, in place of num_generations answers to each. one_sided, queries: its differences, whatever `sides` and
+    a `queries` of 1 say.
     """
 
     uses: str = FUNCTION_VALUES
@@ -66,6 +67,8 @@ class Method(Choice):
     rate: str = "learning_rate"
     preset: str = ""
     population: bool = False
+    one_sided: bool = False
+    queries: int = 1
 
     @property
     def zeroth_order(self) -> bool:
@@ -104,7 +107,14 @@ METHODS = Registry(
     Method("zopro", "zopro.train.methods:targeted", "SPSA along the previous update and noise"),
     Method("zopro-paper", "zopro.train.methods:paper", "the same as published: preset paper", preset="paper"),
     Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone"),
-    Method("fzoo", "zopro.train.methods:fzoo", "one-sided SPSA, its step over the losses' deviation", self_starting=True),
+    Method(
+        "fzoo",
+        "zopro.train.methods:fzoo",
+        "one-sided SPSA, its step over the losses' deviation",
+        self_starting=True,
+        one_sided=True,
+        queries=8,
+    ),
     *(
         Method(
             name, f"zopro.train.methods:{function}", text, self_starting=True, rate="es_learning_rate", population=True

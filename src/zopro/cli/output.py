@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import select
 import sys
@@ -15,6 +14,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from zopro.store.durable import plain
 
 
 def opened() -> None:
@@ -30,7 +31,7 @@ def opened() -> None:
 def as_json(result: Mapping[str, Any]) -> None:
     """Print one object. JSON has escapes of its own for characters that stdout lacks."""
     every = "utf" in (sys.stdout.encoding or "utf").lower()
-    print(json.dumps(_plain(result), ensure_ascii=not every, allow_nan=False))
+    print(json.dumps(plain(result), ensure_ascii=not every, allow_nan=False))
 
 
 def drop() -> None:
@@ -48,12 +49,3 @@ def unread() -> bool:
         with suppress(OSError):  # a test's has no descriptor
             poll.register(stream.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-
-
-def _plain(value: Any) -> Any:
-    """`value` with the numbers JSON does not have (NaN, infinity) as null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,6 +27,7 @@ from zopro.config import RunConfig
 from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
 from zopro.loop.own import check_own
+from zopro.store.durable import plain
 from zopro.store.lock import RunLock
 from zopro.store.rundir import check_folder, is_run, write_text
 from zopro.store.shown import PER_ANSWER, seconds
@@ -113,7 +114,7 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
         "failed": failed,
         "out": str(out),
     }
-    write_text(out / "compare.json", json.dumps(result, indent=2))
+    write_text(out / "compare.json", json.dumps(plain(result), indent=2))
     write_text(out / "compare.md", markdown(result))
     write_page(result, out)
     write_plots(result, out)

@@ -273,6 +273,15 @@ class RunConfig(_Options):
         """
         return self.prompts_per_step * (self.population if METHODS[method].population else self.num_generations)
 
+    def differences_of(self, method: str) -> tuple[int, int]:
+        """(queries, sides) of a zeroth-order step by a method.
+
+        >>> RunConfig(model="m", task="chat", train_data="x").differences_of("fzoo")
+        (8, 1)
+        """
+        chosen = METHODS[method]
+        return self.queries if self.queries > 1 else chosen.queries, 1 if chosen.one_sided else self.sides
+
     def method_of(self, iteration: int) -> str:
         """The method that optimises an iteration."""
         own = iteration > 0 or METHODS[self.method].self_starting

@@ -55,11 +55,11 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
     home = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{shown.place(base)}`"
     parts = [
         f"---\n{_metadata(policy, base, adapter)}\n---",
-        f"# {shown.place(base)}, aligned by {config.method}",
+        f"# {shown.place(base)}, aligned by {config.method_of(policy.iteration)}",
         f"A {kind} {home}, made by zopro {version} (iteration {policy.iteration} of the run).",
         *(["![The run in one picture](" + PICTURE + ")"] if picture else []),
         "## What it was trained on",
-        f"Rows of `{shown.place(config.train_data)}`, as task {config.task}. {_wanted(config, summary)}",
+        f"Rows of `{shown.place(config.train_data)}`, as task {config.task}. {_wanted(policy, summary)}",
         "## How",
         _table([("stage", "steps", "what it uses"), *stages]),
         _honestly(stages),
@@ -79,8 +79,9 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
 def _metadata(policy: Policy, base: str, adapter: bool) -> str:
     """The Hub's own keys; a base or rows that are only on this machine are left out."""
     config = policy.config
-    tags = ["zopro", config.method, "preference-optimization", *(["lora"] if adapter else [])]
-    tags += ["zeroth-order"] if METHODS[config.method].zeroth_order else []
+    methods = [config.method_of(iteration) for iteration in range(policy.iteration + 1)]
+    tags = ["zopro", methods[-1], "preference-optimization", *(["lora"] if adapter else [])]
+    tags += ["zeroth-order"] if any(METHODS[name].zeroth_order for name in methods) else []
     data = ModelCardData(
         base_model=base if _on_hub(base) else None,
         datasets=[config.train_data.partition(":")[0]] if _on_hub(config.train_data.partition(":")[0]) else None,
@@ -104,13 +105,14 @@ def _rewards(config: RunConfig) -> list[str]:
     return [shown.place(name) if name.startswith("model:") else name for name in config.reward]
 
 
-def _wanted(config: RunConfig, summary: Line) -> str:
+def _wanted(policy: Policy, summary: Line) -> str:
+    config = policy.config
     if config.trains_reward and config.reward == ["model"]:
         known = shown.quality(summary.get("reward_quality", {}))
-        return (
-            f"It was optimised for a reward model that was trained on their preferences (on held-out rows: {known}) and "
-            f"refined after each iteration on pairs that the judge `{shown.place(config.judge)}` decided."
-        )
+        judge = f"pairs that the judge `{shown.place(config.judge)}` decided"
+        refined = f", and refined after each iteration before this one on {judge}" if policy.iteration else ""
+        trained = f"trained on their preferences (on held-out rows: {known})"
+        return f"It was optimised for a reward model that was {trained}{refined}."
     parts = [f"`{name}` x {weight:g}" for name, weight in zip(_rewards(config), config.weights, strict=True)]
     return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{_rewards(config)[0]}`'}."
 

@@ -73,6 +73,7 @@ def time_step(run: Run, models: Models, data: Data) -> Timed:
             backward /= len(trained.input_ids)
             longest = max(len(item.ids) for item in data.train) + config.max_completion_length
             needed = before + GRAPH * kept_mb() / trained.input_ids.numel() * longest * _kept_at_once(run)
+            needed += _of_whole_models(run, model)
     peak = max(needed, torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb())
     answers = len(items) * count
     call, each = fitted(count, few, answers, seconds)
@@ -98,6 +99,16 @@ def _kept_at_once(run: Run) -> int:
     rows += [config.sft_batch_size] if config.sft_steps else []
     rows += [2 * config.reward_batch_size] if config.trains_reward else []
     return max(rows, default=0)
+
+
+def _of_whole_models(run: Run, model: torch.nn.Module) -> float:
+    """MB that training all parameters keeps: their gradients, AdamW's two moments, and TRL's reference policy."""
+    config = run.config
+    if config.lora_r:
+        return 0.0
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
+    first_order = any(METHODS[name].uses == BACK_PROPAGATION for name in _methods(run))
+    return size * (3 * bool(first_order or config.sft_steps) + bool(first_order and config.beta))
 
 
 def _methods(run: Run) -> list[str]:
@@ -180,7 +191,8 @@ def _step_seconds(method: str, config: RunConfig, timed: Timed, scored: float) -
     answers = config.answers_a_step(method)
     each = timed.sample + scored
     if not chosen.population:
-        passes = config.queries * 2 if config.sides == 2 else config.queries + 1
+        queries, sides = config.differences_of(method)
+        passes = queries * 2 if sides == 2 else queries + 1
         each += passes * timed.forward if chosen.zeroth_order else timed.backward
         each += timed.forward if config.beta else 0.0  # of the SFT policy
     return timed.call + answers * each
@@ -256,13 +268,13 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
 def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
     config = run.config
     answers = config.answers_a_step(config.method_of(iteration or 0))
-    measured = config.eval_samples + config.eval_greedy
+    measured, pairs = config.eval_samples + config.eval_greedy, min(config.pair_prompts, len(data.train))
     return {
         "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
         "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",
         EVALUATION: f"{len(data.eval)} prompts, {measured} answer{'s' * (measured > 1)} each",
         "policy": f"{policy_steps(run, data)} steps of {config.method_of(iteration or 0)}, {answers} answers each",
-        "pairs": f"{config.pair_prompts} prompts, the least certain {config.uncertain_share:.0%} judged",
+        "pairs": f"{pairs} prompts, the least certain {config.uncertain_share:.0%} judged",
         "refine": f"{config.refine_steps} steps of {config.reward_batch_size} pairs",
     }[stage.name]
 

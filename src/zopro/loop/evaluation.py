@@ -23,6 +23,7 @@ from zopro.loop.remembered import Memory
 from zopro.loop.run import Run
 from zopro.loop.unended import unended
 from zopro.store import shown
+from zopro.store.durable import plain
 from zopro.store.rundir import read_rows, write_text
 from zopro.system.statistics import known_mean, win_interval
 from zopro.tasks import Task, metric
@@ -80,7 +81,7 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
     if iteration is None:
         _answer_by_base(run, models, data.eval[:BASE_ANSWERS])
     store.log(line)
-    write_text(store.evaluation(iteration, ".json"), json.dumps(line, indent=2))
+    write_text(store.evaluation(iteration, ".json"), json.dumps(plain(line), indent=2))
     return line
 
 

@@ -31,7 +31,7 @@ from zopro.loop.opening import open_all
 from zopro.loop.run import Run
 from zopro.loop.summary import Measure, headline, measured, summary
 from zopro.loop.table import EVALUATION, Stage, walk
-from zopro.store.durable import read_json, stopped_by_full_disk
+from zopro.store.durable import plain, read_json, stopped_by_full_disk
 from zopro.store.layout import Layout
 from zopro.store.rundir import RunDirectory, default_folder, read_rows, write_text
 from zopro.store.shown import PER_ANSWER
@@ -123,7 +123,7 @@ def _loop(
     with progress.task("writing the report"):
         found = summary(store, config, processes.size, store.usage.close(), measure)
         write.page(store.path, found)
-    write_text(store.layout.summary(), json.dumps(found, indent=2, ensure_ascii=False))  # last: now all is there
+    write_text(store.layout.summary(), json.dumps(plain(found), indent=2, ensure_ascii=False))  # last: now all is there
     return found
 
 

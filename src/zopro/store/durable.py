@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ _DISK_FULL_TEXT = re.compile(
     r"no space left|os error (28|27|122)\b|file too large|quota exceeded|PytorchStreamWriter|unexpected pos \d+ vs",
     re.IGNORECASE,
 )
+
+
+def plain(value: Any) -> Any:
+    """`value` with the numbers that JSON does not have (NaN, infinity) as None.
+
+    >>> plain({"reward": float("nan"), "steps": (1, 2.5)})
+    {'reward': None, 'steps': [1, 2.5]}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _unflushed: set[Path] = set()

@@ -21,7 +21,16 @@ import yaml
 from zopro.config import RunConfig
 from zopro.config.defaults import default_of
 from zopro.errors import InputError
-from zopro.store.durable import append_line, fix_end, read_json, read_json_lines, unwritable, whole_folder, write_text
+from zopro.store.durable import (
+    append_line,
+    fix_end,
+    plain,
+    read_json,
+    read_json_lines,
+    unwritable,
+    whole_folder,
+    write_text,
+)
 from zopro.store.layout import Layout, Outputs
 from zopro.store.lock import RunLock
 from zopro.store.shown import named
@@ -145,7 +154,7 @@ class RunDirectory(Outputs):
         if not self.writes:
             return
         stamped = {"time": round(time.time(), 3), **line}
-        append_line(self.metrics_path, json.dumps(stamped), flush=line.get("step") is None)
+        append_line(self.metrics_path, json.dumps(plain(stamped)), flush=line.get("step") is None)
         self.usage.note(every=NOTED_EVERY)
 
     def discard(self, stage: str, iteration: int | None, after: int = 0) -> None:
@@ -174,7 +183,7 @@ class RunDirectory(Outputs):
         return number
 
     def write_rows(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:

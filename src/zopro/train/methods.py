@@ -45,7 +45,9 @@ class PolicyInputs:
     reward_update: Mapping[str, Tensor] = field(default_factory=dict)  # v
     rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
     writes: bool = True  # False on the ranks of a job that only take part
-    reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model folder named in its config
+    reference: Mapping[str, Tensor] | None = (
+        None  # the SFT adapter; None: the model whose folder its config names, the SFT policy
+    )
 
 
 def _arguments(inputs: PolicyInputs, **others: Any) -> dict[str, Any]:
@@ -90,8 +92,9 @@ def first_order(
 ) -> Trainer:
     """Back-propagation and AdamW: RLOO, GRPO or online DPO. Checkpointing keeps one block's activations at a time."""
     arguments = {**_arguments(inputs), "gradient_checkpointing": checkpointing, **scaled_gradients(inputs.model)}
-    rate = inputs.config.first_order_learning_rate
-    return _trainer(trainer_cls, RLOOConfig(**arguments, learning_rate=rate), inputs, **extra)
+    config = inputs.config
+    rates = {"learning_rate": config.first_order_learning_rate, "weight_decay": config.weight_decay}
+    return _trainer(trainer_cls, RLOOConfig(**arguments, **rates), inputs, **extra)
 
 
 def _zeroth_order(
@@ -111,9 +114,9 @@ def _zeroth_order(
 
 def fzoo(inputs: PolicyInputs) -> Trainer:
     """FZOO (Dang et al. 2025): one-sided differences along signs, 8 of them unless `queries` says more."""
-    queries = inputs.config.queries if inputs.config.queries > 1 else 8
+    queries, sides = inputs.config.differences_of("fzoo")
     evaluation = "batched" if inputs.config.evaluation == "batched" else "sequential"
-    config = replace(inputs.config, sides=1, noise="rademacher", evaluation=evaluation, queries=queries)
+    config = replace(inputs.config, sides=sides, noise="rademacher", evaluation=evaluation, queries=queries)
     return _zeroth_order(replace(inputs, config=config), targeted=False, trainer_cls=FZOOTrainer)
 
 
@@ -173,11 +176,8 @@ def guided(inputs: PolicyInputs) -> Trainer:
     along = GuidedSPSAConfig(
         **shared,
         lr_scheduler_type="constant",
-        sides=config.sides,
-        evaluation=config.evaluation,
-        decay=config.decay,
-        noise=config.noise,
         weight_decay=config.weight_decay,
+        **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
         guide=1.0 if config.guide == "spsa" else 0.5,
     )
     updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}

@@ -1,13 +1,15 @@
 """How far a zeroth-order step moves the policy: its KL, of log-probs that the step has asked for anyway.
 
-Along z the KL of pi(theta + t z) to pi(theta) is t^2 F / 2 to second order, where F is the Fisher information along z:
-the mean square, over the policy's own answers y, of d log pi(y) / dt. The two sides of each query give that slope.
+To second order the KL of pi(theta + delta) to pi(theta) is half the mean square, over the policy's own answers y, of what
+delta changes log pi(y) by: of a step along z_q by lr c_q each, the sum of lr c_q times the slope of log pi(y) along z_q.
+The two sides of a query give that slope, and the sum holds however much the z_q have in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from zopro.zo.displacement import Displacement
@@ -17,38 +19,49 @@ STEP_KL = "step_kl"
 """What trainers log it as."""
 
 
-def fisher_along(at: Sequence[Displacement], logprobs: Sequence[Tensor]) -> list[float]:
-    """The Fisher information along each query's z, in nats^2 for a unit of z.
+def two_sided(at: Sequence[Displacement]) -> bool:
+    """Whether each query of a step is looked at on both sides."""
+    plus, minus = ({there.query for there in at if there.t * side > 0} for side in (1, -1))
+    return plus == minus
 
-    Two-sided of half the differences; one-sided, the same for all, of the differences among queries, since slopes along
-    independent z vary about 0. Rounding adds to it, so it is an upper bound where the log-probs are rough.
+
+def slopes_along(at: Sequence[Displacement], logprobs: Sequence[Tensor]) -> Tensor | None:
+    """d log pi(y) / dt along each query's z, (queries, B) in nats for a unit of z.
+
+    Two-sided they are half the differences. One-sided log pi(y) at theta is not known, and the differences among queries
+    stand for them: as large as slopes along z that vary about 0, and in no other way the same. Rounding adds to them.
 
     Args:
         at: the displacements of one step.
         logprobs: for each of them those of the same answers, (B,) in nats.
 
     Returns:
-        Nothing where there are neither two sides nor two queries.
+        None where there are neither two sides nor two queries.
 
-    >>> import torch
     >>> one = Displacement(seed=0, query=0, step=0, t=1.0, eps=(0.5,))
-    >>> fisher_along([one, one.mirrored], [torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -2.0])])  # slopes 1 and 0
-    [0.5]
+    >>> slopes_along([one, one.mirrored], [torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -2.0])])
+    tensor([[1., 0.]])
     """
-    found = {(there.query, there.t): values.float() for there, values in zip(at, logprobs, strict=True) if there.t}
-    plus = {query: values for (query, t), values in found.items() if t > 0}
-    minus = {query: values for (query, t), values in found.items() if t < 0}
+    found = {(there.query, there.t > 0): values.float() for there, values in zip(at, logprobs, strict=True) if there.t}
     unit = next((abs(there.t * there.eps[0]) for there in at if there.t), 1.0)
-    if plus.keys() == minus.keys():
-        return [float(((plus[query] - minus[query]) / (2 * unit)).square().mean()) for query in plus]
-    if len(plus) < 2 or minus:
-        return []
-    mean = sum(plus.values()) / len(plus)
-    squares = sum(float(((values - mean) / unit).square().mean()) for values in plus.values())
-    return [squares / (len(plus) - 1)] * len(plus)
+    plus = [values for (_, above), values in found.items() if above]
+    if plus and two_sided(at):
+        minus = [found[query, False] for query, above in found if above]
+        return (torch.stack(plus) - torch.stack(minus)) / (2 * unit)
+    if len(plus) < 2 or len(plus) < len(found):
+        return None
+    values = torch.stack(plus)
+    return (values - values.mean(0)) / unit * (len(plus) / (len(plus) - 1)) ** 0.5
 
 
-def step_kl(record: StepRecord, fisher: Sequence[float]) -> float:
-    """KL of the policy after a step to that before, in nats an answer, where its queries' z do not overlap."""
-    moved = [record.learning_rates[0] * each for each in record.coefficients]
-    return sum(far**2 * each for far, each in zip(moved, fisher, strict=True)) / 2
+def step_kl(record: StepRecord, slopes: Tensor, joint: bool = True) -> float:
+    """KL of the policy after a step to that before, in nats an answer.
+
+    Args:
+        slopes: (queries, answers) as `slopes_along` gives them.
+        joint: they are slopes. False: they are as large as these, of z_q that have nothing in common.
+    """
+    moved = record.learning_rates[0] * torch.tensor(record.coefficients, dtype=torch.float32)
+    if joint:
+        return float((moved @ slopes.cpu()).square().mean()) / 2
+    return float(moved.square().sum() * slopes.square().mean()) / 2

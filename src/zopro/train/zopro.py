@@ -25,7 +25,7 @@ from zopro.train.directed import DirectedTrainer
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.rehearsal import repeatable
-from zopro.train.step_kl import STEP_KL, fisher_along, step_kl
+from zopro.train.step_kl import STEP_KL, slopes_along, step_kl, two_sided
 from zopro.zo import Displacement, Estimate
 from zopro.zo.directions import there
 
@@ -91,7 +91,7 @@ class ZOPrOTrainer(DirectedTrainer):
 
     config_cls = ZOPrOConfig
     _given: Tensor | None = None  # log-probs from the engine, for the next loss
-    _fisher: tuple[int, list[list[float]]] = (-1, [])  # a step, and the Fisher information of its micro-batches by query
+    _slopes: tuple[int, bool, list[Tensor]] = (-1, True, [])  # a step, whether two-sided, and its micro-batches' slopes
     known_loss = True  # tests compare both surrogates with autograd
 
     @property
@@ -142,7 +142,7 @@ class ZOPrOTrainer(DirectedTrainer):
 
         def values(at: Sequence[Displacement]) -> list[float]:
             given = engine.logprobs(batch, at, self.temperature)
-            self._note_fisher(fisher_along(at, [batch.sums(tokens) for tokens in given]))
+            self._note_slopes(at, [batch.sums(tokens) for tokens in given])
             found.extend(given)
             seen(len(at))
             return [float(evaluate()) for _ in at]
@@ -151,16 +151,24 @@ class ZOPrOTrainer(DirectedTrainer):
         with here, counting(self.spsa) as seen:
             return self.spsa.measure_by(values, evaluator, self.loss_at_theta(inputs))
 
-    def _note_fisher(self, found: list[float]) -> None:
-        step, known = self._fisher
-        if found:
-            self._fisher = self.spsa.step_count, [*(known if step == self.spsa.step_count else []), found]
+    def _note_slopes(self, at: Sequence[Displacement], sums: Sequence[Tensor]) -> None:
+        """For `step_kl`; one-sided, what all z have in common is lost in the differences among them."""
+        (step, _, known), both = self._slopes, two_sided(at)
+        found = slopes_along(at, sums) if both or not self.z_alike else None
+        if found is not None:
+            now = self.spsa.step_count
+            self._slopes = now, both, [*(known if step == now else []), found]
+
+    @property
+    def z_alike(self) -> bool:
+        """Whether all z of a step have a part in common."""
+        return self.follows_update
 
     def zeroth_order_logs(self) -> dict[str, float]:
         """And `step_kl`: how far the step went from the policy before it, in nats an answer (`zopro.train.step_kl`)."""
-        logs, (_, batches) = super().zeroth_order_logs(), self._fisher
+        logs, (_, both, batches) = super().zeroth_order_logs(), self._slopes
         if batches and len(batches[0]) == len(self.spsa.last.coefficients):  # else other ranks have the others
-            logs[STEP_KL] = step_kl(self.spsa.last, [sum(query) / len(query) for query in zip(*batches, strict=True)])
+            logs[STEP_KL] = step_kl(self.spsa.last, torch.cat(batches, 1), both)
         return logs
 
     def _logprobs(self, model: Any, batch: Batch) -> Tensor:

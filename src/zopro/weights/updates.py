@@ -5,6 +5,7 @@ They are what targeted directions are made of (mu and v), when a policy is train
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from zopro.errors import InputError
 from zopro.weights.adapters import adapter_state, tensor_files
+from zopro.weights.names import ADAPTER_CONFIG
 from zopro.weights.tensors import read_tensor
 
 
@@ -33,8 +35,21 @@ def reward_update(after: Path, before: Path, full: bool, alpha: int) -> Mapping[
     """
     new, old = adapter_state(after), adapter_state(before)
     if full:
-        return _ProductDifference(new, old, alpha)
+        return _ProductDifference(new, old, alpha, transposed=_stored_transposed(after))
     return difference(new, old)
+
+
+def _stored_transposed(folder: Path) -> bool:
+    """Whether an adapter is of layers whose weights are (in, out), as GPT-2's Conv1D has them."""
+    path = folder / ADAPTER_CONFIG
+    if not path.exists():
+        return False
+    try:
+        return bool(json.loads(path.read_text("utf-8")).get("fan_in_fan_out"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"'{path}': must be an adapter's configuration, and cannot be read ({error}). Restore it."
+        ) from None
 
 
 def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,15 +84,18 @@ class _LazyDifference(Mapping[str, Tensor]):
 class _ProductDifference(Mapping[str, Tensor]):
     """scale (B1 A1 - B0 A0) of two adapters, by the name of the weight it is added to, formed when asked for."""
 
-    def __init__(self, after: Mapping[str, Tensor], before: Mapping[str, Tensor], alpha: int) -> None:
-        self._after, self._before, self._alpha = after, before, alpha
+    def __init__(
+        self, after: Mapping[str, Tensor], before: Mapping[str, Tensor], alpha: int, transposed: bool = False
+    ) -> None:
+        self._after, self._before, self._alpha, self._transposed = after, before, alpha, transposed
         self._names = [n.replace("lora_A.weight", "weight") for n in after if n.endswith("lora_A.weight") and n in before]
 
     def __getitem__(self, name: str) -> Tensor:
         factor_a, factor_b = (name.removesuffix("weight") + f"lora_{side}.weight" for side in "AB")
         scale = self._alpha / self._after[factor_a].shape[0]
         after = self._after[factor_b].float() @ self._after[factor_a].float()
-        return scale * (after - self._before[factor_b].float() @ self._before[factor_a].float())
+        product = scale * (after - self._before[factor_b].float() @ self._before[factor_a].float())
+        return product.T.contiguous() if self._transposed else product
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

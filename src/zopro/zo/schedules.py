@@ -71,7 +71,7 @@ def noise_floor(values: Sequence[float], order: int = NOISE_ORDER) -> float:
 
 
 def loss_noise(loss_at: Callable[[float], float], eps: float, scale: float = 1.0) -> float:
-    """Standard deviation of the rounding in one loss value across +-eps, from 7 evaluations at least.
+    """Standard deviation of the rounding in one loss value across +-eps, from 10 evaluations at least.
 
     Rounding inside the model is alike at close points, so it is measured at the distances that eps spans. Where the
     losses there are mostly equal, eps is below their resolution, and wider spans follow.
@@ -85,6 +85,8 @@ def loss_noise(loss_at: Callable[[float], float], eps: float, scale: float = 1.0
         sigma, at least the rounding of an fp32 number of the loss's size; NaN if a loss was not finite, or if the loss
         is constant (RLOO where all advantages are 0), which says nothing about its rounding elsewhere.
     """
+    if _constant(loss_at, PROBES[-1] / scale, loss_at(0.0)):
+        return math.nan
     sigma, losses = 0.0, _Losses(loss_at, eps)
     for exponent in range(math.ceil(math.log(max(1.0, PROBES[-1] / scale / eps), 3)) + 1):
         values = losses.across(exponent)
@@ -126,10 +128,15 @@ def auto_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int =
     return search_eps(loss_at, scale, sides)[:2]
 
 
+def _constant(loss_at: Callable[[float], float], largest: float, at_theta: float) -> bool:
+    """Whether the loss is the same at theta and at the largest candidates on either side: RLOO's without advantages."""
+    return math.isfinite(at_theta) and loss_at(-largest) == at_theta == loss_at(largest)
+
+
 def search_eps(loss_at: Callable[[float], float], scale: float = 1.0, sides: int = 2) -> tuple[float, float, bool]:
     """`auto_eps`, and whether a slope shows at its eps, ten times above its noise at least."""
     largest, at_theta = PROBES[-1] / scale, loss_at(0.0)
-    if math.isfinite(at_theta) and loss_at(-largest) == at_theta == loss_at(largest):
+    if _constant(loss_at, largest, at_theta):
         return largest, math.nan, False
     chosen, slope, sigma, signal = math.nan, math.nan, math.nan, 0.0
     known = borne_out = False  # whether the slope at the candidate before stands clear, and whether two such slopes agree

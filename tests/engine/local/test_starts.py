@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from one_run import no_report
@@ -41,8 +42,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"), layers=2)
 
 
-def adapted(inputs: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
-    """A saved adapter whose weights change every answer, without a tokenizer."""
+def adapted(inputs: Path, folder: Path, seed: int = 0, with_base: bool = False, **options: Any) -> Path:
+    """A saved adapter whose weights change every answer, without a tokenizer. with_base: as PEFT saves it by default."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         base = AutoModelForCausalLM.from_pretrained(inputs / "model")
@@ -51,7 +52,7 @@ def adapted(inputs: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.2 * torch.randn(parameter.shape)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=with_base)
     return folder
 
 
@@ -75,6 +76,24 @@ def test_an_adapter_is_merged_into_its_base(kind, inputs, tmp_path):
     expected = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(inputs / "model"), folder))
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(AutoModelForCausalLM.from_pretrained(inputs / "model")), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("end", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_one_end_of_the_model(end, inputs, tmp_path):
+    """PEFT saves the weights below it too, which must be the model's; and ends that share theirs cannot have one."""
+    folder = adapted(inputs, tmp_path / "adapter", with_base=True, target_modules=["q_proj", end])
+    plain = AutoModelForCausalLM.from_pretrained(inputs / "model")
+    expected = logits(PeftModel.from_pretrained(plain, folder))
+    torch.testing.assert_close(logits(load_start(str(folder), torch.float32, CPU)), expected, atol=1e-4, rtol=1e-4)
+    file = folder / "adapter_model.safetensors"
+    (name,) = (name for name in load_file(file) if "base_layer" in name)
+    save_file({key: tensor + (key == name) for key, tensor in load_file(file).items()}, file)
+    with pytest.raises(InputError, match=rf"but .*{end}.base_layer.weight is another weight than the model's"):
+        load_start(str(folder), torch.float32, CPU)
+    tied = tiny_model("llama", load_tokenizer(str(inputs / "model")), tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path / "tied")
+    with pytest.raises(InputError, match=rf"must not be of (model.)?{end}, whose weights are embeddings and output head"):
+        load_start(changed(folder, base_model_name_or_path=str(tmp_path / "tied")), torch.float32, CPU)
 
 
 def test_its_tokenizer_is_its_own_or_its_base_s(inputs, tmp_path):

@@ -10,12 +10,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
+from torch import Tensor
 
 from zopro.engine.local.quantised import shown
 from zopro.errors import InputError
 from zopro.weights.adapters import adapter_state, tensor_name
 from zopro.weights.names import ADAPTER_CONFIG
+
+BASE_LAYER = ".base_layer."  # in names, where PEFT saves a layer below its adapter too
 
 
 def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable: bool = False) -> PeftModel:
@@ -33,6 +37,7 @@ def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable
         raise InputError(f"adapter: {str(path)!r} cannot be read ({_line(error)}).") from None
     if kind != "LORA":
         raise InputError(f"adapter: {str(path)!r} must be of the type LORA, got {kind!r}.")
+    saved = {key: tensor for key, tensor in saved.items() if not _of_base(base, folder, key, tensor)}
     try:
         with shown(base):
             if isinstance(base, PeftModel):
@@ -47,6 +52,22 @@ def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable
         where = "is not in the model" if unmatched[0] in saved else "is not in the file"
         raise _foreign(folder, f"{unmatched[0]} {where}")
     return model
+
+
+def _of_base(base: Any, folder: str | Path, key: str, tensor: Tensor) -> bool:
+    """Whether PEFT saved the weight of the layer below an adapter with it, as it does of embeddings and output heads.
+
+    Raises InputError: it is another weight than the model's, in whose place PEFT would put it.
+    """
+    if BASE_LAYER not in key:
+        return False
+    try:
+        weight = base.get_parameter(key.replace(BASE_LAYER, "."))
+    except AttributeError:
+        return False
+    if weight.shape != tensor.shape or not torch.equal(weight.detach().cpu(), tensor.to(weight.dtype)):
+        raise _foreign(folder, f"{key} is another weight than the model's. Save it with save_embedding_layers=False")
+    return True
 
 
 def _as_saved(name: str) -> str:

@@ -24,13 +24,13 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from zopro.config.model import GGUF
-from zopro.engine.local import models
+from zopro.engine.local import models, targets
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
 from zopro.errors import InputError
 from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
-from zopro.weights.adapters import adapter_tensors
+from zopro.weights.adapters import adapter_state, adapter_tensors
 from zopro.weights.names import ADAPTER_CONFIG
 
 CHANGES_MORE = ("use_dora", "lora_bias", "use_qalora", "target_parameters", "modules_to_save", "trainable_token_indices")
@@ -127,12 +127,26 @@ def load_start(
             f"model: the adapter {model!r} cannot be merged into its base {adapter.base!r}, which is quantised. Name the "
             "base before quantisation in its adapter_config.json, or give a model."
         )
+    _check_tied(base, adapter)
     with preserve_random_state():  # PEFT draws initial weights before it loads the saved ones
         opened = open_adapter(base, adapter.folder)
         merged: PreTrainedModel = opened.merge_and_unload()
     # Adapters over the merged model say so: PEFT must not put them on the base alone.
     merged.__dict__["name_or_path"] = merged.config._name_or_path = f"{adapter.base} + {model}"
     return merged.requires_grad_(False).eval()
+
+
+def _check_tied(base: PreTrainedModel, adapter: StartAdapter) -> None:
+    """Raise InputError for an adapter of one end of a model whose ends share a matrix: merged it would move both."""
+    ends = base.get_output_embeddings(), base.get_input_embeddings()
+    if not targets.tied(*ends):
+        return
+    names = [name for name, module in base.named_modules() if any(module is end for end in ends)]
+    if found := next((n for n in names if any(key.startswith(f"{n}.") for key in adapter_state(adapter.folder))), None):
+        raise InputError(
+            f"model: the adapter '{adapter.folder}' must not be of {found}, whose weights are embeddings and output head "
+            f"alike in its base {adapter.base!r}. Train it on a base whose weights are untied, or leave it out."
+        )
 
 
 def joined(start: StartAdapter, policy: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

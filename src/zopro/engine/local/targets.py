@@ -62,12 +62,12 @@ def check_targets(model: PreTrainedModel, options: ModelOptions) -> None:
         if any(module is head for module in found):
             reason = "the output head cannot carry one: log-probabilities are computed from its weights"
             raise _refused(model, options.lora_target_modules, reason)
-        if any(module is embeddings for module in found) and _tied(head, embeddings):
+        if any(module is embeddings for module in found) and tied(head, embeddings):
             reason = "the embeddings share their weights with the output head, which the adapter would not reach"
             raise _refused(model, options.lora_target_modules, reason)
 
 
-def _tied(head: nn.Module | None, embeddings: nn.Module) -> bool:
+def tied(head: nn.Module | None, embeddings: nn.Module) -> bool:
     return head is not None and getattr(head, "weight", None) is getattr(embeddings, "weight", False)
 
 
