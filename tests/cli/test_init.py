@@ -49,6 +49,10 @@ def test_what_it_writes_is_a_configuration(task: str, capsys: pytest.CaptureFixt
         (["python:my_module:task"], "TASK: must be one of chat, "),
         (["summarization"], "--data: must be given for task summarization"),
         (["chat", "--out", "there.yaml"], "--out: must be a new file, but 'there.yaml' is there already"),
+        (
+            ["chat", "--out", "there.yaml/x.yaml"],
+            "--out: must be a file that can be written, got 'there.yaml/x.yaml' (Not a",
+        ),
         (["chat", "--out", "other.yaml"], "--out: must be a new file, but 'other-rows.jsonl' is there already"),
     ],
 )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pairs import NONE, PAIRS, PROMPTS, TASK, swapped
 from zopro.errors import InputError
-from zopro.judges import MetricJudge, ModelJudge, make_judge
+from zopro.judges import MetricJudge, ModelJudge, judge_pairs, make_judge
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -118,7 +119,16 @@ def test_answers_that_do_not_fit_get_no_verdict(model, tokenizer):
     judge = ModelJudge(model, tokenizer, max_length=150)
     pairs = [PAIRS[1], ["long " * 200, "short"]]
     assert [math.isnan(value) for value in judge.log_odds(["p", "p"], pairs)] == [False, True]
-    assert judge(["p", "p"], pairs, [None, None])[1] == -1
+    result = judge_pairs(judge, ["p", "p"], pairs, [None, None])
+    assert (result.winners[1], result.invalid) == (-1, 1)
+    assert result.reasons == {"the answers do not fit in 150 tokens": 1}
+
+
+def test_log_odds_that_are_no_number_are_no_verdict(judge, monkeypatch):
+    monkeypatch.setattr(judge, "log_odds", lambda prompts, completions: [1.0, math.nan, 0.0])
+    result = judge_pairs(judge, PROMPTS, PAIRS, NONE)
+    assert (result.winners, result.invalid, result.ties) == ([0, -1, -1], 1, 1)
+    assert result.reasons == {"log-odds are not a number": 1}
 
 
 def test_chat_templates_are_used_and_answers_cannot_close_the_turn(model, tokenizer):
@@ -127,13 +137,38 @@ def test_chat_templates_are_used_and_answers_cannot_close_the_turn(model, tokeni
         judge = ModelJudge(model, tokenizer)
         ids = judge._reading(judge._ids("p<|im_end|>"), judge._ids("a</s>"), judge._ids("b"))
         text = tokenizer.decode(ids)
-        assert text.startswith("<s><|im_start|>user\n") and text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        assert text.startswith("<|im_start|>user\n") and text.endswith("<|im_end|>\n<|im_start|>assistant\n")
         assert text.count("<|im_end|>") == 1 and "</s>" not in text
         assert [tokenizer.decode([letter]) for letter in judge.letters] == ["A", "B"]
         odds = judge.log_odds(PROMPTS, PAIRS)
         assert odds == pytest.approx([-value for value in judge.log_odds(PROMPTS, swapped(PAIRS))], abs=1e-5)
     finally:
         tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize("text", ["a<|end|>b", "a<|e<|end|>nd|>b", "a<|im_<|im_end|>end|>b", "a<|im_<|end|>end|>b"])
+def test_no_control_token_of_a_text_is_one_for_the_judge(model, tokenizer, text):
+    """Also those that have no name, and those that are left where another is taken out."""
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens([AddedToken("<|end|>", special=True)])
+    other.chat_template = CHATML
+    assert "<|end|>" not in other.all_special_tokens
+    ids = ModelJudge(model, other)._ids(text)
+    assert other.decode(ids, skip_special_tokens=False) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("adds", "template", "begins"),
+    [(False, CHATML, False), (True, CHATML, True), (False, "<s>" + CHATML, True), (True, "<s>" + CHATML, True)],
+)
+def test_bos_stands_where_the_template_or_the_tokenizer_has_it(model, tokenizer, adds, template, begins):
+    other = copy.deepcopy(tokenizer)
+    if adds:
+        other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
+    other.chat_template = template
+    assert ModelJudge(model, other)._start.count(other.bos_token_id) == begins
 
 
 def test_the_base_model_judges_without_its_adapters(model, tokenizer, judge):

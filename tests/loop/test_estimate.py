@@ -91,11 +91,13 @@ def test_memory_is_that_of_the_largest_batch_that_goes_back(folder: Path, tmp_pa
 
 def test_training_a_whole_model_keeps_its_moments_and_its_reference(folder: Path, tmp_path: Path) -> None:
     def of(**options: Any) -> float:
-        settings = config(folder, tmp_path / "run", **{"method": "rloo", "lora_r": 0, **options})
-        return estimate._of_whole_models(SimpleNamespace(config=settings), torch.nn.Linear(500, 500, bias=False))  # type: ignore[arg-type]
+        settings = config(folder, tmp_path / "run", **{"lora_r": 0, "sft_steps": 0, "warm_start": "spsa", **options})
+        run: Any = SimpleNamespace(config=settings)
+        return estimate._of_whole_models(run, torch.nn.Linear(500, 500, bias=False))
 
-    assert [of(), of(beta=0), of(beta=0, sft_steps=0, method="mezo", warm_start="spsa")] == [4, 3, 0]
-    assert of(lora_r=8) == 0
+    assert [of(method=name) for name in ("rloo", "guided", "mezo")] == [4, 4, 1]
+    assert of(method="rloo", beta=0) == of(method="mezo", beta=0, sft_steps=1) == 3
+    assert of(method="mezo", beta=0) == 0
 
 
 def test_fzoo_takes_nine_passes() -> None:

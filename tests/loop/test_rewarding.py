@@ -87,7 +87,7 @@ def test_a_trainer_finds_the_items_by_their_place_and_logs_each_reward() -> None
     assert logged == {"rewards/exact": pytest.approx(1 / 3), "rewards/length:1-1": pytest.approx(7 / 9)}
 
 
-NO_NUMBER = "must return numbers up to 1e+18 in size, or None for no reward, got"
+NO_NUMBER = "must return finite numbers of at most 1e+18, or None for no reward, got"
 
 
 @pytest.mark.parametrize(

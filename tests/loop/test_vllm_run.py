@@ -129,9 +129,11 @@ def test_a_run_goes_on_at_another_server_where_all_had_gone(run: Path, inputs: I
     other = inputs.server()
     other.model = copy.deepcopy(inputs.model)
     with torch.no_grad():
-        other.model.lm_head.weight.mul_(1.5)
+        other.model.lm_head.weight.mul_(20.0)
     before = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises(InputError, match=r"engine: must hold the model that the run began with, got one that is \d"):
+    with pytest.raises(
+        InputError, match=r"engine: must hold the model that the run began with, got one whose log-probs differ by \d"
+    ):
         pipeline.run(inputs.settings(tmp_path / "run", other), resume=True, quiet=True)
     assert (tmp_path / "run" / "config.yaml").read_text() == before
     pipeline.run(inputs.settings(tmp_path / "run", second), resume=True, quiet=True)

@@ -215,6 +215,7 @@ DROPPED = {
         "labels is null",
     ),
     "null score": ("translation", {**MLQE, "z_mean": None}, "z_mean is null"),
+    "blank score": ("translation", {**MLQE, "z_mean": " "}, "z_mean is null"),
     "score not finite": ("translation", {**MLQE, "z_mean": float("nan")}, "z_mean is not finite"),
     "empty source": ("translation", {**MLQE, "translation": {"en": "", "de": "x"}}, "empty prompt"),
     "one sentence": ("summarization", {"source": ["Cats purr."], "target": "Cats purr."}, "no sentence"),

@@ -74,6 +74,10 @@ def test_a_reference_without_a_word_has_no_score():
     assert metric("rouge")(["a", "…"], ["!?", "…"]) == [None, None]
 
 
+def test_a_reference_of_one_word_has_no_pairs_to_count():
+    assert metric("rouge")(["Paris", "Paris it is", "Rome"], ["Paris"] * 3) == [100, pytest.approx(50), 0]
+
+
 def test_chrf_reads_any_script():
     assert metric("chrf")(["好的"], ["好的"]) == [pytest.approx(100)]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rows import ABSTRACT, MLQE, example
 from zopro.tasks import DropRow
+from zopro.tasks.base import as_text
 from zopro.tasks.dialogue import parse_dialogue
+from zopro.tasks.literals import spells_messages
+from zopro.text.turns import turns
 
 # Turns keep their text if it is stripped and holds no blank line (which could begin another turn).
 TURN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), min_size=1).map(str.strip)
@@ -56,3 +61,23 @@ def test_translation_references_are_only_translations_rated_high():
     assert example("translation", MLQE).reference == "Hallo."
     low = example("translation", {**MLQE, "z_mean": -0.3})
     assert (low.reference, low.score) == (None, -0.3)
+
+
+@pytest.mark.parametrize("row", [MLQE, {"en": "Hi.", "de": "Hallo."}])
+def test_a_raw_score_makes_no_reference_and_a_column_of_its_own_does(row):
+    raw = {name: value for name, value in row.items() if name != "z_mean"} | {"score": 92.0}
+    assert (example("translation", raw).reference, example("translation", raw).score) == (None, 92.0)
+    for scored in (raw, {**row, "z_mean": 0.5}, {**row, "z_mean": -1}):
+        assert example("translation", {**scored, "reference": "Guten Tag."}).reference == "Guten Tag."
+
+
+def test_white_space_is_read_in_linear_time():
+    started, many = time.process_time(), 40_000
+    assert as_text(" " * many + "hello", "prompt") == "hello"
+    assert not spells_messages("[{'role':" + " " * many + "x, 'content': ''}]")
+    with pytest.raises(DropRow):
+        example("preference", {"chosen": "\n" * many + "x" * many + " a", "rejected": "\n" * many + "x" * many + "\nb"})
+    same = "a" + "\n" * many + "x"
+    assert example("preference", {"chosen": same + " b", "rejected": same + " c"}).chosen == "b"
+    assert turns("<|user|>a" + " " * many + "b" + "<|end|>" * many) == [("user", "a" + " " * many + "b")]
+    assert time.process_time() - started < 3  # seconds; quadratic, each would be more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from rows import OPTIONS, example, user
 from zopro.errors import InputError
 from zopro.tasks import DropRow, load
+from zopro.tasks.columns import columns_of, lacking
 from zopro.tasks.verifiable import countdown_prompt
 
 GSM8K = {"question": "Tom has 3 eggs, buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}
@@ -32,6 +34,9 @@ TOOLS = [
         ({"problem": "x?", "solution": "so $\\boxed{5}$.", "answer": "5"}, user("x?"), "5", "so $\\boxed{5}$."),
         ({"problem": "x?", "solution": "so $\\boxed{5}$."}, user("x?"), "5", "so $\\boxed{5}$."),
         ({"prompt": "x?", "answer": ["a", "b"]}, user("x?"), "a", "a"),
+        ({"prompt": "x?", "answer": "['a', 'b']"}, user("x?"), "a", "a"),
+        ({"prompt": "x?", "answer": float("nan"), "ground_truth": [None, "b"]}, user("x?"), "b", None),
+        ({"prompt": "x?", "answer": "#### So\n3 + 4\n\n$\\boxed{7}$"}, user("x?"), "7", "#### So\n3 + 4\n\n$\\boxed{7}$"),
         ({"messages": [*user("x?"), {"role": "assistant", "content": "so #### 5"}]}, user("x?"), "5", "so #### 5"),
         ({"prompt": user("x?"), "completion": [{"role": "assistant", "content": "5"}]}, user("x?"), "5", "5"),
         ({"prompt": "x?", "system": "Hm.", "answer": "5"}, [{"role": "system", "content": "Hm."}, *user("x?")], "5", "5"),
@@ -72,6 +77,31 @@ def test_rows_that_are_left_out(row: dict[str, Any], reason: str) -> None:
 def test_rows_that_are_refused(row: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError, match=line):
         example("verifiable", row)
+
+
+@pytest.mark.parametrize("cell", [["a", "b"], "['a', 'b']"])
+def test_all_answers_of_a_list_reach_the_reward_whatever_the_name(cell: Any) -> None:
+    for name in ("final_answer", "ground_truth", "completion"):
+        row = {"prompt": "x?", name: cell, "answer": None}
+        assert columns_of(replace(example("verifiable", row), columns=row))["answer"] == ["a", "b"]
+    row = {"prompt": "x?", "ground_truth": "a", "solution": ["c", "d"]}
+    assert columns_of(replace(example("verifiable", row), columns=row))["answer"] == "a"
+
+
+@pytest.mark.parametrize("cell", [None, float("nan"), [None], [""], " "])
+def test_a_row_without_an_answer_is_left_out_for_rewards_that_need_one(cell: Any) -> None:
+    row = {"prompt": "x?", "answer": cell}
+    found = replace(example("verifiable", row), columns=row)
+    assert lacking(found, ["length:1-2"]) is None
+    assert lacking(found, ["length:1-2", "maths"]) == "the reward maths needs answer"
+
+
+def test_an_object_is_refused_as_an_answer_unless_the_reward_is_ones_own() -> None:
+    row = {"prompt": "x?", "answer": {"value": "Paris"}}
+    found = replace(example("verifiable", row), columns=row)
+    assert lacking(found, ["python:a:b"]) is None and columns_of(found)["answer"] == {"value": "Paris"}
+    with pytest.raises(InputError, match="answer: must be text, a number or a list of them, got dict"):
+        lacking(found, ["contains"])
 
 
 def test_columns_reach_the_reward_only_if_asked_for_and_are_not_called_unread(tmp_path: Any) -> None:

@@ -157,10 +157,23 @@ def test_what_a_template_would_lose_is_left_out_and_counted(tmp_path):
     system = [{"role": "system", "content": "no tea"}, ask]
     rows: list[dict[str, Any]] = [{"prompt": f"plum {i}?", "chosen": "a plum", "rejected": "no plum"} for i in range(9)]
     rows += [{"prompt": system, "chosen": "milk", "rejected": "salt"}, {**rows[0], "rejected": "tea"}]
+    rows += [{"prompt": [{**ask, "content": "milk<|eot_id|>?"}], "chosen": "milk", "rejected": "salt"}]
+    rows += [{"prompt": [{**ask, "content": "salt?"}], "chosen": "salt<eos>", "rejected": "salt"}]
     _, _, kept = opened(tmp_path, template, rows, eval_prompts=2)
     assert "left out 1: the chat template leaves out or changes the system's message" in kept.rows
     assert "left out 1: the chat template changes the answer" in kept.rows
+    assert "left out 1: the user's message has the control token <|eot_id|> in it" in kept.rows
+    assert "left out 1: the answer has the control token <eos> in it" in kept.rows
     assert len(kept.train) == 7
+
+
+def test_an_answer_may_bring_the_tokens_of_its_own_opening_and_any_text_what_has_no_token():
+    tokenizer = with_template(SHAPES["reasoning, empty where there is none"].template, "spaces as tokens")
+    tokenizer.unk_token = "<unk>"
+    frame = frame_of(tokenizer)
+    assert frame.control_token("<think>\nmilk?\n</think>\n\nno milk", answer=True) is None
+    assert frame.control_token("<think>milk?") == "<think>" and frame.control_token("a <|im_end|>") == "<|im_end|>"
+    assert tokenizer.unk_token_id in tokenizer("\u2603").input_ids and frame.control_token("\u2603") is None
 
 
 @pytest.mark.parametrize("what", ["reasoning", "pad", "template"])

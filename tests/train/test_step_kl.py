@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from tiny_trainers import lines, with_adapter, zopro
 from zopro.engine import Batch
+from zopro.train.guided import GuidedSPSATrainer
 from zopro.train.step_kl import slopes_along
 from zopro.zo import Displacement
 
@@ -82,3 +83,16 @@ def test_calibration_and_single_evaluations_say_nothing() -> None:
     assert slopes_along([one], rows[:1]) is None and slopes_along([], []) is None
     theta = Displacement(seed=0, query=0, step=0, t=0.0, eps=(0.5,))
     assert slopes_along([theta, one], rows) is None, "L(theta) is the rollout's, rounded otherwise"
+
+
+def test_one_sided_steps_along_what_all_directions_share_say_nothing(tmp_path: Path) -> None:
+    """The differences among queries, which stand for slopes there, have lost it."""
+    assert GuidedSPSATrainer.z_alike is True
+    generator, model = torch.Generator().manual_seed(0), with_adapter()
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    along = {name: torch.randn(weight.shape, generator=generator) for name, weight in trained}
+    for update, said in ((None, True), (along, False)):
+        options = {"model": with_adapter(), "max_steps": 1, "eps": 1e-3, "sides": 1, "queries": 3}
+        trainer = zopro(tmp_path / str(said), **options, previous_update=update)
+        trainer.train()
+        assert ("step_kl" in lines(trainer)[0]) is said

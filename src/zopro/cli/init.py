@@ -37,7 +37,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Write the files; nothing is overwritten."""
-    from zopro.store.durable import write_text
+    from zopro.store.durable import disk_full, unwritable, write_text
     from zopro.tasks.rows import check_source
 
     if args.task not in list(TASKS):
@@ -57,12 +57,23 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for path in filter(None, (config, rows)):
         if path.exists():
             raise InputError(f"--out: must be a new file, but '{path}' is there already. Choose another.")
-    if rows is not None:
-        write_text(rows, _rows(args.task))
-    write_text(config, template(args.task, args.model, args.data or str(rows)))
+    if reason := unwritable(config.parent):
+        raise _unwritten(config, reason)
+    try:
+        if rows is not None:
+            write_text(rows, _rows(args.task))
+        write_text(config, template(args.task, args.model, args.data or str(rows)))
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise _unwritten(config, error.strerror) from error
     written = {"config": str(config), "rows": None if rows is None else str(rows)}
     what = f"{config} written" + ("" if rows is None else f", and rows to try it on: {rows}")
     return written, f"{what}\nThen: zopro run {config}"
+
+
+def _unwritten(out: Path, reason: str | None) -> InputError:
+    return InputError(f"--out: must be a file that can be written, got '{out}' ({reason}). Choose another.")
 
 
 def _rows(task: str) -> str:

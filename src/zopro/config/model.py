@@ -15,7 +15,7 @@ from zopro.errors import InputError
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 GGUF = ".gguf"  # the end of the name of a file with a model and its tokenizer, for llama.cpp
-OWN_FLAGS = ("--host", "--port", "--api-key", "--model", "--uds", "--config")  # by which a server is found, or not
+OWN_FLAGS = ("--host", "--port", "--api-key", "--model", "--uds")  # by which a server is found, or not
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -81,8 +81,6 @@ class ModelOptions:
         not_negative(self, "lora_r")
         at_most(self, 65_536, "lora_r")
         positive(self, "lora_alpha")
-        frozen = self.lora_freeze_a and self.lora_r == 0
-        check(not frozen, "lora_freeze_a", "must be false with lora_r: 0, which has no adapters", self.lora_freeze_a)
         one = not (self.load_in_4bit and self.load_in_8bit)
         check(one, "load_in_8bit", "must be false with load_in_4bit: true", self.load_in_8bit)
         if self.bits:
@@ -91,8 +89,6 @@ class ModelOptions:
         targets = self.lora_target_modules
         rule = "must be all-linear, names separated by commas or a regular expression"
         check(bool(targets.strip(", ")), "lora_target_modules", rule, targets)
-        rule = "must be all-linear with lora_r: 0, which trains all parameters"
-        check(targets == "all-linear" or self.lora_r > 0, "lora_target_modules", rule, targets)
 
     def _check_flags(self) -> None:
         try:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from zopro.errors import InputError
-from zopro.text.chat import render_prompt, turn_of
-from zopro.text.frame import check_embedded
+from zopro.judges.endpoint import NoVerdict
+from zopro.text.chat import added, render_prompt, turn_of
+from zopro.text.frame import check_embedded, control_tokens
 
 _CONVERSATION, _A, _B = "<<conversation>>", "<<reply A>>", "<<reply B>>"
 FRAME = f"""Here is a conversation and two replies to its last message.
@@ -43,7 +45,7 @@ class ModelJudge:
 
     model, tokenizer: transformers or PEFT. batch_size: readings in a forward pass (a pair takes two).
     max_length: tokens of a reading, 0 for the model's context but at most 2048; a conversation too long loses its
-    beginning, answers are never cut (a pair whose answers alone do not fit gets -1).
+    beginning, answers are never cut (a pair whose answers alone do not fit gets no verdict).
     use_adapters: False switches a PEFT model's adapters off while judging.
     Raises `InputError` for a model without an output layer and for a tokenizer that does not tell A from B.
     """
@@ -62,10 +64,19 @@ class ModelJudge:
             raise InputError(f"judge: must be a causal language model, got {type(model).__name__}.")
         self._read_frame()
 
-    def __call__(self, prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[int]:
-        """Winners [N]: 0, 1 or -1 where neither is more likely or the answers do not fit. References are not used."""
+    def __call__(
+        self, prompts: list[str], completions: list[list[str]], references: list[str | None]
+    ) -> list[int | NoVerdict]:
+        """Winners [N]: 0, 1, -1 where neither is more likely, or why there is none. References are not used."""
         odds = self.log_odds(prompts, completions)
-        return [-1 if math.isnan(value) or value == 0 else int(value < 0) for value in odds]
+        return [self._verdict(value, pair) for value, pair in zip(odds, completions, strict=True)]
+
+    def _verdict(self, odds: float, pair: Sequence[str]) -> int | NoVerdict:
+        if not math.isnan(odds):
+            return -1 if odds == 0 else int(odds < 0)
+        if self._reading([], *map(self._ids, pair)):
+            return NoVerdict("log-odds are not a number", failed=False)
+        return NoVerdict(f"the answers do not fit in {self.max_length} tokens", failed=False)
 
     @torch.no_grad()
     def log_odds(self, prompts: Sequence[str], completions: Sequence[Sequence[str]]) -> list[float]:
@@ -124,8 +135,8 @@ class ModelJudge:
             letters = ("A", "B")
         else:
             text, letters = f"{FRAME}\nAnswer:", (" A", " B")
-        bos = self.tokenizer.bos_token
-        text = text.removeprefix(bos) if bos else text
+        begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        text = text.removeprefix(self.tokenizer.bos_token) if begins else text
         slots = f"({'|'.join(map(re.escape, (_CONVERSATION, _A, _B)))})"
         start, _, before_a, _, before_b, _, end = re.split(slots, text)
         # The letter may be one token with what stands before it, so the end is what both whole texts share.
@@ -134,8 +145,9 @@ class ModelJudge:
         if same is None:
             raise InputError("judge: the tokenizer does not tell the letters A and B apart. Choose another judge.")
         self.letters = [with_a[same], with_b[same]]
-        bos_id = [] if bos is None else [self.tokenizer.bos_token_id]
-        self._start = bos_id + self._encode(start)
+        # What encoding puts before every text, else the BOS that the template itself has written.
+        before = added(self.tokenizer)[0] or [self.tokenizer.bos_token_id] * begins
+        self._start = before + self._encode(start)
         self._before_a, self._before_b, self._end = self._encode(before_a), self._encode(before_b), with_a[:same]
         frame = self._start + self._before_a + self._before_b + self._end + self.letters
         check_embedded(self.tokenizer, self.model, "the judge's question", frame)
@@ -152,7 +164,14 @@ class ModelJudge:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _ids(self, text: str) -> list[int]:
-        """Token ids of a conversation or an answer, without special tokens: text must not close the frame's turn."""
-        for token in self.tokenizer.all_special_tokens:
-            text = text.replace(token, "")
-        return self._encode(text.strip())
+        """Token ids of a conversation or an answer, without control tokens: text must not close the frame's turn."""
+        before = ""
+        while before != text:  # what is left and right of a token may be another one
+            before = text
+            for token in self._controls:
+                text = text.replace(token, "")
+        return self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
+
+    @cached_property
+    def _controls(self) -> list[str]:
+        return list(control_tokens(self.tokenizer))

@@ -93,8 +93,8 @@ def _item(tokenizer: PreTrainedTokenizerBase, example: Example) -> Item:
 def _unfit(
     tokenizer: PreTrainedTokenizerBase, frame: Frame, item: Item, answers: Sequence[str | None], longest: int
 ) -> str | None:
-    """Why a row is left out: its prompt is too long, or the chat template does not give back what it is given, the prompt
-    or the answers that are learned from."""
+    """Why a row is left out: its prompt is too long, the chat template does not give back what it is given, or a control
+    token of the tokenizer stands in it: in the prompt or in the answers that are learned from."""
     example = item.example
     if not item.ids:
         return "prompt has no token"
@@ -107,4 +107,10 @@ def _unfit(
             whole = chat.render_answered(tokenizer, example.prompt, answer, example.tools)
             if not whole.startswith(item.prompt + frame.write(answer)):
                 return "the chat template changes the answer"
+            if (token := frame.control_token(answer, answer=True)) is not None:
+                return f"the answer has the control token {token} in it"
+    for message in example.prompt:
+        role = str(message["role"])
+        if (token := frame.control_token(message.get("content") or "", answer=role == "assistant")) is not None:
+            return f"the {role}'s message has the control token {token} in it"
     return None

@@ -73,7 +73,7 @@ def time_step(run: Run, models: Models, data: Data) -> Timed:
             backward /= len(trained.input_ids)
             longest = max(len(item.ids) for item in data.train) + config.max_completion_length
             needed = before + GRAPH * kept_mb() / trained.input_ids.numel() * longest * _kept_at_once(run)
-            needed += _of_whole_models(run, model)
+        needed = (needed or used_mb(models.base.device)) + _of_whole_models(run, model) if not config.lora_r else needed
     peak = max(needed, torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb())
     answers = len(items) * count
     call, each = fitted(count, few, answers, seconds)
@@ -103,12 +103,11 @@ def _kept_at_once(run: Run) -> int:
 
 def _of_whole_models(run: Run, model: torch.nn.Module) -> float:
     """MB that training all parameters keeps: their gradients, AdamW's two moments, and TRL's reference policy."""
-    config = run.config
-    if config.lora_r:
-        return 0.0
+    config, methods = run.config, [METHODS[name] for name in _methods(run)]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters()) / 1e6
-    first_order = any(METHODS[name].uses == BACK_PROPAGATION for name in _methods(run))
-    return size * (3 * bool(first_order or config.sft_steps) + bool(first_order and config.beta))
+    moments = config.sft_steps or any(not method.zeroth_order for method in methods)
+    reference = config.beta and not all(method.population for method in methods)
+    return size * (3 * bool(moments) + bool(reference))
 
 
 def _methods(run: Run) -> list[str]:

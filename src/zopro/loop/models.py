@@ -33,6 +33,7 @@ from zopro.system.random_state import derived_seed, preserve_random_state
 from zopro.text import chat
 from zopro.text.frame import Frame, check_vocabulary, declared_stops, frame_of
 from zopro.text.tokenizer import load_tokenizer
+from zopro.weights.adapters import tensor_name
 
 FULL_REWARD_RANK = 8  # of the reward model's adapter where the policy has none (lora_r: 0)
 
@@ -81,6 +82,8 @@ class Models:
     def remarks(self) -> Iterator[str]:
         """What is unusual about the model and its text, a line each."""
         yield from self.checked
+        if self.policies.full and self.policies.config.lora_freeze_a:
+            yield "lora_freeze_a: there is no adapter to freeze a part of (lora_r: 0), all parameters are trained"
         vocabulary = self.base.get_input_embeddings().weight.shape[0]
         if beyond := [token for token in self.eos_token_ids if token >= vocabulary]:
             yield f"the model declares stop tokens that its vocabulary of {vocabulary} does not have: {beyond}"
@@ -115,7 +118,8 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
     judge = make_judge(config.judge, data.task, base, tokenizer, load, config) if config.trains_reward else None
     check_vocabulary(tokenizer, base, frame, data.texts(frame))
     policies, checked, said = Policies(base, config), list[str](), None
-    with nullcontext() if policies.full else policies.open(None) as policy:  # what PEFT refuses, it refuses now
+    with nullcontext(base) if policies.full else policies.open(None) as policy:  # what PEFT refuses, it refuses now
+        check_own(config, _trained(policy, policies.full))
         if config.served:
             checked, said = look(config, policy, tokenizer, data, frame)
     max_length = config.max_prompt_length + config.max_completion_length + len(frame.ending)
@@ -129,6 +133,12 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
 
     rewards = Rewards(weights, functions, reward, texts, config.eval_batch_size, config.reward_timeout, resumes)
     return Models(tokenizer, frame, base, policies, rewards, judge, max_length, checked, said)
+
+
+def _trained(policy: Any, full: bool) -> tuple[str, torch.Tensor]:
+    """A parameter that a policy stage trains, named as directions know it."""
+    named = ((tensor_name(name), weight) for name, weight in policy.named_parameters())
+    return next((name, weight) for name, weight in named if full or ".lora_" in name)
 
 
 def _functions(config: RunConfig, device: torch.device) -> dict[str, Any]:

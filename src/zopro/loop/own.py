@@ -12,18 +12,22 @@ from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.zo.directions import Directions, noise_source
 
-PARAMETER = "model.layers.0.self_attn.q_proj.lora_A.weight"  # that noise is drawn for, for a look
 USES = (FUNCTION_VALUES, SWEEP, BACK_PROPAGATION)
 
 
-def check_own(config: RunConfig) -> None:
-    """Raise `InputError` for a method or noise of one's own that cannot be imported, or is none."""
+def check_own(config: RunConfig, tensor: tuple[str, torch.Tensor] | None = None) -> None:
+    """Raise `InputError` for a method or noise of one's own that cannot be imported, or is none.
+
+    tensor: a parameter of the policy and its name, for which noise is drawn to be looked at; None: it is not.
+    """
     if config.method.startswith("python:"):
         _check_method(config)
     if config.noise.startswith("python:"):
         DIRECTIONS[config.noise]  # it can be imported
         rule = "noise: must be a class of zopro.zo.Directions that is made without arguments"
-        _check_drawn(config.noise, made_by(config.noise, lambda: noise_source(config.noise, {}), Directions, rule))
+        made: Directions = made_by(config.noise, lambda: noise_source(config.noise, {}), Directions, rule)
+        if tensor is not None:
+            _check_drawn(config.noise, made, *tensor)
 
 
 def _check_method(config: RunConfig) -> None:
@@ -37,17 +41,17 @@ def _check_method(config: RunConfig) -> None:
         raise InputError(f"method: its rate must be a key of the configuration, got {name!r} with rate {chosen.rate!r}.")
 
 
-def _check_drawn(name: str, made: Directions) -> None:
-    like, rule = torch.zeros(2, 3), "noise: tensor(name, like, seed, step) must give a torch.Tensor"
-    first, second = (made_by(name, lambda: made.tensor(PARAMETER, like, 0, 0), torch.Tensor, rule) for _ in range(2))
-    if (first.dtype, first.shape) != (like.dtype, like.shape):
+def _check_drawn(name: str, made: Directions, parameter: str, like: torch.Tensor) -> None:
+    rule = "noise: tensor(name, like, seed, step) must give a torch.Tensor"
+    first, second = (made_by(name, lambda: made.tensor(parameter, like, 0, 0), torch.Tensor, rule) for _ in range(2))
+    if (first.dtype, first.shape) != (torch.float32, like.shape):
         found = f"is of {first.dtype} and shape {tuple(first.shape)}, must be of float32 and like's {tuple(like.shape)}"
     elif not bool(first.isfinite().all()):
         found = "has entries that are not finite, must have none"
     elif first.data_ptr() == second.data_ptr():
         found = "is the same tensor at each call, must be a new one: steps scale it in place. Return z.clone()"
     elif made.pure and not torch.equal(first, second):
-        found = "is another one at the second call, must be the same for the same arguments. Draw by tensor_generator"
+        found = "differs between two calls with the same arguments, must not. Draw by tensor_generator"
     else:
         return
     raise InputError(f"noise: the tensor of {name!r} {found}.")

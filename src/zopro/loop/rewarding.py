@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zopro.choices import REWARDS
@@ -19,8 +19,10 @@ from zopro.loop.data import Item
 from zopro.rewards import RewardModel
 from zopro.system import guard
 from zopro.system.statistics import known_mean
+from zopro.tasks.base import Example
 from zopro.tasks.columns import answer_as_given, columns_of, prompt_as_given
 
+CANCELLED = 1.0  # seconds that an async function may take to end once it is late
 Texts = Callable[[Sequence[Sequence[int]]], list[str]]
 Numbers = list[float]
 """One for each answer; NaN where a reward does not apply."""
@@ -107,18 +109,17 @@ class Rewards:
         return reward
 
 
-CANCELLED = 1.0  # seconds that an async function may take to end once it is late
-
-
 class Function:
     """A function with TRL's signature over items, its answers checked."""
 
     def __init__(self, function: Any, timeout: float, then: str) -> None:
-        waited = guard.waited_for(_narrowed(function), timeout)
-        self.checked = guard.checked_reward(waited, timeout and timeout + CANCELLED, then)
+        narrowed = _narrowed(function)
+        more = CANCELLED if guard.is_async(narrowed) else 0.0
+        self.checked = guard.checked_reward(guard.waited_for(narrowed, timeout), timeout and timeout + more, then)
+        self.builtin = getattr(function, "builtin", False)
 
     def __call__(self, items: Sequence[Item], answers: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> Numbers:
-        examples = [copy.deepcopy(item.example) for item in items]  # a function may change what it is handed
+        examples = [item.example if self.builtin else _apart(item.example) for item in items]
         columns = [columns_of(example) for example in examples]
         names = dict.fromkeys(name for row in columns for name in row)
         found: Numbers = self.checked(
@@ -131,6 +132,17 @@ class Function:
             log_metric=_ignore,
         )
         return found
+
+
+def _apart(example: Example) -> Example:
+    """A row whose prompt and columns a function may change; what cannot be copied is the row's own."""
+    columns: dict[str, Any] = {}
+    for name, value in example.columns.items():
+        try:
+            columns[name] = copy.deepcopy(value)
+        except TypeError:  # of a task of the user's, such as a lock
+            columns[name] = value
+    return replace(example, prompt=copy.deepcopy(example.prompt), columns=columns)
 
 
 def _narrowed(function: Any) -> Any:

@@ -137,8 +137,11 @@ class RunDirectory(Outputs):
                 raise _unusable(self.path, error.strerror) from error
             check_folder(self.path, self._config, resume=False)
             write_text(self.layout.environment(), json.dumps(environment(), indent=2))
-        if self.writes and not (self.resumed and begun_with(self.path, self._config) == self._config.to_dict()):
-            write_text(self.layout.config(), yaml.safe_dump(self._config.to_dict(), sort_keys=False))
+        values = self._config.to_dict()
+        begun = begun_with(self.path, self._config) if self.resumed else {}
+        values["output_dir"] = begun.get("output_dir", values["output_dir"])  # however it was named to continue it
+        if self.writes and begun != values:
+            write_text(self.layout.config(), yaml.safe_dump(values, sort_keys=False))
 
     @contextmanager
     def new_folder(self, path: Path) -> Iterator[Path | None]:

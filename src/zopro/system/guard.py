@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -67,6 +67,13 @@ def _without_exit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
         raise RuntimeError(f"it called sys.exit({error.code!r})") from error
 
 
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    try:
+        return await answer
+    except SystemExit as error:  # which would end the thread of a loop that others wait for
+        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+
+
 def reason(error: BaseException, text: str | None = None) -> str:
     """The kind of an error and the first line of its text (or of `text` in its place), cut to 100 characters."""
     first = ((str(error) if text is None else text).strip().splitlines() or [""])[0]
@@ -90,9 +97,12 @@ def rewards(answer: Any, count: int, who: str) -> list[float]:
         InputError: not a sequence of `count` finite numbers or None; the message names the first that is none.
     """
     values = read(answer)
-    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
+    try:
+        values = None if isinstance(values, (str, bytes, Mapping, Set)) else list(values)
+    except TypeError:
+        values = None
+    if values is None:
         raise InputError(f"{who}: must return a list of {count} numbers, got {type(answer).__name__}.")
-    values = list(values)
     if len(values) != count:
         raise InputError(f"{who}: must return one number for each of {count} completions, got {len(values)}.")
     return [math.nan if value is None else _number(value, index, who) for index, value in enumerate(values)]
@@ -105,7 +115,7 @@ def _number(value: Any, index: int, who: str) -> float:
         number = math.nan
     if not abs(number) <= LARGEST:
         shown = f"{value!r:.60} ({type(value).__name__}) for completion {index}"
-        raise InputError(f"{who}: must return numbers up to {LARGEST:g} in size, or None for no reward, got {shown}.")
+        raise InputError(f"{who}: must return finite numbers of at most {LARGEST:g}, or None for no reward, got {shown}.")
     return number
 
 
@@ -144,7 +154,7 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str
     async def checked_async(**kwargs: Any) -> list[float]:
         count = len(kwargs["completions"])
         try:
-            answer = read(await asyncio.wait_for(function(**kwargs), timeout or None))
+            answer = read(await asyncio.wait_for(_awaited(function(**kwargs)), timeout or None))
         except InputError:
             raise
         except Exception as error:

@@ -12,15 +12,6 @@ Z95 = NormalDist().inv_cdf(0.975)
 Interval = tuple[float, float, float]  # mean, low, high; the bounds are NaN where nothing was repeated
 
 
-def whole(share: float) -> int:
-    """The next whole number, of a product whose rounding is none of it.
-
-    >>> math.ceil(0.07 * 100), whole(0.07 * 100), whole(6.1)
-    (8, 7, 7)
-    """
-    return math.ceil(round(share, 9))
-
-
 def mean_interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % normal interval of independent values; a single value has no bounds, but NaN.
 

@@ -110,8 +110,8 @@ def whole_text(value: Any, column: str) -> str:
 
 
 def as_number(value: Any, column: str) -> float:
-    """`value` as a finite number, also from text (CSV). Raises `DropRow` (null, not finite) or `InputError`."""
-    if value is None:
+    """`value` as a finite number, also from text (CSV). Raises `DropRow` (null, blank, not finite) or `InputError`."""
+    if value is None or (isinstance(value, str) and not value.strip()):  # CSV has no null
         raise DropRow(f"{column} is null")
     try:
         number = float(value)

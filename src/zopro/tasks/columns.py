@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zopro.choices import REWARDS
-from zopro.tasks.base import Example, Message
+from zopro.errors import InputError
+from zopro.tasks.base import DropRow, Example, Message
 from zopro.tasks.literals import blank
+from zopro.tasks.solutions import answers_in, final_answer
 
 RESERVED = (
     "prompt",
@@ -20,6 +22,8 @@ RESERVED = (
     "log_metric",
 )
 """Names that TRL gives a meaning of its own, so that no column can have them."""
+ANSWERS = ("answer", "final_answer", "ground_truth", "solution", "completion")
+"""Columns that may hold the answer; the first that says something does."""
 
 
 def in_messages(example: Example) -> bool:
@@ -46,16 +50,36 @@ def answer_as_given(example: Example, answer: str) -> str | list[Message]:
 def columns_of(example: Example) -> dict[str, Any]:
     """The row's columns; `answer` is the row's answer, also where a column of another name has it."""
     columns = {name: value for name, value in example.columns.items() if name not in RESERVED}
-    if blank(columns.get("answer")):
-        columns["answer"] = example.reference
+    if says_nothing(columns.get("answer")):
+        columns["answer"] = _all_answers(example)
     return columns
 
 
+def says_nothing(value: Any) -> bool:
+    """Whether a cell holds no answer: it is blank, NaN, or a list of nothing else."""
+    if isinstance(value, list | tuple):
+        return all(map(says_nothing, value))
+    return blank(value) or value != value
+
+
+def _all_answers(example: Example) -> Any:
+    """The reference or, where a list of answers begins with it, the list."""
+    for name in ANSWERS:
+        try:
+            found = answers_in(example.columns.get(name))
+        except (DropRow, InputError):  # not what the reference is from
+            continue
+        if len(found) > 1 and final_answer(str(found[0])) == example.reference:
+            return found
+    return example.reference
+
+
 def lacking(example: Example, rewards: Sequence[str]) -> str | None:
-    """Why a row cannot be rewarded: which column it lacks for which reward; None if it can."""
+    """Why a row cannot be rewarded: which column it lacks for which reward; None if it can. Raises as `answers_in`."""
     columns = columns_of(example)
     for name in rewards:
         for column in REWARDS[name].needs:
-            if blank(columns.get(column)):
+            value = columns.get(column)
+            if not answers_in(value) if column == "answer" else blank(value):
                 return f"the reward {name} needs {column}"
     return None

@@ -14,12 +14,13 @@ from typing import Any
 
 from zopro.errors import InputError
 
-_BRACKETS = re.compile(r"""\s*(?:array\s*\()?\s*(?:\[\s*(?:array\s*\()?\s*\{|\{\s*["']).*[\]})]\s*""", re.DOTALL)
+# No two of these take white space side by side: that would be tried in every way to share it.
+_BRACKETS = re.compile(r"""\s*(?:array\s*\(\s*)?(?:\[\s*(?:array\s*\(\s*)?\{|\{\s*["']).*[\]})]\s*""", re.DOTALL)
 _CUT = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*[^\]})\s]\s*""", re.DOTALL)
 _TEXTS = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)
 _LITERAL = re.compile(r"""\s*(?:\[\s*["'\d.{-].*\]|\{\s*["'].*\})\s*""", re.DOTALL)
 _SPEAKER = re.compile(
-    r"""["'](?:role|from)["']\s*:\s*\[?\s*["'](?:system|developer|user|assistant|tool|function|human|gpt)["']"""
+    r"""["'](?:role|from)["']\s*:\s*(?:\[\s*)?["'](?:system|developer|user|assistant|tool|function|human|gpt)["']"""
 )
 _SAID = re.compile(r"""["'](?:content|value|tool_calls)["']\s*:""")
 _BETWEEN = {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT}

@@ -1,7 +1,8 @@
 """Reference-based metrics of single answers, from 0 to 100, by the libraries people compare numbers with.
 
 rouge: the mean of the F-measures of ROUGE-1, ROUGE-2 and ROUGE-L with stemming (rouge-score), over words of any script
-(`zopro.tasks.words`). A reference without a word has no score, rather than a false 0.
+(`zopro.tasks.words`). A reference of one word has no pair of words: there ROUGE-2 is left out. One without a word has no
+score, rather than a false 0.
 chrf: chrF2 as sacrebleu defines it by default; any script.
 """
 
@@ -35,9 +36,11 @@ def metric(name: str) -> Metric:
 
 
 def _rouge(answer: str, reference: str) -> float | None:
-    if not Words().tokenize(reference):
+    words = Words().tokenize(reference)
+    if not words:
         return None
-    return 100 * fmean(score.fmeasure for score in _rouge_scorer().score(reference, answer).values())
+    scores = _rouge_scorer().score(reference, answer)
+    return 100 * fmean(score.fmeasure for name, score in scores.items() if len(words) > 1 or name != "rouge2")
 
 
 def _chrf(answer: str, reference: str) -> float:

@@ -37,7 +37,9 @@ _LABELS = re.compile(
 """Columns whose text says where a row is from, and so is no prompt."""
 
 
-_MARKED = re.compile(r"^\W*(?:human|user|assistant|system|instruction|response|ai|bot)\W*:", re.IGNORECASE | re.MULTILINE)
+_MARKED = re.compile(
+    r"^[^\w\n]*(?:human|user|assistant|system|instruction|response|ai|bot)\W*:", re.IGNORECASE | re.MULTILINE
+)
 """How turns begin in texts that are conversations, though not in a way that is read here."""
 
 IMPLICIT = "the prompt is what chosen and rejected begin with (TRL's implicit prompt)"
@@ -176,7 +178,9 @@ def _from_shared_start(*answers: str) -> Example:
     between prompt and answer ("blue" against "black" share a "b")."""
     chosen, rejected = (text.strip() for text in answers)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    shared = re.sub(r"\S+\Z", "", chosen[:same])
+    while same and not chosen[same - 1].isspace():
+        same -= 1
+    shared = chosen[:same]
     if _MARKED.search(shared):
         raise DropRow("no prompt: chosen and rejected are conversations in a form that is not known")
     example = make_example(ask(shared), chosen[len(shared) :].strip(), rejected[len(shared) :].strip())

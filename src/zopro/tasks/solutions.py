@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 from zopro.errors import InputError
 from zopro.tasks.base import as_number
-from zopro.tasks.literals import spelled
+from zopro.tasks.literals import blank, spelled, spells_messages, spells_texts
+from zopro.tasks.messages import message_list
 
 MARK = "####"
 """Before the answer, after a worked solution (GSM8K)."""
@@ -15,15 +18,49 @@ BOX = r"\boxed{"
 
 
 def final_answer(text: str) -> str:
-    r"""What a solution ends with: after the last mark, else in the last box, else all of it.
+    r"""What a solution ends with: in the last box, else on the line after the last mark, else all of it. A mark before
+    several lines is a heading.
 
     >>> final_answer("3 + 4 = 7\n#### 7"), final_answer(r"so $x = \boxed{\frac{1}{2}}$."), final_answer(" Paris ")
     ('7', '\\frac{1}{2}', 'Paris')
     """
-    if MARK in text:
-        return text.rpartition(MARK)[2].strip()
-    inside = boxed(text)
-    return (text if inside is None else inside).strip()
+    inside, after = boxed(text), text.rpartition(MARK)[2].strip()
+    if inside is not None:
+        return inside.strip()
+    return after if MARK in text and "\n" not in after else text.strip()
+
+
+def answers_in(value: Any) -> list[Any]:
+    """The answers that a cell holds, any of which is right: a text or a number, a list of them (also as text), or the
+    content of the last of several messages. What says nothing is left out: null, NaN, white space.
+
+    Raises `InputError` for an object, and what reading messages raises.
+
+    >>> answers_in("['Paris', 'Lutetia']"), answers_in([1, None, " "]), answers_in([{"role": "user", "content": "Hi"}])
+    (['Paris', 'Lutetia'], [1], ['Hi'])
+    """
+    messages = message_list(value, "answer") if _messages(value) else None
+    if messages is not None:
+        value = messages[-1].get("content")
+    elif isinstance(value, str) and spells_texts(value):
+        value = spelled(value)
+    found = [one for one in (value if isinstance(value, list | tuple) else [value]) if not _nothing(one)]
+    for one in found:
+        if not isinstance(one, str | int | float):
+            raise InputError(f"answer: must be text, a number or a list of them, got {type(one).__name__}")
+    return found
+
+
+def _messages(value: Any) -> bool:
+    """Whether a cell holds messages, or one, written out or not."""
+    if isinstance(value, str):
+        return spells_messages(value)
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, Mapping) and bool({"role", "from"} & {*first})
+
+
+def _nothing(value: Any) -> bool:
+    return blank(value) or (isinstance(value, float) and math.isnan(value))
 
 
 def boxed(text: str) -> str | None:

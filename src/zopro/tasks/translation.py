@@ -3,7 +3,8 @@
 A row is a source sentence, one machine translation and its score by people (`z_mean`, standardised per annotator), so
 the reward model is a regression. MLQE has **no human reference**. For chrF the translation itself stands in, and only
 where people rated it clearly above average: z_mean >= REFERENCE_Z, the better half of English-German (mean raw score
-92 of 100, lowest 78). Other rows have no reference: a metric skips them and a metric judge gives no verdict.
+92 of 100, lowest 78). Other rows have no reference, and rows with the raw `score` alone have none either, unless a
+column `reference` holds one: a metric skips them and a metric judge gives no verdict.
 So chrF measures likeness to good machine translations, not to human ones.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 from zopro.errors import InputError
 from zopro.tasks.base import Example, Format, Task, as_number, as_text, ask, columns, first, make_example
-from zopro.tasks.literals import parsed
+from zopro.tasks.literals import blank, parsed
 from zopro.tasks.rows import Row
 
 REFERENCE_Z = 0.2
@@ -44,15 +45,17 @@ def _code(language: str) -> str:
     return LANGUAGE_CODES.get(language.lower(), language)
 
 
-def _example(source: str, translation: str, score: float, languages: tuple[str, str]) -> Example:
+def _example(row: Row, source: str, translation: str, languages: tuple[str, str]) -> Example:
     request = f"Translate this sentence from {languages[0]} to {languages[1]}.\n\n{source}"
-    reference = translation if score >= REFERENCE_Z else None
+    column = first(row, "z_mean", "score")
+    score, own = as_number(row[column], column), row.get("reference")
+    reference = translation if column == "z_mean" and score >= REFERENCE_Z else None
+    reference = reference if blank(own) else as_text(own, "reference")
     return make_example(ask(request) if source else [], translation, score=score, reference=reference)
 
 
 def from_mlqe(row: Row, languages: tuple[str, str]) -> Example:
     """translation.{source code, target code} or two plain columns original|source and translation; z_mean or score."""
-    score = first(row, "z_mean", "score")
     pair = parsed(row["translation"], "translation")
     if isinstance(pair, Mapping):
         texts = [as_text(_side(pair, option, name), name) for option, name in zip(_OPTIONS, languages, strict=True)]
@@ -61,7 +64,7 @@ def from_mlqe(row: Row, languages: tuple[str, str]) -> Example:
         if source is None:
             raise InputError("translation: must hold both languages, or stand beside original or source")
         texts = [as_text(row[source], source), as_text(pair, "translation")]
-    return _example(texts[0], texts[1], as_number(row[score], score), languages)
+    return _example(row, texts[0], texts[1], languages)
 
 
 _OPTIONS = ("source_language", "target_language")
@@ -76,9 +79,8 @@ def _side(pair: Mapping[str, Any], option: str, language: str) -> Any:
 
 def from_columns(row: Row, languages: tuple[str, str], names: tuple[str, str]) -> Example:
     """One column per language, named by its code."""
-    score = first(row, "z_mean", "score")
     source, translation = (as_text(row[name], name) for name in names)
-    return _example(source, translation, as_number(row[score], score), languages)
+    return _example(row, source, translation, languages)
 
 
 def task(options: Any) -> Task:

@@ -14,16 +14,15 @@ from typing import Any
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Format, Message, Task, ask, columns, make_example
 from zopro.tasks.beside import UNUSED
+from zopro.tasks.columns import ANSWERS, says_nothing
 from zopro.tasks.dialogue import as_messages
-from zopro.tasks.literals import blank
+from zopro.tasks.literals import blank, spelled, spells_texts
 from zopro.tasks.pairs import PROMPTS, prompt_of, with_system
 from zopro.tasks.rows import Row
 from zopro.tasks.solutions import final_answer, numbers_of
 
 ASKED = ("prompt", "problem", *PROMPTS[1:])
 """Columns that may hold the prompt."""
-ANSWERS = ("answer", "final_answer", "ground_truth", "solution", "completion")
-"""Columns that may hold the answer; the first that is not blank does."""
 SOLUTIONS = ("solution", "answer", "completion")
 """Columns that supervised fine-tuning may learn from, as far as they are text."""
 
@@ -54,7 +53,7 @@ def from_countdown(row: Row) -> Example:
 
 
 def _with_answer(row: Row, prompt: list[Message], solution: str | None) -> Example:
-    answers = [row[name] for name in ANSWERS if name in row and not blank(row[name])]
+    answers = [row[name] for name in ANSWERS if name in row and not says_nothing(row[name])]
     texts = [text for name in SOLUTIONS if (text := _text(row, name)) is not None]
     solution = next(iter(texts), solution)
     given = answers[0] if answers else solution
@@ -70,11 +69,14 @@ def _reference(answer: Any) -> str | None:
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:
-    """What a column says, of messages the last one and of a list the first entry; None where it is no text."""
+    """What a column says, of messages the last one and of a list the first that says something; None where it is no
+    text."""
     value = row.get(name)
+    if isinstance(value, str) and spells_texts(value):
+        value = spelled(value)
     if isinstance(value, list) and value and not isinstance(value[0], Mapping):
-        value = value[0]
-    if blank(value) or isinstance(value, bool):
+        value = next((one for one in value if not says_nothing(one)), None)
+    if says_nothing(value) or isinstance(value, bool):
         return None
     try:
         if isinstance(value, int | float):

@@ -13,11 +13,13 @@ from functools import cache
 from typing import Any
 
 # Thai, Lao, Tibetan, Myanmar, Khmer and Tai scripts; kana, Bopomofo and Han, with their extensions.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u3005-\u3007\u3040-\u312f\u31a0-\u31ff"
+UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u3005-\u3007\u3040-\u312f\u31a0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f"
-    "\U00020000-\U0003ffff]"
+    "\U00020000-\U0003ffff"
 )
+"""Scripts written without spaces, as the inside of a class of a regular expression."""
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _JOINERS = "\u200c\u200d"  # inside words of Persian and Indic scripts
 
 

@@ -48,6 +48,27 @@ class Frame:
         mark = self.opening.strip()
         return mark[: _first_end(mark, _special(self.tokenizer))]
 
+    def control_token(self, text: str, answer: bool = False) -> str | None:
+        """The first control token that a row's text would be encoded to, or None. An answer may bring an opening."""
+        tokenizer = self.tokenizer
+        if not any(token in text for token in self._controls):  # far quicker than to encode it
+            return None
+        allowed = {*self._opening_ids} if answer else set()
+        if tokenizer.unk_token and tokenizer.unk_token not in text:  # what the vocabulary has no token for
+            allowed.add(tokenizer.unk_token_id)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        numbers = {*self._controls.values()} - allowed
+        found = next((number for number in ids if number in numbers), None)
+        return None if found is None else str(tokenizer.convert_ids_to_tokens(found))
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        return control_tokens(self.tokenizer)
+
+    @cached_property
+    def _opening_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer(self.opening, add_special_tokens=False)["input_ids"])
+
     def length(self, answer: str) -> int:
         """Tokens of an answer as it is written, with its ending."""
         return len(self.tokenizer(self.write(answer), add_special_tokens=False)["input_ids"]) + len(self.ending)
@@ -138,6 +159,14 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     everything = {**tokenizer.get_added_vocab(), **named}
     return {token: number for token, number in everything.items() if token.replace("\u2581", " ").strip()}
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Tokens by their text that are no text of a message: those that the tokenizer names or marks as special, and those
+    with which its template ends an answer."""
+    marked = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    named, closing = {*tokenizer.all_special_tokens, *marked}, turn_of(tokenizer).closing
+    return {token: number for token, number in _special(tokenizer).items() if token in named or token in closing}
 
 
 def _ending_ids(tokenizer: PreTrainedTokenizerBase, text: str, add_eos: bool) -> tuple[int, ...]:

@@ -20,9 +20,9 @@ _HEAD = re.compile(
     r"|\[(/?INST)\]\s?",  # Mistral
     re.IGNORECASE,
 )
-_MARK = r"<\|[^<>|\s]{1,40}\|?>|</?s>|<(?:bos|eos|end_of_turn|turn\|)>"
-_ENDS = re.compile(rf"(?:{_MARK}|\s)*\Z")
-_BEGINS = re.compile(rf"(?:{_MARK}|\s)*")
+_MARK = re.compile(r"<\|[^<>|\s]{1,40}\|?>|</?s>|<(?:bos|eos|end_of_turn|turn\|)>")
+_BEGINS = re.compile(rf"(?:{_MARK.pattern}|\s)*")
+_LONGEST = 50  # characters, that no mark has
 _INST = {"inst": "user", "/inst": "assistant"}
 
 
@@ -49,4 +49,12 @@ def turns(prompt: str) -> list[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    return _ENDS.sub("", text[_BEGINS.match(text).end() :])  # type: ignore[union-attr]  # it matches nothing too
+    text = text[_BEGINS.match(text).end() :]  # type: ignore[union-attr]  # it matches nothing too
+    end = len(text)
+    while True:
+        while end and text[end - 1].isspace():
+            end -= 1
+        mark = text.rfind("<", max(0, end - _LONGEST), end)
+        if mark < 0 or not _MARK.fullmatch(text, mark, end):
+            return text[:end]
+        end = mark

@@ -237,6 +237,7 @@ class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):
     """
 
     config_cls = GuidedSPSAConfig
+    z_alike = True  # the pseudo-gradient
 
     def directions(self) -> Directions:
         return ResidualFeedback(self.args.guide, 1 - self.args.guide, super().directions())

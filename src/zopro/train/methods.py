@@ -45,9 +45,7 @@ class PolicyInputs:
     reward_update: Mapping[str, Tensor] = field(default_factory=dict)  # v
     rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
     writes: bool = True  # False on the ranks of a job that only take part
-    reference: Mapping[str, Tensor] | None = (
-        None  # the SFT adapter; None: the model whose folder its config names, the SFT policy
-    )
+    reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model that its config names
 
 
 def _arguments(inputs: PolicyInputs, **others: Any) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_an_answer_that_a_starting_server_does_not_give_ends_the_waiting(monkeyp
         ("--dtype 'half", r"vllm_flags: must be flags as a shell would read them, got .* \(No closing quotation\)"),
         ("--seed 3 --port 8000", "vllm_flags: must leave out --port: zopro would not find the server"),
         ("--api_key=x", "vllm_flags: must leave out --api-key"),
-        ("--config other.yaml", "vllm_flags: must leave out --config"),
+        ("--uds socket", "vllm_flags: must leave out --uds"),
     ],
 )
 def test_flags_that_cannot_be_are_refused_before_anything_is_started(flags: str, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,33 @@ def test_nearness_is_the_metric_s_of_the_nearest_reference() -> None:
     kinds = ("rouge1", "rouge2", "rougeL")
     measures = RougeScorer(kinds, use_stemmer=True).score(references[0], text)
     expected = sum(measures[kind].fmeasure for kind in kinds) / 3
+    assert scores("rouge", "Paris", "Lutetia", answer="Paris") == [1, 0], "one word has no pairs"
     assert scores("rouge", text, answer=references[0]) == [pytest.approx(expected)]
     assert scores("rouge", text, answer=["...", None]) == [None], "no word to compare with"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(
+            (text, 1.0)
+            for text in ("```json\n{}\n```", " ```JSON\r\n{}\r\n```\n", "```  \n\n[1]\n\n  ```", "{} ", '"```"')
+        ),
+        *((text, 0.0) for text in ("```{}```", "```json\n{}```", "```json {}\n```", "```\n```", "```", "```json\n\n```")),
+        *(
+            (text, 0.0)
+            for text in ("```js\n{}\n```", "Here:\n```\n{}\n```", "```json\n{}", "\u00a0{}", "```\n\u00a0{}\n```")
+        ),
+    ],
+)
+def test_a_fence_is_no_part_of_json(text: str, value: float) -> None:
+    assert scores("json", text) == [value]
+
+
+def test_a_fence_is_looked_for_in_linear_time() -> None:
+    started = time.process_time()
+    assert scores("json", "```json" + "\n" * 4000 + "}", "```json\n{}" + "\n  " * 4000 + "}") == [0, 0]
+    assert time.process_time() - started < 2  # seconds; cubic, it would be minutes
 
 
 def test_they_need_no_torch() -> None:

@@ -34,6 +34,18 @@ def test_every_equation_of_three_numbers_is_computed_as_python_does() -> None:
         "\\boxed{(3 + 4) \\times 5}",
         "5*(4+3)",
         "Answer: (3 + 4) * 5 = 35, which uses 3, 4 and 5 once.",
+        "\\[ (3 + 4) \\times 5 = 35 \\]",
+        "\\( (3 + 4) \\times 5 = 35 \\)",
+        "\\[(3+4)\\cdot5\\]",
+        "[(3 + 4) * 5 = 35]",
+        "((3 + 4) * 5 = 35)",
+        "(which is (3+4)*5)",
+        "1. (3 + 4) * 5 = 35",
+        "2) [(3 + 4) * 5 = 35]",
+        "- (3 + 4) * 5 = 35",
+        "Answer - (3 + 4) * 5 = 35",
+        "(3 + 4) x 5 = 35",
+        "(3 + 4) * 5 = 35 on a 3 x 3 board",
     ],
 )
 def test_where_the_equation_is_found(text: str) -> None:
@@ -51,6 +63,9 @@ def test_where_the_equation_is_found(text: str) -> None:
         "34 + 5 - 4",
         "__import__('os').getpid()",
         "3 4 5",
+        "((3 + 4) * 5",
+        "(3 + 4) * 5)",
+        "3. (3 + 4 + 5",
         "",
     ],
 )
@@ -63,3 +78,11 @@ def test_the_numbers_alone_get_a_tenth_and_a_division_is_exact() -> None:
     assert score("1 / 3 * 3", [1, 3, 3], 1) == 1
     assert score("3 / (4 - 4)", [3, 4, 4], 1) == 0
     assert score("7", [7], 7) == 1
+    assert score("- 3 + 38 = 35", [3, 38], 35) == 1
+    assert score("-(3 + 4) * 5 = 35", [3, 4, 5], 35) == 0.1 == score("3 x 4 x 5 = 35", [3, 4, 5], 35)
+
+
+@pytest.mark.parametrize("text", ["\\frac{12}{4} = 3", "$\\frac{12}{4}$", "\\boxed{\\dfrac{12}{4} = 3}"])
+def test_fractions_in_latex_are_divisions(text: str) -> None:
+    assert score(text, [12, 4], 3) == 1
+    assert score("\\frac{3 + 4}{\\frac{1}{5}} = 35", [3, 4, 1, 5], 35) == 1

@@ -31,17 +31,51 @@ def right(text: str, answer: object) -> float | None:
         ("1.5e3", "1500"),
         ("7", "we add 3 and 4: #### 7"),
         ("7", "\\boxed{7}"),
+        ("#### Step 1: add\n3 + 4 = 7\n\nThe answer is 7.", "7"),
+        ("#### 1. Add\n3 + 4 = 7\n", "7"),
+        ("#### Final answer\n7", "7"),
+        ("#### Answer: 7", "7"),
+        ("#### 3 + 4 = 7", "7"),
+        ("#### **7**", "7"),
+        ("#### 18 dollars", "18"),
+        ("#### **18** eggs a day", "18"),
+        ("#### A total of 18", "18"),
+        ("#### 18 dollars\n\nChecked: 9 * 2.", "18"),
+        ("\\boxed{18 dollars}", "18"),
+        ("8", [7, "eight", "8"]),
     ],
 )
-def test_equal(text: str, answer: object) -> None:
+def test_equal(text: str, answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maths, "_installed", lambda: False)
     assert right(text, answer) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("7 or 8", "7"), ("5-3", "-3"), ("none", "0"), ("\\boxed{8} 7", "7"), ("0.333", "1/3"), ("2/0", "2"), ("71", "7")],
+    [
+        *(
+            ("7 or 8", "7"),
+            ("5-3", "-3"),
+            ("none", "0"),
+            ("\\boxed{8} 7", "7"),
+            ("0.333", "1/3"),
+            ("2/0", "2"),
+            ("71", "7"),
+        ),
+        *(
+            ("#### 18 of 20", "18"),
+            ("#### 18 of 20", "20"),
+            ("#### 18x", "18"),
+            ("#### 2 million", "2"),
+            *(("#### 3*4", "34"), ("#### 2**3", "23"), ("#### x 18", "18")),
+        ),
+        *(("#### x + 1", "1"), ("#### x >= 7", "7"), ("#### minus 7", "7"), ("#### 1. Add\nIt is 7", "1"), ("####", "0")),
+        *(("\\boxed{(1, 2)}", "2"), ("\\boxed{2 pi}", "2"), ("#### \\frac{1}{2}", "2"), ("#### So\n\\frac{1}{2}", "2")),
+        ("9", [7, "eight"]),
+    ],
 )
-def test_different(text: str, answer: str) -> None:
+def test_different(text: str, answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maths, "_installed", lambda: False)
     assert right(text, answer) == 0
 
 
@@ -54,6 +88,8 @@ def test_without_math_verify_expressions_are_refused_or_counted_as_wrong_and_bot
         InputError, match=r"^reward: maths compares numbers, and the answer 'x \+ 1' is an expression.*maths\]"
     ):
         right("x + 1", "x + 1")
+    with pytest.raises(InputError, match="is an expression"):
+        right("8", ["seven", "eight"])
     with caplog.at_level(logging.WARNING):
         assert right("\\boxed{\\frac{1}{2}}", "0.5") == 0 == right("\\boxed{\\frac{1}{2}}", "0.5")
     assert len(caplog.records) == 1 and "zopro[maths]" in caplog.text
@@ -63,4 +99,5 @@ def test_with_math_verify_expressions_are_compared() -> None:
     pytest.importorskip("math_verify")
     assert right("so \\boxed{\\frac{1}{2}}", "0.5") == 1
     assert right("\\boxed{1 + x}", "x+1") == 1 == right("it is $\\sqrt{8}$", "2\\sqrt{2}")
+    assert right("It is 1/2", "\\frac{1}{2}") == 1 and right("It is 1/3", "\\frac{1}{2}") == 0
     assert right("\\boxed{x + 2}", "x+1") == 0

@@ -65,7 +65,14 @@ def _of_base(base: Any, folder: str | Path, key: str, tensor: Tensor) -> bool:
         weight = base.get_parameter(key.replace(BASE_LAYER, "."))
     except AttributeError:
         return False
-    if weight.shape != tensor.shape or not torch.equal(weight.detach().cpu(), tensor.to(weight.dtype)):
+    there = weight.detach().cpu()
+    if tensor.dtype != weight.dtype and tensor.shape == there.shape and torch.equal(there.to(tensor.dtype), tensor):
+        raise _foreign(
+            folder,
+            f"{key} is saved in {tensor.dtype}, not {weight.dtype}. Set dtype, or save it with "
+            "save_embedding_layers=False",
+        )
+    if there.shape != tensor.shape or not torch.equal(there, tensor.to(weight.dtype)):
         raise _foreign(folder, f"{key} is another weight than the model's. Save it with save_embedding_layers=False")
     return True
 

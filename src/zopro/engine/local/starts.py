@@ -144,8 +144,8 @@ def _check_tied(base: PreTrainedModel, adapter: StartAdapter) -> None:
     names = [name for name, module in base.named_modules() if any(module is end for end in ends)]
     if found := next((n for n in names if any(key.startswith(f"{n}.") for key in adapter_state(adapter.folder))), None):
         raise InputError(
-            f"model: the adapter '{adapter.folder}' must not be of {found}, whose weights are embeddings and output head "
-            f"alike in its base {adapter.base!r}. Train it on a base whose weights are untied, or leave it out."
+            f"model: the adapter '{adapter.folder}' must not adapt {found}: embeddings and output head share its weights "
+            f"in the base {adapter.base!r}. Train it on a base whose weights are untied, or leave it out."
         )
 
 

@@ -27,7 +27,7 @@ WIDE = 0.2  # eps of one on the modules of one kind alone
 AGREE = 0.5  # nats a token, root mean square, that two ways to one log-prob may differ by: with 4 bits it is 0.1
 SHOWS = 3.0  # times the noise that a difference must be, to be one
 SAME = 0.25  # of a displacement's effect: what differs by less is the same policy, where arithmetic is not exact
-OTHER_WEIGHTS = 0.1  # nats a token, root mean square: the same weights read alike after a restart
+OTHER_WEIGHTS = 0.1  # nats a token, as above: an exact engine's own weights read alike on another machine
 PART = 0.01  # of the effect of all modules: those of one kind that do less do nothing
 
 THERE = Displacement(seed=0, query=0, step=0, t=1.0, eps=(VISIBLE,))

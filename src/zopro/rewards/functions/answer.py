@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import re
+from unicodedata import normalize
 
 from zopro.rewards.functions.base import Reward, for_each_answer
+from zopro.tasks.words import UNSPACED
+
+_LETTER = rf"[^\W{UNSPACED}]"  # or digit, of a script that parts its words
+_ANYWHERE = re.compile(f"[{UNSPACED}]")
+# A number goes on after a point, a comma or a slash, a word does not; a minus after a letter or a digit is a hyphen.
+_BEFORE = rf"(?<!{_LETTER})(?<!\d[.,])"
+_BEFORE_DIGIT = r"(?<!\A[-\u2212])(?<![^\w)\]}][-\u2212])"
+_FRACTION = re.compile(r"(?<![\d/])\d{1,9}/\Z")  # up to its denominator; 5/6/2024 is a date
+_AFTER, _AFTER_DIGIT = rf"(?!{_LETTER})(?![.,]\d)", r"(?!/\d)"
 
 
 def is_exactly(text: str, answer: str) -> bool:
-    """Whether the text is the answer; runs of white space are one blank, and case counts.
+    """Whether the text is the answer; runs of white space are one blank, case counts, ways to encode an accent do not.
 
     >>> is_exactly(" New  York", "New York"), is_exactly("new york", "New York")
     (True, False)
     """
-    return text.split() == answer.split()
+    return normalize("NFC", text).split() == normalize("NFC", answer).split()
 
 
 def has(text: str, answer: str) -> bool:
-    """Whether the answer stands in the text as whole words, whatever their case.
+    """Whether the answer stands in the text as whole words or numbers, whatever their case.
 
-    >>> has("It is PARIS.", "Paris"), has("14", "4"), has("3.14", "3")
-    (True, False, False)
+    In a script without spaces it may stand anywhere.
+
+    >>> has("It is PARIS.", "Paris"), has("14", "4"), has("3.14", "3"), has("-3", "3")
+    (True, False, False, False)
     """
-    words = r"\s+".join(map(re.escape, answer.split()))
-    # A number goes on after a point or a comma, a word does not.
-    before, after = r"(?<!\w)(?<!\d[.,])", r"(?!\w)(?![.,]\d)"
-    return re.search(f"{before}{words}{after}", text, re.IGNORECASE) is not None
+    parts = normalize("NFC", answer).split()
+    if not parts:
+        return False
+    words = r"\s+".join(map(re.escape, parts))
+    begin, end = parts[0][0], parts[-1][-1]
+    before = ("" if _ANYWHERE.match(begin) else _BEFORE) + (_BEFORE_DIGIT if begin.isdecimal() else "")
+    after = ("" if _ANYWHERE.match(end) else _AFTER) + (_AFTER_DIGIT if end.isdecimal() else "")
+    text = normalize("NFC", text)
+    found = re.finditer(f"{before}{words}{after}", text, re.IGNORECASE)
+    return any(not (begin.isdecimal() and _FRACTION.search(text[: m.start()][-11:])) for m in found)
 
 
 def exact(parameter: str = "") -> Reward:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from zopro.tasks.solutions import final_answer
+from zopro.tasks.solutions import answers_in, final_answer
 
 Reward = Callable[..., list[float | None]]
 Completion = str | Sequence[Mapping[str, Any]]
@@ -27,27 +27,27 @@ def text_of(completion: Completion) -> str:
 
 
 def answers_of(value: Any) -> list[str]:
-    """What a row's `answer` accepts: one text or number, or a list of them; of worked solutions what follows "####".
+    """What a row's `answer` accepts (`answers_in`), as texts; of worked solutions their end.
 
     >>> answers_of("3 + 4 = 7 #### 7"), answers_of([1, "one"]), answers_of(None)
     (['7'], ['1', 'one'], [])
     """
-    values = value if isinstance(value, list | tuple) else [value]
-    return [text for one in values if one is not None and (text := final_answer(str(one)))]
+    return [text for one in answers_in(value) if (text := final_answer(str(one)))]
 
 
 def for_each_answer(right: Callable[[str, str], bool]) -> Reward:
     """The reward that is 1 where `right(text, answer)` says so of any answer of the row, else 0; None without one."""
+    return for_all_answers(lambda text, answers: any(right(text, answer) for answer in answers))
+
+
+def for_all_answers(right: Callable[[str, Sequence[str]], bool]) -> Reward:
+    """The reward that is 1 where `right(text, answers)` says so of the row's answers, else 0; None without one."""
 
     def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
-        rows = zip(completions, columns["answer"], strict=True)
-        return [_best(text_of(completion), answers_of(answer), right) for completion, answer in rows]
+        rows = ((text_of(text), answers_of(answer)) for text, answer in zip(completions, columns["answer"], strict=True))
+        return [float(right(text, answers)) if answers else None for text, answers in rows]
 
     return reward
-
-
-def _best(text: str, answers: Sequence[str], right: Callable[[str, str], bool]) -> float | None:
-    return float(any(right(text, answer) for answer in answers)) if answers else None
 
 
 def for_each_text(score: Callable[[str], float]) -> Reward:

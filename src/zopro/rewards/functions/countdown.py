@@ -22,8 +22,14 @@ RIGHT_NUMBERS = 0.1
 _READ, _LONGEST = 10_000, 500  # characters at the end of a text that are read, and of an equation
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*", "[": "(", "]": ")", "{": "(", "}": ")"})  # noqa: RUF001
-_WORDS = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\left", ""), ("\\right", ""))
+_WORDS = (
+    *(("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\left", ""), ("\\right", "")),
+    *((sign, " ") for sign in ("\\[", "\\]", "\\(", "\\)")),  # around formulas
+)
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_CROSS = re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])")
 _EQUATION = re.compile(r"[\d(+-][\d\s+\-*/().=]*")
+_ITEM = re.compile(r"(?:\(?\d{1,3}[.)]|-)\s+(?=[\d(+-])")  # the mark of a list's item, or a dash
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -34,7 +40,7 @@ def score(text: str, nums: Sequence[int], target: Fraction | int) -> float:
     (1.0, 0.1, 0.0)
     """
     best = 0.0
-    for side in _equation(text).split("="):
+    for side in _sides(text):
         try:
             value, used = _computed(side)
         except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
@@ -44,18 +50,58 @@ def score(text: str, nums: Sequence[int], target: Fraction | int) -> float:
     return best
 
 
-def _equation(text: str) -> str:
-    """The text's equation, in the signs of Python; empty if there is none."""
+def _sides(text: str) -> list[str]:
+    """What the text's equation says on either side of "=", in the signs of Python, in each way to read it."""
     tagged = _ANSWER.findall(text)
     place = tagged[-1] if tagged else boxed(text) or text
     for word, sign in _WORDS:
         place = place.replace(word, sign)
-    lines = place[-_READ:].translate(_SIGNS).splitlines()
-    found = [piece for line in lines for match in _EQUATION.findall(line) if (piece := match.rstrip(" \t.=+-*/("))]
-    computed = [
-        piece for piece in found if re.search(r"[\d)]\s*[-+*/]", piece)
-    ]  # a lone number only if it is all there is
-    return (computed or found or [""])[-1][:_LONGEST]
+    place, fractions = place[-_READ:], 1
+    while fractions:  # from within
+        place, fractions = _FRACTION.subn(r"((\1)/(\2))", place)
+    place = place.translate(_SIGNS)
+    return [side for written in {place, _CROSS.sub("*", place)} for side in _sides_of(written.splitlines())]
+
+
+def _sides_of(lines: Sequence[str]) -> list[str]:
+    found: list[tuple[str, int, int]] = []  # a line, and where an equation begins and ends in it
+    for line in lines:
+        for match in _EQUATION.finditer(line):
+            if piece := match.group().rstrip(" \t.=+-*/("):
+                found.append((line, match.start(), match.start() + len(piece[:_LONGEST])))
+    # A lone number only if it is all there is.
+    computed = [one for one in found if re.search(r"[\d)]\s*[-+*/]", one[0][one[1] : one[2]])]
+    if not found:
+        return []
+    line, start, end = (computed or found)[-1]
+    item = _ITEM.match(line, start, end)
+    partners, sides = _partners(line), []
+    for begin in (start, *([item.end()] if item else [])):
+        for side in re.finditer("[^=]+", line[begin:end]):
+            sides.append(_bare(line, begin + side.start(), begin + side.end(), partners))
+    return sides
+
+
+def _partners(line: str) -> dict[int, int]:
+    """Where the other half of each bracket stands."""
+    partners: dict[int, int] = {}
+    opened: list[int] = []
+    for place, sign in enumerate(line):
+        if sign == "(":
+            opened.append(place)
+        elif sign == ")" and opened:
+            partners[place] = opened.pop()
+            partners[partners[place]] = place
+    return partners
+
+
+def _bare(line: str, start: int, end: int, partners: dict[int, int]) -> str:
+    """line[start:end] without brackets at its ends that enclose more than it: "((3 + 4) * 5 = 35)"."""
+    while start < end and (line[start].isspace() or partners.get(start, start) >= end):
+        start += 1
+    while start < end and (line[end - 1].isspace() or partners.get(end - 1, end) < start):
+        end -= 1
+    return line[start:end]
 
 
 def _computed(expression: str) -> tuple[Fraction, list[int]]:

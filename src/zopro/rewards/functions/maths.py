@@ -1,7 +1,8 @@
 r"""`maths`: the number or expression that the completion ends with equals the row's answer.
 
-What counts is the last \boxed{...}, else what follows the last "####", else the last number. Numbers are compared here,
-exactly; expressions (LaTeX, fractions of symbols, sets) by the package math-verify, `pip install 'zopro[maths]'`.
+What counts is the last \boxed{...}, else what follows the last "####", else the last number; of words there ("18 eggs")
+the only number among them, and after a heading ("#### Step 1") the last number. Numbers are compared here, exactly;
+expressions (LaTeX, fractions of symbols, sets) by the package math-verify, `pip install 'zopro[maths]'`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 from zopro.errors import InputError
-from zopro.rewards.functions.base import Reward, for_each_answer
+from zopro.rewards.functions.base import Reward, for_all_answers
 from zopro.tasks.solutions import BOX, MARK, boxed
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,18 @@ _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 # A minus after a digit, a letter or a bracket subtracts. Exponents are short: 1e999999999 would fill the memory.
 _NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-+\u2212])?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\d))?(?:\s?/\s?\d+(?!\.?\d))?")
 _DRESS = re.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}|\\[$%!,;: ]|[$%°€£]|\\\(|\\\)")
+_EMPHASIS = re.compile(r"(?<![\w)*])\*+|(?<!\*)\*+(?![\w(*])")
+_ANY, _WORD = r"[^\W\d_]+", r"[^\W\d_]{2,}"  # one letter beside a number may be a variable
+_AMONG_WORDS = re.compile(
+    rf"(?:(?:{_ANY}[\s:,]+)*{_WORD}[\s:,]+)?({_NUMBER.pattern})(?:[.,]|\s+{_WORD}[.,]?(?:\s+{_ANY}[.,]?)*)?"
+)
+_SIDE = re.compile(r"[^=<>!\\]*=([^=]*)")  # of an equation without LaTeX
+_ITEM, _BEGINS = re.compile(r"\d{1,3}[.)]\s"), re.compile(r"[-+\u2212]?\.?\d")
+_CHANGES = re.compile(
+    r"\b(?:minus|plus|times|over|or|not|pi|squared?|cubed?|root|hal(?:f|ves)|thirds?|quarters?|dozens?|hundreds?|"
+    r"thousands?|[mbtr]+illions?)\b",
+    re.IGNORECASE,
+)
 _LONGEST = 300  # characters of a number; Python refuses to read integers of thousands of digits
 
 
@@ -66,9 +79,10 @@ def equals(text: str, answer: str) -> bool:
     that compares those is not installed."""
     expected = number(answer)
     said = boxed(text)
-    if said is None and MARK in text:
+    marked = said is None and MARK in text
+    if marked:
         said = text.rpartition(MARK)[2]
-    given = last_number(text) if said is None else number(said)
+    given = last_number(text) if said is None else _marked_number(said) if marked else _number_among_words(said)
     if expected is not None and given is not None:
         return given == expected
     if expected is not None and said is None:
@@ -81,7 +95,38 @@ def equals(text: str, answer: str) -> bool:
             )
         _say_that_it_is_missing()
         return False
-    return _same_expression(text if said is None else said, answer)
+    if _same_expression(text if said is None else said, answer):
+        return True
+    # Of a text without LaTeX the package reads nothing but what is a number or an expression as a whole.
+    plain = said is None and given is not None and "\\" not in text and "$" not in text
+    return plain and _same_expression(str(given), answer)
+
+
+def _number_among_words(said: str) -> Fraction | None:
+    """The number that what was said is, or that it says what equals, words beside it that do not change it aside.
+
+    >>> _number_among_words("**18** eggs a day"), _number_among_words("18 of 20"), _number_among_words("2 pi")
+    (Fraction(18, 1), None, None)
+    """
+    said = _EMPHASIS.sub("", said)
+    whole = number(said)
+    if whole is not None:
+        return whole
+    bare = _DRESS.sub("", said).strip()
+    equation = _SIDE.fullmatch(bare)
+    found = _AMONG_WORDS.fullmatch(equation[1].strip() if equation else bare)
+    return _value(found[1]) if found and not _CHANGES.search(bare) else None
+
+
+def _marked_number(said: str) -> Fraction | None:
+    """The number of what follows a mark: its first line or, where that is a heading, the last number below it."""
+    first, *below = said.strip().splitlines() or [""]
+    found = _number_among_words(first)
+    bare = _EMPHASIS.sub("", _DRESS.sub("", first)).strip()
+    if not below or (_BEGINS.match(bare) and not _ITEM.match(bare)):
+        return found
+    last = below[-1]
+    return None if "\\" in _DRESS.sub("", last) else last_number(said)
 
 
 @cache
@@ -117,4 +162,10 @@ def _in_dollars(text: str) -> str:
 
 def maths(parameter: str = "") -> Reward:
     """1 for a completion whose last boxed expression or number equals the row's answer, else 0; None without one."""
-    return for_each_answer(equals)
+
+    def right(text: str, answers: Sequence[str]) -> bool:
+        # Without the package the numbers among several answers can still be compared.
+        numbers = answers if _installed() else [answer for answer in answers if number(answer) is not None]
+        return any(equals(text, answer) for answer in numbers or answers)
+
+    return for_all_answers(right)

@@ -7,6 +7,7 @@ from typing import Any
 
 from zopro.rewards.functions.base import Completion, Reward, text_of
 from zopro.tasks.metrics import metric
+from zopro.tasks.solutions import answers_in
 
 
 def chrf(parameter: str = "") -> Reward:
@@ -19,7 +20,8 @@ def chrf(parameter: str = "") -> Reward:
 
 
 def rouge(parameter: str = "") -> Reward:
-    """The mean F-measure of ROUGE-1, ROUGE-2 and ROUGE-L, the best of several answers; None for a row without a word.
+    """The mean F-measure of ROUGE-1, ROUGE-2 (for two words or more) and ROUGE-L, the best of several answers; None for a
+    row without a word.
 
     >>> rouge()(["?"] * 2, ["the cat sat", "the cat"], answer=["the cat sat", None])
     [1.0, None]
@@ -31,12 +33,12 @@ def _nearness(name: str) -> Reward:
     measure = metric(name)
 
     def score(text: str, references: Sequence[Any]) -> float | None:
-        found = measure([text] * len(references), [None if one is None else str(one) for one in references])
+        found = measure([text] * len(references), list(map(str, references)))
         known = [value for value in found if value is not None]
         return min(1.0, max(known) / 100) if known else None
 
     def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
         rows = zip(completions, columns["answer"], strict=True)
-        return [score(text_of(text), answer if isinstance(answer, list | tuple) else [answer]) for text, answer in rows]
+        return [score(text_of(text), answers_in(answer)) for text, answer in rows]
 
     return reward

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from zopro.errors import InputError
 from zopro.rewards.functions.base import Reward, for_each_text
 
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
+_FENCE = "```"
 
 
 def structured(keys: str = "") -> Reward:
@@ -37,8 +36,20 @@ def structured(keys: str = "") -> Reward:
 
 
 def _parsed(text: str) -> Any:
-    fenced = _FENCE.fullmatch(text.strip())
-    return json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse)
+    return json.loads(_without_fence(text), parse_constant=_refuse)
+
+
+def _without_fence(text: str) -> str:
+    """What stands on the lines between two fences, of which the first may name the language; else the text itself."""
+    whole = text.strip()
+    inside = whole.removeprefix(_FENCE).removesuffix(_FENCE)
+    if len(whole) - len(inside) < 2 * len(_FENCE):
+        return text
+    inside = inside[4:] if inside[:4].lower() == "json" else inside
+    start, end = inside[: len(inside) - len(inside.lstrip())], inside[len(inside.rstrip()) :]
+    if "\n" not in start or "\n" not in end:
+        return text
+    return inside[start.rindex("\n") + 1 : inside.rindex("\n")]
 
 
 def _refuse(constant: str) -> None:

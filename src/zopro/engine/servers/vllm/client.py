@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from zopro.config.addresses import VLLM_KEY
 from zopro.engine import Sampling
-from zopro.engine.servers.check import OTHER_WEIGHTS, apart
+from zopro.engine.servers.check import AGREE, apart
 from zopro.system.secrets import from_environment, redacted
 
 PROBE = 10.0  # seconds for a server to say that it is there
@@ -54,6 +54,10 @@ class Failed(Exception):
     def __init__(self, why: str, status: int = 0) -> None:
         super().__init__(why)
         self.status = status
+
+
+class OtherWeights(Failed):
+    """A server holds other weights than it did."""
 
 
 class Server:
@@ -107,22 +111,27 @@ class Server:
         self._tidy()
 
     def _recognise(self, timeout: float) -> None:
-        """Ask for log-probs of a fixed text. Raises Failed: they are another model's than before."""
+        """Ask for log-probs of a fixed text. Raises OtherWeights: they are not those of before."""
         ids, known = self._probe
-        ids = ids or (self.tokens(PROBED) or [0])[: self.context - 1]
+        try:
+            ids = ids or (self.tokens(PROBED, timeout) or [0])[: self.context - 1]
+        except Failed as failed:
+            if failed.status not in (404, 405):
+                raise
+            ids = [0]  # what stands before the server lets /v1 through alone
         (found,) = self.score(self.base, [ids], [len(ids) - 1], timeout)
-        if known and (between := apart(found, known)) > OTHER_WEIGHTS:
-            raise Failed(f"its weights are others than before, by {between:.2g} nats a token")
+        if known and (between := apart(found, known)) > AGREE:
+            raise OtherWeights(f"its weights are not those of before: log-probs differ by {between:.2g} nats a token")
         self._probe = ids, found
 
     def stop(self) -> object:
         """One that was started elsewhere goes on."""
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str, timeout: float | None = None) -> list[int]:
         """As the server encodes a text, adding nothing."""
         asked = {"model": self.base, "prompt": text, "add_special_tokens": False}
         with readable(self.key):
-            return list(self._ask("POST", "/tokenize", asked)["tokens"])
+            return list(self._ask("POST", "/tokenize", asked, timeout)["tokens"])
 
     def load(self, name: str, folder: Path) -> None:
         """Have an adapter by a name that no cache knows: blocks of earlier prompts are kept by it."""
@@ -140,8 +149,10 @@ class Server:
             try:
                 self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name}, PROBE)
             except Failed as failed:
-                if failed.status not in (400, 404):  # which say that it has none of that name
+                if not failed.status:  # it is not there, and would be waited for again
                     return
+                if failed.status not in (400, 404):  # which say that it has none of that name
+                    continue
             self._left.discard(name)
             self._loaded.discard(name)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from zopro.engine.servers.vllm.client import Failed, Server, in_background, together
+from zopro.engine.servers.vllm.client import Failed, OtherWeights, Server, in_background, together
 from zopro.errors import InputError
 from zopro.system.files import files_at_once
 
@@ -189,7 +189,8 @@ class Fleet:
     def _returned(self, server: Server, outcome: object) -> None:
         if isinstance(outcome, Failed):
             known = self._absent.get(server)
-            self._stay_away(server, known.reason if known else str(outcome))
+            first = None if isinstance(outcome, OtherWeights) else known
+            self._stay_away(server, first.reason if first else str(outcome))
         elif isinstance(outcome, BaseException):
             raise outcome
         elif self._absent.pop(server, None):
