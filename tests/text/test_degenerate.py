@@ -44,5 +44,27 @@ def test_sound(name: str) -> None:
     assert degenerate(SOUND[name]) is None
 
 
+SOURCE = "The network of bunkers and pillboxes greatly favored the defender."
+ASKED = f"Translate this sentence from English to German.\n\n{SOURCE}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "request_", "echo"),
+    [
+        (SOURCE, ASKED, True),
+        (SOURCE.lower().replace("greatly", "very greatly"), ASKED, True),
+        (SOURCE, f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n", True),
+        ("今天天气很好我们去公园散步然后回家做饭", "请翻译成英文。\n\n今天天气很好我们去公园散步然后回家做饭。", True),
+        ("Das Netz aus Bunkern und Unterständen half vor allem den Verteidigern.", ASKED, False),
+        ("Bunkers favored the defender.", ASKED, False),
+        ("Tea or cake, please.", "Tea or cake?", False),
+        (SOURCE, "", False),
+        (SOURCE, "\n \n", False),
+    ],
+)
+def test_what_was_asked_is_no_answer(answer: str, request_: str, echo: bool) -> None:
+    assert degenerate(answer, request_) == ("repeats what it was asked" if echo else None)
+
+
 def test_what_is_repeated_is_cut_where_it_is_long() -> None:
     assert len(degenerate("incomprehensibly unreadable words of great length " * 5) or "") < 80

@@ -162,7 +162,8 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole:
     ]
     measured: dict[str, list[Any]] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
     if whole and tested:
-        measured["degenerate"] = [degenerate(text) is not None for text in texts]
+        asked = [str(item.example.prompt[-1].get("content") or "") for item in items]
+        measured["degenerate"] = [degenerate(text, of) is not None for text, of in zip(texts, asked, strict=True)]
         measured["ended"] = answers.ends(models, found.ids)
         measured["length"] = [*map(len, found.ids)]
         measured["known"] = known

@@ -20,7 +20,8 @@ NOTES = {
     "Easy questions kept": "Easy questions kept: of those that the start answers; the interval is over questions.",
     "KL, other prompts": "KL on other prompts: to {start}, in nats an answer, on prompts of another task.",
     "Degenerate": (
-        "Degenerate: empty, without words, or the same words over and over (the rule is zopro.text.degenerate)."
+        "Degenerate: empty, without words, the same words over and over, or what was asked (the rule is "
+        "zopro.text.degenerate)."
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Whether an answer is broken: empty, without words, or the same words over and over. A rule, not a model.
+"""Whether an answer is broken: empty, without words, the same words over and over, or what was asked. A rule, no model.
 
     degenerate("I love it. I love it. I love it. I love it.")    # 'repeats "i love it" 4 times in a row'
 
@@ -8,6 +8,7 @@ A policy that is driven too far ends there, and a reward may like it. An answer 
 from __future__ import annotations
 
 import re
+from difflib import SequenceMatcher
 from itertools import groupby
 from operator import eq
 
@@ -17,10 +18,14 @@ SHARE = 0.5  # of those that the repetition must make up
 WINDOW, DISTINCT = 60, 0.2  # at most 12 different words in the last 60 are a loop without a period
 LONG = 15.0  # letters a word on average, above which a text has no blanks between its words
 SHOWN = 40  # characters of what is repeated
+ECHO = 0.8  # twice the words that an answer and a paragraph of the request share in order, over the words of both
+FEW = 5  # words of a paragraph: people repeat less than that
 
 
-def degenerate(text: str) -> str | None:
+def degenerate(text: str, request: str = "") -> str | None:
     """Why an answer is broken, in a few words that can follow its name; None where the rule finds nothing.
+
+    request: what it answers; an answer that is a paragraph of it, such as the sentence to be translated, is none.
 
     >>> degenerate(" "), degenerate("?!?!"), degenerate("It is a very, very, very good day.")
     ('is empty', 'has no words', None)
@@ -29,10 +34,7 @@ def degenerate(text: str) -> str | None:
         return "is empty"
     if not any(letter.isalnum() for letter in text):
         return "has no words"
-    words = text.split()
-    by_words = len(text) / len(words) <= LONG
-    units = [re.sub(r"\W", "", word).lower() or word for word in words] if by_words else [*text.lower()]
-    units = units[-LAST:]
+    units, by_words = _units(text)
     if (found := _repeated(units)) is not None:
         start, period, times = found
         said = (" " if by_words else "").join(units[start : start + period])
@@ -40,7 +42,27 @@ def degenerate(text: str) -> str | None:
     last = units[-WINDOW:]
     if by_words and len(last) == WINDOW and len(set(last)) <= DISTINCT * WINDOW:
         return f"has {len(set(last))} different words in its last {WINDOW}"
-    return None
+    paragraphs = re.split(r"\n\s*\n", request) if request.strip() else []
+    return (
+        "repeats what it was asked"
+        if any(_alike(units, _units(part)[0]) for part in paragraphs if part.strip())
+        else None
+    )
+
+
+def _units(text: str) -> tuple[list[str], bool]:
+    """The last words of a text, in lower case and without marks, or its characters where it has no blanks between words;
+    and which of the two."""
+    words = text.split()
+    by_words = len(text) / len(words) <= LONG
+    units = [re.sub(r"\W", "", word).lower() or word for word in words] if by_words else [*text.lower()]
+    return units[-LAST:], by_words
+
+
+def _alike(answer: list[str], asked: list[str]) -> bool:
+    same_length = 2 * min(len(answer), len(asked)) > ECHO * (len(answer) + len(asked))
+    long = len(asked) >= FEW and same_length
+    return long and SequenceMatcher(None, asked, answer, autojunk=False).ratio() > ECHO
 
 
 def called(text: str, iteration: int | None = None) -> str:

@@ -19,17 +19,19 @@ BASE, SAMPLED, GREEDY = "base model", "sampled", "greedy"
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer by the policy `name`; `how` it was drawn. broken: why nothing good can be said of it, or None."""
+    """One answer by the policy `name` to the prompt `asked`; `how` it was drawn. broken: why nothing good can be said of
+    it, or None."""
 
     name: str
     how: str
     text: str
     reward: float | None = None
     win: float | None = None
+    asked: str = ""
 
     @property
     def broken(self) -> str | None:
-        return degenerate(self.text)
+        return degenerate(self.text, self.asked)
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,17 @@ def _answers(name: str, row: Record) -> list[Answer]:
     def number(key: str) -> float | None:
         return row[key] if is_number(row.get(key)) else None
 
-    found = [Answer(name, SAMPLED, str(row.get("completion", "")), number("reward"), number("win"))]
+    asked = str(row.get("prompt", ""))
+    found = [Answer(name, SAMPLED, str(row.get("completion", "")), number("reward"), number("win"), asked)]
     if isinstance(row.get("greedy"), str):
-        found.append(Answer(name, GREEDY, row["greedy"], number("greedy_reward")))
+        found.append(Answer(name, GREEDY, row["greedy"], number("greedy_reward"), asked=asked))
     return found
 
 
 def broken(run: Path, iteration: int | None) -> tuple[int, int]:
     """Of the held-out answers of a policy how many are broken, and how many there are."""
     rows = read_jsonl(Layout(run).evaluation(iteration))
-    return sum(degenerate(str(row.get("completion", ""))) is not None for row in rows), len(rows)
+    return sum(_answers("", row)[0].broken is not None for row in rows), len(rows)
 
 
 def agreement(run: Path, iterations: Iterable[int]) -> Record:
