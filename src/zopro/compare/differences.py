@@ -44,17 +44,15 @@ def trainings(method: Mapping[str, Any]) -> int:
     return len(method.get("final_rewards", ())) or int(method["seeds"])
 
 
-def paired_by(*seeds: int) -> str:
-    """How methods of so many trainings are paired, and what their difference leaves open.
+def paired_by(several: bool) -> str:
+    """How two methods are paired, and what their difference leaves open; `several`: both have more than one training.
 
-    >>> paired_by(3, 2), paired_by(3, 1)
+    >>> paired_by(True), paired_by(False)
     ('paired by prompt and seed', 'paired by prompt; one training each, so nothing about another seed')
     """
-    return (
-        "paired by prompt and seed"
-        if min(seeds) > 1
-        else "paired by prompt; one training each, so nothing about another seed"
-    )
+    if several:
+        return "paired by prompt and seed"
+    return "paired by prompt; one training each, so nothing about another seed"
 
 
 def signed(found: Mapping[str, float | None]) -> str:
@@ -68,9 +66,10 @@ def difference_rows(result: Mapping[str, Any]) -> list[str]:
     table = result["differences"]
     if not table:
         return []
-    *fewer, most = sorted(trainings(result["methods"][name]) for name in table)
-    paired = paired_by(fewer[-1], most)  # as the two with the most trainings are
-    if paired_by(*fewer) != paired:
+    counts = sorted(trainings(result["methods"][name]) for name in table)
+    several = counts[-2] > 1  # of the two with the most trainings
+    paired = paired_by(several)
+    if several and counts[0] == 1:
         paired += "; a method of one training by prompt alone, which says nothing about another seed"
     cells = [[signed(table[a][b]) if a != b else "" for b in table] for a in table]
     return [

@@ -59,16 +59,16 @@ def verdict(result: Result) -> Iterator[str]:
     end = methods[best]["curve"][-1]
     gains = f", from {shown.reward(result['start']['reward'])} at the start"
     yield f"Highest reward: {best}, {shown.interval(end, 'reward')}{gains}; KL {shown.kl(end[PER_ANSWER])}."
-    more: dict[str, list[str]] = {}
+    more: dict[bool, list[str]] = {}  # by whether both have several trainings
     level = []
     for name, gap in result["differences"].get(best, {}).items():
         if gap["low"] is None or gap["low"] <= 0:
             level.append(name)
             continue
-        more.setdefault(paired_by(*(trainings(methods[one]) for one in (best, name))), []).append(name)
-    for paired, names in more.items():
-        said = "Clearly more" if paired == paired_by(2) else "More"
-        yield f"{said} than {', '.join(names)} (95 %), {paired}."
+        more.setdefault(min(trainings(methods[one]) for one in (best, name)) > 1, []).append(name)
+    for several, names in more.items():
+        said = "Clearly more" if several else "More"
+        yield f"{said} than {', '.join(names)} (95 %), {paired_by(several)}."
     if level:
         yield f"No clear difference from {', '.join(level)}."
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.engine import Batch, Engine, Sampling
-from zopro.engine.batch import left_padded
 from zopro.engine.opening import served
 from zopro.engine.servers.check import AGREE, OTHER_WEIGHTS, apart, check_engine
 from zopro.errors import InputError
@@ -52,9 +52,8 @@ def _said(engine: Engine, prompts: Sequence[Sequence[int]], pad: int) -> Said | 
     rows = [list(prompt) for prompt in prompts if len(prompt) > 1]
     if not engine.abilities.logprobs or not rows:
         return None
-    reversed_ids, reversed_mask = left_padded([row[:0:-1] for row in rows], pad)
-    first = torch.tensor([row[:1] for row in rows])
-    ids, mask = torch.cat([first, reversed_ids.flip(1)], 1), torch.cat([torch.ones_like(first), reversed_mask.flip(1)], 1)
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     (tokens,) = engine.logprobs(Batch(ids, mask, ids.shape[1] - 1), [None])
     numbers = [[round(x, 6) for x in line[: len(row) - 1]] for line, row in zip(tokens.tolist(), rows, strict=True)]
     return {"tokens": rows, "logprobs": numbers, "exact": engine.abilities.exact}

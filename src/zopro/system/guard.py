@@ -64,14 +64,18 @@ def _without_exit(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     try:
         return function(*args, **kwargs)
     except SystemExit as error:  # the process would end as if all were done
-        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+        raise _exit(error) from error
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:
     try:
         return await answer
     except SystemExit as error:  # which would end the thread of a loop that others wait for
-        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+        raise _exit(error) from error
+
+
+def _exit(error: SystemExit) -> RuntimeError:
+    return RuntimeError(f"it called sys.exit({error.code!r})")
 
 
 def reason(error: BaseException, text: str | None = None) -> str:

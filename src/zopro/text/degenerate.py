@@ -42,12 +42,10 @@ def degenerate(text: str, request: str = "") -> str | None:
     last = units[-WINDOW:]
     if by_words and len(last) == WINDOW and len(set(last)) <= DISTINCT * WINDOW:
         return f"has {len(set(last))} different words in its last {WINDOW}"
-    paragraphs = re.split(r"\n\s*\n", request) if request.strip() else []
-    return (
-        "repeats what it was asked"
-        if any(_alike(units, _units(part)[0]) for part in paragraphs if part.strip())
-        else None
-    )
+    for paragraph in filter(str.strip, re.split(r"\n\s*\n", request)):
+        if _alike(units, _units(paragraph)[0]):
+            return "repeats what it was asked"
+    return None
 
 
 def _units(text: str) -> tuple[list[str], bool]:
