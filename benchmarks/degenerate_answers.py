@@ -52,6 +52,10 @@ def answers(model: torch.nn.Module, frame: Frame, pad: int, items: list[Item], l
 
 
 @torch.no_grad()
+def why(text: str, item: Item) -> str | None:
+    return degenerate(text, item.example.asked, item.example.reference or "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", type=Path, help="folder of `zopro compare`")
@@ -66,9 +70,8 @@ def main() -> None:
         frame = frame_of(tokenizer, declared_stops(base))
         model = open_adapter(base, folder).eval()
         texts = answers(model, frame, int(tokenizer.pad_token_id), items, config.max_completion_length)
-        asked = [str(item.example.prompt[-1].get("content") or "") for item in items]
-        reasons = Counter(why for text, of in zip(texts, asked, strict=True) if (why := degenerate(text, of)))
-        said = ", ".join(f"{count} {why}" for why, count in reasons.most_common()) or "none"
+        reasons = Counter(filter(None, map(why, texts, items)))
+        said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
         print(f"{name}: degenerate {sum(reasons.values())} of {len(items)}: {said}", flush=True)
         for text in texts[:SHOWN]:
             print(f"    {text}", flush=True)

@@ -56,7 +56,7 @@ LIBRARIES = {
     "config": "yaml pydantic",
     "tasks": "datasets pyarrow rouge_score sacrebleu",
     "functions": "math_verify",
-    "text": "transformers tokenizers torch",
+    "text": "transformers tokenizers torch py3langid",
     "weights": "torch safetensors peft",
     "store": "torch yaml filelock",
     "judges": "torch openai",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from zopro.text import language
 from zopro.text.degenerate import LAST, degenerate
 
 BROKEN = {
@@ -18,6 +19,11 @@ BROKEN = {
     "no blanks": ("我喜欢你" * 6, "times in a row"),
     "letters": ("Ha" + "a" * 60, 'repeats "a"'),
     "no period": (" ".join(f"{a} {b}" for a in "abcd" for b in "efghabcd" for _ in "xy") + " a b c", "different words"),
+    "refusals": (
+        "I\u2019m sorry, I\u2019m sorry, I'm sorry I don't have the brain left to narrow it down.",
+        'says "i\'m sorry" 3 times',
+    ),
+    "refusals of all kinds": ("I cannot say. I apologize, I cannot say, and I cannot help.", 'says "i cannot" 3 times'),
     "longer than what is looked at": ("A word of its own. " * 3 + "so it goes " * LAST, "times in a row"),
 }
 SOUND = {
@@ -25,6 +31,9 @@ SOUND = {
     "a number": "42",
     "emphasis": "It is a very, very, very good day to see the sea.",
     "arithmetic": "1 + 1 + 1 + 1 + 1 = 5",
+    "a refusal": "I'm sorry, but I can't help with that. I'm not able to give medical advice, and I won't guess.",
+    "sympathy": "I'm sorry to hear that. I am so sorry that you had to go through this, and I'm sorry for your loss. "
+    "Talk to a friend or to a doctor, take long walks, sleep well, and give yourself the time that it takes.",
     "a refrain": "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, life is but a dream.",
     "a list": "1. Take a pan. 2. Take an egg. 3. Take some salt. 4. Stir it well and serve it hot.",
     "a poem": "The thing with people is that they love it. They love the thing, and they never forget it. They love it",
@@ -64,6 +73,31 @@ ASKED = f"Translate this sentence from English to German.\n\n{SOURCE}"
 )
 def test_what_was_asked_is_no_answer(answer: str, request_: str, echo: bool) -> None:
     assert degenerate(answer, request_) == ("repeats what it was asked" if echo else None)
+
+
+GERMAN = "Das Netz aus Bunkern und Unterständen half vor allem den Verteidigern."
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "reason"),
+    [
+        (SOURCE, GERMAN, "is in the language en, and not in de"),
+        (GERMAN, SOURCE, "is in the language de, and not in en"),
+        (GERMAN, "Bunker und Unterstände waren eine große Hilfe für die Verteidiger.", None),
+        ("Ludwig van Beethoven, Wien 1824", SOURCE, None),
+        ("A fort, a bunker and more.", GERMAN, None),
+        (SOURCE, "Paris", None),
+        (SOURCE, "", None),
+    ],
+)
+def test_an_answer_in_another_language_than_its_reference(answer: str, reference: str, reason: str | None) -> None:
+    pytest.importorskip("py3langid")
+    assert degenerate(answer, reference=reference) == reason
+
+
+def test_without_the_package_no_language_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "find_spec", lambda name: None)
+    assert language.language(GERMAN) is None and degenerate(SOURCE, reference=GERMAN) is None
 
 
 def test_what_is_repeated_is_cut_where_it_is_long() -> None:

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         turns.append({"prompt": message, **turn})
         if not args.json:
             cells = {name: printable(turn[name]) for name in SPEAKERS}
-            titles = {"base": "base", "aligned": called(turn["aligned"], policy.iteration)}
+            titles = {"base": "base", "aligned": called(turn["aligned"], policy.iteration, message)}
             with redirect_stdout(args.stdout):
                 show(_page(message, cells, titles))
                 sys.stdout.flush()

@@ -162,8 +162,10 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole:
     ]
     measured: dict[str, list[Any]] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
     if whole and tested:
-        asked = [str(item.example.prompt[-1].get("content") or "") for item in items]
-        measured["degenerate"] = [degenerate(text, of) is not None for text, of in zip(texts, asked, strict=True)]
+        measured["degenerate"] = [
+            degenerate(text, item.example.asked, item.example.reference or "") is not None
+            for text, item in zip(texts, items, strict=True)
+        ]
         measured["ended"] = answers.ends(models, found.ids)
         measured["length"] = [*map(len, found.ids)]
         measured["known"] = known

@@ -103,7 +103,7 @@ def _costs(summary: Mapping[str, Any], start: shown.Start) -> Iterator[str]:
 def _sample(sample: Mapping[str, str], start: shown.Start) -> Iterator[str]:
     asked = turns(sample["prompt"])[-1][1]
     yield textwrap.shorten(asked, 2 * COLUMN, placeholder=" ...")
-    names = (start.name, called(sample["aligned"]))
+    names = (start.name, called(sample["aligned"], request=asked))
     answers = [
         textwrap.wrap(f"{name}: {sample[key]}", COLUMN - 4) for name, key in zip(names, ("sft", "aligned"), strict=True)
     ]

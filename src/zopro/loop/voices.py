@@ -166,7 +166,7 @@ def side_by_side(answers: dict[str, Any], width: int | None = None) -> str:
     column = (width - 4) // len(NAMES)
     blocks = []
     for row in answers["answers"]:
-        titles["aligned"] = called(row["aligned"], answers["iteration"])
+        titles["aligned"] = called(row["aligned"], answers["iteration"], row["prompt"])
         lines = [printable(f"> {row['prompt']}")]
         if column < 24:
             for key, title in titles.items():

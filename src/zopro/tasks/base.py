@@ -44,6 +44,11 @@ class Example:
     notes: tuple[str, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def asked(self) -> str:
+        """What the last message says."""
+        return str(self.prompt[-1].get("content") or "")
+
 
 @dataclass(frozen=True)
 class Format:

@@ -1,4 +1,5 @@
-"""Whether an answer is broken: empty, without words, the same words over and over, or what was asked. A rule, no model.
+"""Whether an answer is broken: empty, without words, the same words or refusal over and over, what was asked, or in
+another language than its reference. A rule, no language model.
 
     degenerate("I love it. I love it. I love it. I love it.")    # 'repeats "i love it" 4 times in a row'
 
@@ -8,9 +9,12 @@ A policy that is driven too far ends there, and a reward may like it. An answer 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from difflib import SequenceMatcher
 from itertools import groupby
 from operator import eq
+
+from zopro.text.language import language
 
 LAST = 400  # words, or characters, that are looked at: loops are at the end of an answer
 OFTEN = 3  # times in a row; a single word once more, since people write "very, very, very"
@@ -20,12 +24,18 @@ LONG = 15.0  # letters a word on average, above which a text has no blanks betwe
 SHOWN = 40  # characters of what is repeated
 ECHO = 0.8  # twice the words that an answer and a paragraph of the request share in order, over the words of both
 FEW = 5  # words of a paragraph: people repeat less than that
+REFUSAL = re.compile(
+    r"\bi(?:'m| am)(?: so| very| really| truly)? sorry\b|\bi apologi[sz]e\b|\bmy apologies\b"
+    r"|\bi (?:can ?not|can't|won't|will not)\b|\bi(?:'m| am) (?:unable|not able)\b"
+)
+SPARSE = 12  # words for each refusal, of which a text that is more than refusals has more
 
 
-def degenerate(text: str, request: str = "") -> str | None:
+def degenerate(text: str, request: str = "", reference: str = "") -> str | None:
     """Why an answer is broken, in a few words that can follow its name; None where the rule finds nothing.
 
     request: what it answers; an answer that is a paragraph of it, such as the sentence to be translated, is none.
+    reference: a good answer; one in another language is none (`zopro.text.language`).
 
     >>> degenerate(" "), degenerate("?!?!"), degenerate("It is a very, very, very good day.")
     ('is empty', 'has no words', None)
@@ -42,9 +52,15 @@ def degenerate(text: str, request: str = "") -> str | None:
     last = units[-WINDOW:]
     if by_words and len(last) == WINDOW and len(set(last)) <= DISTINCT * WINDOW:
         return f"has {len(set(last))} different words in its last {WINDOW}"
+    if refusals := Counter(REFUSAL.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))):
+        refusal, times = refusals.most_common(1)[0]
+        if times >= OFTEN and len(text.split()) <= SPARSE * times:
+            return f'says "{refusal}" {times} times'
     for paragraph in filter(str.strip, re.split(r"\n\s*\n", request)):
         if _alike(units, _units(paragraph)[0]):
             return "repeats what it was asked"
+    if (meant := language(reference)) and (spoken := language(text)) and spoken != meant:
+        return f"is in the language {spoken}, and not in {meant}"
     return None
 
 
@@ -63,13 +79,13 @@ def _alike(answer: list[str], asked: list[str]) -> bool:
     return long and SequenceMatcher(None, asked, answer, autojunk=False).ratio() > ECHO
 
 
-def called(text: str, iteration: int | None = None) -> str:
-    """What stands over an answer of the final policy: that it is aligned, unless it is broken.
+def called(text: str, iteration: int | None = None, request: str = "") -> str:
+    """What stands over an answer of the final policy to a request: that it is aligned, unless it is broken.
 
     >>> called("Paris.", 2), called("no no no no no no")
     ('aligned (iteration 2)', 'broken')
     """
-    name = "broken" if degenerate(text) else "aligned"
+    name = "broken" if degenerate(text, request) else "aligned"
     return name if iteration is None else f"{name} (iteration {iteration})"
 
 

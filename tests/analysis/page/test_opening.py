@@ -119,7 +119,8 @@ def test_the_verdict_is_the_first_thing(page: Tree) -> None:
     said = "Win rate 0.87 [0.82, 0.91] against the start by the reward itself (the higher one wins); KL 3.6; "
     assert verdict.startswith("Better than the start, but 1 of 4 answers are broken Win rate")
     assert f"{said}forgotten: 1 of the 5 easy questions it knew (Question 0?)." in verdict
-    assert "Broken answers (empty, or repeating themselves): 1 of 4, before 0." in verdict
+    assert "Broken answers (empty, repeating themselves or the prompt, or in another language than the refer" in verdict
+    assert "ence): 1 of 4, before 0." in verdict
     (body,) = page.texts("body")
     assert body.index("Win rate 0.87") < body.index("A good answer.") < body.index("Reward while training")
 

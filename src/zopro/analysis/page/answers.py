@@ -19,8 +19,8 @@ BASE, SAMPLED, GREEDY = "base model", "sampled", "greedy"
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer by the policy `name` to the prompt `asked`; `how` it was drawn. broken: why nothing good can be said of
-    it, or None."""
+    """One answer by the policy `name` to the prompt `asked`, which has a `reference`; `how` it was drawn. broken: why
+    nothing good can be said of it, or None."""
 
     name: str
     how: str
@@ -28,10 +28,11 @@ class Answer:
     reward: float | None = None
     win: float | None = None
     asked: str = ""
+    reference: str = ""
 
     @property
     def broken(self) -> str | None:
-        return degenerate(self.text, self.asked)
+        return degenerate(self.text, self.asked, self.reference)
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,11 @@ def _answers(name: str, row: Record) -> list[Answer]:
     def number(key: str) -> float | None:
         return row[key] if is_number(row.get(key)) else None
 
-    asked = str(row.get("prompt", ""))
-    found = [Answer(name, SAMPLED, str(row.get("completion", "")), number("reward"), number("win"), asked)]
+    asked, reference = turns(str(row.get("prompt", "")))[-1][1], str(row.get("reference") or "")
+    text = str(row.get("completion", ""))
+    found = [Answer(name, SAMPLED, text, number("reward"), number("win"), asked, reference)]
     if isinstance(row.get("greedy"), str):
-        found.append(Answer(name, GREEDY, row["greedy"], number("greedy_reward"), asked=asked))
+        found.append(replace(found[0], how=GREEDY, text=row["greedy"], reward=number("greedy_reward"), win=None))
     return found
 
 

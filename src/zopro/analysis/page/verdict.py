@@ -45,7 +45,8 @@ def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict
         parts.append(elsewhere)
     details = list(_details(run, config, before, last, evaluations))
     if of:
-        details.append(f"Broken answers (empty, or repeating themselves): {lost} of {of}, before {lost_before}.")
+        kinds = "empty, repeating themselves or the prompt, or in another language than the reference"
+        details.append(f"Broken answers ({kinds}): {lost} of {of}, before {lost_before}.")
     return Verdict(word, "; ".join(parts) + ".", details)
 
 
