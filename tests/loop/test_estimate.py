@@ -109,6 +109,30 @@ def test_fzoo_takes_nine_passes() -> None:
     assert found == [4.0, 18.0]
 
 
+def test_a_scored_row_is_one_and_prompts_that_repeat_are_sampled_once(folder: Path, tmp_path: Path) -> None:
+    for name, word in (("train", "tea"), ("eval", "milk")):
+        rows = [{"en": f"{word} {i % 3}", "de": word, "score": i / 8} for i in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {f"{name}_data": str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")}
+    options: dict[str, Any] = {
+        "task": "translation",
+        "judge": "chrf",
+        "sft_steps": 0,
+        "pair_prompts": 5,
+        "max_prompt_length": 64,
+        **files,
+    }
+    found, _ = dry_run(config(folder, tmp_path / "run", **options))
+    work = {line["stage"]: line["work"] for line in found["stages"]}
+    size = config(folder, tmp_path / "run", **options).reward_batch_size
+    assert work["reward"].endswith(f" steps of {size} rows") and work["refine"].endswith(f" steps of {size} pairs")
+    assert work["pairs"].startswith("3 prompts, ")
+    timed = Timed(call=0.0, sample=0.0, forward=0.0, backward=1.0, peak_mb=1.0, answers=1)
+    settings = RunConfig(model="m", task="translation", train_data="x", reward_steps=3, reward_batch_size=2)
+    seconds = [estimate.seconds_of("reward", True, "rloo", settings, 1, timed, scores) for scores in (False, True)]
+    assert seconds == [12.0, 6.0]
+
+
 def test_a_dry_run_says_it_all_and_writes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

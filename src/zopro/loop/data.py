@@ -39,6 +39,11 @@ class Data:
     remarks: list[str]
     other: Sequence[Item] = ()
 
+    @property
+    def regressed(self) -> bool:
+        """Whether the first reward model learns scores, row by row, in place of pairs."""
+        return self.task.reward == "regression"
+
     def texts(self, frame: Frame) -> Iterator[str]:
         """Prompts and answers as they are encoded."""
         for item in (*self.train, *self.eval, *self.other):

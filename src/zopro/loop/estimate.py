@@ -72,7 +72,7 @@ def time_step(run: Run, models: Models, data: Data) -> Timed:
                 backward, _ = _timed(models, lambda: completion_logprobs(model, *trained).sum().backward(), once=True)
             backward /= len(trained.input_ids)
             longest = max(len(item.ids) for item in data.train) + config.max_completion_length
-            needed = before + GRAPH * kept_mb() / trained.input_ids.numel() * longest * _kept_at_once(run)
+            needed = before + GRAPH * kept_mb() / trained.input_ids.numel() * longest * _kept_at_once(run, data)
         needed = (needed or used_mb(models.base.device)) + _of_whole_models(run, model) if not config.lora_r else needed
     peak = max(needed, torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_rss_mb())
     answers = len(items) * count
@@ -91,13 +91,13 @@ def _back_propagated(run: Run) -> int:
     return max([config.answers_a_step(name) for name in first_order] or [config.sft_batch_size])
 
 
-def _kept_at_once(run: Run) -> int:
+def _kept_at_once(run: Run, data: Data) -> int:
     """Rows whose activations are all kept for a backward pass, padded to the longest: of a pair both answers."""
     config = run.config
     kept = [name for name in _methods(run) if METHODS[name].uses == BACK_PROPAGATION and name != CHECKPOINTED]
     rows = [config.answers_a_step(name) for name in kept]
     rows += [config.sft_batch_size] if config.sft_steps else []
-    rows += [2 * config.reward_batch_size] if config.trains_reward else []
+    rows += [(1 if data.regressed else 2) * config.reward_batch_size] if config.trains_reward else []
     return max(rows, default=0)
 
 
@@ -150,11 +150,14 @@ def _goes_back(run: Run) -> bool:
     return not config.served and bool(config.sft_steps or config.trains_reward or policy)
 
 
-def seconds_of(name: str, first: bool, method: str, config: RunConfig, steps: int, timed: Timed) -> float:
+def seconds_of(
+    name: str, first: bool, method: str, config: RunConfig, steps: int, timed: Timed, regressed: bool = False
+) -> float:
     """What a stage takes. Pairs of answers are two, a reward is a pass, and a row to learn from is as long as an answer.
 
     Args:
         name: of the stage. first: it is the evaluation of the SFT policy. method: of its iteration. steps: of a policy.
+            regressed: the reward model learns scores of single answers.
 
     >>> config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, num_generations=2, beta=0.0)
     >>> timed = Timed(call=0.0, sample=3.0, forward=0.5, backward=1.5, peak_mb=100.0, answers=4)
@@ -169,7 +172,7 @@ def seconds_of(name: str, first: bool, method: str, config: RunConfig, steps: in
     if name == "sft":
         return config.sft_steps * config.sft_batch_size * timed.backward if config.sft_steps else 0.0
     if name == "reward":
-        return config.reward_steps * 2 * config.reward_batch_size * timed.backward
+        return config.reward_steps * (1 if regressed else 2) * config.reward_batch_size * timed.backward
     if name == "refine":
         return config.refine_steps * 2 * config.reward_batch_size * timed.backward
     if name == "pairs":
@@ -227,11 +230,10 @@ class Estimate:
 
 def estimate(run: Run, models: Models, data: Data) -> Estimate:
     """Time a step, and say what each stage that is not done will take."""
-    timed, steps = time_step(run, models, data), policy_steps(run, data)
-    pairs = min(run.config.pair_prompts, len(data.train))
-    config = dataclasses.replace(run.config, eval_prompts=len(data.eval), pair_prompts=pairs)
+    timed, config = time_step(run, models, data), _bounded(run, data)
+    about = config, policy_steps(run, data), timed, data.regressed
     stages = [
-        (stage, number, seconds_of(stage.name, number is None, config.method_of(number or 0), config, steps, timed))
+        (stage, number, seconds_of(stage.name, number is None, config.method_of(number or 0), *about))
         for stage, number in walk(config, config.iterations)
         if not stage.done(run.store, number)
     ]
@@ -264,16 +266,22 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
     return result, Page(*_text(result, found))
 
 
+def _bounded(run: Run, data: Data) -> RunConfig:
+    """The run's configuration, with no more prompts than there are."""
+    pairs = min(run.config.pair_prompts, len({item.prompt for item in data.train}))
+    return dataclasses.replace(run.config, eval_prompts=len(data.eval), pair_prompts=pairs)
+
+
 def _work(run: Run, data: Data, stage: Stage, iteration: int | None) -> str:
-    config = run.config
+    config = _bounded(run, data)
     answers = config.answers_a_step(config.method_of(iteration or 0))
-    measured, pairs = config.eval_samples + config.eval_greedy, min(config.pair_prompts, len(data.train))
+    measured = config.eval_samples + config.eval_greedy
     return {
         "sft": f"{config.sft_steps} steps of {config.sft_batch_size} rows",
-        "reward": f"{config.reward_steps} steps of {config.reward_batch_size} pairs",
-        EVALUATION: f"{len(data.eval)} prompts, {measured} answer{'s' * (measured > 1)} each",
+        "reward": f"{config.reward_steps} steps of {config.reward_batch_size} {'rows' if data.regressed else 'pairs'}",
+        EVALUATION: f"{config.eval_prompts} prompts, {measured} answer{'s' * (measured > 1)} each",
         "policy": f"{policy_steps(run, data)} steps of {config.method_of(iteration or 0)}, {answers} answers each",
-        "pairs": f"{pairs} prompts, the least certain {config.uncertain_share:.0%} judged",
+        "pairs": f"{config.pair_prompts} prompts, the least certain {config.uncertain_share:.0%} judged",
         "refine": f"{config.refine_steps} steps of {config.reward_batch_size} pairs",
     }[stage.name]
 

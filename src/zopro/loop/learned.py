@@ -58,7 +58,7 @@ def check_answers(config: RunConfig, data: Data, frame: Frame) -> None:
         raise InputError(f"max_completion_length: no chosen answer ends within {limit} tokens. Raise it.")
     if not config.trains_reward:
         return
-    if data.task.reward == "regression":
+    if data.regressed:
         what, rows = "two different scores", scored(data.train, fits)
         first = next(rows, None)
         enough = any(first is not None and row.score != first.score for row in rows)

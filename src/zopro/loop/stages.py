@@ -106,7 +106,7 @@ def _train_reward(run: Run, models: Models, data: Data) -> None:
         "output_dir": store.trainer("reward"),
         "checkpoint_steps": config.checkpoint_steps,
     }
-    if data.task.reward == "regression":
+    if data.regressed:
         model.train_scores([*scored(data.train, fits)], **options)
         held_out = [*scored(data.eval)]
         measured = len({row.score for row in held_out}) > 1
