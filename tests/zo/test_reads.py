@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint as checkpointing
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from tiny import tiny_model, tiny_tokenizer
 from tiny_branches import FROZEN, IMAGE, IMAGES, MODES, UNREAD, Two, X, Y, loss_of, moved
 from tiny_problems import weights
 from zopro.zo import SPSA, Ranks
@@ -137,6 +138,18 @@ def test_reads_that_are_hard_to_see_count(kind: str) -> None:
     assert {"0.weight", "1.weight", "1.bias"} <= moved(before, model)
     if kind != "TorchScript":  # which hides everything that leads to it, but not what nothing was given
         assert "2.weight" not in moved(before, model)
+
+
+def test_what_was_compiled_reads_displaced_weights() -> None:
+    found, ids = [], torch.arange(6).view(1, 6)
+    for kind in ("in_place", "virtual"):
+        model = tiny_model("llama", tiny_tokenizer(["a b c d e f"])).eval()
+        compiled = torch.compile(model, backend="eager")
+        opt = SPSA(model.named_parameters(), lr=1e-3, eps=1e-2, perturbation=kind)
+        for _ in range(3):  # the first ones are watched
+            opt.step(lambda compiled=compiled: compiled(input_ids=ids, labels=ids).loss)
+        found.append(opt.last.projected_gradient)
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_a_constant_or_broken_loss_says_nothing() -> None:

@@ -11,9 +11,10 @@ the model made before the step, TorchScript, and kernels that take a raw pointer
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -133,8 +134,13 @@ class Virtual(Perturbation):
     @contextmanager
     def at(self, offset: Offset) -> Iterator[None]:
         index_of = {id(parameter): index for index, parameter in enumerate(self.parameters)}
-        with _ReadDisplaced(index_of, offset):
+        with uncompiled(), _ReadDisplaced(index_of, offset):
             yield
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Where what was compiled runs as it was written: compilers would compile what looks on too, or refuse it."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _ReadDisplaced(TorchFunctionMode):

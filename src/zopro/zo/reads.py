@@ -7,16 +7,14 @@ kernels by raw pointer, other threads) are not seen; `zopro.zo.unread` asks the 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from zopro.zo.perturbation import describes, tensors_in
+from zopro.zo.perturbation import describes, tensors_in, uncompiled
 
 _PRODUCTS = frozenset(("mul", "multiply", "__mul__", "__rmul__"))
 
@@ -42,10 +40,10 @@ class Reads(TorchFunctionMode):
     def watch(self, closure: Callable[[], Any]) -> Any:
         """What `closure` returns; it is not watched once all tensors are known to be used."""
         if self.used == (1 << len(self.tensors)) - 1:
-            with _uncompiled():
+            with uncompiled():
                 return closure()
         self._depends = dict(self._own)
-        with _uncompiled(), self:
+        with uncompiled(), self:
             value = closure()
         if isinstance(value, Tensor):
             self.used |= self._depends.get(_storage(value), 0)
@@ -72,11 +70,6 @@ class Reads(TorchFunctionMode):
         for key in made:  # a storage that was not given is new, whatever was at its address before
             self._depends[key] = mask | (self._depends.get(key, 0) if key in given else self._own.get(key, 0))
         return result
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Where what was compiled runs as it was written: compilers would compile the watching too, or refuse it."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -156,11 +156,17 @@ def test_a_block_that_cannot_be_run_again_is_refused() -> None:
         loss.backward()
 
 
-def test_checkpointing_of_activations_excludes_blocks() -> None:
-    model, (ids, mask, _) = trained("llama").train(), batch()
+@pytest.mark.parametrize("local", LEVELS)
+def test_dropout_and_checkpointing_change_nothing(local: str) -> None:
+    """A block that runs again for its products sees what the measured pass saw."""
+    true = guess_and_truth("llama", local=local)[1]
+    model = trained("llama").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda m, x: (torch.nn.functional.dropout(x[0], 0.5, m.training), *x[1:]))
     model.get_base_model().gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="gradient_checkpointing: must be off"):
-        Feedback(model, local="block").logprobs(ids, mask, COMPLETION)
+    found = guess(model, local=local)[1]
+    assert all(torch.allclose(found[name], true[name], atol=1e-6) for name in true) and model.training
 
 
 @pytest.mark.parametrize("local", ["chain", "block"])

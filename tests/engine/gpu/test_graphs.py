@@ -127,6 +127,25 @@ def test_a_capture_in_inference_mode_serves_outside_of_it(monkeypatch: pytest.Mo
     assert made[0] == 1 and not made[0].requires_grad
 
 
+@pytest.mark.cuda
+def test_after_a_failed_capture_the_device_goes_on() -> None:
+    numbers, graphs = torch.ones(3, device="cuda"), Graphs(torch.device("cuda"))
+
+    def step() -> None:
+        numbers.add_(1)
+        if torch.cuda.is_current_stream_capturing():
+            numbers.sum().item()
+
+    torch.cuda.manual_seed(0)
+    graphs.run("a", step, 4)
+    assert graphs.why_not and numbers.tolist() == [5, 5, 5]
+    drawn = torch.rand(2, device="cuda")
+    assert torch.nn.functional.dropout(numbers, 0.5).shape == (3,)
+    torch.cuda.empty_cache()
+    torch.cuda.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(2, device="cuda"))
+
+
 def test_memory_that_ends_in_a_capture_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Counting(monkeypatch, RuntimeError("operation failed due to a previous error during capture"))
 

@@ -166,6 +166,12 @@ def test_shared_prompts_pass_once(tokenizer):
     hook.remove()
 
 
+def test_a_compiled_model_is_looked_through(tokenizer):
+    model, ids = tiny_model("llama", tokenizer), torch.arange(6).view(1, 6)
+    found = completion_logprobs(torch.compile(model, backend="eager"), ids, torch.ones_like(ids), 2)
+    assert torch.equal(found, completion_logprobs(model, ids, torch.ones_like(ids), 2))
+
+
 def test_gradient_checkpointing_takes_the_plain_path(tokenizer):
     model = tiny_model("llama", tokenizer)
     model.gradient_checkpointing_enable()

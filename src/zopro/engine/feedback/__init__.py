@@ -152,7 +152,16 @@ class Feedback:
     def _forward(
         self, batch: tuple[Tensor, Tensor, int], copies: int, temperature: float, max_elements: int | None
     ) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
-        """Log-probs, and the pseudo-gradients as a function of the gradient with respect to them."""
+        """Log-probs, and the pseudo-gradients as a function of the gradient with respect to them.
+
+        Dropout is off in both: a block that runs again would draw other masks than the pass that was measured.
+        """
+        with evaluating(self.parts.model):
+            return self._passed(batch, copies, temperature, max_elements)
+
+    def _passed(
+        self, batch: tuple[Tensor, Tensor, int], copies: int, temperature: float, max_elements: int | None
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
         if self.local == "block":
             copies = 1 if self.alone else copies
             blocks, config = [block.module for block in self.blocks], self.parts.model.config
@@ -173,7 +182,7 @@ class Feedback:
         def backward(upstream: Tensor) -> list[Tensor | None]:
             weights = upstream[:, : states.real.shape[1]][states.real]
             products = fast_products(self.parts.model.dtype, errors.device)
-            with products, evaluating(self.parts.model):  # a local graph must not draw dropout masks
+            with products, evaluating(self.parts.model):
                 found = gradients(errors * weights[:, None].float())
             for key, unit in self._avoided.items():
                 if key in found:

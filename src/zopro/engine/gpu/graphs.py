@@ -138,6 +138,8 @@ class Graphs:
             self.why_not = next(iter(str(cause).splitlines()), type(error).__name__)
             with suppress(RuntimeError):
                 self.clear()
+            for generator in torch.cuda.default_generators:  # may think that they are still captured, and refuse to draw
+                generator.graphsafe_set_state(generator.clone_state())
             return
         self._graphs[key] = graph
         while len(self._graphs) > KEPT:

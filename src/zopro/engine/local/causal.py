@@ -39,6 +39,13 @@ class Decoder:
     backbone: nn.Module
 
     @property
+    def checkpoints(self) -> bool:
+        """Whether a backward pass would run blocks again; transformers has renamed what it calls that."""
+        names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+        asked = next((name for name in names if hasattr(type(self.model), name)), None)
+        return self.model.training and asked is not None and bool(getattr(self.model, asked))
+
+    @property
     def config(self) -> Any:
         """Configuration of the text model."""
         return self.model.config.get_text_config(decoder=True)
@@ -107,7 +114,7 @@ class CausalParts(Decoder):
 
 
 def causal_parts(model: Any) -> CausalParts:
-    """Take a causal model apart; a PEFT model (LoRA and the like) or a `module` wrapper around one is looked through.
+    """Take a causal model apart; PEFT models (LoRA and the like), compiled ones and `module` wrappers are looked through.
 
     The first time a model is seen, head(backbone(x)) is compared with the model's own forward on two tokens, so that
     an architecture that treats its logits in a way not known here is refused instead of trained on wrong numbers.
@@ -118,6 +125,7 @@ def causal_parts(model: Any) -> CausalParts:
     if torch.is_grad_enabled() and isinstance(model, nn.parallel.DistributedDataParallel):
         raise InputError("model: DistributedDataParallel synchronises gradients in its own forward; pass its .module.")
     model = getattr(model, "module", model)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile; the engine runs what was written
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise InputError("model: prompt-learning adapters are not supported, use LoRA or another weight adapter.")

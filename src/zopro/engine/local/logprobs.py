@@ -190,12 +190,9 @@ def completion_states(
 
     watch = watch or Watch()
     watch.expect(real)
-    checkpoints = parts.model.training and getattr(parts.model, "is_gradient_checkpointing", False)
-    if checkpoints and tail is not None:
-        raise ValueError("gradient_checkpointing: must be off here, since it excludes the cache of keys and values.")
     able = abilities(parts)
     one_by_one = torch.is_grad_enabled() and ids.shape[1] - 1 - split < able.gradients_from
-    shares = num_generations > 1 and able.shares and not one_by_one and not checkpoints
+    shares = num_generations > 1 and able.shares and not one_by_one and not parts.checkpoints
     watch.over(torch.arange(len(ids), device=ids.device))
     if alone:
         with watch.passing(lambda states: states[:, split - 1 :]):
