@@ -235,10 +235,19 @@ def test_rewards_of_ones_own_are_compared_without_a_reward_model(
     rows = [{"prompt": row["prompt"]} for row in read_rows(Path(settings["train_data"]))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mine = {"task": "verifiable", "train_data": str(tmp_path / "rows.jsonl"), "eval_data": ""}
-    mine |= {"reward": [f"python:{__name__}:short"], "sft_steps": 0, "warm_start": "spsa", "num_generations": 2}
+    mine |= {
+        "reward": [f"python:{__name__}:short", "length:1-2"],
+        "sft_steps": 0,
+        "warm_start": "spsa",
+        "num_generations": 2,
+    }
     plan = Plan(("zopro", "es"), steps=1, points=1, search_trials=1, start="iteration")
     made = config({**settings, **mine}, tmp_path / "out", population=4, iterations=1)
     found = compare(made, plan, quiet=True)
     assert not found["failed"] and set(found["methods"]) == {"zopro", "es"}
-    assert all(0 <= reward <= 1 for method in found["methods"].values() for reward in method["final_rewards"][0])
+    assert all(0 <= reward <= 2 for method in found["methods"].values() for reward in method["final_rewards"][0])
     assert not (tmp_path / "out" / "shared" / "reward").exists()
+    left = [found["before"], *(method["final"] for method in found["methods"].values())]
+    assert all([*state["quality"]] == made.reward for state in left), "each by itself"
+    total = sum(value["mean"] for value in found["before"]["quality"].values())
+    assert total == pytest.approx(found["start"]["reward"])

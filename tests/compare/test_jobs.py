@@ -1,13 +1,16 @@
-"""Which rows learning rates are searched on, and which are trained on."""
+"""Which rows learning rates are searched on and which are trained on; what answers are held against."""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from zopro.compare import jobs
 from zopro.compare.jobs import search_items, training_items
+from zopro.loop.rewarding import Scores
 
 
 def shares(prompts: str, eval_prompts: int) -> tuple[str, str]:
@@ -33,3 +36,12 @@ def shares(prompts: str, eval_prompts: int) -> tuple[str, str]:
 def test_no_prompt_of_the_search_is_trained_on(prompts: str, eval_prompts: int, wanted: tuple[str, str]) -> None:
     """Where prompts have several rows too; where there is one alone, both have it."""
     assert shares(prompts, eval_prompts) == wanted
+
+
+def test_answers_are_held_against_references_beside_a_reward_model() -> None:
+    data: Any = SimpleNamespace(task=SimpleNamespace(metric="chrf"))
+    items: list[Any] = [SimpleNamespace(example=SimpleNamespace(reference=text)) for text in ("Ein Haus.", None)]
+    found = jobs._qualities(data, Scores([0.5, 0.5], {"model": [0.5, 0.5]}), ["Ein Haus.", "Hm."], items)
+    assert found == {"chrf": [pytest.approx(100), None]}
+    several = Scores([1.0, 1.0], {"chrf": [0.5, 0.5], "mine": [math.nan, 0.5]})
+    assert jobs._qualities(data, several, ["a", "b"], items) == {"chrf": [0.5, 0.5], "mine": [None, 0.5]}

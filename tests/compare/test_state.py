@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from zopro.compare.reached import column, reached
-from zopro.compare.state import state, state_table
+from zopro.compare.state import notes, state, state_table
 from zopro.compare.summary import markdown, text
 
-BEFORE = [True, True, True, True, False]
+START = {"known": [True, True, True, True, False]}
 SEEDS = [
     {"known": [True, True, True, False, True], "other": [0.5, 1.5, 1.0], "degenerate": [True, False, False],
      "ended": [True, True, False], "length": [4, 5, 6]},
@@ -38,7 +38,7 @@ METHODS = {
 
 
 def test_seeds_are_pooled_by_question_and_by_prompt() -> None:
-    found = state(SEEDS, BEFORE)
+    found = state(SEEDS, START)
     asked = found["remembered"]
     assert (asked["known_before"], asked["known"], asked["forgotten"], asked["kept"]) == (4, 3, 2, 0.5)
     assert found["other_kl_per_answer"] == 1.5 and found["other_n"] == 3
@@ -49,13 +49,31 @@ def test_seeds_are_pooled_by_question_and_by_prompt() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    assert state([{"rewards": [1.0]}], []) == {} and "remembered" not in state(SEEDS, [])
-    assert state([SEEDS[0], {"known": [], "other": []}], BEFORE) == {}
-    result = {"methods": {"es": {**METHODS["es"], "final": state(SEEDS, [])}, "mezo": METHODS["mezo"]}}
+    assert state([{"rewards": [1.0]}], {}) == {} and "remembered" not in state(SEEDS, {})
+    assert state([SEEDS[0], {"known": [], "other": []}], START) == {}
+    result = {"methods": {"es": {**METHODS["es"], "final": state(SEEDS, {})}, "mezo": METHODS["mezo"]}}
     (start, es, mezo) = map(dict, state_table(result))
     assert list(start) == ["Policy", "KL, other prompts", "Degenerate", "Ended", "Tokens"]
     assert es["KL, other prompts"] == "1.50 [0.00, 7.97]" and set(mezo.values()) == {"mezo", ""}
     assert state_table({"methods": {"es": METHODS["es"]}}) == []
+
+
+def test_a_metric_that_falls_while_the_reward_rises_is_named() -> None:
+    start = {"quality": {"chrf": [30.0, 40.0, None, 50.0], "short": [1.0, 1.0, 1.0, 1.0]}}
+    ends = [{"quality": {"chrf": [25.0, 34.0, 3.0, 45.0], "short": [1.0, 2.0, 1.0, None]}}]
+    found = state(ends, start)
+    assert found["quality"]["chrf"]["mean"] == pytest.approx(104 / 3) and found["quality"]["chrf"]["n"] == 3
+    assert found["quality"]["chrf"]["gain"] == pytest.approx(-16 / 3) and found["quality"]["chrf"]["gain_high"] < 0
+    assert found["quality"]["short"]["gain"] == pytest.approx(1 / 3)
+    assert state(ends, {}) == {}, "the start was measured by an earlier version"
+
+    es = {**METHODS["es"], "final": found, "gain": {"mean": 2.0, "low": 1.0, "high": 3.0}}
+    result = {"methods": {"es": es, "mezo": METHODS["mezo"]}, "before": state([start], start)}
+    rows = [dict(row) for row in state_table(result)]
+    assert [row["chrf"] for row in rows] == ["40.000", "34.667, gain -5.333 [-6.768, -3.899]", ""]
+    assert notes(result) == ["es: the reward rises and chrf falls."]
+    es["gain"] = {"mean": 2.0, "low": -1.0, "high": 5.0}
+    assert notes(result) == []
 
 
 def test_how_soon_each_is_where_rloo_ends() -> None:
@@ -73,9 +91,9 @@ def test_how_soon_each_is_where_rloo_ends() -> None:
 
 
 def test_both_are_in_the_tables() -> None:
-    methods = {name: {**method, "final": state(SEEDS, BEFORE)} for name, method in METHODS.items()}
+    methods = {name: {**method, "final": state(SEEDS, START)} for name, method in METHODS.items()}
     result = {
-        "methods": methods, "start": METHODS["es"]["curve"][0], "before": state([SEEDS[0]], SEEDS[0]["known"]),
+        "methods": methods, "start": METHODS["es"]["curve"][0], "before": state([SEEDS[0]], SEEDS[0]),
         "gain_ratios": {}, "failed": {}, "differences": {}, "plan": {"steps": 6, "against": ""}, "prompts": 3,
         "inference_peak_mb": 8.0, "beta": 0.05, "out": "x", "sft_steps": 0, "reached": reached(METHODS),
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,13 @@ from zopro.loop.opening import open_all
 from zopro.loop.policy_stage import policy_trainer
 from zopro.loop.recording import origin_of
 from zopro.loop.remembered import ask
+from zopro.loop.rewarding import Scores
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, walk
 from zopro.store.layout import Layout
 from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
+from zopro.tasks.metrics import metric
 from zopro.text.degenerate import degenerate
 from zopro.train.checkpoints import clear
 
@@ -143,7 +145,7 @@ class Pace(TrainerCallback):
         self._since = time.perf_counter()
 
 
-def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole: bool = False) -> dict[str, list[Any]]:
+def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole: bool = False) -> dict[str, Any]:
     """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt; and
     the first answers as texts. With `whole`, on held-out prompts, also what `zopro.compare.state` reads."""
     tested, known = job.prompts == "test", list[bool]()
@@ -160,7 +162,7 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole:
         {"prompt": item.prompt, "completion": text, "reward": reward}
         for item, text, reward in zip(items[:SHOWN], texts, worth, strict=False)
     ]
-    measured: dict[str, list[Any]] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
+    measured: dict[str, Any] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
     if whole and tested:
         measured["degenerate"] = [
             degenerate(text, item.example.asked, item.example.reference or "") is not None
@@ -168,6 +170,20 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole:
         ]
         measured["ended"] = answers.ends(models, found.ids)
         measured["length"] = [*map(len, found.ids)]
+        measured["quality"] = _qualities(data, found.scores, texts, items)
         measured["known"] = known
         measured["other"] = answers.divergences(run, models, data.other, policy, run.seed("compare", "other", job.seed))
     return measured
+
+
+def _qualities(data: Data, scores: Scores, texts: Sequence[str], items: Sequence[Item]) -> dict[str, list[float | None]]:
+    """Each answer by each of several rewards, and by the task's metric (chrF, ROUGE; 0 to 100); None where one does not
+    apply."""
+    parts = scores.parts if len(scores.parts) > 1 else {}
+    found: dict[str, list[float | None]] = {
+        name: [None if math.isnan(value) else float(value) for value in values] for name, values in parts.items()
+    }
+    name = data.task.metric
+    if name is not None and name not in scores.parts:
+        found[name] = metric(name)(texts, [item.example.reference for item in items])
+    return found

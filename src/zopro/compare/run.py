@@ -108,7 +108,7 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
         "prompts": len(start["rewards"]),
         "inference_peak_mb": inference,
         "start": start_point(start),
-        "before": state([start], start.get("known", [])),
+        "before": state([start], start),
         "texts": start.get("texts", []),
         **beside(methods, plan.against),
         "failed": failed,

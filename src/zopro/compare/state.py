@@ -5,7 +5,7 @@ That is: which easy questions it still answers, how far it moved on prompts of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -14,26 +14,28 @@ from zopro.loop.divergence import elsewhere
 from zopro.loop.remembered import counts
 from zopro.store import shown
 from zopro.store.shown import ELSEWHERE, REMEMBERED
-from zopro.system.statistics import win_interval
+from zopro.system.statistics import crossed_interval, win_interval
 
 NOTES = {
     "Easy questions kept": "Easy questions kept: of those that the start answers; the interval is over questions.",
     "KL, other prompts": "KL on other prompts: to {start}, in nats an answer, on prompts of another task.",
     "Degenerate": (
-        "Degenerate: empty, without words, the same words over and over, or what was asked (the rule is "
-        "zopro.text.degenerate)."
+        "Degenerate: empty, without words, the same words or refusal over and over, what was asked, or another language "
+        "than the reference's (the rule is zopro.text.degenerate)."
     ),
 }
 
 
-def state(measured: Sequence[Mapping[str, Any]], before: Sequence[bool]) -> dict[str, Any]:
+def state(measured: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
     """One policy's state from its trainings' measurements at their last points.
 
     Args:
         measured: of each training `known` [question], `other` (log-ratios [prompt], nats), `degenerate` and `ended`
-            [answer], and `length` [answer]; what one lacks, as earlier versions did not measure it, is left out.
-        before: which questions the start knows; empty where it was not asked.
+            [answer], `length` [answer], and `quality` (by reward or metric [answer], None where it does not apply); what
+            one lacks, as earlier versions did not measure it, is left out.
+        start: the same of what all began with.
     """
+    before = start.get("known", [])
     found: dict[str, Any] = {}
     if before and (known := _all(measured, "known")):
         found[REMEMBERED] = counts(known, before)
@@ -44,7 +46,21 @@ def state(measured: Sequence[Mapping[str, Any]], before: Sequence[bool]) -> dict
             found |= named(name, win_interval([fmean(of_prompt) for of_prompt in zip(*values, strict=True)]))
     if lengths := _all(measured, "length"):
         found["length"] = fmean(map(fmean, lengths))
+    tables = _all(measured, "quality")
+    if names := [name for name in start.get("quality", {}) if tables and all(name in table for table in tables)]:
+        found["quality"] = {name: _quality([t[name] for t in tables], start["quality"][name]) for name in names}
     return found
+
+
+def _quality(values: Sequence[Sequence[float | None]], before: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and gain, paired by prompt, of [training][answer], over the answers that it applies to in all."""
+    columns = [column for column in zip(before, *values, strict=True) if None not in column]
+    if not columns:
+        return {"mean": None, "n": 0}
+    first, *rest = zip(*columns, strict=True)
+    gains = [[after - at_first for after, at_first in zip(of_one, first, strict=True)] for of_one in rest]
+    found = {"mean": fmean(map(fmean, rest)), "n": len(columns)}
+    return {**found, **named("gain", crossed_interval(gains))}
 
 
 def _all(measured: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
@@ -59,13 +75,14 @@ def state_table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     """
     states = {shown.start(result.get("sft_steps")).name: result.get("before", {})}
     states |= {name: method.get("final", {}) for name, method in result["methods"].items()}
-    rows = [[("Policy", name), *_cells(found)] for name, found in states.items()]
+    qualities = list(dict.fromkeys(name for found in states.values() for name in found.get("quality", {})))
+    rows = [[("Policy", name), *_cells(found, qualities)] for name, found in states.items()]
     full = [any(cells[1] for cells in column) for column in zip(*rows, strict=True)]
     kept = [[cell for cell, said in zip(row, full, strict=True) if said] for row in rows]
     return kept if sum(full) > 1 else []
 
 
-def _cells(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _cells(found: Mapping[str, Any], qualities: Sequence[str]) -> list[tuple[str, str]]:
     asked, ended, length = found.get(REMEMBERED), found.get("ended"), found.get("length")
     return [
         ("Easy questions known", f"{shown.count(asked['known'])} of {asked['of']}" if asked else ""),
@@ -74,11 +91,28 @@ def _cells(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Degenerate", shown.interval(found, "degenerate") if "degenerate" in found else ""),
         ("Ended", "" if ended is None else shown.share(ended)),
         ("Tokens", "" if length is None else shown.fixed(length, 1)),
+        *((name, _valued(found.get("quality", {}).get(name))) for name in qualities),
     ]
+
+
+def _valued(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["mean"] is None:
+        return ""
+    gained = f", gain {shown.interval(found, 'gain')}" if found.get("gain") else ""
+    return f"{shown.fixed(found['mean'], 3)}{gained}"
+
+
+def _falls(result: Mapping[str, Any]) -> Iterator[str]:
+    """Where a method's answers got worse by one measure while their reward rose."""
+    for method, found in result["methods"].items():
+        rises = found.get("gain", {}).get("low") or 0
+        for name, value in found.get("final", {}).get("quality", {}).items():
+            if rises > 0 and (value.get("gain_high") or 0) < 0:
+                yield f"{method}: the reward rises and {name} falls."
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What the table's columns are, a line each."""
     columns = {name for row in state_table(result) for name, _ in row}
     start = shown.start(result.get("sft_steps")).the
-    return [note.format(start=start) for name, note in NOTES.items() if name in columns]
+    return [*(note.format(start=start) for name, note in NOTES.items() if name in columns), *_falls(result)]

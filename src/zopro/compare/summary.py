@@ -50,7 +50,7 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
         "peak_mb": max(result["peak_mb"] for result in results),
         "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
         "final_rewards": final,
-        "final": state(ends, start.get("known", [])),
+        "final": state(ends, start),
         "texts": ends[0].get("texts", []),
     }
 

@@ -171,8 +171,12 @@ def test_every_built_in_reward_has_an_example_that_loads(monkeypatch: pytest.Mon
             assert len(load_rows(str(EXAMPLES[0].with_name(Path(config.train_data).name)))) >= 2 * config.eval_prompts
 
 
-def test_the_examples_own_reward_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_own_rewards_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
     texts = ["a big house", "", "tiny, tiny words!"]
     found = reward_function("python:my_rewards:short_words")(prompts=["?"] * 3, completions=texts, level=[1] * 3)
     assert found == [2 / 3, None, 2 / 3]
+    prompts: list[Any] = ["Translate.\n\nThe house is big.", [{"role": "user", "content": "The house is big."}], "?"]
+    answers: list[Any] = ["The house is big.", [{"role": "assistant", "content": "The Haus is groß."}], ""]
+    found = reward_function("python:my_rewards:new_words")(prompts=prompts, completions=answers)
+    assert found == [0, pytest.approx(0.5 / 0.7), 0]
