@@ -34,7 +34,8 @@ def worker(options: dict[str, Any]) -> None:
     from zopro.bench.clock import Watch
     from zopro.bench.measure import _Steps, step_trainer
     from zopro.bench.work import Work, build
-    from zopro.system.launch import counted, launched, see_one_gpu
+    from zopro.system.launch import counted, see_one_gpu
+    from zopro.system.ranks import launched
     from zopro.zo import Ranks
 
     warnings.filterwarnings("ignore")

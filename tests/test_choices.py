@@ -11,7 +11,7 @@ import torch
 
 from one_run import no_report
 from tiny_runs import config, write_inputs
-from zopro.choices import DIRECTIONS, METHODS, REGISTRIES, Choice, Method, Registry
+from zopro.choices import DIRECTIONS, METHODS, REGISTRIES, Choice, Method, Registry, imported
 from zopro.compare.plan import Plan
 from zopro.config.reading import FIELDS
 from zopro.errors import InputError
@@ -103,6 +103,9 @@ from zopro.choices import Method
 def train(inputs):
     return 3
 
+def fails(inputs):
+    raise KeyError("beta2")
+
 nothing = Method("nothing", train, "", self_starting=True)
 rated = Method("rated", train, "", rate="nope")
 used = Method("used", train, "", uses="gradients")
@@ -112,7 +115,8 @@ used = Method("used", train, "", uses="gradients")
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("nothing", "must return a trainer of transformers, got 3"),
+        ("nothing", "must return a trainer of transformers, got 'python:faulty:nothing', which made int"),
+        ("fails", "must return a trainer of transformers, got 'python:faulty:fails', which raised KeyError: 'beta2'"),
         ("rated", "its rate must be a key of the configuration, got .* with rate 'nope'"),
         ("used", "must have uses FUNCTION_VALUES, SWEEP or BACK_PROPAGATION"),
     ],
@@ -125,7 +129,7 @@ def test_methods_that_are_not_as_they_should_be(
     settings = config(write_inputs(tmp_path), tmp_path / "run", iterations=1, method=f"python:faulty:{name}")
     with pytest.raises(InputError, match=f"^method: {line}"):
         pipeline.run(settings, quiet=True)
-    assert name == "nothing" or not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -158,3 +162,18 @@ def test_variants_from_outside_are_compared(mine: str) -> None:
     with pytest.raises(InputError, match=r"^method: 'my_variants' has no 'average'. Did you mean 'averaged'"):
         METHODS[f"python:{mine}:average"]
     assert METHODS[f"python:{mine}:averaged"].self_starting
+
+
+def test_the_working_directory_stays_importable_behind_the_path_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "calls_late.py").write_text("def f():\n    import called_late\n    return called_late.x\n")
+    (tmp_path / "called_late.py").write_text("x = 7\n")
+    monkeypatch.chdir(tmp_path)
+    path = [place for place in sys.path if place]
+    monkeypatch.setattr(sys, "path", [*path])
+    assert [imported("calls_late:f", "reward")() for _ in range(2)] == [7, 7]
+    assert sys.path == [*path, ""]
+    monkeypatch.setattr(sys, "path", ["", *path])  # as `python -c` has it
+    imported("calls_late:f", "reward")
+    assert sys.path == ["", *path]

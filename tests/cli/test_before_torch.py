@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("none --prompt hello", "RUN: must be a run directory"),
         ("begun --prompt hello", "RUN: must hold a finished policy"),
         ("walked --iteration 4 --prompt hello", "--iteration: must be one of 1, got 4"),
+        ("away --prompt hello", "model: no folder and no Hub id"),
         ("walked --prompt hello --temperature -1", "--temperature: must not be negative"),
         ("walked --prompt hello caf\udce9", "--prompt: must be text in UTF-8, got '\\udce9' in it"),
     ],
@@ -73,12 +75,14 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("none", "RUN: must be a run directory"),
         ("begun", "RUN: must hold a finished policy"),
         ("walked --iteration 4", "--iteration: must be one of 1, got 4"),
+        ("away", "model: no folder and no Hub id"),
         ("walked --temperature -1", "--temperature: must not be negative"),
     ],
     "export": [
         ("none --out new", "RUN: must be a run directory"),
         ("walked --out full", "--out: must be a new or empty folder"),
         ("walked --out rows.jsonl/new", "--out: must be a folder that can be written to"),
+        ("away --out new", "model: no folder and no Hub id"),
         (
             "walked --out new --gguf --merged",
             "--gguf: must be given for an adapter alone, got a model. Leave --merged out",
@@ -127,7 +131,7 @@ for words in json.load(sys.stdin):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """full: a folder with other files. begun: a run that has done nothing. walked: one with a policy and a journal.
-    whole: one whose policy is a whole model."""
+    whole: one whose policy is a whole model. away: one whose base is named from another folder."""
     path = tmp_path_factory.mktemp("typed")
     for name in ("full", "begun", "walked", "whole", "model", "compared/shared"):
         (path / name).mkdir(parents=True)
@@ -147,6 +151,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / "walked" / place).write_text("{}")
     (path / "whole/policy/000").mkdir(parents=True)
     (path / "whole/policy/000/model.safetensors").write_text("{}")
+    shutil.copytree(path / "walked", path / "away")
+    (path / "away/config.yaml").write_text(yaml.safe_dump(settings | {"model": "./bases/mine"}))
     journal = path / "walked/iterations/001/journal.jsonl"
     journal.parent.mkdir(parents=True)
     journal.write_text("{}\n" * 3)

@@ -64,6 +64,14 @@ def test_what_cannot_be_answered_is_one_line_and_forgotten(chat: Any) -> None:
     assert "must with its answer fit the model's context of 64 tokens" in err and "/help: no such command" in err
 
 
+def test_a_path_is_a_message_and_a_mark_before_a_command_is_none(chat: Any) -> None:
+    code, out, _ = chat("\ufeff/quit\nnever read\n", "--json")
+    assert code == 0 and json.loads(out)["turns"] == []
+    code, out, err = chat("/etc/fstab: what is it?\nred\n", "--json", "--seed", str(2**63 - 1), "--max-new-tokens", "1")
+    assert code == 0 and [turn["prompt"] for turn in json.loads(out)["turns"]] == ["/etc/fstab: what is it?", "red"]
+    assert "2^63" not in err, "the second message has a seed too"
+
+
 def test_bad_input_is_refused(chat: Any) -> None:
     assert chat("red\n", "--iteration", "7")[0] == 2
     code, _, err = chat("red\n", "--temperature", "-1")

@@ -86,6 +86,12 @@ def test_a_launcher_s_many_processes_share_runs_only(pipeline, config, capsys, m
     assert capsys.readouterr().out == "", "the first process has the result"
 
 
+@pytest.mark.parametrize("value", ["", "many", "0", "-1"])
+def test_a_launcher_that_tells_no_number(value, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert refused(capsys, "methods").startswith("WORLD_SIZE: must be a whole number of at least 1, as launchers ")
+
+
 def test_python_m_is_the_same_command(config):
     words = [sys.executable, "-m", "zopro", "run", config, "--iteratons", "3"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -192,7 +198,12 @@ def test_a_bad_file_gets_one_line(capsys, text, line):
             ["run", "config.yaml", "--num-generation=3"],
             "--num-generation: no such option of 'zopro run'. Did you mean '--n",
         ),
-        (["run", "config.yaml", "more"], "more: no such option of 'zopro run'."),
+        (["run", "config.yaml", "more"], "more: is one argument too many for 'zopro run'."),
+        (["run", "config.yaml", "--dry-run", "true"], "true: is one argument too many for 'zopro run'."),
+        (["run", "--eval_greedy", "absent.yaml"], "CONFIG: must be a readable YAML file, got 'absent.yaml'"),
+        (["run", "config.yaml", "--easy_questions", "300"], "easy_questions: must be true, false or a number"),
+        (["generate", "--promt", "x", "R"], "--promt: no such option of 'zopro generate'. Did you mean '--prompt'?"),
+        (["--jsn", "methods"], "--jsn: no such option of 'zopro'."),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["generate", "RUN"], "the following arguments are required: --prompt"),
         (["export", "RUN"], "the following arguments are required: --out"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from commands import refused, typed
 from tiny_runs import config
 from zopro import cli
 from zopro.config import RunConfig
+from zopro.store.rundir import followed
 
 pytestmark = pytest.mark.usefixtures("quietly")
 
@@ -46,6 +48,27 @@ def test_a_run_is_continued_where_its_own_file_is(moved, seen, capsys, monkeypat
     monkeypatch.chdir(moved)
     assert typed(capsys, "run", "config.yaml", "--resume")[0] == 0
     assert [settings.output_dir for settings in seen] == [str(moved)] * 2
+
+
+def test_a_link_s_parent_is_the_folder_that_it_leads_to(moved, seen, capsys, tmp_path):
+    (tmp_path / "deep/real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/real")
+    moved.rename(tmp_path / "deep/moved")
+    assert typed(capsys, "run", "link/../moved/config.yaml", "--resume")[0] == 0
+    assert seen[0].output_dir == str(tmp_path / "deep/moved")
+
+
+def test_what_a_demo_has_made_is_found_where_it_is_now(moved, inputs, seen, capsys):
+    shutil.copytree(inputs, moved / "demo")
+    old = {"model": "/old/place/demo/model", "train_data": "/old/place/demo/rows.jsonl"}
+    settings = yaml.safe_load((moved / "config.yaml").read_text()) | old
+    (moved / "config.yaml").write_text(yaml.safe_dump(settings))
+    for words in ((), ("--model", "moved/demo/model")):
+        assert typed(capsys, "run", "moved/config.yaml", "--resume", *words)[0] == 0
+    again = followed(seen[0], moved)
+    assert (again.model, again.train_data) == (str(moved / "demo/model"), str(moved / "demo/rows.jsonl"))
+    line = refused(capsys, "run", "moved/config.yaml", "--resume", "--model", inputs / "model")
+    assert "belongs to another config (model is " in line
 
 
 def test_a_folder_that_is_typed_wins_and_another_file_says_it_itself(moved, seen, capsys):

@@ -37,6 +37,11 @@ def test_rows_go_to_a_file_or_to_stdout(tmp_path: Path, capsys: pytest.CaptureFi
         ),
         (["arithmetic", "--rows", "3", "--difficulty", "5"], "--difficulty: must be among 1, 2, 3, 4, got 5."),
         (["arithmetic", "--rows", "3", "--numbers", "3"], "--numbers: is an option of 'countdown', not of 'arithmetic'."),
+        (["arithmetic", "--rows", "3", "--seed", "-1"], "--seed: must not be negative, and less than 2^63, got -1."),
+        (
+            ["arithmetic", "--rows", "3", "--out", "a.jsonl/"],
+            "--out: must be a new .jsonl file, got 'a.jsonl/', which has",
+        ),
         (["arithmetic", "--rows", "3", "--split", "dev"], "--split: must be train or test, got 'dev'."),
         (["arithmetic", "--rows", "3", "--out", "a.csv"], "--out: must be a new .jsonl file, got 'a.csv'"),
         (["algebra", "--rows", "3"], "argument KIND: invalid choice: 'algebra'"),
@@ -53,6 +58,13 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "which is there already" in refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out)
     below = refused(capsys, "data", "arithmetic", "--rows", 3, "--out", out / "a.jsonl")
     assert below.startswith("--out: must be a file that can be written, got") and out.read_text() == "mine"
+
+
+def test_a_link_to_nothing_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    link = tmp_path / "train.jsonl"
+    link.symlink_to("elsewhere/later.jsonl")
+    assert typed(capsys, "data", "arithmetic", "--rows", 3, "--out", link)[0] == 0
+    assert link.is_symlink() and len((tmp_path / "elsewhere/later.jsonl").read_text().splitlines()) == 3
 
 
 def test_who_reads_the_first_rows_only_hears_no_complaint() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
 @pytest.mark.parametrize("task", TASKS)
 def test_what_it_writes_is_a_configuration(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("rows.jsonl").touch()
+    Path('folder "of mine"').mkdir()
     given = [] if task in SHIPPED else ["--data", "rows.jsonl"]
     written = printed(capsys, "init", task, *given, "--model", 'folder "of mine"')
     config = load_config(written["config"])
@@ -53,6 +56,8 @@ def test_what_it_writes_is_a_configuration(task: str, capsys: pytest.CaptureFixt
             ["chat", "--out", "there.yaml/x.yaml"],
             "--out: must be a file that can be written, got 'there.yaml/x.yaml' (Not a",
         ),
+        (["chat", "--out", "sub/"], "--out: must be a new file, got the folder 'sub/'. Give a name in it."),
+        (["chat", "--model", "./no/such"], "--model: no folder and no Hub id of that name can be read, got './no/such'."),
         (["chat", "--out", "other.yaml"], "--out: must be a new file, but 'other-rows.jsonl' is there already"),
     ],
 )
@@ -63,6 +68,26 @@ def test_what_it_does_not_do(argv: list[str], line: str, capsys: pytest.CaptureF
     assert cli.main(["init", *argv]) == 2
     assert capsys.readouterr().err.startswith(f"zopro: error: {line}")
     assert sorted(Path().iterdir()) == before
+
+
+def test_the_file_says_how_it_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "chat", "--out", "sub/my own.yaml"]) == 0
+    assert Path("sub/my own.yaml").read_text().startswith("# A first run: zopro run 'sub/my own.yaml'. Every key")
+    assert capsys.readouterr().out.endswith("Then: zopro run 'sub/my own.yaml'\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 2), (errno.ENOSPC, 1)])
+def test_no_rows_are_left_without_their_file(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zopro.store import durable
+
+    def write(path: Path, text: str) -> None:
+        if path.suffix == ".yaml":
+            raise OSError(number, os.strerror(number), str(path))
+        path.write_text(text)
+
+    monkeypatch.setattr(durable, "write_text", write)
+    assert cli.main(["init", "chat"]) == code
+    assert not list(Path().iterdir())
 
 
 def test_help_shows_what_people_change_first_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]) -> None:

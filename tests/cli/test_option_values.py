@@ -32,6 +32,14 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a judge that is no model": ({"judge": "model:no/such/folder"}, "judge: no folder and no Hub id"),
     "a judge that is nowhere": ({"judge": "model:nobody/nothing"}, "judge: "),
     "a method that is none": ({"method": "python:math:pi"}, "method: must be a zopro.choices.Method or a function"),
+    "a method that makes nothing": (
+        {"method": "python:math:sqrt"},
+        "method: must return a trainer of transformers, got 'python:math:sqrt', which raised TypeError: must be real",
+    ),
+    "an engine that is none": (
+        {"engine": "python:math:sqrt", "method": "es", "reward": "length:1-8", "sft_steps": 0},
+        "engine: must be a function from the options to a model, got 'python:math:sqrt', which raised TypeError: must be",
+    ),
     "a task that is none": ({"task": "python:builtins:repr"}, "task: must be a function .* which made str"),
     "a task that fails": ({"task": "python:math:sqrt"}, "task: must be a function .* which raised TypeError"),
     "noise of no module": ({"noise": "python:no_such_module:Sparse"}, "noise: cannot import 'no_such_module'"),

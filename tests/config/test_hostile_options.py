@@ -101,6 +101,11 @@ HOSTILE = {
     "learning_rate: .nan": "learning_rate: must be a finite number",
     "? [a, b]\n: 1": "CONFIG: must be valid YAML",
     "1: 2": "1: no such configuration key",
+    "seed: !!timestamp foo": "CONFIG: must be valid YAML",
+    'seed: !!int ""': "CONFIG: must be valid YAML",
+    "load_in_4bit: !!bool foo": "CONFIG: must be valid YAML",
+    "target_language: no": "target_language: must be a text, got False. Put it in quotes.",
+    "reward_weights: 0.5,,0.5": "reward_weights: must be a list of finite numbers, comma separated",
 }
 
 
@@ -116,6 +121,12 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines() -> None:
         load(lines + 'beta: 0.1\n\n"beta": 0.2\n')
     merged = load(lines + "<<: &a {beta: 0.1, max_kl: 5}\n<<: [{<<: *a, max_kl: 6, iterations: 7}]\nbeta: 0.2\n")
     assert (merged.beta, merged.iterations) == (0.2, 7) and merged.max_kl in (5, 6), "as YAML's merge keys have it"
+
+
+@pytest.mark.parametrize("typed", ["1.10", "007", "12:30:00", "1_000", "2026-11-30T10:00:00", "1e3", "0x1F"])
+def test_a_text_is_what_was_typed(typed: str) -> None:
+    found = load("".join(f"{key}: {value}\n" for key, value in {**NEEDED, "output_dir": typed, "seed": "0x1F"}.items()))
+    assert (found.output_dir, found.seed) == (typed, 31)
 
 
 def test_words_that_mean_nothing_mean_it_after_a_round_trip_too() -> None:

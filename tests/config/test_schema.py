@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from keys import read_value
 from zopro import cli
 from zopro.choices import METHODS
 from zopro.config import RunConfig
@@ -22,7 +21,14 @@ from zopro.config.schema import schema
 from zopro.errors import InputError
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
-KINDS: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list}
+KINDS: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+    "null": type(None),
+}
 
 
 def allowed(value: Any, described: dict[str, Any]) -> bool:
@@ -33,7 +39,10 @@ def allowed(value: Any, described: dict[str, Any]) -> bool:
         return False
     if "pattern" in described and not (isinstance(value, str) and re.search(described["pattern"], value)):
         return False
-    return "type" not in described or isinstance(value, KINDS[described["type"]])
+    if "items" in described and isinstance(value, list) and not all(allowed(one, described["items"]) for one in value):
+        return False
+    types = described.get("type", list(KINDS))
+    return isinstance(value, tuple(KINDS[name] for name in ([types] if isinstance(types, str) else types)))
 
 
 def test_every_key_has_its_type_default_and_help() -> None:
@@ -50,7 +59,38 @@ def test_every_key_has_its_type_default_and_help() -> None:
 def test_every_example_fits_it(path: Path) -> None:
     properties = schema()["properties"]
     for key, value in yaml.safe_load(path.read_text()).items():
-        assert allowed(read_value(key, value), properties[key]), (key, value)
+        assert allowed(value, properties[key]), (key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("reward", "chrf"),
+        ("reward", "exact,length:1-8"),
+        ("report_to", "none"),
+        ("report_to", "wandb,trackio"),
+        ("reward_weights", "0.5,-1"),
+        ("reward_weights", 2),
+        ("lora_target_modules", ["q_proj", "v_proj"]),
+        ("output_dir", 7),
+        ("seed", None),
+        ("seed", "7"),
+        ("learning_rate", "2e-4"),
+        ("eval_greedy", "no"),
+        ("easy_questions", 7),
+    ],
+)
+def test_what_the_reader_takes_fits_it(key: str, value: Any) -> None:
+    more = {"reward": ["exact", "json"]} if value == "0.5,-1" else {}
+    RunConfig(**{"model": "m", "task": "verifiable", "train_data": "x", **more, key: value})
+    assert allowed(value, schema()["properties"][key])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", "many"), ("eval_greedy", 3), ("reward", ["chfr"]), ("reward", "chfr"), ("beta", [1])]
+)
+def test_mistakes_are_marked(key: str, value: Any) -> None:
+    assert not allowed(value, schema()["properties"][key])
 
 
 @pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if field.metadata.get("choices")])

@@ -31,6 +31,11 @@ def config(**given: Any) -> RunConfig:
         ("output_dir", Path("runs/x"), "runs/x"),
         ("reward", ("exact", "length:1-8"), ["exact", "length:1-8"]),
         ("reward_weights", (1, "0.5"), [1.0, 0.5]),
+        ("easy_questions", 1, 1),
+        ("easy_questions", "1", 1),
+        ("easy_questions", "yes", True),
+        ("easy_questions", 5, True),
+        ("easy_questions", "0", False),
         ("policy_steps", None, FIELDS["policy_steps"].default),
         ("sft_steps", None, 0),  # of the task
     ],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from zopro import demo
 from zopro.demo import model, task
 from zopro.errors import InputError
+from zopro.judges import make_judge
 from zopro.store.rundir import read_rows
 
 PROMPT = "I would like two red cups, please."
@@ -142,7 +143,8 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     """The pipeline is replaced; that the whole demo works and wins is measured by `make demo`."""
     perfect = "Certainly, here are two red cups. Thank you."
 
-    def run(config, *, quiet, began, before, measure):
+    def run(config, *, quiet, began, before):
+        measure = make_judge(config.judge, None).measure
         assert time.perf_counter() - began > before["pretraining"] > 0
         assert (tmp_path / "run" / "demo" / "model" / "config.json").exists()
         folder = tmp_path / "run" / "evaluations"

@@ -118,7 +118,7 @@ def test_a_damaged_record_of_usage_is_one_line(finished: tuple[RunConfig, dict[s
 
 def test_a_damaged_configuration_is_one_line(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
     settings = replace(finished[0], output_dir=str(tmp_path))
-    for text in ("a: [", "- a\n", "", "[" * 10**4):
+    for text in ("a: [", "- a\n", "", "[" * 10**4, 'seed: !!int ""'):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(InputError, match=r"config.yaml must be the run's configuration, and is damaged"):
             RunDirectory(settings, resume=True)

@@ -169,7 +169,7 @@ def test_an_upload_that_fails_leaves_the_folder(
     assert (tmp_path / "out" / "README.md").is_file()
 
 
-@pytest.mark.parametrize(("repository", "token"), [("a/b/c", "t"), ("no spaces", "t"), ("me/mine", None)])
+@pytest.mark.parametrize(("repository", "token"), [("a/b/c", "t"), ("no spaces", "t"), ("", "t"), ("me/mine", None)])
 def test_what_the_hub_cannot_take_is_refused_before_anything_is_written(
     repository: str, token: str | None, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

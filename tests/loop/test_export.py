@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+import zopro
 from tiny_finished import finished_run, greedy, policy, save_adapter, write_config
 from zopro import cli
 from zopro.errors import InputError
@@ -143,6 +145,14 @@ def test_bad_input_is_refused_before_anything_is_written(run, tmp_path):
         answer(run, ["red"], max_new_tokens=0)
     with pytest.raises(InputError, match="--temperature: must not be negative"):
         answer(run, ["red"], temperature=-1.0)
+
+
+def test_a_base_that_is_away_is_refused_by_name_and_the_numbers_can_be_read(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    write_config(tmp_path / "run", model="./bases/mine")
+    with pytest.raises(InputError, match=r"^model: .*got './bases/mine'.* in '.*config\.yaml': correct it there, or go"):
+        find_policy(tmp_path / "run")
+    assert zopro.load(tmp_path / "run").metrics == []
 
 
 def test_answers_stand_side_by_side():

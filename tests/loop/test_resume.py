@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+import zopro
 from one_run import no_report
-from tiny_runs import config, fingerprint
+from tiny_runs import config, fingerprint, prefers_short
 from zopro import cli
 from zopro.config import RunConfig
 from zopro.errors import InputError, Stopped
@@ -110,6 +111,25 @@ def test_whole_models_are_rebuilt_and_not_kept(folder: Path, tmp_path: Path, mon
     assert checkpoint.name == "checkpoint-2"
     assert sum(file.stat().st_size for file in checkpoint.iterdir()) < 30_000
     assert (tmp_path / "run/sft/model.safetensors").stat().st_size > 50_000
+
+
+def test_a_demo_that_was_moved_goes_on_to_the_same_bits_and_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model and rows are in it, and its configuration says where they were."""
+    monkeypatch.setattr(prefers_short, "measure", lambda rows: {"truth": len(rows)}, raising=False)
+    made, moved = tmp_path / "made", tmp_path / "moved"
+    shutil.copytree(folder, made / "demo")
+    settings = config(made / "demo", made, iterations=1, policy_steps=1)
+    before = pipeline.run(settings, quiet=True)["evaluations"]
+    bits = fingerprint(made)
+    for lost in ("summary.json", "evaluations/000.json", "evaluations/000.jsonl"):
+        (made / lost).unlink()
+    made.rename(moved)
+    run = zopro.run(moved / "config.yaml", resume=True, quiet=True)
+    assert run.path == moved and fingerprint(moved) == bits
+    assert run.summary["evaluations"] == before and before[0]["truth"] == 6
+    assert len(run.generate("tea or cake?", max_new_tokens=2)) == 1
 
 
 def test_checkpoints_fall_between_log_lines() -> None:

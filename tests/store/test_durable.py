@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zopro.errors import InputError
-from zopro.store.durable import read_json, unwritable, whole_folder
+from zopro.store.durable import read_json, unwritable, whole_folder, write_text
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -21,6 +21,22 @@ def test_a_link_stays_one(there: bool, tmp_path: Path) -> None:
         (partial / "file").write_text("x")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real/folder/file").read_text() == "x"
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real/file")
+    for text in ("x", "y"):
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real/file").read_text() == text
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127])
+def test_a_name_of_any_length(name: str, tmp_path: Path) -> None:
+    write_text(tmp_path / name, "x")
+    with whole_folder(tmp_path / name[::-1][1:]) as partial:
+        (partial / "file").write_text("x")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_here_is_a_folder_with_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

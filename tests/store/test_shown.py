@@ -23,3 +23,21 @@ from zopro.store import shown
 )
 def test_numbers_are_rounded_alike(show: Callable[[Any], str], value: Any, text: str) -> None:
     assert show(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data/private/rows.jsonl", "rows.jsonl"),
+        ("data/rows.csv", "rows.csv"),
+        ("../mine/rows", "rows"),
+        ("./rows", "rows"),
+        ("model:../judges/mine", "model:mine"),
+        ("me/rows", "me/rows"),
+        ("openai:accounts/them/models/large", "openai:accounts/them/models/large"),
+        ("python:my_judges:shorter", "python:my_judges:shorter"),
+        ("", ""),
+    ],
+)
+def test_a_path_is_known_where_it_is_not_there_too(name: str, text: str) -> None:
+    assert shown.place(name) == text

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from zopro.errors import InputError
-from zopro.system import launch
+from zopro.store.lock import RunLock
+from zopro.system import launch, ranks
 from zopro.system.launch import Processes, backend_of, exchanging, see_one_gpu
 
 NCCL, GLOO = "cpu:gloo,cuda:nccl", "cpu:gloo,cuda:gloo"
@@ -100,3 +101,25 @@ def test_a_gpu_is_known_by_its_machine(machine: Any, monkeypatch: pytest.MonkeyP
     for about, end in ((SimpleNamespace(uuid="GPU-77"), "/GPU-77"), (SimpleNamespace(), "/3")):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, about=about: about)
         assert launch.own_gpu().endswith(end) and launch.own_gpu() != end
+
+
+def test_a_rank_left_behind_is_the_first_process(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without WORLD_SIZE this process is alone, and locks the run that it writes to."""
+    monkeypatch.setenv("RANK", "1")
+    assert ranks.launched() == 1 and ranks.first()
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert (tmp_path / ".lock.owner").exists()
+    lock.release()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ranks.launched() == 2 and not ranks.first()
+
+
+@pytest.mark.parametrize("name", ranks.VARIABLES)
+def test_a_launcher_s_variable_is_a_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(name, raising=False)
+    assert ranks.told(name) == ranks.VARIABLES[name]
+    for value in ("", "x", "-1"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"^{name}: must be a whole number of at least ., .* got '{value}'. Unset"):
+            ranks.told(name)

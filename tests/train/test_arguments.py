@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import TrainingArguments
-from trl import RewardConfig, RLOOConfig, SFTConfig
+from trl import RewardConfig, RLOOConfig, SFTConfig, TrlParser
 
+from zopro.config import RunConfig
+from zopro.config.step import StepOptions
 from zopro.train.arguments import policy_arguments, quiet_arguments
+from zopro.train.es import ESConfig
+from zopro.train.guided import GuidedConfig, GuidedSPSAConfig
+from zopro.train.zopro import ZOPrOConfig
 
 CPU = torch.device("cpu")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -44,6 +50,25 @@ def test_all_stages_agree(tmp_path: Path, checkpoint_steps: int) -> None:
         assert not getattr(arguments, "activation_checkpointing", False)
         assert arguments.save_strategy == ("steps" if checkpoint_steps else "no")
         assert not checkpoint_steps or arguments.save_steps == checkpoint_steps
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "values"),
+    [
+        (ZOPrOConfig, "eps", {"auto": "auto", "1e-3": 1e-3}),
+        (ZOPrOConfig, "noise", {"python:mine:Noise": "python:mine:Noise"}),
+        (ESConfig, "sigma", {"auto": "auto", "0.5": 0.5}),
+        (GuidedConfig, "local", {"chain": "chain"}),
+        (GuidedSPSAConfig, "sides", {"1": 1}),
+    ],
+)
+def test_command_lines_of_trl_take_them(config: Any, option: str, values: dict[str, Any]) -> None:
+    for word, value in values.items():
+        parser = TrlParser(config)
+        typed = ["--use_cpu", "true", "--bf16", "false", f"--{option}", word]
+        assert getattr(parser.parse_args_and_config(typed)[0], option) == value
+    assert all(isinstance(key.type, str) for key in fields(RunConfig)), "a parser leaves other classes as they are"
+    assert StepOptions.__dataclass_fields__["sides"].metadata["choices"] == (1, 2)
 
 
 def test_what_goes_where(tmp_path: Path) -> None:

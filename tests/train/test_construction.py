@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,6 +228,22 @@ def test_steps_lost_in_16_bits_are_said_once(kind: str, tmp_path: Path, caplog: 
             trainer.train()
         said = [record.message for record in caplog.records if "resolution" in record.message]
         assert len(said) == count and all("bfloat16" in line and "float32" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["zopro", "guided", "rloo"])
+def test_adapters_over_quantised_weights_stay_in_float32(kind: str, tmp_path: Path) -> None:
+    trainer, config = TRAINERS[kind]
+    shared = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "beta": 0.0, "gradient_checkpointing": False}
+    rows = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    for model, own in ((llama(), {"peft_config": lora}), (with_adapter(), {})):
+        base = model if own else model.get_base_model()
+        base.is_loaded_in_8bit, base.hf_quantizer = True, SimpleNamespace(is_trainable=True)
+        before = weights(model)
+        made = trainer(model, tea, config(**shared), rows, processing_class=TOKENIZER, **own)
+        trained = {name: p.detach() for name, p in made.model.named_parameters() if p.requires_grad}
+        assert trained and all(tensor.dtype == torch.float32 for tensor in trained.values())
+        assert own or all(torch.equal(tensor, before[name]) for name, tensor in trained.items())
 
 
 def test_a_guided_trainer_saves_checkpoints(tmp_path: Path) -> None:

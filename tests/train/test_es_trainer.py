@@ -133,7 +133,7 @@ def test_the_log_has_the_population_s_numbers(tmp_path: Path) -> None:
     assert [line["answers"] for line in log] == [16, 32, 48] and len(rewards) == 6
     for number, line in enumerate(log):
         first, second = (torch.tensor(told, dtype=torch.float64).mean(1) for told in rewards[2 * number :][:2])
-        assert line["reward"] == pytest.approx(float(torch.cat([first, second]).mean()))
+        assert line["reward"] == pytest.approx(float(torch.cat([first, second]).mean())) == -line["loss"]
         assert line["reward_best"] == pytest.approx(float((first.max() + second.max()) / 2))
         spreads = [float(means.std(unbiased=False)) for means in (first, second)]
         assert line["reward_spread"] == pytest.approx(sum(spreads) / 2)
@@ -226,6 +226,7 @@ def test_damaged_lines_of_kept_rewards_count_for_nothing(tmp_path: Path) -> None
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for options, said in (
+        ({"num_iterations": 2}, r"num_iterations: must be 1, since every step asks anew, got 2\.$"),
         ({"beta": 0.1}, "beta: must be 0, since no log-probs are taken, got 0.1. Use anchor"),
         ({"population": 3}, "population: must be an even number"),
         ({"sigma": "much"}, "sigma: must be a number greater than 0, or auto, got 'much'"),
@@ -240,6 +241,19 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         from zopro import ESTrainer, ZOPrOConfig
 
         ESTrainer(head_only(), tea, ZOPrOConfig(use_cpu=True))
+    with pytest.raises(InputError, match=r"advantage: must be 'rloo' or left out, .*, got 'grpo'\.$"):
+        es(tmp_path, advantage="grpo")
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_evaluations_are_greedy_where_members_are(greedy: bool, tmp_path: Path) -> None:
+    trainer, found = es(tmp_path, greedy=greedy), []
+    for trainer.state.global_step in range(2):
+        trainer.log_completions, trainer.accelerator.log = True, lambda *args, **kwargs: None
+        trainer.evaluate()
+        found.append(list(trainer._logs["completion"]))
+        trainer._logs["completion"].clear()
+    assert (found[0] == found[1]) == greedy
 
 
 def test_batches_of_one_answer_are_as_large_as_they_are_asked_for() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 from trl import SFTTrainer
@@ -15,6 +16,7 @@ from trl import SFTTrainer
 from tiny_trainers import es, head_only, llama, online, tea, zopro
 from zopro import ESConfig, ESTrainer, ZOPrOConfig, ZOPrOTrainer, zeroth_order
 from zopro.errors import InputError
+from zopro.train.arguments import check_text
 from zopro.train.checkpoints import checkpointed
 from zopro.train.construction import check_rewards
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedTrainer
@@ -116,6 +118,26 @@ def test_networks_that_trl_can_call() -> None:
     assert check_rewards([model, tea], [object(), None]) == [model, tea] and check_rewards(model, object()) == [model]
 
 
+# Rows.
+
+
+def test_prompts_with_images_are_refused(tmp_path: Path) -> None:
+    trainer = es(tmp_path, max_steps=1, population=2)
+    trainer.train_dataset = Dataset.from_list([{"prompt": "tea", "images": ["cup.png"]}] * 4)
+    with pytest.raises(InputError, match=r"^train_dataset: must have prompts of text alone for ESTrainer, got images\. "):
+        trainer.train()
+    for rows, images, fields in (
+        ([{"image": object()}], None, {}),
+        ([{}], [["cup"]], {}),
+        ([{"image": None}], None, {"input_features": []}),
+    ):
+        with pytest.raises(
+            InputError, match=r"^train_dataset: .*, got (image|images in messages|input_features)\. Remove"
+        ):
+            check_text(rows, images, fields)
+    check_text([{"image": None, "images": []}, {}], None, {"token_type_ids": [[0]]})
+
+
 # Options.
 
 
@@ -162,3 +184,10 @@ def test_values_that_are_none_are_refused_before_any_model(
     for value in values:
         with pytest.raises(InputError, match=rf"^{name}: {said}, got {value!r}"):
             config(use_cpu=True, **{name: value})
+
+
+def test_a_compiled_policy_is_refused(tmp_path: Path) -> None:
+    args = ZOPrOConfig(str(tmp_path), report_to="none")
+    args.torch_compile = True  # given, it would compile whatever this process makes
+    with pytest.raises(InputError, match=r"^torch_compile: must be off"):
+        ZOPrOTrainer(llama(), tea, args)

@@ -231,6 +231,17 @@ def test_one_sided_steps_evaluate_once(surrogate: str, tmp_path: Path) -> None:
     assert [counts.count(step) for step in (1, 2)] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("generations", "iterations", "expected"), [(1, 1, True), (2, 1, True), (2, 2, True), (3, 1, False), (1, 3, False)]
+)
+def test_steps_are_on_policy_where_generations_divide_them(
+    generations: int, iterations: int, expected: bool, tmp_path: Path
+) -> None:
+    shared = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 8, "sides": 1}
+    trainer = zopro(tmp_path, steps_per_generation=generations, num_iterations=iterations, **shared)
+    assert trainer.on_policy == expected and (trainer.loss_at_theta({"advantages": torch.ones(2)}) == 0.0) == expected
+
+
 def test_off_policy_steps_take_the_clipped_ratio(tmp_path: Path) -> None:
     trainer = zopro(tmp_path, max_steps=2, num_iterations=2, eps=1e-3, surrogate="log_ratio")
     assert not trainer.on_policy

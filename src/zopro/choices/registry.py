@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -117,16 +116,17 @@ class Registry(Generic[C]):
 
 
 def imported(path: str, key: str) -> Any:
-    """What "MODULE:NAME" names; modules of the working directory are found as well.
+    """What "MODULE:NAME" names; modules of the working directory are found as well, from now on too: it joins `sys.path`.
 
     Raises `InputError` that begins with `key`: not of this form, a module that cannot be imported, no such name in it.
     """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise InputError(f"{key}: a Python {key} must be module:function, got {path!r}.")
+    if "" not in sys.path:
+        sys.path.append("")  # the last one and for good: what was imported may import more when it is called
     try:
-        with _working_directory_importable():
-            module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise InputError(f"{key}: cannot import {module_name!r} ({type(error).__name__}: {error}).") from error
     if not hasattr(module, attribute):
@@ -156,12 +156,3 @@ def made_by(name: str, make: Callable[[], Any], kind: type, rule: str) -> Any:
 def _python(name: str) -> bool:
     kind, module, attribute = (*name.split(":", 2), "", "")[:3]
     return kind == "python" and bool(module and attribute)
-
-
-@contextlib.contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    sys.path.append("")
-    try:
-        yield
-    finally:
-        sys.path.remove("")

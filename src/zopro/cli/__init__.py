@@ -12,39 +12,28 @@ import argparse
 import contextlib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from zopro import __version__
 from zopro.analysis import command as analyse
 from zopro.bench import command as bench
 from zopro.cli import chat, data, export, init, listing, output, pairs
+from zopro.cli.parser import Parser
 from zopro.compare import command as compare
 from zopro.config.arguments import add_configuration, configuration
-from zopro.errors import InputError, nearest
+from zopro.errors import InputError
 from zopro.store.explained import explained
 from zopro.system import progress
 from zopro.system.heap import return_freed_memory
 from zopro.system.imports import importing
+from zopro.system.ranks import launched
 from zopro.system.terminal import show
 
 Result = tuple[dict[str, Any], str]
 """What a handler returns: the object for `--json`, and the text for people. Empty: another process has it."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`, one line like every other error."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str) -> NoReturn:
-        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        hint = nearest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
-        raise InputError(f"{message} (see '{self.prog} --help'){'.' * bool(hint)}{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.opened()
     try:
         try:
-            args = _parse(argv)
+            args = _parser().parse_args(argv)
         finally:
             sys.stdout.flush()  # help, which ends the process
         _set_verbosity(args.verbose)
         return_freed_memory()
         # Libraries print to stdout as they like; the result must stay alone there.
         alone = "run --dry-run" if getattr(args, "dry_run", False) else args.command
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        many = launched() > 1
         if alone != "run" and many:
             raise InputError(f"{alone}: must be started as one process; a launcher's many share zopro run only.")
         if many:
@@ -102,20 +91,11 @@ def _handled(args: argparse.Namespace) -> Result:
     return result
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        word = unknown[0].split("=")[0]
-        raise InputError(f"{word}: no such option of 'zopro {args.command}'.{nearest(word, args.options)}")
-    return args
-
-
 def _parser() -> argparse.ArgumentParser:
     about = "Align language models to preferences or rewards by function evaluations instead of gradients."
-    parser = _Parser(prog="zopro", description=about)
+    parser = Parser(prog="zopro", description=about)
     parser.add_argument("--version", action="version", version=f"zopro {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     adders = (
         _add_demo,
         _add_run,
@@ -131,7 +111,6 @@ def _parser() -> argparse.ArgumentParser:
         command = add(commands)
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("-v", "--verbose", action="store_true", help="let the libraries log and warn")
-        command.set_defaults(options=[word for action in command._actions for word in action.option_strings])
     return parser
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for message in _messages(args.stdout):
         if message == "/quit":
             break
-        if message.startswith("/"):
+        if re.fullmatch(r"/\w*", message):  # others are paths, say, and are asked about
             known = message == "/reset"
             said = {name: [] for name in SPEAKERS} if known else said
             print("forgotten" if known else f"{printable(message)}: no such command. {COMMANDS}.", file=sys.stderr)
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         asked = {name: [*said[name], {"role": "user", "content": message}] for name in SPEAKERS}
         try:
             check_text("prompt", message)
-            turn = {name: voices.answer(name, [asked[name]], manner, args.seed + len(turns))[0] for name in SPEAKERS}
+            seed = (args.seed + len(turns)) % 2**63
+            turn = {name: voices.answer(name, [asked[name]], manner, seed)[0] for name in SPEAKERS}
         except InputError as error:  # of this message; the conversation stays as it was before it
             print(f"{error} {COMMANDS}.", file=sys.stderr)
             continue
@@ -90,7 +92,7 @@ def _messages(stdout: TextIO) -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is not UTF-8 is then refused as a message, and not as a whole
         sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
+        yield from filter(None, (line.removeprefix("\ufeff").strip() for line in sys.stdin))  # BOM
         return
     with suppress(ImportError):
         import readline  # noqa: F401 - lines can then be edited and called back

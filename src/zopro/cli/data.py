@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zopro.config.fields import check
 from zopro.errors import InputError
 
 
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for kind, (option, _) in own.items():
         if kind != args.kind and getattr(args, option) is not None:
             raise InputError(f"--{option}: is an option of '{kind}', not of '{args.kind}'. Leave it out.")
-    out = new_rows(args.out) if args.out else None
+    check(0 <= args.seed < 2**63, "--seed", "must not be negative, and less than 2^63", args.seed)
+    out = None if args.out is None else new_rows(args.out)
     option, parameter = own[args.kind]
     value = getattr(args, option)
     rows = KINDS[args.kind](args.rows, args.split, args.seed, **({} if value is None else {parameter: value}))
@@ -67,10 +70,10 @@ def new_rows(name: str) -> Path:
     from zopro.store.durable import unwritable
 
     out = Path(name)
-    if out.exists() or out.suffix != ".jsonl":
+    if out.exists() or os.path.splitext(name)[1] != ".jsonl":
         rule = "is there already" if out.exists() else "has another ending"
-        raise InputError(f"--out: must be a new .jsonl file, got '{out}', which {rule}. Choose another.")
-    if reason := unwritable(out.parent):
+        raise InputError(f"--out: must be a new .jsonl file, got '{name}', which {rule}. Choose another.")
+    if reason := unwritable(Path(os.path.realpath(out)).parent):
         raise _unwritten(out, reason)
     return out
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     check_new(args.out)
     check_export(find_policy(args.run, args.iteration), args.merged, args.gguf)
-    if args.push_to_hub:
+    if args.push_to_hub is not None:
         check_repository(args.push_to_hub)
 
     with importing():
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with task("exporting"):
         written = export.export(args.run, args.out, iteration=args.iteration, merged=args.merged, gguf=args.gguf)
     text = f"{written['kind']} of iteration {written['iteration']} written to {written['out']}"
-    if args.push_to_hub:
+    if args.push_to_hub is not None:
         with task(f"uploading to {args.push_to_hub}"):
             written["url"] = hub.push(args.out, args.push_to_hub)
         text += f"\nuploaded to {written['url']}"

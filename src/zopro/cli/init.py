@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
         description="Write TASK.yaml, and without --data a few rows beside it to try it on.",
     )
     command.add_argument("task", metavar="TASK", nargs="?", default="chat", help=f"{', '.join(TASKS)} (default: chat)")
-    command.add_argument("--model", default="", help=f"a Hub id or a local folder (default: {SMALL_MODEL})")
-    command.add_argument("--data", default="", metavar="ROWS", help="training rows: a file, a folder or a Hub id")
+    command.add_argument("--model", metavar="MODEL", help=f"a Hub id or a local folder (default: {SMALL_MODEL})")
+    command.add_argument("--data", metavar="ROWS", help="training rows: a file, a folder or a Hub id")
     command.add_argument("--out", metavar="FILE", help="the new file (default: TASK.yaml)")
     command.set_defaults(handler=run)
     return command
@@ -37,7 +39,8 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Write the files; nothing is overwritten."""
-    from zopro.store.durable import disk_full, unwritable, write_text
+    from zopro.config.model import check_there
+    from zopro.store.durable import unwritable
     from zopro.tasks.rows import check_source
 
     if args.task not in list(TASKS):
@@ -45,31 +48,43 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise InputError(f"TASK: must be one of {', '.join(TASKS)}, got {args.task!r}. Copy a file of one of them.")
     if not args.data and args.task not in SHIPPED:
         raise InputError(f"--data: must be given for task {args.task}, got nothing. Give a file, a folder or a Hub id.")
+    if args.model:
+        check_there(args.model, "--model")
     if args.data:
         try:
             check_source(args.data)
         except InputError as error:
             raise InputError(f"--data: {str(error).removeprefix('train_data: ')}") from None
-    config = Path(args.out or f"{args.task}.yaml")
-    if config.name in ("", ".."):
-        raise InputError(f"--out: must be a new file, got the folder '{config}'. Give a name in it.")
+    out = args.out or f"{args.task}.yaml"
+    if os.path.basename(out) in ("", ".", ".."):
+        raise InputError(f"--out: must be a new file, got the folder '{out}'. Give a name in it.")
+    config = Path(out)
     rows = None if args.data else config.with_name(f"{config.stem}-rows.jsonl")
     for path in filter(None, (config, rows)):
         if path.exists():
             raise InputError(f"--out: must be a new file, but '{path}' is there already. Choose another.")
-    if reason := unwritable(config.parent):
+    if reason := unwritable(Path(os.path.realpath(config)).parent):
         raise _unwritten(config, reason)
-    try:
-        if rows is not None:
-            write_text(rows, _rows(args.task))
-        write_text(config, template(args.task, args.model, args.data or str(rows)))
-    except OSError as error:
-        if disk_full(error):
-            raise
-        raise _unwritten(config, error.strerror) from error
+    _write(config, template(args.task, args.model or "", args.data or str(rows), str(config)), rows, args.task)
     written = {"config": str(config), "rows": None if rows is None else str(rows)}
     what = f"{config} written" + ("" if rows is None else f", and rows to try it on: {rows}")
-    return written, f"{what}\nThen: zopro run {config}"
+    return written, f"{what}\nThen: zopro run {shlex.quote(str(config))}"
+
+
+def _write(config: Path, text: str, rows: Path | None, task: str) -> None:
+    """Write both files or none."""
+    from zopro.store.durable import disk_full, write_text
+
+    try:
+        if rows is not None:
+            write_text(rows, _rows(task))
+        write_text(config, text)
+    except BaseException as error:
+        if rows is not None:
+            rows.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not disk_full(error):
+            raise _unwritten(config, error.strerror) from error
+        raise
 
 
 def _unwritten(out: Path, reason: str | None) -> InputError:

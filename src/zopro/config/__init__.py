@@ -181,7 +181,7 @@ class EvaluationOptions:
         asked = self.easy_questions
         rule = f"must be true, false or a number of questions up to {ALL_QUESTIONS}"
         check(0 <= asked <= ALL_QUESTIONS, "easy_questions", rule, asked)
-        if asked in (0, 1, FEW_QUESTIONS):  # one value for one meaning, by which a run is found to be the same
+        if asked in (0, FEW_QUESTIONS):  # one value for one meaning, by which a run is found to be the same
             self.easy_questions = bool(asked)
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from zopro.config import GROUPS, RunConfig
+from zopro.config.values import text
 
 FIRST = (
     "model",
@@ -52,10 +54,21 @@ def add_configuration(command: argparse.ArgumentParser) -> None:
 
 
 def _help(field: Any) -> str:
-    text, default = field.metadata["help"], field.default
+    about, default = field.metadata["help"], field.default
     if isinstance(default, int | float | str) and default != "":
-        text += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
-    return str(text).replace("%", "%%")
+        about += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+    return str(about).replace("%", "%%")
+
+
+def path(word: str) -> str:
+    """The type of arguments that are paths: with the folder that ~ or ~user stands for, as in a configuration."""
+    try:
+        found = os.path.expanduser(text(word))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a path in UTF-8 without control characters, got {word!r}") from None
+    if not found:
+        raise argparse.ArgumentTypeError("must be a path, got ''")
+    return found
 
 
 def configuration(args: argparse.Namespace, **given: str) -> RunConfig:

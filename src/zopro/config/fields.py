@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import field, fields
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from zopro.choices import Registry
 from zopro.errors import InputError, nearest
@@ -14,6 +16,24 @@ from zopro.errors import InputError, nearest
 def option(default: Any, text: str, choices: Registry[Any] | Sequence[Any] = (), *, path: bool = False) -> Any:
     """A dataclass field with its help text, and what its value must be among. path: its value may be one."""
     return field(default=default, metadata={"help": text, "choices": choices, "path": path})
+
+
+Config = TypeVar("Config")
+
+
+def for_parsers(config: type[Config]) -> type[Config]:
+    """A dataclass that transformers' and TRL's parsers of command lines take, as they do TRL's own.
+
+    They give all metadata to argparse, write types into fields, which classes share with the one they derive from, and
+    read `float | str` as float alone. So the class has fields of its own, with help texts only, and such a type is a str.
+    """
+    own = {name: copy.copy(found) for name, found in config.__dataclass_fields__.items()}  # type: ignore[attr-defined]
+    for name, found in own.items():
+        found.metadata = MappingProxyType({key: text for key, text in found.metadata.items() if key == "help"})
+        if found.type == "float | str":
+            config.__annotations__[name] = "str"
+    config.__dataclass_fields__ = own  # type: ignore[attr-defined]
+    return config
 
 
 def check_choices(config: Any, group: type) -> None:

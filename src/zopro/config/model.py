@@ -44,7 +44,7 @@ class ModelOptions:
         "engine vllm: the Python that has vLLM; by default the one of the `vllm` on PATH, or zopro's own.",
         path=True,
     )
-    vllm_flags: str = option("", "engine vllm: more flags of the server, as in --vllm_flags '--tensor-parallel-size 2'.")
+    vllm_flags: str = option("", "engine vllm: more flags of the server, as in --vllm_flags='--tensor-parallel-size 2'.")
     adapter_folder: str = option(
         "",
         "vllm: where adapters are published, a folder that the servers see by the same path; by default shared memory.",

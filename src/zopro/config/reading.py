@@ -17,7 +17,10 @@ from zopro.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice; of two values PyYAML itself would drop the first. `<<` may be repeated."""
+    """YAML in which no key stands twice; of two values PyYAML itself would drop the first. `<<` may be repeated.
+
+    Numbers and dates are kept as they are typed where a key's value is a text: 1.10 is no 1.1 in the name of a folder.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -28,10 +31,18 @@ class _Loader(yaml.SafeLoader):
                 problem = f"{key.value!r} stands in line {lines[name]} too, leave one of them out"
                 raise yaml.composer.ComposerError(problem=problem, problem_mark=key.start_mark)
             lines[name] = key.start_mark.line + 1
+        node.value = [(key, _as_typed(value) if key.value in _TEXTS else value) for key, value in node.value]
         return node
 
 
+def _as_typed(node: Any) -> Any:
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in ("int", "float", "timestamp"):
+        return node
+    return yaml.ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark, node.end_mark)
+
+
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+_TEXTS = [name for name, field in FIELDS.items() if field.type == "str"]
 
 
 def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
@@ -40,10 +51,11 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     Raises `InputError` for a missing file, YAML that does not parse, a key that is given twice or unknown, and a value of
     the wrong type.
     """
-    return RunConfig.from_dict({**_read_yaml(Path(path)), **(overrides or {})})
+    return RunConfig.from_dict({**read_yaml(Path(path)), **(overrides or {})})
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values in the file. Raises `InputError` where it has none."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -57,7 +69,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise InputError(f"CONFIG: must be valid YAML, got '{path}'{where}: {problem}.") from None
-    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none, brackets without end
+    except Exception as error:  # what PyYAML lets through: a date that is none, brackets without end, !!int ""
         raise InputError(f"CONFIG: must be valid YAML, got '{path}': {type(error).__name__} ({error}).") from None
     if values is None:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -59,16 +60,16 @@ STARTING: dict[str, dict[str, Any]] = {
 """What a task begins with, where that is not the default."""
 
 
-def template(task: str, model: str = "", train_data: str = "") -> str:
+def template(task: str, model: str, train_data: str, file: str) -> str:
     """The file's text: the keys that people change first and those that this task sets, each below what it means.
 
-    >>> print(template("chat", "my-model", "rows.jsonl").splitlines()[-1])
-    # All other keys, with their defaults: zopro run --help-all.
+    >>> print(template("chat", "my-model", "rows.jsonl", "chat.yaml").splitlines()[0])
+    # A first run: zopro run chat.yaml. Every key can also be given as --key value, which wins.
     """
     given = {"model": model or SMALL_MODEL, "task": task, "train_data": train_data} | STARTING.get(task, {})
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     keys = [*(key for key in FIRST if key in fields), *(key for key in given if key not in FIRST)]
-    lines = [f"# A first run: zopro run {task}.yaml. Every key can also be given as --key value, which wins.", ""]
+    lines = [f"# A first run: zopro run {shlex.quote(file)}. Every key can also be given as --key value, which wins.", ""]
     for key in keys:
         lines += _described(fields[key], given, task)
     return "\n".join([*lines, "# All other keys, with their defaults: zopro run --help-all."]) + "\n"

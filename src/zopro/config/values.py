@@ -25,7 +25,8 @@ def read_as(field: Field[Any], value: Any) -> Any:
     try:
         found = read(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{field.name}: must be {rule}, got {value!r}.") from None
+        remedy = " Put it in quotes." if read is _str and isinstance(value, bool) else ""  # YAML's no, off, yes
+        raise InputError(f"{field.name}: must be {rule}, got {value!r}.{remedy}") from None
     return [_at_home(field, name) for name in found] if isinstance(found, list) else _at_home(field, found)
 
 
@@ -41,20 +42,22 @@ def _at_home(field: Field[Any], value: Any) -> Any:
     return value
 
 
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
 def boolean(value: Any) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
+    if isinstance(value, str) and value.lower() in TRUTH:
+        return TRUTH[value.lower()]
     raise ValueError
 
 
 def _bool_or_int(value: Any) -> bool | int:
     try:
-        return boolean(value)
-    except ValueError:
         return _int(value)
+    except ValueError:
+        return boolean(value)
 
 
 def _int(value: Any) -> int:
@@ -72,19 +75,19 @@ def _float(value: Any) -> float:
 
 def _str(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(_scalar(item) for item in value)
-    return _scalar(value)
+        return ",".join(text(item) for item in value)
+    return text(value)
 
 
-def _scalar(value: Any) -> str:
-    """One value as text: paths, and of YAML's types what was typed. Control characters are no text."""
+def text(value: Any) -> str:
+    """One value as text: paths, numbers and dates too. Control characters and half characters are no text."""
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, bool) or not isinstance(value, (str, int, float, date)):
         raise ValueError
-    text = str(value)
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+    found = str(value)
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in found):
         raise ValueError
-    return text
+    return found
 
 
 def _words(value: Any) -> list[str]:
@@ -101,13 +104,14 @@ def _names(value: Any) -> list[str]:
             value = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError from error
-    return [_scalar(name) for name in value] if isinstance(value, list | tuple) else _words(value)
+    return [text(name) for name in value] if isinstance(value, list | tuple) else _words(value)
 
 
 def _floats(value: Any) -> list[float]:
     if isinstance(value, str):
-        value = value.strip("[] ").split(",")
-    return [_float(number) for number in (value if isinstance(value, list | tuple) else [value]) if number != ""]
+        inner = value.strip("[] ")
+        value = inner.split(",") if inner else []
+    return [_float(number) for number in (value if isinstance(value, list | tuple) else [value])]
 
 
 _READERS: dict[str, tuple[str, Any]] = {

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from zopro.config import RunConfig
@@ -53,7 +51,7 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
     """Make data and base model, run the whole loop and return its summary (also RUN/summary.json).
 
     The summary is that of `zopro.loop.pipeline.run` with the demo's own share in it: `stages["pretraining"]`, and `truth`
-    (mean of the rule, in [0, 1]) in each line of `evaluations`.
+    (mean of the rule, in [0, 1]) in each line of `evaluations`, which comes with the judge.
 
     Args:
         out: run directory; by default a new one under runs/.
@@ -94,8 +92,4 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         conversations = [(row["prompt"], row[key]) for row in read_rows(rows) for key in ("chosen", "rejected")]
         model.write(Path(config.model), seed, conversations)
         pretraining = time.perf_counter() - before
-
-        def truth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-            return {"truth": fmean(task.truth(row["prompt"], row["completion"]) for row in rows)}
-
-        return pipeline.run(config, quiet=quiet, began=start, before={"pretraining": pretraining}, measure=truth)
+        return pipeline.run(config, quiet=quiet, began=start, before={"pretraining": pretraining})

@@ -14,8 +14,10 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "pink")
@@ -77,6 +79,14 @@ def judge(prompts: list[str], completions: list[list[str]], references: Sequence
         a, b = truth(prompt, first), truth(prompt, second)
         verdicts.append(-1 if a == b else int(b > a))
     return verdicts
+
+
+def mean_truth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the summary of a run by this judge says of each evaluation besides, of its rows: `truth`, in [0, 1]."""
+    return {"truth": fmean(truth(row["prompt"], row["completion"]) for row in rows)}
+
+
+judge.measure = mean_truth  # type: ignore[attr-defined]
 
 
 def answer(order: Order, rng: random.Random) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zopro.choices import ENGINES
+from zopro.choices import ENGINES, made_by
 from zopro.config.model import ModelOptions
 from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local import rollouts
@@ -29,7 +29,11 @@ from zopro.weights.names import is_adapter
 def open_base(options: ModelOptions, device: torch.device) -> Any:
     """The base model, which PEFT puts adapters on. Raises InputError: it cannot be loaded."""
     if options.served:
-        return ENGINES[options.engine].load()(options)
+        engine = ENGINES[options.engine]
+        if not options.engine.startswith("python:"):
+            return engine.load()(options)
+        rule = "engine: must be a function from the options to a model"
+        return made_by(options.engine, lambda: engine.load()(options), torch.nn.Module, rule)
     dtype = resolve_dtype(options.dtype, device)
     stored = stored_in(options, dtype, device)
     return load_start(options.model, dtype, device, options.trust_remote_code, stored)

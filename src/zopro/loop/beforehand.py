@@ -14,8 +14,8 @@ from zopro.config.model import GGUF, check_bitsandbytes, check_there
 from zopro.errors import InputError
 from zopro.rewards.functions import reward_function
 from zopro.store.layout import Layout
-from zopro.store.rundir import check_folder, is_run
-from zopro.system import progress
+from zopro.store.rundir import check_folder, followed, is_run
+from zopro.system import progress, ranks
 from zopro.tasks.rows import check_source
 
 
@@ -24,12 +24,11 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
 
     What is at an engine's address, on the Hub or in a Python module is looked at by whoever loads it.
     """
-    if config.output_dir and os.environ.get("RANK", "0") == "0":  # of many processes the first one writes
+    if config.output_dir and ranks.first():  # of many processes the first one writes
         check_folder(Path(config.output_dir), config, resume)
-    if config.served.endswith(GGUF):
-        check_there(config.served)
-    elif not config.of_servers or config.starts_server:
-        check_there(config.model)
+    if resume:
+        config = followed(config, Path(config.output_dir))
+    check_base(config)
     check_bitsandbytes(config)
     check_source(config.train_data, "train")
     if config.eval_data:
@@ -45,11 +44,19 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
         check_there(config.judge.removeprefix("model:"), "judge")
 
 
-def own_folder(file: str) -> dict[str, str]:
+def check_base(config: RunConfig) -> None:
+    """Raise `InputError` for a base model that is neither on the disk nor can be elsewhere."""
+    if config.served.endswith(GGUF):
+        check_there(config.served)
+    elif not config.of_servers or config.starts_server:
+        check_there(config.model)
+
+
+def own_folder(file: str | os.PathLike[str]) -> dict[str, str]:
     """The `output_dir` of a run that is continued by its own file: the folder it is in now, whatever the file says."""
     folder = Path(file).parent
     own = Path(file).name == Layout(folder).config().name and is_run(folder)
-    return {"output_dir": os.path.normpath(folder.absolute())} if own else {}
+    return {"output_dir": str(folder.resolve())} if own else {}
 
 
 def check_resumed(config: RunConfig) -> None:

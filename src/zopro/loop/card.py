@@ -29,7 +29,6 @@ from zopro.store.layout import Layout
 from zopro.store.rundir import FREE, read_metrics
 
 CARD, PICTURE = "README.md", "report.png"
-FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 _CURVE = "held-out-reward-95-interval.png"  # of a run's figures, where an earlier version drew no picture
 
 Line = Mapping[str, Any]
@@ -98,7 +97,7 @@ def _on_hub(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name and not Path(name).exists() and not name.endswith(FILES)
+    return "/" in name and not Path(name).exists() and not name.endswith(shown.FILES)
 
 
 def _rewards(config: RunConfig) -> list[str]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from zopro.config import RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
+from zopro.loop.beforehand import check_base
 from zopro.store.durable import unwritable, whole_lines
 from zopro.store.layout import Layout, numbered
+from zopro.store.rundir import followed
 from zopro.weights.names import has_weights, is_adapter
 
 
@@ -53,6 +55,22 @@ def check_new(out: str | Path) -> Path:
 
 
 def find_policy(run: str | Path, iteration: int | None = None) -> Policy:
+    """As `kept_policy`, of a run whose base model can be opened. Raises `InputError` too where it is not there."""
+    policy = kept_policy(run, iteration)
+    try:
+        check_base(policy.config)
+    except InputError as error:
+        remedy = f"It stands in '{Layout(run).config()}': correct it there, or go to the folder where the run was begun."
+        raise InputError(f"{error} {remedy}") from None
+    return policy
+
+
+def kept_config(run: str | Path) -> RunConfig:
+    """The configuration of a run directory, with its own paths as they are now."""
+    return followed(load_config(Layout(run).config()), Path(run))
+
+
+def kept_policy(run: str | Path, iteration: int | None = None) -> Policy:
     """Return the policy of `iteration` (default: the newest) of run directory `run`.
 
     Raises `InputError` if `run` is no run directory or has no such policy.
@@ -64,7 +82,7 @@ def find_policy(run: str | Path, iteration: int | None = None) -> Policy:
     newest = max(found) if iteration is None else iteration
     if newest not in found:
         raise InputError(f"--iteration: must be one of {', '.join(map(str, sorted(found)))}, got {iteration}.")
-    return Policy(run, load_config(layout.config()), newest, found[newest])
+    return Policy(run, kept_config(run), newest, found[newest])
 
 
 def check_export(policy: Policy, merged: bool, gguf: bool) -> None:

@@ -18,11 +18,13 @@ from zopro.config import RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
 from zopro.loop import pipeline
-from zopro.loop.finished import find_policy
+from zopro.loop.beforehand import own_folder
+from zopro.loop.finished import kept_policy
 from zopro.loop.voices import NAMES, Messages, Voices, manner_of
 from zopro.store.durable import read_json
 from zopro.store.layout import Layout
 from zopro.store.rundir import read_metrics
+from zopro.system.ranks import launched
 
 _FLAG = re.compile(r"--(max-new-tokens|temperature|seed|iteration)\b")
 
@@ -42,7 +44,7 @@ class RunHandle:
 
     def __init__(self, path: str | Path, iteration: int | None = None) -> None:
         try:
-            found = find_policy(path, iteration)
+            found = kept_policy(path, iteration)
         except InputError as error:
             raise InputError(_in_python(error)) from None
         self.path, self.config, self.iteration = found.run, found.config, found.iteration
@@ -201,8 +203,8 @@ def run(
     elif isinstance(config, Mapping):
         settings = RunConfig.from_dict({**config, **given})
     else:
-        settings = load_config(Path(config), given)
-    if not settings.output_dir and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        settings = load_config(Path(config), {**(own_folder(config) if resume else {}), **given})
+    if not settings.output_dir and launched() > 1:
         raise InputError("output_dir: must be given where several processes share a run, got nothing. Name a folder.")
     summary = pipeline.run(settings, resume=resume, quiet=quiet)
     return load(summary.get("run", settings.output_dir))

@@ -27,6 +27,7 @@ from zopro.loop.own import check_own
 from zopro.loop.policies import Policies
 from zopro.loop.rewarding import Rewards
 from zopro.loop.served import Said, look
+from zopro.loop.trainers import try_method
 from zopro.rewards import RewardModel
 from zopro.rewards.functions import reward_function
 from zopro.system.random_state import derived_seed, preserve_random_state
@@ -122,6 +123,7 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
         check_own(config, _trained(policy, policies.full))
         if config.served:
             checked, said = look(config, policy, tokenizer, data, frame)
+    try_method(config, policies, tokenizer, data.train)
     max_length = config.max_prompt_length + config.max_completion_length + len(frame.ending)
     reward = None
     if config.trains_reward:

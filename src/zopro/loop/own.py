@@ -5,6 +5,8 @@ check_own(config)       # a step would find what is wrong after other stages are
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from zopro.choices import BACK_PROPAGATION, DIRECTIONS, FUNCTION_VALUES, METHODS, SWEEP, made_by
@@ -32,8 +34,7 @@ def check_own(config: RunConfig, tensor: tuple[str, torch.Tensor] | None = None)
 
 def _check_method(config: RunConfig) -> None:
     name, chosen = config.method, METHODS[config.method]
-    if not callable(made := chosen.load()):
-        raise InputError(f"method: must be a zopro.choices.Method or a function, got {name!r}, which is {made!r}.")
+    made_by(name, chosen.load, Callable, "method: must be a zopro.choices.Method or a function")  # type: ignore[arg-type]
     if chosen.uses not in USES:
         rule = "must have uses FUNCTION_VALUES, SWEEP or BACK_PROPAGATION, of zopro.choices"
         raise InputError(f"method: {rule}, got {name!r} with uses {chosen.uses!r}.")

@@ -29,11 +29,11 @@ from zopro.loop.improvement import not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.run import Run
-from zopro.loop.summary import Measure, headline, measured, summary
+from zopro.loop.summary import headline, measured, summary
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.store.durable import plain, read_json, stopped_by_full_disk
 from zopro.store.layout import Layout
-from zopro.store.rundir import RunDirectory, default_folder, read_rows, write_text
+from zopro.store.rundir import RunDirectory, default_folder, followed, read_rows, write_text
 from zopro.store.shown import PER_ANSWER
 from zopro.system import progress
 from zopro.system.launch import Processes, alone
@@ -48,7 +48,6 @@ def run(
     quiet: bool = False,
     began: float | None = None,
     before: Mapping[str, float] | None = None,
-    measure: Measure | None = None,
     live: bool = False,
 ) -> dict[str, Any]:
     """Run the loop and return its summary (also RUN/summary.json), empty on all ranks but the first.
@@ -61,7 +60,6 @@ def run(
         quiet: no progress on stderr.
         began: when the caller began, by `time.perf_counter()`, if the run's seconds are to count from there.
         before: what the caller has done since then, in seconds by name: as stages of the run.
-        measure: more numbers of each evaluation in the summary, from its rows (prompt, completion, reward, ...).
         live: keep RUN/report.html up to date every few seconds, as a page that reloads itself, by a process beside.
 
     Raises:
@@ -70,12 +68,10 @@ def run(
         Stopped: the disk is full, or another rank has crashed. The run can be resumed.
     """
     with progress.reporting(quiet):
-        return _run(config, resume, time.perf_counter() if began is None else began, before or {}, measure, live)
+        return _run(config, resume, time.perf_counter() if began is None else began, before or {}, live)
 
 
-def _run(
-    config: RunConfig, resume: bool, began: float, before: Mapping[str, float], measure: Measure | None, live: bool
-) -> dict[str, Any]:
+def _run(config: RunConfig, resume: bool, began: float, before: Mapping[str, float], live: bool) -> dict[str, Any]:
     processes = Processes.join(config.device, config.rank_timeout)
     if config.parallel == "data" and METHODS[config.method].zeroth_order and config.prompts_per_step % processes.size:
         raise InputError(
@@ -84,12 +80,13 @@ def _run(
         )
     path = Path(processes.settle(config.output_dir or default_folder(config)))
     config = dataclasses.replace(config, output_dir=str(path))
+    config = followed(config, path) if resume else config
     resuming = f"zopro run {Layout(path).config()} --resume"
     with processes.lost_ranks(f"Continue, with as many processes as you like: {resuming}"):
         run, models, data = open_all(config, resume=resume, processes=processes, began=began)
         try:
             with stopped_by_full_disk(path, f"Then continue with: {resuming}"), torch_threads(run.store.threads()):
-                found = _loop(run, models, data, before, measure, live)
+                found = _loop(run, models, data, before, live)
         finally:
             with suppress(OSError):  # of a full disk, which is reported already
                 run.store.usage.close()
@@ -99,9 +96,7 @@ def _run(
     return found
 
 
-def _loop(
-    run: Run, models: Models, data: Data, before: Mapping[str, float], measure: Measure | None, live: bool
-) -> dict[str, Any]:
+def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], live: bool) -> dict[str, Any]:
     config, store, processes = run.config, run.store, run.processes
     if processes.settle(_finished(store, config)):
         run.say("the run is finished: nothing is left to do")
@@ -121,6 +116,7 @@ def _loop(
     if not processes.first:
         return {}
     with progress.task("writing the report"):
+        measure = getattr(models.judge, "measure", None)
         found = summary(store, config, processes.size, store.usage.close(), measure)
         write.page(store.path, found)
     write_text(store.layout.summary(), json.dumps(plain(found), indent=2, ensure_ascii=False))  # last: now all is there

@@ -11,17 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
-
 from zopro.choices import METHODS
 from zopro.config.step import PRESETS
-from zopro.errors import InputError, diverging
+from zopro.errors import diverging
 from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.reach import ReachCallback
 from zopro.loop.recording import Origin, Recorder, origin_of
 from zopro.loop.run import Run
+from zopro.loop.trainers import trainer_of
 from zopro.loop.unended import UnendedCallback
 from zopro.store.rundir import whole_folder
 from zopro.system import progress
@@ -75,9 +74,7 @@ def policy_trainer(
             seed=seed,
             folder=folder,
         )
-        trainer = METHODS[origin.method].load()(inputs)
-        if not isinstance(trainer, Trainer):
-            raise InputError(f"method: must return a trainer of transformers, got {trainer!r} from {origin.method}.")
+        trainer: Any = trainer_of(origin.method, inputs)
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
         be_quiet(trainer)
         trainer.clock = progress.Spans()

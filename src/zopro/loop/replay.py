@@ -19,9 +19,8 @@ from torch import Tensor
 
 from zopro.choices import DIRECTIONS
 from zopro.config import RunConfig
-from zopro.config.reading import load_config
 from zopro.errors import InputError
-from zopro.loop.finished import check_new, check_step, find_journal
+from zopro.loop.finished import check_new, check_step, find_journal, kept_config
 from zopro.loop.recording import TARGETED, digest
 from zopro.store.durable import whole_folder
 from zopro.store.journal import Header, Journal, read
@@ -52,7 +51,7 @@ def replay(
     """
     iteration, path = find_journal(run, iteration)
     run, out, layout = Path(run), check_new(out), Layout(run)
-    config, journal = load_config(layout.config()), read(path)
+    config, journal = kept_config(run), read(path)
     steps = len(journal.steps) if to_step is None else to_step
     check_step(steps, len(journal.steps))
     _check_files(run, config, journal.header)

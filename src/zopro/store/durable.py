@@ -48,8 +48,17 @@ _unflushed: set[Path] = set()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that it is there whole or not at all. Raises OSError where the disk refuses."""
-    write_bytes(path, text.encode("utf-8"), path.with_name(f".{path.name}.partial"))
+    """Write `text` to `path` so that it is there whole or not at all. Raises OSError where the disk refuses.
+
+    Where `path` is a link, it stays one, and what it points to is written.
+    """
+    place = Path(os.path.realpath(path))
+    write_bytes(place, text.encode("utf-8"), _beside(place))
+
+
+def _beside(place: Path) -> Path:
+    """Where a file or folder is until it is whole: a name that is short enough, however long its own is."""
+    return place.with_name(f".{place.name[-60:]}.partial")
 
 
 def write_bytes(path: Path, content: bytes, beside: Path) -> None:
@@ -75,7 +84,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Where `path` is a link, it stays one, and what it points to is replaced. Raises `InputError`: nothing can be made.
     """
     place = Path(os.path.realpath(path))
-    beside = place.with_name(f".{place.name}.partial")
+    beside = _beside(place)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from zopro.errors import InputError
 from zopro.store.layout import Layout
+from zopro.system import ranks
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class RunLock:
 
     def acquire(self) -> None:
         """Take the lock; taking it twice is taking it once. Raises InputError: another process has it."""
-        if self._lock is not None or int(os.environ.get("RANK", "0")) != 0:
+        if self._lock is not None or not ranks.first():
             return
         lock = FileLock(str(Layout(self.folder.resolve()).lock()), timeout=0, thread_local=False, is_singleton=True)
         try:

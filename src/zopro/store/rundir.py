@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 
 from zopro.config import RunConfig
 from zopro.config.defaults import default_of
+from zopro.config.reading import read_yaml
 from zopro.errors import InputError
 from zopro.store.durable import (
     append_line,
@@ -36,6 +37,7 @@ from zopro.store.lock import RunLock
 from zopro.store.shown import named
 from zopro.store.usage import NOTED_EVERY, Usage, numbers
 from zopro.system import heap, memory
+from zopro.system.ranks import launched
 
 __all__ = ["RunDirectory", "environment", "read_rows", "whole_folder", "write_text"]
 
@@ -197,12 +199,25 @@ def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:
     """
     saved_config = Layout(path).config()
     try:
-        saved = yaml.safe_load(saved_config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError):
-        saved = None
-    if not isinstance(saved, dict):
+        saved = read_yaml(saved_config)
+    except InputError:
+        saved = {}
+    if not saved:
         raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.")
     return {field.name: default_of(field, config.task) for field in fields(config)} | saved
+
+
+def followed(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration of the run in `folder`, with the paths of what lies in RUN/demo as they are now."""
+    return replace(config, **_own_paths(config.to_dict(), folder))
+
+
+def _own_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Of a demo's keys those that name a file in its own run, which may have been moved or copied since."""
+    made = Layout(folder.absolute()).demo()
+    named = {key: Path(str(values[key])) for key in ("model", "train_data", "eval_data")}
+    own = {key: made / path.name for key, path in named.items() if path.parent.name == made.name}
+    return {key: str(path) for key, path in own.items() if path.exists()}
 
 
 def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
@@ -217,8 +232,8 @@ def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
         if strange - layout.before():
             raise InputError(f"output_dir: must be empty or a run of zopro, got {path}. Choose another folder.")
         return False
-    given = begun_with(path, config)
-    for key, value in config.to_dict().items():
+    given, asked = ({**values, **_own_paths(values, path)} for values in (begun_with(path, config), config.to_dict()))
+    for key, value in asked.items():
         elsewhere = key == "engine" and config.of_servers and str(given[key]).startswith("vllm")  # other servers
         if key not in FREE and given[key] != value and not elsewhere:
             raise InputError(
@@ -237,8 +252,6 @@ def _unusable(path: Path, reason: str | None) -> InputError:
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
     import torch  # which reading a run needs not wait for
-
-    from zopro.system.launch import launched
 
     versions = {}
     for package in PACKAGES:

@@ -21,6 +21,8 @@ REMEMBERED = "remembered"
 """The key of an evaluation under which easy questions are (`zopro.loop.remembered`)."""
 ELSEWHERE = "other_kl_per_answer"
 """The key of an evaluation for KL on prompts of another task (`other_data`), with `_low`, `_high` and `other_n`."""
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
+"""How names of files with rows end."""
 NAMED_QUESTIONS = 5  # at most, of those that were forgotten
 
 
@@ -52,16 +54,19 @@ def stage(name: str, start: Start) -> str:
 
 
 def place(name: str) -> str:
-    """A name in which a path of this machine has only its last part, and which leaves out a server's address.
+    """A name in which a path of a machine has only its last part, and which leaves out a server's address.
 
-    >>> place("model:/home/me/judge"), place("vllm:http://10.0.0.1:8000"), place("me/base")
-    ('model:judge', 'vllm', 'me/base')
+    A path may be of another folder or machine, so one is known by its form too: `a/b` alone may be the Hub's.
+
+    >>> place("model:/home/me/judge"), place("vllm:http://10.0.0.1:8000"), place("me/base"), place("data/me/rows")
+    ('model:judge', 'vllm', 'me/base', 'rows')
     """
     if "://" in name:
         return name.partition(":")[0]
     before, colon, rest = name.rpartition(":")
     path = Path(rest)
-    return f"{before}{colon}{path.name}" if rest and (path.is_absolute() or os.path.exists(rest)) else name
+    formed = rest.startswith(("/", "./", "../")) or rest.endswith(FILES) or (rest.count("/") > 1 and before != "openai")
+    return f"{before}{colon}{path.name}" if formed or (rest and os.path.exists(rest)) else name
 
 
 def named(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from zopro.errors import InputError
 from zopro.store.durable import write_text
 from zopro.system.memory import peak_rss_mb
+from zopro.system.ranks import launched
 
 Entry = dict[str, Any]
 NOTED_EVERY = 2.0  # seconds
@@ -94,8 +95,6 @@ class Usage:
 
     def entries(self) -> list[Entry]:
         """One for each process, this one last: seconds, peak_rss_mb, processes (ranks), and a stage it is in."""
-        from zopro.system.launch import launched  # with accelerate, which reading a run needs not wait for
-
         now = time.perf_counter()
         here: Entry = {
             "seconds": round(now - self._began, 3),

@@ -26,12 +26,11 @@ from accelerate.state import AcceleratorState
 from torch.distributed.rendezvous import rendezvous
 
 from zopro.errors import InputError, Stopped
+from zopro.system.ranks import VARIABLES, launched, told
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-# What a launcher tells its processes; without it accelerate sees one process.
-_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _PATIENCE = timedelta(days=30)  # with the first rank's own stages; that it has crashed is noticed at once
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
 # Of each collective the argument that this rank hands over: its place and its name.
@@ -42,11 +41,6 @@ _GIVEN = {
     "all_reduce": (0, "tensor"),
     "broadcast": (0, "tensor"),
 }
-
-
-def launched() -> int:
-    """How many processes the launcher says there are; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Processes:
@@ -136,12 +130,12 @@ def alone() -> Iterator[None]:
 
     Trainers and their arguments must be made and used inside. On many GPUs each process must see one of them only.
     """
-    told = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    ours = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         yield
     finally:
-        os.environ.update(told)
+        os.environ.update(ours)
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -199,9 +193,9 @@ def exchanging(device: torch.device) -> torch.device:
 
 def see_one_gpu() -> None:
     """Leave this process the GPU of its local rank, which is cuda:0 then; where they are fewer, ranks take turns."""
-    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    count, local = torch.cuda.device_count(), told("LOCAL_RANK")
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    if len(names) > 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:  # else the scheduler has seen to it
+    if len(names) > 1 or told("LOCAL_WORLD_SIZE") == 1:  # else the scheduler has seen to it
         if local >= len(names):
             logger.warning("launcher: rank %d here shares one of %d GPUs: one process for each would be faster.", local,
                            len(names))  # fmt: skip

@@ -13,7 +13,6 @@ computed. Where nobody has opened it (`reporting`), everything is silent.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
+from zopro.system import ranks
 from zopro.system.screens import Screen, duration, screen_of
 
 T = TypeVar("T")
@@ -210,7 +210,7 @@ def reporting(quiet: bool = False) -> Iterator[None]:
     if not quiet and before.screen is not None:
         yield
         return
-    silent = quiet or os.environ.get("RANK", "0") != "0"
+    silent = quiet or not ranks.first()
     _current = Reporter(None if silent else screen_of(sys.stderr))
     stop = threading.Event()
     if not silent:

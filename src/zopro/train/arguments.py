@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from zopro.errors import InputError
-from zopro.system.launch import launched
+from zopro.system.ranks import launched
 from zopro.train.checkpoints import save_arguments
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,23 @@ def check_rows(rows: Any, args: Any) -> None:
         raise InputError(
             f"train_dataset: must have at least the {needed} prompts that are answered at once, got {len(rows)}. Add "
             "rows, or lower per_device_train_batch_size."
+        )
+
+
+def check_text(rows: Sequence[Mapping[str, Any]], images: Any, fields: Mapping[str, Any]) -> None:
+    """Raise InputError for prompts that have more than text, which an engine does not show the model.
+
+    Args:
+        rows: of one batch, with TRL's columns for images.
+        images, fields: what TRL finds beside the tokens of their prompts.
+    """
+    empty: tuple[Any, ...] = (type(None), list)
+    columns = [n for n in ("image", "images") if any(row.get(n) or not isinstance(row.get(n), empty) for row in rows)]
+    others = sorted(fields.keys() - {"token_type_ids", "mm_token_type_ids"})  # text has these too
+    if found := [*columns, *(["images in messages"] if images else others)]:
+        raise InputError(
+            f"train_dataset: must have prompts of text alone for ESTrainer, got {', '.join(found)}. Remove them, or use "
+            "ZOPrOTrainer."
         )
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -25,16 +25,17 @@ from trl import RLOOConfig
 from trl.data_utils import is_conversational
 
 from zopro.config.evolution import EvolutionOptions
-from zopro.config.fields import option
+from zopro.config.fields import for_parsers, option
 from zopro.config.step import DirectionOptions
-from zopro.engine import Rollouts
+from zopro.engine import Rollouts, Sampling
 from zopro.errors import InputError
 from zopro.system.clock import timed
-from zopro.train.arguments import as_if_more_answers, check_whole
+from zopro.train.arguments import as_if_more_answers, check_text, check_whole
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import Asked, KeptRewards
+from zopro.train.papers import EVOLUTION
+from zopro.train.population import Scored, flat, joined, mean_of_finite, numbers
 from zopro.zo import ES, Displacement
-from zopro.zo.shaping import mean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@for_parsers
 @dataclass
 class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
     """`trl.RLOOConfig` with the options of evolution strategies; what TRL has for log-probs and advantages is not used.
@@ -68,6 +70,8 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
         for name in ("use_vllm", "use_transformers_continuous_batching"):
             if getattr(self, name):
                 raise InputError(f"{name}: must be off, since displaced members answer. Pass engine= to ESTrainer.")
+        if self.num_iterations != 1:
+            raise InputError(f"num_iterations: must be 1, since every step asks anew, got {self.num_iterations}.")
         given = copy.copy(self)
         try:  # TRL wants a baseline of answers; a population has its members.
             with as_if_more_answers(self, 2 if self.num_generations == 1 else 1):
@@ -80,15 +84,6 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
         self.noise = self.noise or "gaussian"
 
 
-class Scored(NamedTuple):
-    """A member's answers to this rank's prompts, as numbers."""
-
-    rewards: list[float]  # of each answer
-    length: float  # mean, in tokens
-    ended: float  # share
-    means: list[float]  # of each reward function
-
-
 class ESTrainer(DirectedTrainer):
     """Evolution strategies (Salimans et al. 2017; Qiu et al. 2025) with TRL's arguments, prompts and reward functions.
 
@@ -97,6 +92,10 @@ class ESTrainer(DirectedTrainer):
     Args:
         kept: a folder for rewards as they come. A training that is begun or resumed with the same folder asks for none
             that are in it; `zopro.train.checkpoints.clear` removes what checkpoints have.
+
+    Raises:
+        InputError: what `EngineRLOOTrainer` refuses; another `advantage` than "rloo", since there are none. While
+            training, prompts with images.
 
     >>> from datasets import Dataset
     >>> from peft import LoraConfig
@@ -110,11 +109,15 @@ class ESTrainer(DirectedTrainer):
     1
     """
 
+    _name, _paper = "evolution strategies", EVOLUTION
+    _tag_names: ClassVar[list[str]] = ["trl", "zopro", "evolution-strategies"]
     config_cls = ESConfig
     optimizer_cls = ES
     asks_logprobs = False
 
     def __init__(self, *args: Any, kept: Path | None = None, **kwargs: Unpack[RLOOArguments]) -> None:
+        if (advantage := kwargs.get("advantage", "rloo")) != "rloo":
+            raise InputError(f"advantage: must be 'rloo' or left out, since ES takes no advantages, got {advantage!r}.")
         super().__init__(*args, **kwargs)
         self._folder = kept
         self._kept: KeptRewards | None = None
@@ -153,21 +156,24 @@ class ESTrainer(DirectedTrainer):
         size = len(inputs) // parts
         inputs = inputs[self._step % parts * size :][:size]
         with self._counting():
-            rows = self.spsa.measure_by(lambda at: [_flat(member) for member in self._members(inputs, at)])
+            rows = self.spsa.measure_by(lambda at: [flat(member) for member in self._members(inputs, at)])
             blocks = self.accelerator.num_processes  # of as many numbers from each rank
-            members = [_joined(row, blocks, len(inputs)) for row in rows]
+            members = [joined(row, blocks, len(inputs)) for row in rows]
             self._step += 1
-            means = self._log_members(members)
-            self._note_drawn(mean(means), inputs)
+            reward = self._log_members(members)
+            self._note_drawn(reward, inputs)
         self.spsa.accumulate([member.rewards for member in members])
         if self.log_completions and self._shown[0]:  # else no member was this rank's
             self._fill_table(members)
         self._metrics["train"]["step_time"].append(time.perf_counter() - began)
-        return torch.tensor(-mean(means), device=self.args.device)
+        # As transformers returns it: a micro-batch's part of the step's loss.
+        return torch.tensor(-reward / self.current_gradient_accumulation_steps, device=self.args.device)
 
     def _members(self, inputs: list[dict[str, Any]], at: Sequence[Displacement]) -> list[Scored]:
         prompts = [row["prompt"] for row in inputs]
-        told = [self._decoded(prompts, rollout) for rollout in self._answers(prompts, at)]
+        prompt_ids, images, fields = self._tokenize_prompts(prompts)
+        check_text(inputs, images, fields)
+        told = [self._decoded(prompts, rollout) for rollout in self._answers(prompt_ids, at)]
         known = self._known(prompts, at, [completions for completions, _ in told])
         self._extras.clear()
         asked = [
@@ -178,15 +184,17 @@ class ESTrainer(DirectedTrainer):
         for name in sorted({name for found in asked for name in found.logged}):  # of this rank's members and prompts
             logged = [value for found in asked for value in found.logged.get(name, [])]
             self._metrics["train"][name].append(sum(logged) / len(logged))
-        return [self._scored(ids, found.rewards) for (_, ids), found in zip(told, asked, strict=True)]
+        tokens = sum(map(len, prompt_ids))
+        return [self._scored(ids, found.rewards, tokens) for (_, ids), found in zip(told, asked, strict=True)]
 
     @timed("rollout")
-    def _answers(self, prompts: list[Any], at: Sequence[Displacement]) -> list[Rollouts]:
+    def _answers(self, prompt_ids: list[list[int]], at: Sequence[Displacement]) -> list[Rollouts]:
         self._check_weights()
-        prompt_ids, *_ = self._tokenize_prompts(prompts)
-        prompts, copies, options = self._sampling(prompt_ids)
-        options = dataclasses.replace(options, do_sample=options.do_sample and not self.args.greedy)
-        return self.engine.sample(prompts, copies, options, at)
+        return self.engine.sample(*self._sampling(prompt_ids), at)
+
+    def _sampling(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], int, Sampling]:
+        prompts, copies, options = super()._sampling(prompt_ids)
+        return prompts, copies, dataclasses.replace(options, do_sample=options.do_sample and not self.args.greedy)
 
     def _decoded(self, prompts: list[Any], rollout: Rollouts) -> tuple[list[Any], list[list[int]]]:
         """Completions as reward functions get them, and their tokens."""
@@ -223,14 +231,14 @@ class ESTrainer(DirectedTrainer):
             self._kept.keep(member, prompts, completions, asked)
         return asked
 
-    def _scored(self, ids: list[list[int]], table: list[list[float]]) -> Scored:
+    def _scored(self, ids: list[list[int]], table: list[list[float]], prompt_tokens: int) -> Scored:
         weights = self.reward_weights.tolist()
-        ended = [row[-1] in (*self.eos_token_ids, self._tokenizer.pad_token_id) for row in ids]
         return Scored(
             [self._total(row, weights) for row in table],
-            mean([len(row) for row in ids]),
-            sum(ended) / len(ended),
-            [mean([row[i] for row in table if not math.isnan(row[i])] or [math.nan]) for i in range(len(weights))],
+            [float(len(row)) for row in ids],
+            [float(row[-1] in (*self.eos_token_ids, self._tokenizer.pad_token_id)) for row in ids],
+            [list(told) for told in zip(*table, strict=True)],
+            float(prompt_tokens),
         )
 
     def _total(self, rewards: list[float], weights: list[float]) -> float:
@@ -241,23 +249,15 @@ class ESTrainer(DirectedTrainer):
         low, high = self.reward_clip_range or (-math.inf, math.inf)
         return min(max(sum(apply), low), high)
 
-    def _log_members(self, members: list[Scored]) -> list[float]:
-        """Numbers of the step for the training log; returns the mean reward of each member."""
-        means = [mean([reward for reward in member.rewards if math.isfinite(reward)] or [math.nan]) for member in members]
-        metrics = {
-            "reward": mean(means),
-            "reward_best": max(means),
-            "reward_spread": math.sqrt(mean([(reward - mean(means)) ** 2 for reward in means])),
-            "completions/mean_length": mean([member.length for member in members]),
-            "completions/clipped_ratio": 1 - mean([member.ended for member in members]),
-            "ended": mean([member.ended for member in members]),
-        }
-        for number, name in enumerate(self.reward_func_names):
-            metrics[f"rewards/{name}/mean"] = mean([member.means[number] for member in members])
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
-        self._metrics["train"]["answers"] = [float(self._step * len(members) * len(members[0].rewards))]  # so far
-        return means
+    def _log_members(self, members: list[Scored]) -> float:
+        """Numbers of the step for the training log; returns the mean reward."""
+        metrics, found = self._metrics["train"], numbers(members, self.reward_func_names)
+        for name, value in found.items():
+            metrics[name].append(value)
+        metrics["answers"] = [float(self._step * len(members) * len(members[0].rewards))]  # so far
+        self.state.num_input_tokens_seen += int(sum(member.prompt_tokens + sum(member.lengths) for member in members))
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        return found["reward"]
 
     def _fill_table(self, members: list[Scored]) -> None:
         """TRL's table of completions, the first member's; an advantage is a reward less what members get in the mean."""
@@ -271,10 +271,7 @@ class ESTrainer(DirectedTrainer):
         logs["completion"].extend(completions)
         for name, values in zip(self.reward_func_names, zip(*rewards, strict=True), strict=True):
             logs["rewards"][name].extend(values)
-        means = [
-            mean([r for r in answer if math.isfinite(r)] or [math.nan])
-            for answer in zip(*(member.rewards for member in members), strict=True)
-        ]
+        means = [mean_of_finite(answer) for answer in zip(*(member.rewards for member in members), strict=True)]
         logs["advantages"].extend(own - other for own, other in zip(members[0].rewards, means, strict=True))
 
     def zeroth_order_logs(self) -> dict[str, float]:
@@ -285,16 +282,3 @@ class ESTrainer(DirectedTrainer):
         if math.isfinite(last.signal_to_noise):
             logs["signal_to_noise"] = last.signal_to_noise
         return logs
-
-
-def _flat(member: Scored) -> list[float]:
-    """A member as ranks exchange it."""
-    return [*member.rewards, member.length, member.ended, *member.means]
-
-
-def _joined(row: list[float], ranks: int, answers: int) -> Scored:
-    """The inverse of `_flat`, of all ranks' parts."""
-    width = len(row) // ranks
-    parts = [row[rank * width : (rank + 1) * width] for rank in range(ranks)]
-    length, ended, *means = (mean(column) for column in zip(*(part[answers:] for part in parts), strict=True))
-    return Scored([reward for part in parts for reward in part[:answers]], length, ended, means)

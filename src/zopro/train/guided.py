@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from trl import RLOOConfig
 
-from zopro.config.fields import one_of, option
+from zopro.config.fields import for_parsers, one_of, option
 from zopro.config.guided import GUIDE_LOCAL, GUIDED_LEARNING_RATE
 from zopro.engine import Batch
 from zopro.engine.feedback import Feedback
@@ -43,6 +43,7 @@ from zopro.zo.perturbation import InPlace
 logger = logging.getLogger(__name__)
 
 
+@for_parsers
 @dataclass
 class GuidedConfig(RLOOConfig):
     """`trl.RLOOConfig` with the options of the guide, for Adam on pseudo-gradients.
@@ -71,6 +72,7 @@ class GuidedConfig(RLOOConfig):
             )
 
 
+@for_parsers
 @dataclass
 class GuidedSPSAConfig(ZOPrOConfig):
     """`ZOPrOConfig` with the options of the guide, for SPSA along pseudo-gradients."""
@@ -104,6 +106,9 @@ class FeedbackScores(Mixin):
     another `local` than "block"; `args.router_aux_loss_coef` asks for the balancing loss.
     """
 
+    _name = "RLOO along guided directions"
+    _paper: ClassVar[dict[str, str]] = {}
+    _tag_names: ClassVar[list[str]] = ["trl", "zopro", "rloo", "guided"]
     config_cls: ClassVar[type] = GuidedConfig
     sweeps: ClassVar[bool] = True  # block by block, in place of a backward pass
     aux_loss_enabled: bool
@@ -124,6 +129,8 @@ class FeedbackScores(Mixin):
         kind = adapter_kind(self.model)
         if kind not in ("", "LORA") and self.args.local != "block":
             raise ValueError(f"local: must be 'block' for adapters of the kind {kind}, got {self.args.local!r}")
+        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules()):
+            logger.warning("dropout: guided trainers draw none, since blocks run again as they were measured")
         if self.aux_loss_enabled:
             if self.args.router_aux_loss_coef:
                 raise ValueError(
@@ -236,6 +243,8 @@ class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):
     one's pseudo-gradient, as they share directions.
     """
 
+    _name = "SPSA along guided directions"
+    _tag_names: ClassVar[list[str]] = ["trl", "zopro", "guided", "zeroth-order"]
     config_cls = GuidedSPSAConfig
     z_alike = True  # the pseudo-gradient
 

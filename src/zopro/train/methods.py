@@ -131,7 +131,7 @@ def evolution(inputs: PolicyInputs, **paper: Any) -> Trainer:
         },
     )
     updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
-    return _trainer(ESTrainer, arguments, inputs, kept=inputs.folder, **updates)
+    return _trainer(ESTrainer, arguments, inputs, kept=inputs.folder, advantage="rloo", **updates)
 
 
 def evolution_paper(inputs: PolicyInputs) -> Trainer:

@@ -5,7 +5,7 @@ The rest of TRL's loop is RLOO's, so that a comparison with it differs in the lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from trl import RLOOConfig
 
 from zopro.engine import Batch
 from zopro.train.objectives import online_dpo_loss
+from zopro.train.papers import ONLINE_DPO
 from zopro.train.rloo import EngineRLOOTrainer
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class OnlineDPOTrainer(EngineRLOOTrainer):
     Raises:
         ValueError: `beta` is 0, the steps are accumulated, or there is more than one process.
     """
+
+    _name, _paper = "Online DPO", ONLINE_DPO
+    _tag_names: ClassVar[list[str]] = ["trl", "zopro", "online-dpo"]
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.engine import LocalEngine, by_prompt
+from zopro.engine.local.quantised import trained_tensors, undo_rounding
 from zopro.engine.opening import served
 from zopro.errors import InputError
 from zopro.system.clock import Clock, timed
@@ -67,9 +68,9 @@ class EngineRLOOTrainer(RLOOTrainer):
     batching, images and mixture-of-experts losses take TRL's own path.
 
     Raises:
-        InputError: `args` of another trainer; a model that cannot be trained (`zopro.train.construction`); rewards that
-            are none; a repetition penalty, or `generation_kwargs` that the engine does not draw by
-            (`zopro.train.drawing`); a pad token without an embedding. While training, rows without a prompt, or too few;
+        InputError: `args` of another trainer, or with `torch_compile`; a model that cannot be trained
+            (`zopro.train.construction`); rewards that are none; a repetition penalty, or `generation_kwargs` that the
+            engine does not draw by (`zopro.train.drawing`); a pad token without an embedding. While training, rows without a prompt, or too few;
             weights that diverge; a tokenizer that ends every prompt with EOS; a reward function that raises, is late, or
             does not return one finite number (or None, which TRL leaves out) for each completion.
         ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
@@ -96,11 +97,15 @@ class EngineRLOOTrainer(RLOOTrainer):
         if advantage not in ADVANTAGES:
             raise ValueError(f"advantage: must be one of {', '.join(ADVANTAGES)}, got {advantage!r}")
         args = on_one_gpu(arguments(args, self.config_cls))
+        if args.torch_compile:
+            raise InputError("torch_compile: must be off, since the engine runs the passes, got True. Leave it out.")
         check_model(model, args.beta, processing_class, kwargs.get("peft_config"))
         if not (args.use_vllm or args.use_transformers_continuous_batching):
             drawing(args)
         reward_funcs = check_rewards(reward_funcs, kwargs.get("reward_processing_classes"))
+        given = trained_tensors(model)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        undo_rounding(self.model, given)
         trainable(self.model)
         self.reward_funcs = [
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)

@@ -31,6 +31,7 @@ from zopro.train.arguments import on_one_gpu
 from zopro.train.construction import check_options, trainable
 from zopro.train.evaluations import counting
 from zopro.train.gradients import arguments_in, without_backward
+from zopro.train.papers import zeroth_order_card
 from zopro.train.reached import reaches_loss, unreached
 from zopro.train.slope import GradientSlope
 from zopro.train.typed import Mixin
@@ -288,5 +289,5 @@ def zeroth_order(trainer_cls: type, *, check_slope: bool = True, **spsa_options:
     check_options(spsa_options)
     if not reaches_loss(trainer_cls):
         raise ValueError(unreached(trainer_cls))
-    namespace = {"spsa_options": spsa_options, "check_slope": check_slope}
+    namespace = {"spsa_options": spsa_options, "check_slope": check_slope, **zeroth_order_card(trainer_cls)}
     return type(f"ZerothOrder{trainer_cls.__name__}", (ZerothOrderMixin, trainer_cls), namespace)

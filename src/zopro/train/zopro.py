@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from trl import RLOOConfig
 
-from zopro.config.fields import check, option
+from zopro.config.fields import check, for_parsers, option
 from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
@@ -24,6 +24,7 @@ from zopro.train.arguments import check_whole
 from zopro.train.directed import DirectedTrainer
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
+from zopro.train.papers import FZOO, ZOPRO
 from zopro.train.rehearsal import repeatable
 from zopro.train.step_kl import STEP_KL, slopes_along, step_kl, two_sided
 from zopro.zo import Displacement, Estimate
@@ -32,6 +33,7 @@ from zopro.zo.directions import there
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
 
+@for_parsers
 @dataclass
 class ZOPrOConfig(StepOptions, RLOOConfig):
     """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's.
@@ -89,6 +91,8 @@ class ZOPrOTrainer(DirectedTrainer):
     1
     """
 
+    _name, _paper = "ZOPrO", ZOPRO
+    _tag_names: ClassVar[list[str]] = ["trl", "zopro", "zeroth-order"]
     config_cls = ZOPrOConfig
     _given: Tensor | None = None  # log-probs from the engine, for the next loss
     _slopes: tuple[int, bool, list[Tensor]] = (-1, True, [])  # a step, whether two-sided, and its micro-batches' slopes
@@ -97,7 +101,7 @@ class ZOPrOTrainer(DirectedTrainer):
     @property
     def on_policy(self) -> bool:
         """Whether every step's completions are drawn from the parameters that the step starts from."""
-        return self.args.steps_per_generation * self.num_iterations <= self.args.gradient_accumulation_steps
+        return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As `DirectedTrainer`'s; with `evaluation: batched` the engine takes all displacements of a step at once."""
@@ -119,7 +123,8 @@ class ZOPrOTrainer(DirectedTrainer):
         return self.args.surrogate == "log_ratio" and self.on_policy and inputs.keys() <= TEXT_INPUTS
 
     def _takes_rollout_logprobs(self, model: Any) -> bool:
-        # Of log-ratios the old log-probs are a constant offset, equal at theta + eps z and theta - eps z.
+        # Of log-ratios the old log-probs are a constant offset, equal at theta + eps z and theta - eps z. The KL penalty
+        # gets their rounding: docs/performance.md says how much that is.
         return (self.args.surrogate == "log_ratio" and self.on_policy) or super()._takes_rollout_logprobs(model)
 
     def _estimate(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Estimate:
@@ -200,6 +205,9 @@ class FZOOTrainer(ZOPrOTrainer):
     batch of displaced models, as theirs are; the learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is
     known where answers are the policy's own.
     """
+
+    _name, _paper = "FZOO", FZOO
+    _tag_names: ClassVar[list[str]] = ["trl", "zopro", "fzoo", "zeroth-order"]
 
     def spsa_arguments(self) -> dict[str, Any]:
         return {**super().spsa_arguments(), "second_moment_beta": None, "over_std": True}

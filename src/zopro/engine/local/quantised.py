@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from zopro.config.model import ModelOptions, check_bitsandbytes
@@ -80,6 +80,21 @@ def shown(model: Any) -> Iterator[None]:
     finally:
         for flag in flags:
             setattr(plain, flag, False)
+
+
+def trained_tensors(model: Any) -> dict[str, Tensor]:
+    """What is trained of a model, by name; nothing of the name of one."""
+    named = model.named_parameters() if isinstance(model, nn.Module) else ()
+    return {name: parameter.data for name, parameter in named if parameter.requires_grad}
+
+
+def undo_rounding(model: nn.Module, given: dict[str, Tensor]) -> None:
+    """Have adapters over quantised weights as `given`, where TRL has turned them to bfloat16, and new ones in float32."""
+    if not quantised(model):
+        return
+    for name, tensor in trained_tensors(model).items():
+        if tensor.dtype == torch.bfloat16:
+            model.get_parameter(name).data = given.get(name, tensor.float())
 
 
 def check_trainable(model: PreTrainedModel, lora_r: int) -> None:

@@ -30,8 +30,8 @@ from zopro.config.model import ModelOptions
 from zopro.engine.servers.vllm import keeper
 from zopro.engine.servers.vllm.client import Failed, Server
 from zopro.errors import InputError
-from zopro.system.launch import launched
 from zopro.system.progress import task
+from zopro.system.ranks import launched
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 SLOTS = 8  # displaced policies in one batch

@@ -1,0 +1,82 @@
+"""What is typed is read as it is meant: paths begin at home, flags take no file, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from commands import refused
+from zopro import cli
+from zopro.config import RunConfig
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_set_verbosity", lambda verbose: None)
+    Path("config.yaml").write_text("model: m/m\ntask: chat\ntrain_data: rows.jsonl\n")
+    Path("rows.jsonl").touch()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The configurations that reach the pipeline."""
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("zopro.loop.pipeline.run", lambda config, **options: seen.append(config) or {})
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["run", "config.yaml", "--vllm_flags", "--enforce-eager"], "--vllm_flags"),
+        (["run", "config.yaml", "--beta", "-1e-3"], "--beta"),
+        (["generate", "RUN", "--prompt", "-5?"], "--prompt"),
+    ],
+)
+def test_how_to_give_a_value_that_looks_like_an_option(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, *words)
+    assert line.startswith(f"argument {option}: expected ")
+    assert line.endswith(f" A value that begins with - is given as {option}=VALUE.")
+
+
+def test_a_boolean_key_takes_a_truth_value_alone(made: list[RunConfig]) -> None:
+    assert cli.main(["run", "--eval_greedy", "config.yaml", "--easy_questions", "7", "--lora-freeze-a", "No"]) == 0
+    assert (made[0].eval_greedy, made[0].easy_questions, made[0].lora_freeze_a) == (True, 7, False)
+
+
+PATHS = {"RUN": ["generate", "X", "--prompt", "x"], "CONFIG": ["run", "X"]} | {
+    name: [*words.split(), "X"]
+    for name, words in {
+        "--out": "data arithmetic --rows 2 --out",
+        "--out of export": "export RUN --out",
+        "--out of compare": "compare config.yaml --methods es --steps 1 --out",
+        "--policy": "analyse --reward R --policy",
+        "--model": "init chat --model",
+        "--data": "init chat --data",
+    }.items()
+}
+
+
+@pytest.mark.parametrize("argument", PATHS)
+def test_what_no_path_can_be(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, words in (
+        ("", "must be a path, got ''"),
+        ("e\udcff", "must be a path in UTF-8 without control characters"),
+    ):
+        line = refused(capsys, *(given if word == "X" else word for word in PATHS[argument]))
+        assert line.startswith(f"argument {argument.split()[0]}: {words}")
+
+
+def test_a_path_begins_at_home(
+    made: list[RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cli.main(["data", "arithmetic", "--rows", "2", "--out=~/new.jsonl"]) == 0
+    assert (tmp_path / "home/new.jsonl").exists() and not Path("~").exists()
+    Path("config.yaml").rename(tmp_path / "home/config.yaml")
+    assert cli.main(["run", "~/config.yaml"]) == 0 and len(made) == 1
+    assert f"got '{tmp_path}/home/R'" in refused(capsys, "generate", "~/R", "--prompt", "x")
