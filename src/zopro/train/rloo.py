@@ -70,9 +70,10 @@ class EngineRLOOTrainer(RLOOTrainer):
     Raises:
         InputError: `args` of another trainer, or with `torch_compile`; a model that cannot be trained
             (`zopro.train.construction`); rewards that are none; a repetition penalty, or `generation_kwargs` that the
-            engine does not draw by (`zopro.train.drawing`); a pad token without an embedding. While training, rows without a prompt, or too few;
-            weights that diverge; a tokenizer that ends every prompt with EOS; a reward function that raises, is late, or
-            does not return one finite number (or None, which TRL leaves out) for each completion.
+            engine does not draw by (`zopro.train.drawing`); a pad token without an embedding. While training, rows
+            without a prompt, or too few; weights that diverge; a tokenizer that ends every prompt with EOS; a reward
+            function that raises, is late, or does not return one finite number (or None, which TRL leaves out) for each
+            completion.
         ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
     """
 
