@@ -6,6 +6,7 @@ configuration. What is not run is in NOT_RUN, with its reason; of that, programs
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -44,9 +45,9 @@ NOT_RUN = {
     r"torchrun|accelerate launch|init_process_group": "several processes: test_ranks_run.py, test_ranks.py",
     r"python benchmarks/": "measurements, minutes to hours each",
     r"zopro bench step": "processes of its own: tests/bench/test_bench.py",
-    r"zopro compare examples/": "the synopsis before it is run",
+    r"zopro compare chat\.yaml": "the synopsis before it is run",
     r"--engine llamacpp:": "needs the extra llamacpp: tests/loop/test_llamacpp_run.py",
-    r"--engine vllm|python -m vllm": "needs a server: tests/loop/test_vllm_run.py",
+    r"--engine vllm|python -m vllm|vllm serve": "needs a server: tests/loop/test_vllm_run.py",
     r"--judge openai:|OPENAI_API_KEY": "needs an endpoint: tests/judges",
     r"llama-cli|ollama": "programs of others",
 }
@@ -169,7 +170,7 @@ def test_what_the_lab_measured_with_is_accepted(page: Path) -> None:
             looked_up(block, line)
             words = words_of(line)
             if words and not re.search(r"[\[|]|\.\.\.", line):
-                cli._parse([MEANT.get(word, word) for word in words])
+                cli._parser().parse_args([MEANT.get(word, word) for word in words])
 
 
 @pytest.mark.parametrize("page", [page for page in [*PAGES, *LAB] if page.suffix == ".md"], ids=lambda page: page.name)
@@ -207,7 +208,7 @@ def typed(block: Block, line: str) -> None:
     if words[0] == "demo":
         more += ["--iterations", "2"]
     if LONG.get(words[0], block.page.name) != block.page.name and not {"--resume", "--dry-run"} & set(words):
-        args = cli._parse([*words, *more])
+        args = cli._parser().parse_args([*words, *more])
         out = vars(args).get("key.output_dir") or vars(args).get("out")
         if out and not Path(out).exists():
             shutil.copytree("RUN", out)
@@ -247,5 +248,14 @@ def looked_up(block: Block, line: str) -> None:
         assert option == "--key" or option.removeprefix("--") in text, f"{block}: {line}: {option}"
 
 
-COMMANDS = next(action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
-OPTIONS = {name: command.get_default("options") for name, command in COMMANDS.items()}
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next((action.choices for action in parser._actions if isinstance(action.choices, dict)), {})
+
+
+def options_of(command: argparse.ArgumentParser) -> list[str]:
+    """Its own, and those of the commands below it."""
+    below = [option for inner in commands_of(command).values() for option in options_of(inner)]
+    return [*command._option_string_actions, *below]
+
+
+OPTIONS = {name: options_of(command) for name, command in commands_of(cli._parser()).items()}

@@ -61,6 +61,15 @@ def test_a_broken_link_is_seen() -> None:
     assert anchors("## `zopro run`, [twice](x.md): 1 + 1?\n```\n# no\n```\n") == {"zopro-run-twice-1-1"}
 
 
+def test_the_quickstart_asks_for_the_versions_that_pip_does() -> None:
+    told = (DOCS / "quickstart.md").read_text("utf-8").split("## Install\n")[1].split("\n## ")[0].lower()
+    declared = (ROOT / "pyproject.toml").read_text("utf-8")
+    found = re.findall(r"(python|torch|transformers|trl|peft) (\d+\.\d+)", told)
+    assert len(found) == 5
+    for name, version in found:
+        assert re.search(rf'{name}"? ?[>=]+ ?"?(>=)?{re.escape(version)}"', declared), (name, version)
+
+
 def test_the_menu_has_every_page_once() -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
     listed = [page for section in menu for pages in section.values() for entry in pages for page in entry.values()]

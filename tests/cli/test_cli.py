@@ -202,6 +202,11 @@ def test_a_bad_file_gets_one_line(capsys, text, line):
         (["run", "config.yaml", "--dry-run", "true"], "true: is one argument too many for 'zopro run'."),
         (["run", "--eval_greedy", "absent.yaml"], "CONFIG: must be a readable YAML file, got 'absent.yaml'"),
         (["run", "config.yaml", "--easy_questions", "300"], "easy_questions: must be true, false or a number"),
+        (
+            ["compare", "config.yaml", "--method", "mezo"],
+            "--method: no such option of 'zopro compare'. Did you mean '--me",
+        ),
+        (["pairs", "config.yaml", "--output_dir", "x"], "--output_dir: no such option of 'zopro pairs'."),
         (["generate", "--promt", "x", "R"], "--promt: no such option of 'zopro generate'. Did you mean '--prompt'?"),
         (["--jsn", "methods"], "--jsn: no such option of 'zopro'."),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'"),

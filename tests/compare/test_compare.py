@@ -82,7 +82,7 @@ def test_from_start_to_end_and_on(
     assert json.loads((tmp_path / "compare.json").read_text()) == result
     found = result["methods"]["guided"]
     assert set(found) == {
-        "curve", "gain", "answers", "answers_a_step", "peak_mb", "seconds_per_step", "final", "final_rewards",
+        "bounded", "curve", "gain", "answers", "answers_a_step", "peak_mb", "seconds_per_step", "final", "final_rewards",
         "learning_rate", "seeds", "search", "texts",
     }  # fmt: skip
     assert found["gain"]["mean"] == pytest.approx(found["curve"][-1]["reward"] - result["start"]["reward"])

@@ -10,6 +10,7 @@ import pytest
 
 from zopro.compare import jobs
 from zopro.compare.jobs import search_items, training_items
+from zopro.compare.plan import Job
 from zopro.loop.rewarding import Scores
 
 
@@ -45,3 +46,14 @@ def test_answers_are_held_against_references_beside_a_reward_model() -> None:
     assert found == {"chrf": [pytest.approx(100), None]}
     several = Scores([1.0, 1.0], {"chrf": [0.5, 0.5], "mine": [math.nan, 0.5]})
     assert jobs._qualities(data, several, ["a", "b"], items) == {"chrf": [0.5, 0.5], "mine": [None, 0.5]}
+
+
+def test_a_training_that_max_kl_ends_is_measured_where_it_ended() -> None:
+    pace, kept = jobs.Pace(Job("train", method="rloo", steps=10, points=2)), list[int]()
+    pace.save = kept.append
+    for step in range(1, 8):
+        pace.on_step_end(None, SimpleNamespace(global_step=step), SimpleNamespace())
+    pace.on_train_end(None, SimpleNamespace(global_step=7), SimpleNamespace())
+    assert kept == [step for step, _ in pace.points] == [5, 7] and pace.steps == 7
+    pace.on_train_end(None, SimpleNamespace(global_step=7), SimpleNamespace())
+    assert kept == [5, 7], "once"

@@ -72,8 +72,8 @@ def test_a_metric_that_falls_while_the_reward_rises_is_named() -> None:
     rows = [dict(row) for row in state_table(result)]
     assert [row["chrf"] for row in rows] == ["40.000", "34.667, gain -5.333 [-6.768, -3.899]", ""]
     assert notes(result) == ["es: the reward rises and chrf falls."]
-    es["gain"] = {"mean": 2.0, "low": -1.0, "high": 5.0}
-    assert notes(result) == []
+    es |= {"gain": {"mean": 2.0, "low": -1.0, "high": 5.0}, "bounded": 1}
+    assert notes(result) == ["es: max_kl ended 1 of 1 trainings; their mean is 6.0 steps."]
 
 
 def test_how_soon_each_is_where_rloo_ends() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
@@ -64,6 +65,20 @@ def test_the_card_is_beside_the_adapter_and_says_what_was_done(run: Path, tmp_pa
     assert "| iteration 1 | 2.500 [1.250, 1.750] | 0.750 [0.500, 0.875] | 0.50 |" in text
     assert "1 of the 2 easy questions" in text and "What is 2 + 2? Now: Five." in text and "Cold" not in text
     assert "On 7 held-out prompts. Wins are by the judge" in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_the_code_of_the_card_loads_the_adapter_in_the_dtype_of_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    export(run, tmp_path / "out")
+    policy = find_policy(run)
+    policy.config.dtype = dtype
+    monkeypatch.chdir(tmp_path / "out")
+    found: dict[str, Any] = {}
+    exec(card(policy, "me/base").split("```python\n")[1].split("```")[0], found)
+    assert found["model"].get_base_model().dtype == getattr(torch, {"auto": "float32"}.get(dtype, dtype))
+    assert "dtype=" not in card(policy, "me/base", adapter=False).split("## Use")[1].split("## Settings")[0]
 
 
 def test_no_path_of_the_machine_is_written(run: Path, tmp_path: Path) -> None:

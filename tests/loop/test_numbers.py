@@ -28,6 +28,9 @@ from zopro.loop import answers, pipeline
 from zopro.loop.divergence import kl_per_answer, log_ratios, policy_logprobs
 from zopro.loop.evaluation import evaluate
 from zopro.loop.opening import open_all
+from zopro.loop.policy_stage import policy_trainer
+from zopro.loop.recording import Origin
+from zopro.loop.run import Run
 from zopro.loop.stages import train_reward, train_sft
 from zopro.loop.summary import headline
 from zopro.store.rundir import RunDirectory
@@ -194,3 +197,24 @@ def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatc
 def test_a_stage_without_memory_is_drawn() -> None:
     ends = [{"stage": "sft", "iteration": None, "event": "end", "seconds": 4.0}]
     assert [line["stage"] for line in stage_seconds(ends, {"stages": {"other": 1.0}})] == ["sft", "other"]
+
+
+@pytest.mark.parametrize(("sft_steps", "method", "said"), [(0, "zopro", 1), (0, "mezo", 0), (3, "zopro", 0)])
+def test_noise_alone_is_said(
+    sft_steps: int,
+    method: str,
+    said: int,
+    finished: tuple[RunConfig, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A comparison, and `warm_start: sft`, take the SFT update for the previous one; without SFT steps it is 0."""
+    run, models, data = open_all(finished[0], resume=True)
+    run = replace(run, config=replace(run.config, sft_steps=sft_steps))
+    origin = Origin(run.store.path, 0, method, run.store.sft(), (run.store.sft(), run.store.initial()))
+    lines: list[str] = []
+    monkeypatch.setattr(Run, "say", lambda self, line: lines.append(line))
+    with policy_trainer(run, models, origin, data.train[:4], 1, 0, tmp_path):
+        pass
+    run.store.lock.release()
+    assert sum("so steps go along noise alone" in line for line in lines) == said

@@ -26,7 +26,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="FILE", required=True, help="new .jsonl file to write")
     command.add_argument("--rows", type=int, default=0, metavar="N", help="prompts to answer (default: all)")
     command.add_argument("--held-out", action="store_true", help="answer the held-out prompts, not the training rows")
-    add_configuration(command)
+    add_configuration(command, without=("output_dir",))
     command.set_defaults(handler=run)
     return command
 

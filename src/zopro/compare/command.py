@@ -61,7 +61,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="whose gain others are held to: ratios, and the time to 90 %% of it (default: rloo, if it is compared)",
     )
     plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
-    add_configuration(command)
+    add_configuration(command, without=("method", "iterations"))
     command.set_defaults(handler=run)
     return command
 

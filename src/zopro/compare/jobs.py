@@ -16,6 +16,7 @@ from zopro.choices import METHODS
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
 from zopro.loop import answers
+from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
@@ -106,6 +107,9 @@ def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict
     pace = Pace(job)
     with job_trainer(run, models, data, job, folder / "trainer") as (trainer, model):
         trainer.add_callback(pace)
+        if run.config.max_kl and not METHODS[job.method].population:  # whose steps measure no KL
+            where, rate = f"{job.method}, seed {job.seed}", METHODS[job.method].rate
+            trainer.add_callback(BoundCallback(run.config.max_kl, run.say, where, rate))
         pace.save = lambda step: models.policies.save(model, folder / "points" / f"{step:06d}")
         memory = PeakMemory(models.base.device)
         trainer.train()
@@ -116,18 +120,21 @@ def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict
         policy, last = folder / "points" / f"{step:06d}", number == len(pace.points)
         points.append({"step": step, "seconds": seconds, **measure(run, models, data, policy, job, whole=last)})
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
-    return {"points": points, "steps": pace.steps, "seconds": pace.seconds, "peak_mb": peak, "training_reward": rewards}
+    return {
+        "points": points, "steps": pace.steps, "seconds": pace.seconds, "peak_mb": peak, "training_reward": rewards,
+        "bounded": pace.steps < job.steps and not pace.over,
+    }  # fmt: skip
 
 
 class Pace(TrainerCallback):
-    """Keeps the policy at the marks, stops at the budget, and tells the time of training alone."""
+    """Keeps the policy at the marks and at the end, stops at the budget, and tells the time of training alone."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.save: Callable[[int], None] = lambda step: None
         self.marks = job.marks() if job.points else []
         self.points: list[tuple[int, float]] = []
-        self.steps, self.seconds = 0, 0.0
+        self.steps, self.seconds, self.over = 0, 0.0, False
         self._since = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -136,13 +143,20 @@ class Pace(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._since
         self.steps = state.global_step
-        over = 0 < self.job.budget_seconds <= self.seconds
-        if self.job.points and (state.global_step in self.marks or over):
-            self.points.append((state.global_step, self.seconds))
-            self.save(state.global_step)
-        if over:
+        self.over = 0 < self.job.budget_seconds <= self.seconds
+        if self.job.points and (state.global_step in self.marks or self.over):
+            self._keep(state.global_step)
+        if self.over:
             control.should_training_stop = True
         self._since = time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.job.points and self.steps not in [step for step, _ in self.points]:  # max_kl has ended it
+            self._keep(self.steps)
+
+    def _keep(self, step: int) -> None:
+        self.points.append((step, self.seconds))
+        self.save(step)
 
 
 def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole: bool = False) -> dict[str, Any]:

@@ -102,9 +102,12 @@ def _valued(found: Mapping[str, Any] | None) -> str:
     return f"{shown.fixed(found['mean'], 3)}{gained}"
 
 
-def _falls(result: Mapping[str, Any]) -> Iterator[str]:
-    """Where a method's answers got worse by one measure while their reward rose."""
+def findings(result: Mapping[str, Any]) -> Iterator[str]:
+    """Where a method's answers got worse by one measure while their reward rose, and where `max_kl` ended trainings."""
     for method, found in result["methods"].items():
+        if found.get("bounded"):
+            steps = shown.fixed(found["curve"][-1]["step"], 1)
+            yield f"{method}: max_kl ended {found['bounded']} of {found['seeds']} trainings; their mean is {steps} steps."
         rises = found.get("gain", {}).get("low") or 0
         for name, value in found.get("final", {}).get("quality", {}).items():
             if rises > 0 and (value.get("gain_high") or 0) < 0:
@@ -115,4 +118,4 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     """What the table's columns are, a line each."""
     columns = {name for row in state_table(result) for name, _ in row}
     start = shown.start(result.get("sft_steps")).the
-    return [*(note.format(start=start) for name, note in NOTES.items() if name in columns), *_falls(result)]
+    return [*(note.format(start=start) for name, note in NOTES.items() if name in columns), *findings(result)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from zopro.compare.differences import difference_rows, differences, gap, signed, without_nan
 from zopro.compare.reached import column, reached, yardstick
-from zopro.compare.state import notes, state, state_table
+from zopro.compare.state import findings, notes, state, state_table
 from zopro.loop.divergence import kl_per_answer
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
@@ -35,7 +35,8 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
 
     Curve, what it gained at the end (paired by prompt), peak memory (the largest of the seeds), seconds per step, and the
     rewards at the end, [seed][prompt], to set beside another method's; what else is left of the policy there (`final`);
-    and the first seed's answers to a few prompts. The curve's last point is every seed's end, early or not.
+    how many trainings `max_kl` ended (`bounded`); and the first seed's answers to a few prompts. The curve's last point
+    is every seed's end, early or not.
     """
     count = min(len(result["points"]) for result in results)  # a budget may end a seed's training early
     curve = [start_point(start)]
@@ -51,6 +52,7 @@ def method_summary(results: Sequence[Mapping[str, Any]], start: Mapping[str, Any
         "seconds_per_step": sum(r["seconds"] for r in results) / sum(r["steps"] for r in results),
         "final_rewards": final,
         "final": state(ends, start),
+        "bounded": sum(bool(result.get("bounded")) for result in results),
         "texts": ends[0].get("texts", []),
     }
 
@@ -233,6 +235,7 @@ def text(result: Mapping[str, Any]) -> Page:
         "",
         Table(rows),
         *_state_lines(result),
+        *findings(result),
         *(f"{name} failed: {reason}" for name, reason in result["failed"].items()),
         "",
         f"written to {result['out']}: compare.html, compare.md, compare.json and plots",

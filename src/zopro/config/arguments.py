@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Collection
 from typing import Any
 
 from zopro.config import GROUPS, RunConfig
@@ -36,13 +37,15 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def add_configuration(command: argparse.ArgumentParser) -> None:
-    """The arguments that `configuration` reads: CONFIG, and an option for each key."""
+def add_configuration(command: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """The arguments that `configuration` reads: CONFIG, and an option for each key but those `without` use here."""
     command.add_argument("config", metavar="CONFIG", help="YAML file of configuration keys")
     command.add_argument("--help-all", action=_HelpAll, nargs=0, help="show this help with every key, and exit")
     for group in GROUPS:
         section = command.add_argument_group((group.__doc__ or "").rstrip("."))
         for name, field in group.__dataclass_fields__.items():
+            if name in without:
+                continue
             flag = {"nargs": "?", "const": "true"} if field.type in ("bool", "bool | int") else {}
             shared: dict[str, Any] = {"dest": f"key.{name}", "default": argparse.SUPPRESS, "metavar": "VALUE", **flag}
             action = section.add_argument(f"--{name}", help=argparse.SUPPRESS, **shared)

@@ -67,7 +67,7 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
         "## What it forgot",
         _forgotten(_evaluation(run, policy.iteration)),
         "## Use",
-        _use(adapter),
+        _use(config.dtype, adapter),
         "## Settings",
         "Keys of the run's configuration that are not the defaults:",
         _settings(config),
@@ -195,12 +195,16 @@ def _evaluation(run: Layout, iteration: int | None) -> dict[str, Any]:
     return shown.named(read_json(path)) if path.exists() else {}
 
 
-def _use(adapter: bool) -> str:
+def _use(dtype: str, adapter: bool) -> str:
+    """How to load it; an adapter says nothing of the dtype that its base was in, and a model is stored in its own."""
     library, loader = ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
+    known, note = ("float32", '  # or "bfloat16", if the run computed in it') if dtype == "auto" else (dtype, "")
+    more, note = (f', dtype="{known}"', note) if adapter else ("", "")
     return (
         f"```python\nfrom {library} import {loader}\nfrom transformers import AutoTokenizer\n\n"
         'folder = "."  # this folder, or its name on the Hub\n'
-        f"model = {loader}.from_pretrained(folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)\n```"
+        f"model = {loader}.from_pretrained(folder{more}){note}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n```"
     )
 
 

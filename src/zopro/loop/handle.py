@@ -188,7 +188,7 @@ def run(
     Raises:
         InputError: something in the configuration, the data or the run directory does not fit, and nothing was written;
             or a reward or judge of yours failed, or a training diverged, and what is finished is kept.
-        Stopped: the disk is full, or another process has crashed. The run can be resumed.
+        zopro.errors.Stopped: the disk is full, or another process has crashed. The run can be resumed.
 
     >>> settings = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "verifiable", "train_data": "rows.jsonl"}
     >>> settings |= {"reward": "length:1-8", "method": "es", "population": 2, "iterations": 1, "policy_steps": 1}

@@ -78,6 +78,8 @@ def policy_trainer(
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
         be_quiet(trainer)
         trainer.clock = progress.Spans()
+        if getattr(trainer, "follows_update", False) and not (origin.iteration or config.sft_steps):
+            run.say("policy 0: without SFT steps there is no update to follow, so steps go along noise alone")
         yield trainer, model
 
 
