@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from zopro import cli
-from zopro.compare import run
+from zopro.compare import command, run
 from zopro.errors import InputError
 
 RUN = {"model": "m", "task": "chat", "train_data": "x", "output_dir": "run"}
@@ -67,3 +68,10 @@ def test_what_a_comparison_needs_is_looked_at_before_anything_is_written(
 def test_two_folders_are_refused(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert compared("config.yaml", "--out", "a", "--output_dir", "b") == 2 and folders == []
     assert "--out: must be --output_dir where both are given, got 'a' and 'b'. Give one." in capsys.readouterr().err
+
+
+def test_a_demo_that_was_moved_is_compared_with_its_own_model(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "model").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**RUN, "model": "/gone/demo/model"}))
+    args = argparse.Namespace(config=str(tmp_path / "config.yaml"), out=None)
+    assert command._configured(args).model == str(tmp_path / "demo" / "model")

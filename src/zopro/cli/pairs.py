@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from zopro.cli.data import new_rows, write_rows
@@ -34,8 +35,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Sample, rank and write; what can be refused is refused before anything is loaded."""
     from zopro.loop.beforehand import check_beforehand, check_own_pairs
+    from zopro.store.rundir import followed
 
-    config = replace(configuration(args), output_dir="")
+    config = followed(replace(configuration(args), output_dir=""), Path(args.config).parent)
     out = new_rows(args.out)
     check_own_pairs(config, args.rows)
     check_beforehand(config)

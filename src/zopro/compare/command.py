@@ -68,12 +68,12 @@ def add(commands: Any) -> argparse.ArgumentParser:
 
 def _configured(args: argparse.Namespace) -> RunConfig:
     """The configuration, with the folder that was typed; a run's own folder is not where its configuration compares."""
-    from zopro.store.rundir import is_run
+    from zopro.store.rundir import followed, is_run
 
     out, typed = args.out, getattr(args, "key.output_dir", "")
     if out and typed and Path(out) != Path(typed):
         raise InputError(f"--out: must be --output_dir where both are given, got '{out}' and '{typed}'. Give one.")
-    config = configuration(args, **({"output_dir": out} if out else {}))
+    config = followed(configuration(args, **({"output_dir": out} if out else {})), Path(args.config).parent)
     folders = Path(args.config).parent, Path(config.output_dir)
     of_run = any(map(is_run, folders))
     return replace(config, output_dir="") if of_run and not (out or typed) else config
