@@ -144,7 +144,7 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     perfect = "Certainly, here are two red cups. Thank you."
 
     def run(config, *, quiet, began, before):
-        measure = make_judge(config.judge, None).measure
+        measure = make_judge(config.judge, None).in_summary
         assert time.perf_counter() - began > before["pretraining"] > 0
         assert (tmp_path / "run" / "demo" / "model" / "config.json").exists()
         folder = tmp_path / "run" / "evaluations"

@@ -55,3 +55,8 @@ def test_python_judges_are_found_in_the_working_directory(monkeypatch, tmp_path)
         CallableJudge("json")
     with pytest.raises(InputError, match="must be callable"):
         CallableJudge("json:__name__")
+
+
+def test_only_a_function_of_ones_own_adds_to_the_summary() -> None:
+    """A built-in judge's own attributes are not taken for numbers of a run."""
+    assert not any(hasattr(judge, "in_summary") for judge in (MetricJudge("rouge"), MetricJudge("chrf")))

@@ -117,7 +117,7 @@ def test_a_demo_that_was_moved_goes_on_to_the_same_bits_and_numbers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its model and rows are in it, and its configuration says where they were."""
-    monkeypatch.setattr(prefers_short, "measure", lambda rows: {"truth": len(rows)}, raising=False)
+    monkeypatch.setattr(prefers_short, "in_summary", lambda rows: {"truth": len(rows)}, raising=False)
     made, moved = tmp_path / "made", tmp_path / "moved"
     shutil.copytree(folder, made / "demo")
     settings = config(made / "demo", made, iterations=1, policy_steps=1)

@@ -86,7 +86,7 @@ def mean_truth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {"truth": fmean(truth(row["prompt"], row["completion"]) for row in rows)}
 
 
-judge.measure = mean_truth  # type: ignore[attr-defined]
+judge.in_summary = mean_truth  # type: ignore[attr-defined]
 
 
 def answer(order: Order, rng: random.Random) -> str:

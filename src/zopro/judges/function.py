@@ -15,7 +15,7 @@ class CallableJudge:
     """A Python callable, or the "module:function" that names one, called with (prompts, completions, references).
 
     Modules of the working directory are found as well. timeout: seconds for one call, 0 for no limit (see
-    `zopro.system.guard.call`). measure: the callable's attribute of this name, if it has one: what a run's summary says
+    `zopro.system.guard.call`). in_summary: the callable's attribute of this name, if it has one: what a run's summary says
     of each evaluation besides, made of its rows. Raises `InputError` if there is no such callable.
     """
 
@@ -25,7 +25,7 @@ class CallableJudge:
         self.function: Judge = imported(target, "judge") if isinstance(target, str) else target
         self.name = f"python:{target}" if isinstance(target, str) else ""
         self.timeout = timeout
-        self.measure = getattr(self.function, "measure", None)
+        self.in_summary = getattr(self.function, "in_summary", None)
         if not callable(self.function):
             raise InputError(f"judge: must be callable, got {target!r}.")
 

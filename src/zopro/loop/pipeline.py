@@ -116,7 +116,7 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], liv
     if not processes.first:
         return {}
     with progress.task("writing the report"):
-        measure = getattr(models.judge, "measure", None)
+        measure = getattr(models.judge, "in_summary", None)
         found = summary(store, config, processes.size, store.usage.close(), measure)
         write.page(store.path, found)
     write_text(store.layout.summary(), json.dumps(plain(found), indent=2, ensure_ascii=False))  # last: now all is there
