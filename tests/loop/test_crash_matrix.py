@@ -33,7 +33,7 @@ def test_every_crash_ends_in_the_same_bits(tmp_path: Path) -> None:
     paths = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "trials.json")]
     (code,) = results(crash_matrix, 1, [*words, *paths])
     trials = json.loads((tmp_path / "trials.json").read_text())
-    assert code == 0, trials
+    assert code == 0, json.dumps(trials, indent=1)
     assert [trial["kind"] for trial in trials] == ["killed"] * 4 + ["disk full"]
     assert all(trial["adapters"] and trial["lines"] and trial["resumed"] == 0 for trial in trials)
     stages = {trial["crashed_in"].removeprefix("after ").split()[0] for trial in trials[:4]}

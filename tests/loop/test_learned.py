@@ -50,7 +50,7 @@ def test_the_model_s_own_ending_counts_and_nothing_is_written(
 
 def scored(*given: tuple[str, float]) -> Any:
     train = [Item("", [], Example(prompt=(), chosen=text, score=score)) for text, score in given]
-    return SimpleNamespace(task=SimpleNamespace(reward="regression"), train=train)
+    return SimpleNamespace(regressed=True, train=train)
 
 
 def test_scores_are_those_of_answers_that_fit() -> None:

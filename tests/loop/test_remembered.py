@@ -176,7 +176,7 @@ def test_how_many_are_asked() -> None:
         made = RunConfig(model="m", task="chat", train_data="x", easy_questions=value)
         return made.easy_questions, made.questions_asked
 
-    for value, meant in ((True, (True, 5)), (5, (True, 5)), (1, (True, 5)), (0, (False, 0)), (200, (200, 200))):
+    for value, meant in ((True, (True, 5)), (5, (True, 5)), (1, (1, 1)), (0, (False, 0)), (200, (200, 200))):
         assert asked(value) == meant and type(asked(value)[0]) is type(meant[0])
     for value in (201, -1):
         with pytest.raises(InputError, match=rf"^easy_questions: must be true, false .* up to 200, got {value}"):

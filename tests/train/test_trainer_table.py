@@ -38,7 +38,8 @@ def _random_state() -> Iterator[None]:
 
 def table() -> list[tuple[str, str, Any, str]]:
     """(trainer, option, value, verdict) of each value in docs/trainers.md."""
-    text = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text(encoding="utf-8")
+    text = page.partition("\n## TRL's trainers\n")[2].partition("\n## ")[0]
     rows = [
         [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]

@@ -22,6 +22,7 @@ from zopro.analysis.page.drawing import inline
 from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.checkpoints import of_folder
 from zopro.config import RunConfig
+from zopro.store.shown import place
 
 HARMLESS = "a plain word"
 EVIL = {
@@ -129,7 +130,8 @@ def test_nothing_but_text_comes_of_a_text(name, pages):
     assert ours.found == harmless.found
     shown, usual = (" ".join("".join(one.words).split()) for one in (ours, harmless))
     expected = " ".join(text.replace("\ud800", "?").split())
-    assert usual.count(HARMLESS) > 12 and shown.count(expected) == usual.count(HARMLESS)
+    paths = place(text) != text  # the model's name, of a path only the last part
+    assert usual.count(HARMLESS) > 12 and shown.count(expected) == usual.count(HARMLESS) - paths
 
 
 @pytest.mark.parametrize("name", EVIL)
