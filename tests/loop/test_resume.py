@@ -193,6 +193,8 @@ assert not (folder / "c").exists() and (folder / "d").read_bytes() == b""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert disk_full(ValueError("os error 28")) is None and disk_full(None) is None
+    for said in ("basic_ios::clear: iostream error", "ios_base::clear: unspecified iostream_category error"):
+        assert disk_full(RuntimeError(said)) is not None, "torch, as it closes a file"
     wrapped = RuntimeError("a library's own words")
     wrapped.__cause__ = OSError(122, "Disk quota exceeded")
     assert disk_full(wrapped) is wrapped.__cause__

@@ -15,8 +15,8 @@ class CallableJudge:
     """A Python callable, or the "module:function" that names one, called with (prompts, completions, references).
 
     Modules of the working directory are found as well. timeout: seconds for one call, 0 for no limit (see
-    `zopro.system.guard.call`). in_summary: the callable's attribute of this name, if it has one: what a run's summary says
-    of each evaluation besides, made of its rows. Raises `InputError` if there is no such callable.
+    `zopro.system.guard.call`). in_summary: the callable's attribute of this name, if it has one: what a run's summary
+    says of each evaluation besides, made of its rows. Raises `InputError` if there is no such callable.
     """
 
     kept = True

@@ -26,7 +26,8 @@ from zopro.errors import InputError, Stopped
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors, torch and pyarrow write in their own languages and raise errors of their own.
 _DISK_FULL_TEXT = re.compile(
-    r"no space left|os error (28|27|122)\b|file too large|quota exceeded|PytorchStreamWriter|unexpected pos \d+ vs",
+    r"no space left|os error (28|27|122)\b|file too large|quota exceeded|PytorchStreamWriter|unexpected pos \d+ vs"
+    r"|(basic_ios|ios_base)::clear",
     re.IGNORECASE,
 )
 
