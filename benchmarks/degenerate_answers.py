@@ -54,7 +54,7 @@ def answers(models: Models, model: Any, items: Sequence[Item], longest: int) -> 
 
 
 def why(text: str, item: Item) -> str | None:
-    return degenerate(text, item.example.asked, item.example.reference or "")
+    return degenerate(text, item.example.asked, item.example.reference)
 
 
 @torch.no_grad()

@@ -363,7 +363,7 @@ def entries() -> list[Entry]:
 
 
 def small(work: Work) -> Work:
-    """Of tiny size, and otherwise as it is; transformers' own models want float32 on a CPU."""
+    """Of tiny size, and on a CPU in float32; otherwise as it is."""
     kept = {} if torch.cuda.is_available() else {"dtype": "float32"}
     return replace(work, **TINY, **kept)
 

@@ -110,6 +110,18 @@ def _cards_are_compiled_once() -> None:
     jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
 
 
+@pytest.fixture
+def random_state() -> Generator[None, None, None]:
+    """Torch's global state, seeded for the test and given back after it."""
+    import torch
+
+    from zopro.system.random_state import preserve_random_state
+
+    with preserve_random_state():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> int:
     import torch  # not above: the process that only hands out tests needs none

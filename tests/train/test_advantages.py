@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,9 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig
 
 from tiny_trainers import PROMPTS, adapted, mean_reward, online
 from zopro import GuidedConfig, GuidedTrainer, ZOPrOConfig, ZOPrOTrainer
-from zopro.system.random_state import preserve_random_state
 from zopro.train.rloo import EngineRLOOTrainer
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 TRAINERS: dict[str, tuple[type, type, dict[str, Any]]] = {

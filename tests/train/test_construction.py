@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,6 @@ from tiny_trainers import PROMPTS, TOKENIZER, llama, online, plain, tea, weights
 from zopro import zeroth_order
 from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.system.random_state import preserve_random_state
 from zopro.train.checkpoints import checkpointed
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
@@ -37,11 +35,7 @@ TRAINERS: dict[str, tuple[type, type]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def build(kind: str, folder: Path, model: Any = None, **options: Any) -> Any:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tiny_trainers import PROMPTS, es, lines, same, weights, zopro
-from zopro.system.random_state import preserve_random_state
 from zopro.train.epochs import micro_batches
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def test_the_table_has_the_first_member_s_answers(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,12 @@ from tiny_trainers import (
 )
 from zopro import ESConfig
 from zopro.errors import InputError
-from zopro.system.random_state import preserve_random_state
 from zopro.train.checkpoints import clear
 from zopro.train.drawing import ROW
 from zopro.train.kept import Asked, KeptRewards
 from zopro.zo import Displacement
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def refuse_backward(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,13 @@ from tiny_trainers import PROMPTS, adapted, head_only, lines, mean_reward, onlin
 from zopro import zeroth_order
 from zopro.engine.feedback import Feedback
 from zopro.errors import InputError
-from zopro.system.random_state import preserve_random_state
 from zopro.train.guided import FeedbackScores, GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.weights.adapters import tensor_name
 from zopro.zo.guided import ResidualFeedback
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def adam(folder: Path, **options: Any) -> Any:

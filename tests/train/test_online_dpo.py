@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,12 @@ from trl import RLOOConfig
 from tiny_trainers import PROMPTS, TOKENIZER, adapted, mean_reward, online, tea
 from zopro import zeroth_order
 from zopro.engine import Batch
-from zopro.system.random_state import preserve_random_state
 from zopro.train.objectives import online_dpo_loss
 from zopro.train.online_dpo import OnlineDPOTrainer
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.weights.adapters import tensor_name
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def dpo(folder: Path, **options: Any) -> Any:

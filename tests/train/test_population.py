@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,12 @@ import torch
 from trl.trainer.utils import nanstd
 
 from tiny_trainers import es, lines, zopro
-from zopro.system.random_state import preserve_random_state
 from zopro.train.population import Scored, flat, joined, numbers
 
 OF_LOG_PROBS = ("clip_ratio/", "entropy", "eps", "projected_gradient", "step_kl")
 
 
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def test_a_step_logs_what_trl_s_trainers_do(tmp_path: Path) -> None:

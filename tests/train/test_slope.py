@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,15 +26,9 @@ from trl import (
 from many_ranks import results
 from tiny_slopes import NEEDED, build, policy, slopes, token_logprobs
 from tiny_trainers import SIZES, lines, same, weights
-from zopro.system.random_state import preserve_random_state
 from zopro.train import slope, slope_check
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 # Losses of one's own.

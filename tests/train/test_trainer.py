@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from tiny_trainers import (
     zopro,
 )
 from zopro import SPSA, ZOPrOConfig, ZOPrOTrainer, zeroth_order
-from zopro.system.random_state import preserve_random_state
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Gaussian, Rademacher
 
@@ -38,11 +36,7 @@ from zopro.zo import Gaussian, Rademacher
 QUICK: dict[str, Any] = {"eps": 1e-3, "check_slope": False}
 
 
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 class Watch(TrainerCallback):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from trl import (
     DPOTrainer,
@@ -24,16 +22,10 @@ from trl import (
 from tiny_slopes import CONFIGS, NEEDED, build, classes, policy, slopes
 from tiny_trainers import zopro
 from zopro import zeroth_order
-from zopro.system.random_state import preserve_random_state
 from zopro.train import slope_check
 from zopro.train.slope import TRIES, GradientSlope
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def table() -> list[tuple[str, str, Any, str]]:

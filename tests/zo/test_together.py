@@ -15,17 +15,11 @@ from trained import COMPLETION, COPIES, batch, shared
 from zopro.config import RunConfig
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.errors import InputError
-from zopro.system.random_state import preserve_random_state
 from zopro.train.objectives import clipped_surrogate, log_ratio_surrogate
 from zopro.weights.adapters import tensor_name
 from zopro.zo import SPSA
 
-
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 def optimizer(model: Any, evaluation: str, **options: Any) -> SPSA:

@@ -67,14 +67,14 @@ def new_rows(name: str) -> Path:
 
     Raises `InputError`: there is something already, it has another ending, or its folder cannot be written to.
     """
-    from zopro.store.durable import unwritable
+    from zopro.store.durable import unwritable_at
 
     out = Path(name)
     if out.exists() or os.path.splitext(name)[1] != ".jsonl":
         rule = "is there already" if out.exists() else "has another ending"
         raise InputError(f"--out: must be a new .jsonl file, got '{name}', which {rule}. Choose another.")
-    if reason := unwritable(Path(os.path.realpath(out)).parent):
-        raise _unwritten(out, reason)
+    if reason := unwritable_at(out):
+        raise unwritten(out, reason)
     return out
 
 
@@ -87,10 +87,11 @@ def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     except OSError as error:
         if disk_full(error):
             raise
-        raise _unwritten(out, error.strerror) from error
+        raise unwritten(out, error.strerror) from error
 
 
-def _unwritten(out: Path, reason: str | None) -> InputError:
+def unwritten(out: Path, reason: str | None) -> InputError:
+    """For a file that cannot be written, `--out` of a command."""
     return InputError(f"--out: must be a file that can be written, got '{out}' ({reason}). Choose another.")
 
 

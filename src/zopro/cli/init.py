@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.choices import TASKS
+from zopro.cli.data import unwritten
 from zopro.config.template import SMALL_MODEL, template
 from zopro.errors import InputError
 
@@ -40,7 +41,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Write the files; nothing is overwritten."""
     from zopro.config.model import check_there
-    from zopro.store.durable import unwritable
+    from zopro.store.durable import unwritable_at
     from zopro.tasks.rows import check_source
 
     if args.task not in list(TASKS):
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for path in filter(None, (config, rows)):
         if path.exists():
             raise InputError(f"--out: must be a new file, but '{path}' is there already. Choose another.")
-    if reason := unwritable(Path(os.path.realpath(config)).parent):
-        raise _unwritten(config, reason)
+    if reason := unwritable_at(config):
+        raise unwritten(config, reason)
     _write(config, template(args.task, args.model or "", args.data or str(rows), str(config)), rows, args.task)
     written = {"config": str(config), "rows": None if rows is None else str(rows)}
     what = f"{config} written" + ("" if rows is None else f", and rows to try it on: {rows}")
@@ -83,12 +84,8 @@ def _write(config: Path, text: str, rows: Path | None, task: str) -> None:
         if rows is not None:
             rows.unlink(missing_ok=True)
         if isinstance(error, OSError) and not disk_full(error):
-            raise _unwritten(config, error.strerror) from error
+            raise unwritten(config, error.strerror) from error
         raise
-
-
-def _unwritten(out: Path, reason: str | None) -> InputError:
-    return InputError(f"--out: must be a file that can be written, got '{out}' ({reason}). Choose another.")
 
 
 def _rows(task: str) -> str:

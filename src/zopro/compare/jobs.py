@@ -179,7 +179,7 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole:
     measured: dict[str, Any] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
     if whole and tested:
         measured["degenerate"] = [
-            degenerate(text, item.example.asked, item.example.reference or "") is not None
+            degenerate(text, item.example.asked, item.example.reference) is not None
             for text, item in zip(texts, items, strict=True)
         ]
         measured["ended"] = answers.ends(models, found.ids)

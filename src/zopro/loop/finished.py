@@ -13,7 +13,7 @@ from zopro.config import RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
 from zopro.loop.beforehand import check_base
-from zopro.store.durable import unwritable, whole_lines
+from zopro.store.durable import unwritable_at, whole_lines
 from zopro.store.layout import Layout, numbered
 from zopro.store.rundir import followed
 from zopro.weights.names import has_weights, is_adapter
@@ -49,7 +49,7 @@ def check_new(out: str | Path) -> Path:
         if os.path.ismount(out) or out.samefile(Path.cwd()):
             what = "where a disk is mounted" if os.path.ismount(out) else "in which the command runs"
             raise InputError(f"--out: must be a folder that can be replaced, got '{out}', {what}. Choose one in it.")
-    if reason := unwritable(Path(os.path.realpath(out)).parent):
+    if reason := unwritable_at(out):
         raise InputError(f"--out: must be a folder that can be written to, got '{out}' ({reason}). Choose another.")
     return out
 

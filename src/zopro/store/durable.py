@@ -115,6 +115,11 @@ def unwritable(folder: Path) -> str | None:
     return None if os.access(nearest, os.W_OK) else os.strerror(errno.EACCES)
 
 
+def unwritable_at(path: Path) -> str | None:
+    """Why nothing can be put at `path`, or where it leads if it is a link; None where it can be."""
+    return unwritable(Path(os.path.realpath(path)).parent)
+
+
 def fsync_tree(folder: Path) -> None:
     """Flush every file and folder under `folder`, itself included, to the disk."""
     for path in folder.rglob("*"):

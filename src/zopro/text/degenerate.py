@@ -31,7 +31,7 @@ REFUSAL = re.compile(
 SPARSE = 12  # words for each refusal, of which a text that is more than refusals has more
 
 
-def degenerate(text: str, request: str = "", reference: str = "") -> str | None:
+def degenerate(text: str, request: str = "", reference: str | None = None) -> str | None:
     """Why an answer is broken, in a few words that can follow its name; None where the rule finds nothing.
 
     request: what it answers; an answer that is a paragraph of it, such as the sentence to be translated, is none.
@@ -59,7 +59,7 @@ def degenerate(text: str, request: str = "", reference: str = "") -> str | None:
     for paragraph in filter(str.strip, re.split(r"\n\s*\n", request)):
         if _alike(units, _units(paragraph)[0]):
             return "repeats what it was asked"
-    if (meant := language(reference)) and (spoken := language(text)) and spoken != meant:
+    if reference and (meant := language(reference)) and (spoken := language(text)) and spoken != meant:
         return f"is in the language {spoken}, and not in {meant}"
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from zopro.engine import Abilities, Batch, Rollouts, Sampling
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.logprobs import completion_logprobs
 from zopro.engine.local.rollouts import generate
-from zopro.system.random_state import preserve_random_state
 from zopro.train.guided import GuidedSPSAConfig, GuidedSPSATrainer
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Displacement, Gaussian, StepRecord, Weights
@@ -28,11 +26,7 @@ AT = [None, PLUS, PLUS.mirrored, Displacement(seed=3, query=1, step=1, t=0.5, ep
 OPTIONS = {"max_new_tokens": 5, "eos_token_ids": [1], "pad_token_id": 0}
 
 
-@pytest.fixture(autouse=True)
-def _random_state() -> Iterator[None]:
-    with preserve_random_state():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_state")
 
 
 @pytest.fixture(scope="module")
