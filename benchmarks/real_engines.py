@@ -54,7 +54,7 @@ def vllm(python: str, model: Path) -> int:
 
 def llamacpp(model: Path) -> int:
     if not has(sys.executable, "xllamacpp"):
-        print("llama.cpp: not installed; pip install 'zopro[llamacpp]'")
+        print("llama.cpp: not installed; pip install '.[llamacpp]'")
         return 0
     failed = tests("tests/engine/servers/test_llamacpp.py", "tests/loop/test_llamacpp_run.py")
     if not (file := model / "model.gguf").is_file():

@@ -81,3 +81,22 @@ def nearest(word: str, known: Iterable[str], written: Mapping[str, str] | None =
     """
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{(written or {}).get(matches[0], matches[0])}'?" if matches else ""
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs the packages of an extra of zopro, in the versions that it asks for.
+
+    The packages are named, and not "zopro[extra]": pip would look for that on its index, where a checkout is not.
+
+    >>> pip_install("openai")
+    "pip install 'openai>=1.50'"
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        needed = [line.partition(";") for line in requires("zopro") or ()]
+    except PackageNotFoundError:  # run from its source alone
+        needed = []
+    of_extra = f"extra == '{extra}'"
+    packages = [f"'{package.strip()}'" for package, _, marker in needed if marker.replace('"', "'").strip() == of_extra]
+    return "pip install " + " ".join(packages) if packages else f"pip install '.[{extra}]' in zopro's folder"

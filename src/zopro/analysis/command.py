@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zopro.analysis.reading.places import folder_at, run_at
-from zopro.errors import InputError, nearest
+from zopro.errors import InputError, nearest, pip_install
 from zopro.store.durable import unwritable
 from zopro.store.layout import Layout
 from zopro.system.imports import importing
@@ -48,7 +48,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--projections",
         metavar="LIST",
         default="",
-        help="of pca, tsne and umap, comma separated (default: those installed; pip install 'zopro[projections]')",
+        help="of pca, tsne and umap, comma separated (default: those installed; tsne and umap are the extra projections)",
     )
     command.add_argument(
         "--reward-ema",
@@ -138,7 +138,7 @@ def _projections(words: str) -> list[str]:
     installed = available()
     for word in chosen:
         if word not in installed:
-            raise InputError(f"--projections: '{word}' needs {PACKAGES[word]}: pip install 'zopro[projections]'.")
+            raise InputError(f"--projections: '{word}' needs {PACKAGES[word]}. Install it: {pip_install('projections')}")
     return [word for word in PROJECTIONS if word in (chosen or installed)]
 
 

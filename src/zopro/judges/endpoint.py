@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zopro.config.judging import OPENAI_KEY, OPENAI_URL
-from zopro.errors import InputError
+from zopro.errors import InputError, pip_install
 from zopro.system import guard
 from zopro.system.secrets import from_environment, redacted
 
@@ -89,7 +89,7 @@ class OpenAIJudge:
             import openai
         except ImportError:
             raise InputError(
-                f"judge: 'openai:{model}' needs the openai package. Install it: pip install 'zopro[openai]'."
+                f"judge: 'openai:{model}' needs the openai package. Install it: {pip_install('openai')}"
             ) from None
         self.name = f"openai:{model}"
         self.concurrency = concurrency

@@ -1,4 +1,4 @@
-"""The language of a text, by the package py3langid: `pip install 'zopro[languages]'`. Without it none is known."""
+"""The language of a text, by the package py3langid: the extra `languages`. Without it none is known."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@ r"""`maths`: the number or expression that the completion ends with equals the r
 
 What counts is the last \boxed{...}, else what follows the last "####", else the last number; of words there ("18 eggs")
 the only number among them, and after a heading ("#### Step 1") the last number. Numbers are compared here, exactly;
-expressions (LaTeX, fractions of symbols, sets) by the package math-verify, `pip install 'zopro[maths]'`.
+expressions (LaTeX, fractions of symbols, sets) by the package math-verify (the extra `maths`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from zopro.errors import InputError
+from zopro.errors import InputError, pip_install
 from zopro.rewards.functions.base import Reward, for_all_answers
 from zopro.tasks.solutions import BOX, MARK, boxed
 
@@ -91,7 +91,7 @@ def equals(text: str, answer: str) -> bool:
         if expected is None:
             raise InputError(
                 f"reward: maths compares numbers, and the answer {answer!r:.60} is an expression, for which the package "
-                "math-verify must be installed. Install zopro[maths]."
+                f"math-verify must be installed. Install it: {pip_install('maths')}"
             )
         _say_that_it_is_missing()
         return False
@@ -137,8 +137,9 @@ def _installed() -> bool:
 @cache
 def _say_that_it_is_missing() -> None:
     logger.warning(
-        "reward maths: a completion ends with an expression, which counts as wrong without the package math-verify: "
-        "install zopro[maths]"
+        "reward maths: a completion ends with an expression, which counts as wrong without the package math-verify. "
+        "Install it: %s",
+        pip_install("maths"),
     )
 
 

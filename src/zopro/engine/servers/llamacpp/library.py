@@ -1,7 +1,7 @@
 """llama.cpp's C API, as the wheel `xllamacpp` exports it: declarations for one version, and a check that they hold.
 
 The API passes structs by value and changes them every few weeks, so that a field can lie elsewhere in the next version
-without any error. So the version is pinned (the extra `zopro[llamacpp]`), and what the library says its defaults are is
+without any error. So the version is pinned (the extra `llamacpp`), and what the library says its defaults are is
 compared, field by field, with what they were in that version.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from functools import cache
 from typing import Any
 
-from zopro.errors import InputError
+from zopro.errors import InputError, pip_install
 
 VERSION = "2026.10.11549"
 """Of xllamacpp, whose structs are declared here."""
@@ -168,7 +168,7 @@ def opened() -> Any:
     try:
         import xllamacpp.xllamacpp as built
     except ImportError:
-        raise InputError("engine: llamacpp must have its library. Install it: pip install 'zopro[llamacpp]'.") from None
+        raise InputError(f"engine: llamacpp must have its library. Install it: {pip_install('llamacpp')}") from None
     try:
         loaded = c.CDLL(built.__file__)
         for name, (result, arguments) in _SIGNATURES.items():
@@ -191,5 +191,5 @@ def opened() -> Any:
 def _other(reason: str) -> InputError:
     return InputError(
         f"engine: llamacpp must have the library of xllamacpp {VERSION}, got one with another interface ({reason}). "
-        f"Install that version: pip install 'zopro[llamacpp]'."
+        f"Install that version: {pip_install('llamacpp')}"
     )
