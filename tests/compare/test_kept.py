@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from zopro.compare.plan import Job
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.store.durable import write_text
+from zopro.system import progress
+from zopro.system.screens import Plain
 
 CONFIG = RunConfig(model="m", task="chat", train_data="x")
 PLAN = Plan(("rloo",), steps=1, points=1, search_trials=1)
@@ -97,3 +101,18 @@ def test_a_log_s_last_line_is_told_as_a_whole(config: RunConfig, monkeypatch: py
     with pytest.raises(InputError) as caught:
         compare(config, PLAN, quiet=True)
     assert str(caught.value) == "model: must be there, got 'a\u2028b'."
+
+
+def test_what_a_job_s_process_says_is_shown_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'policy 0: 1/2 steps in 3 s'\necho 'a warning' >&2\nsleep 1.5\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(Plain, "between", 0.1)
+    described = tmp_path / "train-guided-0" / "job.json"
+    with (tmp_path / "log.txt").open("w") as log, progress.reporting():
+        assert run._launch(described, log) == 3
+    assert re.search(r"^train-guided-0, \d s: policy 0: 1/2 steps in 3 s$", capsys.readouterr().err, re.MULTILINE)
+    assert (tmp_path / "log.txt").read_text() == "a warning\n"

@@ -163,9 +163,19 @@ def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
 
 
 def _launch(described: Path, log: Any) -> int:
-    """A process of its own for one job; its exit code."""
+    """A process of its own for one job; its exit code. What goes on there is what goes on here."""
     command = [sys.executable, "-m", "zopro.compare.worker", str(described), str(os.getpid())]
-    return subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    with (
+        progress.task(described.parent.name) as seen,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace") as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                seen.tell(line.strip())
+        except BaseException:  # Ctrl-C among them
+            process.kill()
+            raise
+    return process.returncode
 
 
 class _Runner:
@@ -187,7 +197,7 @@ class _Runner:
             began = time.perf_counter()
             values = {"job": asdict(job), "config": self.config.to_dict()}
             write_text(folder / "job.json", json.dumps(values, indent=2))
-            with (folder / "log.txt").open("w", encoding="utf-8") as log, progress.task(job.name):
+            with (folder / "log.txt").open("w", encoding="utf-8") as log:
                 code = _launch(folder / "job.json", log)
             if code != 0 or not path.exists():
                 lines = (folder / "log.txt").read_bytes().strip().splitlines()  # of bytes: no line ends at U+2028

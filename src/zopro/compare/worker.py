@@ -2,6 +2,8 @@
 
 python -m zopro.compare.worker JOB.json [PARENT]   # written by zopro.compare.run; leaves result.json beside it;
                                                    # PARENT: a process id, with which this one ends
+
+What goes on is said on stdout, a line at a time; all that libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from zopro.store.rundir import write_text
 from zopro.system.heap import return_freed_memory
 from zopro.system.imports import importing
 from zopro.system.parent import end_with_parent
+from zopro.system.progress import reporting
 
 
 def main(path: str) -> int:
@@ -43,4 +46,8 @@ if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     end_with_parent(sys.argv[2:])
     return_freed_memory()
-    sys.exit(main(sys.argv[1]))
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as told:
+        os.dup2(2, 1)
+        with reporting(stream=told):
+            code = main(sys.argv[1])
+    sys.exit(code)

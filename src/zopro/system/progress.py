@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TextIO, TypeVar
 
 from zopro.system import ranks
 from zopro.system.screens import Screen, duration, screen_of
@@ -54,6 +54,11 @@ class Task:
             self._last = self._worked(self._reporter.clock())
         if numbers is not None:
             self.numbers = ", ".join(f"{name} {value}" for name, value in numbers.items())
+        self._reporter.changed()
+
+    def tell(self, text: str) -> None:
+        """What goes on inside, where another process does it."""
+        self.numbers = text
         self._reporter.changed()
 
     def _worked(self, now: float) -> float:
@@ -94,7 +99,8 @@ class Task:
         """
         seconds = f"{now - self.began:.0f} s"
         if self.total is None:
-            return ", ".join([self.title, *([f"{self.done} {self.unit}"] if self.done else []), seconds])
+            told = ", ".join([self.title, *([f"{self.done} {self.unit}"] if self.done else []), seconds])
+            return f"{told}: {self.numbers}" if self.numbers else told
         words = [f"{self.done}/{self.total} {self.unit}".rstrip() + f" in {seconds}"]
         if self.done < self.total and (left := self.left(now)) is not None:
             words.append(f"about {duration(left)} left")
@@ -200,8 +206,8 @@ _current = Reporter(None)
 
 
 @contextmanager
-def reporting(quiet: bool = False) -> Iterator[None]:
-    """Inside, what is reported goes to stderr, or with `quiet` nowhere. Inside another one that is already so.
+def reporting(quiet: bool = False, stream: TextIO | None = None) -> Iterator[None]:
+    """Inside, what is reported goes to the stream (stderr), or with `quiet` nowhere. In another one that is already so.
 
     Of a launcher's many processes the first one speaks.
     """
@@ -211,7 +217,7 @@ def reporting(quiet: bool = False) -> Iterator[None]:
         yield
         return
     silent = quiet or not ranks.first()
-    _current = Reporter(None if silent else screen_of(sys.stderr))
+    _current = Reporter(None if silent else screen_of(stream or sys.stderr))
     stop = threading.Event()
     if not silent:
         threading.Thread(target=_beat, args=(_current, stop), name="zopro progress", daemon=True).start()
