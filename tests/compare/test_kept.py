@@ -107,10 +107,10 @@ def test_what_a_job_s_process_says_is_shown_where_it_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 'policy 0: 1/2 steps in 3 s'\necho 'a warning' >&2\nsleep 1.5\nexit 3\n")
+    python.write_text("#!/bin/sh\necho 'policy 0: 1/2 steps in 3 s'\necho 'a warning' >&2\nexit 3\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(Plain, "between", 0.1)
+    monkeypatch.setattr(Plain, "between", 0.0)
     described = tmp_path / "train-guided-0" / "job.json"
     with (tmp_path / "log.txt").open("w") as log, progress.reporting():
         assert run._launch(described, log) == 3
