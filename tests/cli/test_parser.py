@@ -43,6 +43,12 @@ def test_how_to_give_a_value_that_looks_like_an_option(
     assert line.endswith(f" A value that begins with - is given as {option}=VALUE.")
 
 
+def test_what_stands_after_an_option_of_many_values_is_said_to_come_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "generate", "--prompt", "tea", "RUN")
+    assert line.endswith(" Give RUN before --prompt, which takes every word after it.")
+    assert "Give RUN" not in refused(capsys, "generate")
+
+
 def test_a_boolean_key_takes_a_truth_value_alone(made: list[RunConfig]) -> None:
     assert cli.main(["run", "--eval_greedy", "config.yaml", "--easy_questions", "7", "--lora-freeze-a", "No"]) == 0
     assert (made[0].eval_greedy, made[0].easy_questions, made[0].lora_freeze_a) == (True, 7, False)

@@ -63,6 +63,9 @@ class Parser(argparse.ArgumentParser):
             hint = nearest(found[1], re.findall(r"[\w-]+", found[2]))
         elif found := re.match(r"argument ([^:/]+).*: expected (one|at least one) argument", message):
             hint = f" A value that begins with - is given as {found[1]}=VALUE."
+        elif found := re.match(r"the following arguments are required: ([A-Z]+)$", message):
+            greedy = [name for name, action in self._option_string_actions.items() if action.nargs == "+"]
+            hint = f" Give {found[1]} before {' and '.join(greedy)}, which takes every word after it." if greedy else ""
         raise InputError(f"{message} (see '{self.prog} --help'){'.' * bool(hint)}{hint}")
 
 
