@@ -1,6 +1,6 @@
 """How many answers of a comparison's policies are degenerate, and why: of its start and of each training's last point.
 
-    python benchmarks/degenerate_answers.py COMPARISON --prompts 60 [--easy_questions 200]
+    python benchmarks/degenerate_answers.py COMPARISON --prompts 60 [--easy_questions 200] [--shown 20]
 
 Held-out prompts are answered anew, one sampled answer to each, so that comparisons can be looked at by today's rule
 (`zopro.text.degenerate`), and asked easy questions that they were not asked. The configuration is the comparison's own.
@@ -30,7 +30,6 @@ from zopro.store.layout import Layout
 from zopro.text.degenerate import degenerate
 
 BATCH = 20
-SHOWN = 3  # answers of each policy
 
 
 def policies(comparison: Path) -> dict[str, Path]:
@@ -63,6 +62,7 @@ def main() -> None:
     parser.add_argument("comparison", type=Path)
     parser.add_argument("--prompts", type=int, default=60, help="held-out prompts that are answered")
     parser.add_argument("--easy_questions", type=int, default=0, help="asked of the base model and of each policy")
+    parser.add_argument("--shown", type=int, default=3, help="answers of each policy that are printed, to be read")
     args = parser.parse_args()
     config = load_config(Layout(args.comparison / "shared").config())
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def main() -> None:
         print(f"{name}: degenerate {sum(reasons.values())} of {len(items)}: {said}", flush=True)
         if right:
             print(f"    easy questions: {counts([right], before)}", flush=True)
-        for text in texts[:SHOWN]:
+        for text in texts[: args.shown]:
             print(f"    {text}", flush=True)
 
 
