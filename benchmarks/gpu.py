@@ -33,7 +33,7 @@ with importing():
     from zopro.bench.work import SIZES, Setting, Work, build
     from zopro.engine.batch import Batch, Rollouts, Sampling
     from zopro.engine.gpu import decoding
-    from zopro.engine.local import attention, head, lengths
+    from zopro.engine.local import attention, head, lengths, lora
     from zopro.engine.local.causal import causal_parts
     from zopro.engine.local.engine import LocalEngine
     from zopro.engine.local.rollouts import generate
@@ -255,6 +255,35 @@ def attention_kernels(work: Work) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def adapter_products(work: Work) -> dict[str, Any]:
+    """Seconds of log-probs, and milliseconds of a token sampled from graphs, with adapters by PEFT's steps, added in
+    place, in one product, and as the engine chooses.
+    """
+    setting = build(work, classifier=False)
+    batch = Batch.of(drawn(setting, work.completion_length, [-1]))
+    engine, result, chosen = LocalEngine(setting.policy), dict[str, Any](), lora._way
+    ways: dict[str, Any] = {"peft": None, "added": lora._Added}
+    ways |= {"one_product": lora._InOneProduct} if setting.policy.dtype == torch.bfloat16 else {}
+
+    def seconds(do: Callable[[], object]) -> float:
+        do()
+        start = wait()
+        do()
+        return wait() - start
+
+    try:
+        for name in (*ways, "chosen"):
+            lora._way = chosen if name == "chosen" else lambda *given, way=ways[name]: way
+            decoding._known.clear()  # graphs hold the way of their capture
+            result[f"{name}_logprobs_s"] = seconds(lambda: engine.logprobs(batch))
+            one, all_of_them = (seconds(lambda n=n: drawn(setting, n, [-1])) for n in (1, work.completion_length))
+            result[f"{name}_token_ms"] = (all_of_them - one) / (work.completion_length - 1) * 1e3
+    finally:
+        lora._way = chosen
+    return result
+
+
+@torch.no_grad()
 def displacing(work: Work) -> dict[str, Any]:
     """Seconds of both displacements and of the update, in few kernels and tensor by tensor, of adapters of this size."""
     hidden, intermediate, layers, heads, key_values = SIZES[work.size]
@@ -349,6 +378,7 @@ def entries() -> list[Entry]:
         Entry("perturb and update 8b", 5, displacing, Work(size="8b")),
         Entry("lengths 1b large", 20, lengths_of_rows, Work(size="1b", **LARGE)),
         Entry("attention 1b", 15, attention_kernels, Work(size="1b", **{**SMALL, "completion_length": 64})),
+        Entry("adapters 1b large", 20, adapter_products, Work(size="1b", **LARGE)),
         Entry("queries 1b sequential", 15, measured("step"), Work(size="1b", queries=4, **SMALL)),
         Entry("queries 1b batched", 15, measured("step"), Work(size="1b", queries=4, evaluation="batched", **SMALL)),
         Entry("step 1b float16", 15, measured("step"), Work(size="1b", dtype="float16", **SMALL)),
@@ -403,8 +433,8 @@ def main() -> None:
         if time.monotonic() - START + entry.guess > args.seconds:
             show(entry.name, {"left_out": f"{entry.guess:.0f} s would not fit into {args.seconds:.0f}"})
             continue
-        collect()
         try:
+            collect()
             show(entry.name, entry.run(entry.work))
         except Exception as error:  # the next one may fit
             show(entry.name, {"error": repr(error)[:500]})

@@ -34,11 +34,14 @@ class Counting:
             "get_sync_debug_mode": lambda: 0,
             "set_sync_debug_mode": self.modes.append,
             "CUDAGraph": lambda: SimpleNamespace(replay=self.replay),
+            "current_device": lambda: 0,
             "graph": self.capture,
         }
         for name, function in stands_in.items():
             assert hasattr(torch.cuda, name)
             monkeypatch.setattr(torch.cuda, name, function)
+        self.ended: list[Any] = []
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: self.ended.append(given), raising=False)
 
     @contextmanager
     def on(self, stream: Any) -> Iterator[None]:
@@ -97,6 +100,7 @@ def test_a_capture_that_fails_leaves_steps_as_they_are(monkeypatch: pytest.Monke
     graphs.run("a", cuda.step, 3)
     graphs.run("b", cuda.step, 2)
     assert cuda.count == 5 and graphs.why_not == "operation not permitted"
+    assert cuda.ended == [(0, "pool")], "else no cache can be emptied any more"
 
 
 def test_the_stream_and_the_reason_survive_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

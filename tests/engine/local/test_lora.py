@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.engine.local import lora, products
-from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.logprobs import completion_logprobs
 
 ROWS, INPUTS, OUTPUTS = 300, 96, 80
@@ -61,7 +60,7 @@ def adapted_layer(kind=nn.Linear, dtype=torch.bfloat16, weight=0.1, biased=True,
 
 
 def in_one_product(model, rows=ROWS):
-    return lora.in_one_product(model, torch.bfloat16, torch.device("cpu"), rows)
+    return lora.fewer_passes(model, torch.bfloat16, torch.device("cpu"), rows)
 
 
 @torch.no_grad()
@@ -117,7 +116,7 @@ def test_nothing_as_large_as_the_layers_output_is_made_in_float32():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probs_are_as_near_to_float32_as_pefts(counted, monkeypatch, kind):
-    monkeypatch.setattr(lora, "MANY", 1)
+    monkeypatch.setitem(lora.MANY, "cpu", 1)
     tokenizer = tiny_tokenizer()
     model = tiny_model(kind, tokenizer)
     model = get_peft_model(model.bfloat16(), LoraConfig(r=4, lora_alpha=6, target_modules="all-linear")).eval()
@@ -137,12 +136,11 @@ def test_log_probs_are_as_near_to_float32_as_pefts(counted, monkeypatch, kind):
     found = logprobs(model)
     assert counted
     counted.clear()
-    monkeypatch.setattr(lora, "MANY", 10**6)
+    monkeypatch.setitem(lora.MANY, "cpu", 10**6)
     peft = logprobs(model)
     assert not counted
     errors = [(result - expected).square().mean().sqrt() for result in (found, peft)]
     assert 0 < errors[0] < 1.5 * errors[1]
-    assert lora.adapted(causal_parts(model).backbone) and not lora.adapted(causal_parts(exact).backbone)
 
 
 class _Mode(TorchFunctionMode):
@@ -186,7 +184,7 @@ def test_left_alone(counted, case):
 
 def test_few_rows_and_other_processors_are_left_alone(counted, monkeypatch):
     model, x = adapted_layer(), drawn(ROWS, INPUTS, seed=1).bfloat16()
-    output(model, x, in_one_product(model, lora.MANY - 1))
+    output(model, x, in_one_product(model, lora.MANY["cpu"] - 1))
     monkeypatch.setattr(lora, "multiplies_bfloat16", lambda: False)
     output(model, x, in_one_product(model))
     assert not counted
@@ -202,6 +200,55 @@ def test_the_layer_is_as_before_also_after_an_error():
         raise ValueError("stopped")
     assert not layer.lora_variant and layer.cast_input_dtype_enabled
     assert torch.equal(output(model, x), before)
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "way"),
+    [
+        (torch.bfloat16, 32, lora._Added),
+        (torch.bfloat16, lora.MANY["cuda"], lora._InOneProduct),
+        (torch.float16, lora.MANY["cuda"], lora._Added),
+        (torch.float32, 32, None),
+    ],
+)
+def test_the_way_on_a_gpu(dtype, rows, way):
+    assert lora._way(dtype, CUDA, rows) is way
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(lora, "LAUNCHED", {"cpu"})
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@torch.no_grad()
+def test_added_in_place_is_pefts_to_the_bit(kind, dtype):
+    model = adapted_layer(kind, dtype, lora_alpha=8)  # scaling 2
+    x = drawn(5, INPUTS, seed=1).to(dtype)
+    expected, layer = model(x), model.base_model.model[0]
+    with lora.fewer_passes(model, dtype, torch.device("cpu"), 5):
+        assert layer.lora_variant["default"] is lora._Added
+        found = model(x)
+    assert torch.equal(found, expected) and found.dtype == dtype and not layer.lora_variant
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@torch.no_grad()
+def test_added_in_place_sees_a_scaling_of_any_number_and_a_second_adapter():
+    model, x = adapted_layer(lora_alpha=6.7), drawn(5, INPUTS, seed=1).bfloat16()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0"]))
+    draw_adapters(model)
+    model.base_model.set_adapter(["default", "other"])
+    expected = model(x)
+    with lora.fewer_passes(model, torch.bfloat16, torch.device("cpu"), 5):
+        found = model(x)
+    assert (found - expected).abs().max() < 2**-7 * expected.abs().max()
+    assert (found - model.base_model.model[0].base_layer(x)).abs().max() > 0.1 * expected.abs().max()
 
 
 def test_adapters_that_are_disabled_or_two(counted):

@@ -130,8 +130,10 @@ class Graphs:
             with plain, torch.no_grad(), here, torch.cuda.graph(graph, **kept):
                 step()
         except torch.OutOfMemoryError:
+            self._end()
             raise
         except RuntimeError as error:
+            self._end()
             cause = _first(error)
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
@@ -144,6 +146,11 @@ class Graphs:
         self._graphs[key] = graph
         while len(self._graphs) > KEPT:
             self._graphs.popitem(last=False)
+
+    def _end(self) -> None:
+        """Some releases of torch do not, where a capture fails, and refuse to empty their cache ever after."""
+        with suppress(RuntimeError, AttributeError):  # others have done so
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
 
 
 def _first(error: RuntimeError) -> RuntimeError:

@@ -71,7 +71,7 @@ class Decoder:
         given = {"position_ids": position_ids} if self.takes_positions else {}
         of, rows = (self.model.dtype, input_ids.device), input_ids.numel()
         products = fast_products(*of, rows if self.is_large else 0)
-        with products, lora.in_one_product(self.backbone, *of, rows), of_any_shape(input_ids.device):
+        with products, lora.fewer_passes(self.backbone, *of, rows), of_any_shape(input_ids.device):
             output = self.backbone(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

@@ -1,9 +1,13 @@
-"""LoRA beside a bfloat16 layer, on a CPU with bfloat16 instructions: B A x is added to the layer's output in one product.
+"""LoRA beside a layer in 16 bits, in fewer passes over tensors as large as the layer's output than PEFT's own steps.
 
-PEFT keeps A and B in float32. So it widens x, multiplies, scales, adds and rounds: passes over tensors as large as the
-layer's output, which together take such a CPU longer than the layer's own product (docs/performance.md). Here A and B go
-into bfloat16 products as sums of two bfloat16 numbers each, 16 bits of their 24, so that a finite difference still sees
-small displacements. What is rounded to bfloat16 is A x and the sum, which the layer's output is as well.
+PEFT keeps A and B in float32. So it widens x, multiplies, scales, adds and rounds: passes that together take a CPU with
+bfloat16 instructions longer than the layer's own product (docs/performance.md), and that a GPU waits for, one launch
+each. There are two shorter ways. Both are for passes without gradients.
+
+In one product, of many rows in bfloat16: A and B go in as sums of two bfloat16 numbers each, 16 bits of their 24, so that
+a finite difference still sees small displacements. What is rounded to bfloat16 is A x and the sum, which the layer's
+output is as well. Added in place, on a GPU, of few rows (decoding): PEFT's own products, in float32; scaling, sum
+and rounding are one kernel.
 """
 
 from __future__ import annotations
@@ -21,36 +25,43 @@ from transformers.pytorch_utils import Conv1D
 
 from zopro.engine.local.products import is_untouched, multiplies_bfloat16
 
-MANY = 256  # rows of x; for fewer, as in decoding, taking A and B apart costs what it saves
+MANY = {"cpu": 256, "cuda": 4096}  # rows of x; for fewer, taking A and B apart costs what it saves
+LAUNCHED = {"cuda"}  # kinds of device that wait for the launch of each kernel
+HALF = (torch.bfloat16, torch.float16)
 
 
-def adapted(module: nn.Module) -> list[lora.Linear]:
-    """The layers within a module whose adapters can be multiplied as said above."""
-    layers = (layer for layer in module.modules() if type(layer) is lora.Linear)
-    return [layer for layer in layers if _is_narrow(layer.base_layer)]
+def _way(dtype: torch.dtype, device: torch.device, rows: int) -> type[lora.layer.LoraVariant] | None:
+    """How adapters in a model of this type are multiplied; None as PEFT does it."""
+    able = device.type in LAUNCHED or (device.type == "cpu" and multiplies_bfloat16())
+    if able and dtype == torch.bfloat16 and rows >= MANY.get(device.type, MANY["cuda"]):
+        return _InOneProduct
+    return _Added if device.type in LAUNCHED and dtype in HALF else None
 
 
-def _is_narrow(base: Any) -> bool:
-    if not isinstance(base, nn.Linear | Conv1D):
-        return False
-    return base.weight.dtype == torch.bfloat16 and base.weight.device.type == "cpu"
+def _adapted(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[lora.Linear]:
+    for layer in module.modules():
+        if type(layer) is lora.Linear and isinstance(layer.base_layer, nn.Linear | Conv1D):
+            weight: Any = layer.base_layer.weight
+            if weight.dtype == dtype and weight.device.type == device.type:
+                yield layer
 
 
 @contextmanager
-def in_one_product(module: nn.Module, dtype: torch.dtype, device: torch.device, rows: int) -> Iterator[None]:
-    """Within the context adapters in a model of this type are multiplied as said above, where `rows` of x are many.
+def fewer_passes(module: nn.Module, dtype: torch.dtype, device: torch.device, rows: int) -> Iterator[None]:
+    """Within the context adapters in a model of this type, through which so many rows of x go, are multiplied as said
+    above.
 
     Gradients, torch function modes (which hand out other weights) and hooks within a layer need PEFT's own steps.
     """
-    gains = rows >= MANY and dtype == torch.bfloat16 and device.type == "cpu" and multiplies_bfloat16()
-    if not gains or torch.is_grad_enabled() or _get_current_function_mode_stack():
+    way = _way(dtype, device, rows)
+    if way is None or torch.is_grad_enabled() or _get_current_function_mode_stack():
         yield
         return
-    taken = [layer for layer in adapted(module) if _is_plain(layer)]
+    taken = [layer for layer in _adapted(module, dtype, device) if _is_plain(layer)]
     casts = [layer.cast_input_dtype_enabled for layer in taken]
     for layer in taken:
-        layer.cast_input_dtype_enabled = False
-        layer.lora_variant.update(dict.fromkeys(layer.active_adapters, _InOneProduct))
+        layer.cast_input_dtype_enabled = way is _Added
+        layer.lora_variant.update(dict.fromkeys(layer.active_adapters, way))
     try:
         yield
     finally:
@@ -84,6 +95,16 @@ class _InOneProduct(lora.layer.LoraVariant):
         factors = torch.cat((first, first, second), dim=1)  # (out, 3 r); A2 x by the second number is too small to add
         result.view(-1, result.shape[-1]).addmm_(reduced, factors.T)
         return result
+
+
+class _Added(lora.layer.LoraVariant):
+    """The same, of x in float32."""
+
+    @staticmethod
+    def forward(module: lora.Linear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        a, b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
+        product = functional.linear(functional.linear(x, a), b)
+        return result.add_(product, alpha=module.scaling[active_adapter])
 
 
 def _two_numbers(weight: Tensor) -> tuple[Tensor, Tensor]:
