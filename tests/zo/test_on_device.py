@@ -196,6 +196,30 @@ def test_a_replay_is_the_step_to_the_bit(kind: str, on_gpu: Any) -> None:
     assert not torch.equal(results[0]["1.B"], dict(adapters(3))["1.B"])
 
 
+@pytest.mark.parametrize("moments", [{"momentum": 0.9}, {"momentum": 0.9, "second_moment": 0.99}])
+@pytest.mark.parametrize("kind", ["gaussian", "targeted"])
+def test_steps_with_moments_draw_all_tensors_at_once(kind: str, moments: dict[str, float], on_gpu: Any) -> None:
+    spsa, records, _ = stepped(3, kind)
+    records = [dataclasses.replace(record, **moments, coefficients=[*record.coefficients, 0.3]) for record in records]
+
+    def moved() -> tuple[dict[str, Tensor], int]:
+        named = adapters(3)
+        weights = Weights.of(named, spsa.directions)
+        weights.groups = [{"params": [t for _, t in part], "param_names": [n for n, _ in part]}
+                          for part in (named[::2], named[1::2])]  # fmt: skip
+        with Operations() as operations:
+            for record in records:
+                weights.apply(record)
+        return dict(named), operations.count
+
+    expected, alone = moved()
+    on_gpu()
+    (found, together), (again, _) = moved(), moved()
+    assert same(found, again) and together < alone
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def test_what_may_change_within_a_step_is_drawn_again(on_gpu: Any) -> None:
     assert not ResidualFeedback.pure and Directions.pure
     on_gpu()

@@ -117,6 +117,7 @@ class Weights:
         still, place = set(record.left_out), self._places()
         seeds = [query_seed(query, record.seed) for query in range(len(record.coefficients))]
         moving = [entry for entry in self.movable if entry[0] not in still]
+        estimates = self._estimates(record, moving, seeds)
         for name, tensor, group in [] if self._applied_at_once(record, moving, seeds) else moving:
             g = place[id(group)]
             lr = record.learning_rates[g]
@@ -124,10 +125,13 @@ class Weights:
             self.moments.anchored_(name, tensor, wide, record.anchor)
             if record.weight_decay[g] and tensor.dim() >= 2:
                 wide.mul_(1 - lr * record.weight_decay[g])
-            into, scale = (torch.zeros_like(wide), 1.0) if record.has_moments else (wide, -lr)
-            for seed, coefficient in zip(seeds, record.coefficients, strict=True):
-                z = self._drawn.tensor(self.directions, name, tensor, seed, record.step)
-                into.add_(z, alpha=scale * coefficient * record.eps[0] / record.eps[g])
+            if name in estimates:
+                into = estimates.pop(name)
+            else:
+                into, scale = (torch.zeros_like(wide), 1.0) if record.has_moments else (wide, -lr)
+                for seed, coefficient in zip(seeds, record.coefficients, strict=True):
+                    z = self._drawn.tensor(self.directions, name, tensor, seed, record.step)
+                    into.add_(z, alpha=scale * coefficient * record.eps[0] / record.eps[g])
             if record.has_moments:
                 wide.sub_(self.moments.smoothed(name, into, record), alpha=lr)
             if wide.dtype != tensor.dtype:
@@ -135,6 +139,21 @@ class Weights:
                 tensor.detach().copy_(wide)
         self._drawn.forget()
         torch.clear_autocast_cache()  # an autocast around the step may hold casts of the old values
+
+    def _estimates(self, record: StepRecord, moving: list[Entry], seeds: list[int]) -> dict[str, Tensor]:
+        """sum_q g_q z_q of each tensor for a step with moments, in a few kernels where they wait for each; else none."""
+        named, place = [(name, tensor) for name, tensor, _ in moving], self._places()
+        found: list[Tensor] = []
+        for seed, coefficient in zip(seeds, record.coefficients, strict=True) if record.has_moments else ():
+            z = self._drawn.tensors(self.directions, named, seed, record.step)
+            if z is None:
+                return {}
+            factors = [coefficient * record.eps[0] / record.eps[place[id(group)]] for *_, group in moving]
+            if not found:
+                found = fused.scaled(z, factors)
+            else:
+                fused.step(found, fused.scaled(z, factors), 1.0)
+        return {name: estimate for (name, _), estimate in zip(named, found, strict=False)}
 
     def _applied_at_once(self, record: StepRecord, moving: list[Entry], seeds: list[int]) -> bool:
         """A step without memory, of all tensors in a few kernels where they wait for each; else nothing is done."""
