@@ -93,6 +93,9 @@ def test_from_start_to_end_and_on(
     assert found["learning_rate"] in [line["learning_rate"] for line in found["search"]]
     assert found["curve"][0] == result["start"] and result["start"]["kl_per_answer"] == 0
     assert "KL to SFT of 0.00 nats per answer" in (tmp_path / "compare.md").read_text()
+    assert result["reward_quality"]["n"] > 0
+    said = f"The reward model on held-out rows: accuracy {result['reward_quality']['accuracy']:.3f}, n "
+    assert all(said in (tmp_path / name).read_text("utf-8") for name in ("compare.md", "compare.html"))
     assert found["peak_mb"] > 100 and found["curve"][-1]["kl_per_answer"] > 0
     assert [len(texts) for texts in (result["texts"], found["texts"])] == [3, 3]
     assert found["texts"][0]["completion"] in (tmp_path / "compare.html").read_text("utf-8")

@@ -36,6 +36,7 @@ def write_page(result: Result, folder: Path) -> Path:
         length=length(result["plan"]),
         prompts=result["prompts"],
         start=start,
+        quality=shown.quality(quality) if (quality := result.get("reward_quality")) else "",
         verdict=list(verdict(result)),
         table=table(result),
         states=state_table(result),

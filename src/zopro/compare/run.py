@@ -27,9 +27,11 @@ from zopro.config import RunConfig
 from zopro.errors import InputError, Stopped
 from zopro.loop.divergence import kl_per_answer
 from zopro.loop.own import check_own
+from zopro.loop.summary import reward_quality
 from zopro.store.durable import plain
+from zopro.store.layout import Layout
 from zopro.store.lock import RunLock
-from zopro.store.rundir import check_folder, is_run, write_text
+from zopro.store.rundir import check_folder, is_run, read_metrics, write_text
 from zopro.store.shown import PER_ANSWER, seconds
 from zopro.system import progress
 
@@ -108,6 +110,7 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
         "prompts": len(start["rewards"]),
         "inference_peak_mb": inference,
         "start": start_point(start),
+        "reward_quality": reward_quality(read_metrics(Layout(out / "shared").metrics())),
         "before": state([start], start),
         "texts": start.get("texts", []),
         **beside(methods, plan.against),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
@@ -57,7 +57,7 @@ def summary(
             stages[line["stage"]] = round(stages.get(line["stage"], 0.0) + line["seconds"], 3)
     rest = sum(attempt["seconds"] for attempt in used) - sum(stages.values())
     stages[OTHER] = round(max(0.0, rest), 3)
-    quality = next((x for x in lines if x["stage"] == "reward" and x.get("event") == "quality"), {})
+    quality = reward_quality(lines)
     final = evaluations[-1]
     return {
         "run": str(directory.path),
@@ -78,13 +78,19 @@ def summary(
         "stages": stages,
         "attempts": [{key: value for key, value in attempt.items() if key != "unfinished"} for attempt in used],
         "reward_accuracy": quality.get("accuracy"),
-        "reward_quality": {k: v for k, v in quality.items() if k in ("accuracy", "pearson", "spearman", "n")},
+        "reward_quality": quality,
         "evaluations": evaluations,
         "samples": [
             {"prompt": b["prompt"], "sft": b["completion"], "aligned": a["completion"]}
             for b, a in list(zip(rows[0], rows[-1], strict=True))[:SAMPLES_SHOWN]
         ],
     }
+
+
+def reward_quality(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the first reward model is worth on held-out rows, by the lines of metrics.jsonl; empty where there is none."""
+    found = next((line for line in lines if line["stage"] == "reward" and line.get("event") == "quality"), {})
+    return {key: found[key] for key in ("accuracy", "pearson", "spearman", "n") if key in found}
 
 
 def exchanged_bytes(directory: RunDirectory, iterations: int) -> int:
