@@ -62,3 +62,16 @@ def test_no_usable_row_says_why_in_one_line_and_writes_nothing(
     with pytest.raises(InputError, match=r"no usable row \(no prompt: the columns are ask, chosen, rejected; known"):
         open_all(config(folder, tmp_path / "run", train_data=write(folder, data)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_compares_with_references_needs_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = [{"source": row["prompt"], "translation": row["chosen"], "score": i % 7} for i, row in enumerate(rows())]
+    given = {"task": "translation", "train_data": write(folder, scored), "judge": "auto", "max_prompt_length": 110}
+    with progress.reporting():
+        open_all(config(folder, tmp_path / "auto", **given))
+    assert "judge: no row has a reference, so chrf has no verdict: every win rate will be 0.5" in capsys.readouterr().err
+    with progress.reporting():
+        open_all(config(folder, tmp_path / "no judge", **given, reward="length:1-9"))
+    assert "no verdict" not in capsys.readouterr().err

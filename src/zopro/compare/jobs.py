@@ -170,7 +170,7 @@ def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole:
 
     rewards, seed = models.rewards_with(run.store.reward(_iteration(job))), run.seed("compare", job.prompts, job.seed)
     found = answers.measure(run, models, items, policy, seed, rewards, also=question if whole and tested else None)
-    worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # as TRL: none is no reward
+    worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # so that all methods are paired
     texts = models.texts(found.ids if whole else found.ids[:SHOWN])
     shown = [
         {"prompt": item.prompt, "completion": text, "reward": reward}

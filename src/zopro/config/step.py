@@ -21,7 +21,8 @@ class DirectionOptions:
     noise: str = option(
         "",
         f"What directions, or the noise in them, are drawn from: {DIRECTIONS.about()}, or python:MODULE:NAME, a class of "
-        "yours; empty takes the preset's.",
+        "yours; empty takes the preset's. fzoo draws rademacher whatever this says; signs are of an update, so that mezo "
+        "draws gaussian in their place.",
         DIRECTIONS,
     )
     parallel: str = option(

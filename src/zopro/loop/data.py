@@ -78,7 +78,19 @@ def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
         rows, dropped = f"{rows}, {len(other)} prompts of another task", {**dropped, **more}
     left_out = "".join(f"; left out {count}: {reason}" for reason, count in dropped.items())
     train, held_out, elsewhere = ([*map(item, examples)] for examples in (found.train, found.eval, other))
-    return Data(found.task, train, held_out, rows + left_out, found.remarks(), elsewhere)
+    return Data(found.task, train, held_out, rows + left_out, [*found.remarks(), *_unjudged(config, found)], elsewhere)
+
+
+def _unjudged(config: RunConfig, found: tasks.TaskData) -> Iterator[str]:
+    """A line where a judge that compares with references finds none."""
+    judge = found.task.default_judge if config.judge == "auto" else config.judge
+    if not config.trains_reward or judge not in tasks.METRICS:
+        return
+    if all(example.reference is None for example in (*found.train, *found.eval)):
+        yield (
+            f"judge: no row has a reference, so {judge} has no verdict: every win rate will be 0.5, and no reward model "
+            "will be refined. Give rows with a reference, or take another judge: model, openai:NAME, python:MODULE:NAME."
+        )
 
 
 def _check_answers(config: RunConfig, found: tasks.TaskData) -> None:

@@ -51,7 +51,7 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
     line: dict[str, Any] = {"stage": "evaluation", "iteration": iteration, "step": None}
     line |= {
         **reward_interval(prompts, "reward", "sampled_reward"),
-        "n": len(rows),
+        "n": sum("sampled_reward" in prompt for prompt in prompts),
         shown.PER_ANSWER: kl_per_answer(found.log_ratios),
     }
     before = rows if iteration is None else read_rows(store.evaluation(None))
@@ -59,7 +59,10 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         wins = _wins(run, models, iteration, rows, before)
         for row, win in zip(rows, wins, strict=True):
             row["win"] = win
-        line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(wins)
+        told = [
+            win for row, old, win in zip(rows, before, wins, strict=True) if models.judge is not None or _both(row, old)
+        ]
+        line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(told or wins)
     line["length"] = fmean(len(row) for row in found.ids)
     line |= _metric(data.task, rows)
     if config.reward != ["model"] or count > 1 or config.eval_greedy:
@@ -118,9 +121,9 @@ def _correctness(models: Models, found: Measured, rows: Rows, prompts: Sequence[
     if line["samples"] > 1:
         line |= shares(prompts, "pass_at_k", "passed")
     if found.greedy_scores is not None:
-        line |= reward_interval(rows, "greedy_reward", "greedy_reward") | shares(
-            rows, "greedy_accuracy", "greedy_accuracy"
-        )
+        if any("greedy_reward" in row for row in rows):
+            line |= reward_interval(rows, "greedy_reward", "greedy_reward")
+        line |= shares(rows, "greedy_accuracy", "greedy_accuracy")
         line |= {"greedy_length": fmean(map(len, found.greedy)), "greedy_ended": ended(models, found.greedy)}
     return line
 
@@ -154,6 +157,11 @@ def _wins(run: Run, models: Models, iteration: int | None, rows: Rows, sft: Rows
         [row["reference"] for row in rows],
     )
     return [0.5 if winner < 0 else float(winner) for winner in result.winners]
+
+
+def _both(row: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether both answers have a reward."""
+    return row["reward"] is not None and before["reward"] is not None
 
 
 def _metric(task: Task, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str
         try:
             return rewards(answer, count, who)
         except InputError as error:
-            raise InputError(f"{error} {then}".strip()) from None
+            raise InputError(" ".join([str(error), *(["Fix it.", then] if then else [])])) from None
 
     async def checked_async(**kwargs: Any) -> list[float]:
         count = len(kwargs["completions"])

@@ -82,6 +82,23 @@ def test_the_numbers_alone_get_a_tenth_and_a_division_is_exact() -> None:
     assert score("-(3 + 4) * 5 = 35", [3, 4, 5], 35) == 0.1 == score("3 x 4 x 5 = 35", [3, 4, 5], 35)
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("3 + 4 * 8 = 35", 1.0),
+        ("35 = 3 + 4 * 8", 1.0),
+        ("3 + 4 * 8 = 3 + 32 = 35", 1.0),
+        ("3 + 4 * 8 = 36", 0.1),
+        ("<answer>3 + 4*8 = 99</answer>", 0.1),
+        ("3+4+8=3*4*8=3*4+8=4*8-3=3+4*8", 0.1),
+        ("35 = 3 + 4 + 8", 0.1),
+    ],
+)
+def test_an_equation_that_does_not_hold_is_not_right(text: str, right: float) -> None:
+    """Else a chain of guesses would be as good as an answer."""
+    assert score(text, [3, 4, 8], 35) == right
+
+
 @pytest.mark.parametrize("text", ["\\frac{12}{4} = 3", "$\\frac{12}{4}$", "\\boxed{\\dfrac{12}{4} = 3}"])
 def test_fractions_in_latex_are_divisions(text: str) -> None:
     assert score(text, [12, 4], 3) == 1

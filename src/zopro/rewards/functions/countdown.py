@@ -10,6 +10,7 @@ import ast
 import operator
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -34,24 +35,28 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def score(text: str, nums: Sequence[int], target: Fraction | int) -> float:
-    """1 if the text's equation uses each of `nums` once and equals `target`, 0.1 if only the first holds, else 0.
+    """1 if the text's equation holds, uses each of `nums` once and equals `target`; 0.1 if a side uses them; else 0.
 
     >>> score("I try (3 + 4) * 5 = 35.", [3, 4, 5], 35), score("3 + 4 + 5", [3, 4, 5], 35), score("35", [3, 4, 5], 35)
     (1.0, 0.1, 0.0)
+    >>> score("(3 + 4) * 5 = 36", [3, 4, 5], 35)
+    0.1
     """
-    best = 0.0
-    for side in _sides(text):
-        try:
-            value, used = _computed(side)
-        except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
-            continue
-        if sorted(used) == sorted(nums):
-            best = max(best, 1.0 if value == target else RIGHT_NUMBERS)
-    return best
+    return max((_score(sides, nums, target) for sides in _readings(text)), default=0.0)
 
 
-def _sides(text: str) -> list[str]:
-    """What the text's equation says on either side of "=", in the signs of Python, in each way to read it."""
+def _score(sides: Sequence[str], nums: Sequence[int], target: Fraction | int) -> float:
+    computed = []
+    for side in sides:
+        with suppress(ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
+            computed.append(_computed(side))
+    if not any(sorted(used) == sorted(nums) for _, used in computed):
+        return 0.0
+    return 1.0 if all(value == target for value, _ in computed) else RIGHT_NUMBERS
+
+
+def _readings(text: str) -> list[list[str]]:
+    """What the text's equation says between its "=", in the signs of Python, in each way to read it."""
     tagged = _ANSWER.findall(text)
     place = tagged[-1] if tagged else boxed(text) or text
     for word, sign in _WORDS:
@@ -60,10 +65,10 @@ def _sides(text: str) -> list[str]:
     while fractions:  # from within
         place, fractions = _FRACTION.subn(r"((\1)/(\2))", place)
     place = place.translate(_SIGNS)
-    return [side for written in {place, _CROSS.sub("*", place)} for side in _sides_of(written.splitlines())]
+    return [sides for written in {place, _CROSS.sub("*", place)} for sides in _readings_of(written.splitlines())]
 
 
-def _sides_of(lines: Sequence[str]) -> list[str]:
+def _readings_of(lines: Sequence[str]) -> list[list[str]]:
     found: list[tuple[str, int, int]] = []  # a line, and where an equation begins and ends in it
     for line in lines:
         for match in _EQUATION.finditer(line):
@@ -75,11 +80,14 @@ def _sides_of(lines: Sequence[str]) -> list[str]:
         return []
     line, start, end = (computed or found)[-1]
     item = _ITEM.match(line, start, end)
-    partners, sides = _partners(line), []
-    for begin in (start, *([item.end()] if item else [])):
-        for side in re.finditer("[^=]+", line[begin:end]):
-            sides.append(_bare(line, begin + side.start(), begin + side.end(), partners))
-    return sides
+    partners = _partners(line)
+    return [
+        [
+            _bare(line, begin + side.start(), begin + side.end(), partners)
+            for side in re.finditer("[^=]+", line[begin:end])
+        ]
+        for begin in (start, *([item.end()] if item else []))
+    ]
 
 
 def _partners(line: str) -> dict[int, int]:
