@@ -63,7 +63,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key, monkeypatch
 
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(InputError, match=r"pip install 'zopro\[openai\]'"):
+    with pytest.raises(InputError, match=r"pip install 'openai>="):
         OpenAIJudge("m", KEY)
 
 
