@@ -3,12 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/lora_products.py --model PATH [--ranks 8,64]
 
 Each row is the best of --repeats passes over the same 8 x 4 answers, in turns. Its error is that of a token's log-prob
-against the same weights in float32, root mean square.
+against the same weights in float32, root mean square. Needs a CPU with bfloat16 instructions.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -53,6 +54,8 @@ def main() -> None:
     parser.add_argument("--ranks", default="8,64")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    if not lora.multiplies_bfloat16():
+        sys.exit("This CPU has no bfloat16 instructions, so adapters always take PEFT's steps.")
     print("| rank | adapters | seconds | of PEFT's | error of a token, nats |\n|---|---|---|---|---|")
     for rank in map(int, args.ranks.split(",")):
         exact = adapted(args.model, rank, torch.float32)

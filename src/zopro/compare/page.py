@@ -18,7 +18,7 @@ from zopro.analysis.page.pages import curves, encoded, render, replace_file
 from zopro.compare.differences import paired_by, trainings
 from zopro.compare.reached import answers_at
 from zopro.compare.state import notes, state_table
-from zopro.compare.summary import length, table
+from zopro.compare.summary import length, reward_model, table
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
 
@@ -36,7 +36,7 @@ def write_page(result: Result, folder: Path) -> Path:
         length=length(result["plan"]),
         prompts=result["prompts"],
         start=start,
-        quality=shown.quality(quality) if (quality := result.get("reward_quality")) else "",
+        reward_model=reward_model(result),
         verdict=list(verdict(result)),
         table=table(result),
         states=state_table(result),

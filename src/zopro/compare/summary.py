@@ -172,7 +172,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"{length(result['plan'])} of each method, {result['prompts']} prompts. What all start from has "
         f"reward {shown.interval(start, 'reward')} and a KL to {the_start} of {shown.kl(start[PER_ANSWER])} nats per "
-        f"answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.{_reward_model(result, ' ')}",
+        f"answer. Sampling a batch takes {shown.megabytes(result['inference_peak_mb'])} MB.",
+        *reward_model(result),
         "",
         *_markdown_rows(table(result)),
         "",
@@ -212,10 +213,10 @@ def _searched(method: Mapping[str, Any]) -> str:
     return f"{tried}; chosen {method['learning_rate']:g}"
 
 
-def _reward_model(result: Mapping[str, Any], before: str = "") -> str:
-    """What it is worth; empty where there is none, as in comparisons of earlier versions."""
+def reward_model(result: Mapping[str, Any]) -> list[str]:
+    """A line on what it is worth; none where there is no reward model, nor in comparisons of earlier versions."""
     quality = result.get("reward_quality")
-    return f"{before}The reward model on held-out rows: {shown.quality(quality)}." if quality else ""
+    return [f"The reward model on held-out rows: {shown.quality(quality)}."] if quality else []
 
 
 def text(result: Mapping[str, Any]) -> Page:
@@ -238,7 +239,7 @@ def text(result: Mapping[str, Any]) -> Page:
     return Page(
         f"start   reward {shown.reward(result['start']['reward'])}, "
         f"inference {shown.megabytes(result['inference_peak_mb'])} MB",
-        *filter(None, [_reward_model(result)]),
+        *reward_model(result),
         "",
         Table(rows),
         *_state_lines(result),

@@ -59,9 +59,8 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         wins = _wins(run, models, iteration, rows, before)
         for row, win in zip(rows, wins, strict=True):
             row["win"] = win
-        told = [
-            win for row, old, win in zip(rows, before, wins, strict=True) if models.judge is not None or _both(row, old)
-        ]
+        pairs = [(row["reward"], old["reward"]) for row, old in zip(rows, before, strict=True)]
+        told = [win for win, pair in zip(wins, pairs, strict=True) if models.judge is not None or None not in pair]
         line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(told or wins)
     line["length"] = fmean(len(row) for row in found.ids)
     line |= _metric(data.task, rows)
@@ -157,11 +156,6 @@ def _wins(run: Run, models: Models, iteration: int | None, rows: Rows, sft: Rows
         [row["reference"] for row in rows],
     )
     return [0.5 if winner < 0 else float(winner) for winner in result.winners]
-
-
-def _both(row: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether both answers have a reward."""
-    return row["reward"] is not None and before["reward"] is not None
 
 
 def _metric(task: Task, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -142,9 +142,11 @@ class Weights:
 
     def _estimates(self, record: StepRecord, moving: list[Entry], seeds: list[int]) -> dict[str, Tensor]:
         """sum_q g_q z_q of each tensor for a step with moments, in a few kernels where they wait for each; else none."""
+        if not record.has_moments:
+            return {}
         named, place = [(name, tensor) for name, tensor, _ in moving], self._places()
         found: list[Tensor] = []
-        for seed, coefficient in zip(seeds, record.coefficients, strict=True) if record.has_moments else ():
+        for seed, coefficient in zip(seeds, record.coefficients, strict=True):
             z = self._drawn.tensors(self.directions, named, seed, record.step)
             if z is None:
                 return {}

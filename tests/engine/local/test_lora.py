@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from zopro.engine.local import lora, products
+from zopro.engine.local.causal import causal_parts
 from zopro.engine.local.logprobs import completion_logprobs
 
 ROWS, INPUTS, OUTPUTS = 300, 96, 80
@@ -141,6 +142,8 @@ def test_log_probs_are_as_near_to_float32_as_pefts(counted, monkeypatch, kind):
     assert not counted
     errors = [(result - expected).square().mean().sqrt() for result in (found, peft)]
     assert 0 < errors[0] < 1.5 * errors[1]
+    found, none = (list(lora._adapted(causal_parts(m).backbone, torch.bfloat16, ids.device)) for m in (model, exact))
+    assert found and not none
 
 
 class _Mode(TorchFunctionMode):

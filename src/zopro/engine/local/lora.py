@@ -33,7 +33,7 @@ HALF = (torch.bfloat16, torch.float16)
 def _way(dtype: torch.dtype, device: torch.device, rows: int) -> type[lora.layer.LoraVariant] | None:
     """How adapters in a model of this type are multiplied; None as PEFT does it."""
     able = device.type in LAUNCHED or (device.type == "cpu" and multiplies_bfloat16())
-    if able and dtype == torch.bfloat16 and rows >= MANY.get(device.type, MANY["cuda"]):
+    if able and dtype == torch.bfloat16 and rows >= MANY[device.type]:
         return _InOneProduct
     return _Added if device.type in LAUNCHED and dtype in HALF else None
 
