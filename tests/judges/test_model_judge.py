@@ -124,6 +124,34 @@ def test_answers_that_do_not_fit_get_no_verdict(model, tokenizer):
     assert result.reasons == {"the answers do not fit in 150 tokens": 1}
 
 
+def test_answers_may_take_more_than_a_conversation_is_cut_to(model, tokenizer, monkeypatch):
+    """2048 tokens are the habit for readings, not a limit for answers: the model's context is that."""
+    monkeypatch.setattr("zopro.judges.model._MOST_TOKENS", 300)
+    judge = ModelJudge(model, tokenizer)
+    long = "long " * 80, "short"
+    conversation, (first, second) = judge._ids("why? " * 500), map(judge._ids, long)
+    assert len(conversation) > judge.context and len(judge._reading(conversation, [first[0]], [second[0]])) == 300
+    assert 300 < len(judge._reading([], first, second)) < judge.context
+    whole = ModelJudge(model, tokenizer, max_length=judge.context)
+    assert judge._reading(conversation, first, second) == whole._reading([], first, second)
+    assert judge(["why? " * 500], [list(long)], [None]) == whole([""], [list(long)], [None])
+
+
+def test_a_judge_whose_answers_never_fit_says_what_helps(model, tokenizer):
+    judge = ModelJudge(model, tokenizer, max_length=150)
+    pairs = [[f"{start} " * 200, "short"] for start in ("long", "wide", "tall")]
+    with pytest.raises(InputError, match=r"150 tokens: 3\)\. Start a run with another judge, or with a smaller max"):
+        judge_pairs(judge, ["p"] * 3, pairs, [None] * 3)
+
+
+def test_a_context_without_room_for_answers_is_refused(model, tokenizer):
+    judge = ModelJudge(model, tokenizer)
+    question = judge.context - judge.room
+    assert ModelJudge(model, tokenizer, max_length=question + 1).room == 1
+    with pytest.raises(InputError, match=rf"longer than its question of {question} tokens, got {question}\."):
+        ModelJudge(model, tokenizer, max_length=question)
+
+
 def test_log_odds_that_are_no_number_are_no_verdict(judge, monkeypatch):
     monkeypatch.setattr(judge, "log_odds", lambda prompts, completions: [1.0, math.nan, 0.0])
     result = judge_pairs(judge, PROMPTS, PAIRS, NONE)

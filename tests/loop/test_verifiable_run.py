@@ -190,6 +190,7 @@ def test_evaluations_are_what_the_answers_say(finished: tuple[RunConfig, dict[st
     made, found = finished
     run = Path(made.output_dir)
     start, end = lines(run, "sft"), lines(run, "001")
+    assert not (run / "evaluations/base.jsonl").exists(), "without fine-tuning the start is the base model"
     for row in (*start, *end):
         right = has(row["completion"], row["reference"])
         assert row["reward"] == pytest.approx(right + 0.5 / (1 + len(row["completion"])))

@@ -37,7 +37,7 @@ Reply B:
 
 Which reply is better, A or B? Answer with one letter."""
 _MOST_TOKENS = 2048
-"""Longest reading unless asked otherwise, in tokens; conversations are cut to it."""
+"""Longest reading unless asked otherwise or the answers need more, in tokens; conversations are cut to it."""
 
 
 class ModelJudge:
@@ -45,10 +45,13 @@ class ModelJudge:
 
     model, tokenizer: transformers or PEFT. batch_size: readings in a forward pass (a pair takes two).
     max_length: tokens of a reading, 0 for the model's context but at most 2048; a conversation too long loses its
-    beginning, answers are never cut (a pair whose answers alone do not fit gets no verdict).
-    use_adapters: False switches a PEFT model's adapters off while judging.
-    Raises `InputError` for a model without an output layer and for a tokenizer that does not tell A from B.
+    beginning, answers are never cut (a pair whose answers alone do not fit the context or the length that was asked
+    for gets no verdict). use_adapters: False switches a PEFT model's adapters off while judging.
+    Raises `InputError` for a model without an output layer or too small for the question, and for a tokenizer that
+    does not tell A from B.
     """
+
+    remedy = "Start a run with another judge, or with a smaller max_completion_length."
 
     def __init__(
         self, model: Any, tokenizer: Any, batch_size: int = 8, max_length: int = 0, use_adapters: bool = True
@@ -60,6 +63,7 @@ class ModelJudge:
         self.config = model.config.get_text_config()
         context = getattr(self.config, "max_position_embeddings", None) or _MOST_TOKENS
         self.max_length = max_length or min(context, _MOST_TOKENS)
+        self.context = max_length or context
         if model.get_output_embeddings() is None:
             raise InputError(f"judge: must be a causal language model, got {type(model).__name__}.")
         self._read_frame()
@@ -76,7 +80,12 @@ class ModelJudge:
             return -1 if odds == 0 else int(odds < 0)
         if self._reading([], *map(self._ids, pair)):
             return NoVerdict("log-odds are not a number", failed=False)
-        return NoVerdict(f"the answers do not fit in {self.max_length} tokens", failed=False)
+        return NoVerdict(f"the answers do not fit in {self.context} tokens", failed=False)
+
+    @property
+    def room(self) -> int:
+        """Tokens that two answers may have together: what the question leaves of the context."""
+        return self.context - len(self._start) - len(self._before_a) - len(self._before_b) - len(self._end)
 
     @torch.no_grad()
     def log_odds(self, prompts: Sequence[str], completions: Sequence[Sequence[str]]) -> list[float]:
@@ -151,14 +160,19 @@ class ModelJudge:
         self._before_a, self._before_b, self._end = self._encode(before_a), self._encode(before_b), with_a[:same]
         frame = self._start + self._before_a + self._before_b + self._end + self.letters
         check_embedded(self.tokenizer, self.model, "the judge's question", frame)
+        if self.room <= 0:
+            raise InputError(
+                f"judge: must have a context longer than its question of {self.context - self.room} tokens, got "
+                f"{self.context}. Choose another judge."
+            )
 
     def _reading(self, conversation: list[int], a: list[int], b: list[int]) -> list[int]:
         """Token ids of one reading; empty if the answers do not fit."""
-        replies = self._before_a + a + self._before_b + b + self._end
-        room = self.max_length - len(self._start) - len(replies)
-        if room < 0:
+        if len(a) + len(b) > self.room:
             return []
-        return self._start + conversation[max(len(conversation) - room, 0) :] + replies
+        replies = self._before_a + a + self._before_b + b + self._end
+        left = max(self.max_length - len(self._start) - len(replies), 0)
+        return self._start + conversation[max(len(conversation) - left, 0) :] + replies
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids

@@ -17,6 +17,7 @@ from zopro.judges.endpoint import NoVerdict
 from zopro.judges.verdicts import Row, Verdicts
 from zopro.system import guard, progress
 
+_REMEDY = "Fix it or raise its timeout, then continue with --resume: verdicts it gave are not asked for again."
 _GIVE_UP_AFTER = 3
 """Failures in a row after which a judge is taken to be broken; a remote one may take a minute to fail each time."""
 
@@ -25,7 +26,8 @@ class Judge(Protocol):
     """prompts [N], completions [N][2], references [N] -> winners [N]: 0, 1 or -1 (no verdict).
 
     One that finds its verdicts one by one may also have `each(prompts, completions, references)`, which yields
-    (position, verdict) in any order. One whose verdicts are worth keeping has the attribute `kept` = True.
+    (position, verdict) in any order. One whose verdicts are worth keeping has the attribute `kept` = True. One that
+    has a `remedy` says in it what helps where it gives no verdicts.
     """
 
     def __call__(
@@ -104,10 +106,8 @@ def judge_pairs(
 
 def _broken(judge: Judge, what: str) -> InputError:
     name = getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__)
-    return InputError(
-        f"judge: must say which answer of a pair is better, but {name} {what}. Fix it or raise its timeout, then "
-        "continue with --resume: verdicts it gave are not asked for again."
-    )
+    remedy = getattr(judge, "remedy", _REMEDY)
+    return InputError(f"judge: must say which answer of a pair is better, but {name} {what}. {remedy}")
 
 
 def _ask(judge: Judge, rows: list[Row], due: list[int], batch_size: int) -> Generator[tuple[int, Any], None, None]:

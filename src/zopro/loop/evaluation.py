@@ -80,7 +80,7 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         line |= elsewhere([divergences(run, models, data.other, folder, run.seed(OTHER_SEED))])
         run.say(f"{of}: {shown.elsewhere(line)}")
     store.write_rows(store.evaluation(iteration), rows)
-    if iteration is None:
+    if iteration is None and config.sft_steps:  # else the start is the base model
         _answer_by_base(run, models, data.eval[:BASE_ANSWERS])
     store.log(line)
     write_text(store.evaluation(iteration, ".json"), json.dumps(plain(line), indent=2))

@@ -85,6 +85,9 @@ class Models:
         yield from self.checked
         if self.policies.full and self.policies.config.lora_freeze_a:
             yield "lora_freeze_a: there is no adapter to freeze a part of (lora_r: 0), all parameters are trained"
+        room = getattr(self.judge, "room", None)  # of a causal model
+        if room is not None and room < 2 * self.policies.config.max_completion_length:
+            yield f"judge: two answers of more than {room} tokens together do not fit in its context, and get no verdict"
         vocabulary = self.base.get_input_embeddings().weight.shape[0]
         if beyond := [token for token in self.eos_token_ids if token >= vocabulary]:
             yield f"the model declares stop tokens that its vocabulary of {vocabulary} does not have: {beyond}"

@@ -28,7 +28,8 @@ SECONDS = 5
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 # A minus after a digit, a letter or a bracket subtracts. Exponents are short: 1e999999999 would fill the memory.
 _NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-+\u2212])?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\d))?(?:\s?/\s?\d+(?!\.?\d))?")
-_DRESS = re.compile(r"\\(?:text|mathrm|mbox)\{[^{}]*\}|\\[$%!,;: ]|[$%°€£]|\\\(|\\\)")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm)|mbox)\{([^{}]*)\}")
+_DRESS = re.compile(r"\\[$%!,;: ]|[$%°€£]|\\\(|\\\)|\{,\}")
 _EMPHASIS = re.compile(r"(?<![\w)*])\*+|(?<!\*)\*+(?![\w(*])")
 _ANY, _WORD = r"[^\W\d_]+", r"[^\W\d_]{2,}"  # one letter beside a number may be a variable
 _AMONG_WORDS = re.compile(
@@ -50,8 +51,14 @@ def number(text: str) -> Fraction | None:
     >>> number("1,234.50"), number("-3/4"), number("$12"), number("x + 1")
     (Fraction(2469, 2), Fraction(-3, 4), Fraction(12, 1), None)
     """
-    bare = _DRESS.sub("", text).strip().rstrip(".").strip()
+    bare = _undressed(text).rstrip(".").strip()
     return _value(bare) if _NUMBER.fullmatch(bare) else None
+
+
+def _undressed(text: str) -> str:
+    r"""Without marks of money and of LaTeX, and without its \text{...} where no number stands in it."""
+    text = _TEXT.sub(lambda found: f" {found[1]} " if re.search(r"\d", found[1]) else " ", text)
+    return _DRESS.sub("", text).strip()
 
 
 def last_number(text: str) -> Fraction | None:
@@ -60,7 +67,7 @@ def last_number(text: str) -> Fraction | None:
     >>> last_number("3 + 4 is 7, so it is 7."), last_number("10-3"), last_number("none")
     (Fraction(7, 1), Fraction(3, 1), None)
     """
-    found = _NUMBER.findall(text[-10_000:])
+    found = _NUMBER.findall(text[-10_000:].replace("{,}", ","))
     return _value(found[-1]) if found else None
 
 
@@ -112,7 +119,7 @@ def _number_among_words(said: str) -> Fraction | None:
     whole = number(said)
     if whole is not None:
         return whole
-    bare = _DRESS.sub("", said).strip()
+    bare = _undressed(said)
     equation = _SIDE.fullmatch(bare)
     found = _AMONG_WORDS.fullmatch(equation[1].strip() if equation else bare)
     return _value(found[1]) if found and not _CHANGES.search(bare) else None
@@ -122,11 +129,11 @@ def _marked_number(said: str) -> Fraction | None:
     """The number of what follows a mark: its first line or, where that is a heading, the last number below it."""
     first, *below = said.strip().splitlines() or [""]
     found = _number_among_words(first)
-    bare = _EMPHASIS.sub("", _DRESS.sub("", first)).strip()
+    bare = _EMPHASIS.sub("", _undressed(first)).strip()
     if not below or (_BEGINS.match(bare) and not _ITEM.match(bare)):
         return found
     last = below[-1]
-    return None if "\\" in _DRESS.sub("", last) else last_number(said)
+    return None if "\\" in _undressed(last) else last_number(said)
 
 
 @cache
