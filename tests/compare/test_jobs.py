@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from zopro.compare import jobs
 from zopro.compare.jobs import search_items, training_items
 from zopro.compare.plan import Job
+from zopro.errors import InputError
 from zopro.loop.rewarding import Scores
 
 
@@ -57,3 +60,33 @@ def test_a_training_that_max_kl_ends_is_measured_where_it_ended() -> None:
     assert kept == [step for step, _ in pace.points] == [5, 7] and pace.steps == 7
     pace.on_train_end(None, SimpleNamespace(global_step=7), SimpleNamespace())
     assert kept == [5, 7], "once"
+
+
+def test_a_stop_while_measuring_costs_neither_the_training_nor_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = list[str]()
+
+    def trained(*args: Any) -> dict[str, Any]:
+        done.append("train")
+        return {"points": [(1, 0.5), (2, 1.0)], "steps": 2, "seconds": 1.0, "peak_mb": 1.0}
+
+    def measure(run: Any, models: Any, data: Any, policy: Path, job: Job, whole: bool) -> dict[str, Any]:
+        done.append(policy.name)
+        if done.count("000002") == 1:
+            raise KeyboardInterrupt
+        return {"rewards": [0.25], "kl_per_answer": [0.5], "whole": whole}
+
+    monkeypatch.setattr(jobs, "_trained", trained)
+    monkeypatch.setattr(jobs, "measure", measure)
+    nothing: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        jobs._train(nothing, nothing, nothing, Job("train"), tmp_path)
+    found = jobs._train(nothing, nothing, nothing, Job("train"), tmp_path)
+    assert done == ["train", "000001", "000002", "000002"]
+    whole = {"rewards": [0.25], "kl_per_answer": [0.5], "step": 2, "seconds": 1.0, "whole": True}
+    assert found["points"] == [{**whole, "step": 1, "seconds": 0.5, "whole": False}, whole]
+    assert json.loads(json.dumps(found)) == jobs._train(nothing, nothing, nothing, Job("train"), tmp_path)
+    (tmp_path / "trained.json").write_text("{}")
+    with pytest.raises(InputError, match=r"trained.json': must be as zopro has written it, got a damaged file"):
+        jobs._train(nothing, nothing, nothing, Job("train"), tmp_path)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import SchedulerType, TrainerCallback
 
 from zopro.choices import METHODS
+from zopro.compare.kept import once
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
 from zopro.loop import answers
@@ -104,24 +107,38 @@ def job_trainer(run: Run, models: Models, data: Data, job: Job, folder: Path) ->
 
 
 def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict[str, Any]:
+    """What training and measuring find, each of which may be done already."""
+    train = partial(_trained, run, models, data, job, folder)
+    found = once(folder / "trained.json", ("points", "steps", "seconds", "peak_mb"), train)
+    points: list[dict[str, Any]] = []
+    for number, (step, seconds) in enumerate(found["points"], 1):
+        policy, last = _point(folder, step), number == len(found["points"])
+        look = partial(measure, run, models, data, policy, job, whole=last)
+        measured = once(policy.with_suffix(".json"), ("rewards", PER_ANSWER), look)
+        points.append({"step": step, "seconds": seconds, **measured})
+    return {**found, "points": points}
+
+
+def _point(folder: Path, step: int) -> Path:
+    return folder / "points" / f"{step:06d}"
+
+
+def _trained(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict[str, Any]:
     pace = Pace(job)
+    shutil.rmtree(folder / "points", ignore_errors=True)  # of a training that did not end
     with job_trainer(run, models, data, job, folder / "trainer") as (trainer, model):
         trainer.add_callback(pace)
         if run.config.max_kl and not METHODS[job.method].population:  # whose steps measure no KL
             where, rate = f"{job.method}, seed {job.seed}", METHODS[job.method].rate
             trainer.add_callback(BoundCallback(run.config.max_kl, run.say, where, rate))
-        pace.save = lambda step: models.policies.save(model, folder / "points" / f"{step:06d}")
+        pace.save = lambda step: models.policies.save(model, _point(folder, step))
         memory = PeakMemory(models.base.device)
         trainer.train()
         peak = memory.peak_mb()
     clear(folder / "trainer")
-    points: list[dict[str, Any]] = []
-    for number, (step, seconds) in enumerate(pace.points, 1):
-        policy, last = folder / "points" / f"{step:06d}", number == len(pace.points)
-        points.append({"step": step, "seconds": seconds, **measure(run, models, data, policy, job, whole=last)})
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     return {
-        "points": points, "steps": pace.steps, "seconds": pace.seconds, "peak_mb": peak, "training_reward": rewards,
+        "points": pace.points, "steps": pace.steps, "seconds": pace.seconds, "peak_mb": peak, "training_reward": rewards,
         "bounded": pace.steps < job.steps and not pace.over,
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from zopro.compare.plan import Job, Plan
 from zopro.errors import InputError
+from zopro.store.rundir import write_text
 from zopro.store.shown import PER_ANSWER, named
 
 _RENAMED = {"learning_rates": "search_trials"}  # what earlier versions called a plan's options
@@ -32,6 +33,18 @@ def result_of(path: Path, job: Job) -> dict[str, Any]:
             for point in found["points"]:
                 fmean([*point["rewards"], *point[PER_ANSWER]])
         return found
+
+
+def once(path: Path, keys: Sequence[str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` found, or had found before and left in `path`, by at least these keys. Raises InputError: the file is
+    damaged."""
+    if not path.exists():
+        found = work()
+        write_text(path, json.dumps(found))
+        return found
+    with _whole(path, "it is made again"):
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**{key: kept[key] for key in keys}, **kept}
 
 
 def finished(path: Path, plan: Plan) -> dict[str, Any]:
