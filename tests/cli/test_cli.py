@@ -160,6 +160,7 @@ def test_interruption_is_one_line(config, monkeypatch, capsys):
         (f"{NEEDED}iterations: many\n", "iterations: must be a whole number, got 'many'."),
         (f"{NEEDED}iterations: 1.5\n", "iterations: must be a whole number, got 1.5."),
         (f"{NEEDED}beta: true\n", "beta: must be a finite number, got True."),
+        (f"{NEEDED}beta: 0\nmethod: online-dpo\n", "beta: must be greater than 0 with method online-dpo"),
         (f"{NEEDED}trust_remote_code: maybe\n", "trust_remote_code: must be true or false, got 'maybe'."),
         (f"{NEEDED}num_generations: 1\n", "num_generations: must be at least 2"),
         ("task: chat\ntrain_data: x\n", "model: must be set"),

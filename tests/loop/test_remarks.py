@@ -15,13 +15,13 @@ from zopro.text.frame import frame_of
 
 
 def made(template: str | None = None, declared: tuple[int, ...] = (), context: int = 0, **options: Any) -> Models:
-    """Models of a run over a tiny one, with the model judge if it has a context."""
+    """Models of a run over a tiny one, with another one as the judge if it has a context."""
     tokenizer = with_template(template)
     base = tiny_model("llama", tokenizer)
     config = SimpleNamespace(**{"lora_freeze_a": False, "max_completion_length": 8, **options})
     policies: Any = SimpleNamespace(full=True, config=config)
     nothing: Any = None
-    judge = ModelJudge(base, tokenizer, max_length=context) if context else None
+    judge = ModelJudge(tiny_model("llama", tokenizer), tokenizer, max_length=context) if context else None
     return Models(tokenizer, frame_of(tokenizer, declared), base, policies, nothing, judge, max_length=0)
 
 
@@ -46,6 +46,13 @@ def test_a_template_s_switch_and_its_date_are_named() -> None:
     assert switched.startswith("the chat template is rendered with enable_thinking=False")
     (dated,) = made("{{ strftime_now('%d') }}" + SHAPES["phi"].template).remarks()
     assert dated.startswith("the chat template writes the date")
+
+
+def test_a_base_model_that_is_its_own_judge_is_named() -> None:
+    models = made(context=4096)
+    models.judge.model = models.base  # type: ignore[union-attr]
+    (line,) = models.remarks()
+    assert line.startswith("judge: the base model itself decides pairs and win rates")
 
 
 @pytest.mark.parametrize(("spare", "said"), [(15, 1), (16, 0)])

@@ -163,7 +163,11 @@ DIRECTIONS = Registry(
 JUDGES = Registry(
     "judge",
     Choice,
-    Choice("auto", "zopro.judges.making:by_task", "by task"),
+    Choice(
+        "auto",
+        "zopro.judges.making:by_task",
+        "by task: chrf for translation, rouge for summarization, else the base model",
+    ),
     Choice("rouge", "zopro.judges.making:by_metric", "the answer nearer to the reference in words"),
     Choice("chrf", "zopro.judges.making:by_metric", "nearer in characters"),
     Choice("model", "zopro.judges.making:by_base", "the base model"),

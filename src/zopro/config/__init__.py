@@ -113,11 +113,16 @@ class RewardOptions:
 class PolicyOptions:
     """The policy stage: RLOO's objective, optimised by `method`."""
 
-    policy_steps: int = option(0, "Steps of each policy iteration; 0 derives them from iteration_share.")
+    policy_steps: int = option(
+        0, "Steps of each policy iteration; 0: iteration_share of the training rows, prompts_per_step in a step."
+    )
     prompts_per_step: int = option(8, "Prompts in a step.")
     num_generations: int = option(2, "Completions per prompt, K (the paper: 2). Verifiable: 8. es: one of each member.")
     temperature: float = option(1.0, "Sampling temperature of the rollouts.")
-    beta: float = option(0.05, "Weight of KL(policy || SFT) in the sequence reward; es has no such term, but anchor.")
+    beta: float = option(
+        0.05,
+        "Weight of KL(policy || SFT) in the sequence reward; es has no such term, but anchor. online-dpo: DPO's beta.",
+    )
     max_kl: float = option(
         0.0,
         "End a policy iteration at the first step whose answers are more than so many nats from the SFT policy, each; 0: "
@@ -133,7 +138,7 @@ class PolicyOptions:
     advantage: str = option(
         "rloo",
         "rloo (a reward less the mean of the prompt's others) or grpo (normalised over the prompt's group), for every "
-        "method but online-dpo.",
+        "method but online-dpo, es and es-paper.",
         ADVANTAGES,
     )
     learning_rate: float = option(
@@ -241,6 +246,8 @@ class _Options(
         check(fits, "evaluation", "must be sequential with lora_r: 0", self.evaluation)
         if self.served:
             check_served(self)
+        fits = self.beta > 0 or self.method != "online-dpo"
+        check(fits, "beta", "must be greater than 0 with method online-dpo, whose reference policy it weighs", self.beta)
         fits = self.sigma != "auto" or self.prompts_per_step > 1
         check(fits, "sigma", "must be a number with prompts_per_step: 1, of which no noise can be measured", self.sigma)
 

@@ -85,6 +85,11 @@ class Models:
         yield from self.checked
         if self.policies.full and self.policies.config.lora_freeze_a:
             yield "lora_freeze_a: there is no adapter to freeze a part of (lora_r: 0), all parameters are trained"
+        if getattr(self.judge, "model", None) is self.base:
+            yield (
+                "judge: the base model itself decides pairs and win rates; a small one is hardly better than chance. "
+                "Better ones: model:PATH, openai:NAME, python:MODULE:FUNCTION"
+            )
         room = getattr(self.judge, "room", None)  # of a causal model
         if room is not None and room < 2 * self.policies.config.max_completion_length:
             yield f"judge: two answers of more than {room} tokens together do not fit in its context, and get no verdict"

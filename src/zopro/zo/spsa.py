@@ -49,7 +49,7 @@ class SPSA(Recorded):
         seed: of the directions; never touches the global random state.
         second_moment_beta: if given, divide g by the root of its running mean square (Adam's second moment, as one
             scalar), which makes `lr` the change of a weight in a typical step for directions of root mean square 1.
-        measure_noise: measure the noise floor at the first estimate (about 7 evaluations); implied by eps="auto".
+        measure_noise: measure the noise floor at the first estimate (about 10 evaluations); implied by eps="auto".
         over_std: divide the step by the spread of the one-sided slopes (FZOO; see `SPSAStrategy`).
         perturbation: "in_place" (keeps a copy of the parameters), "virtual" (no copy) or "auto" (by their number).
         evaluation: "sequential", or "together": both sides in one pass, for closures that ask `together.rows`.
