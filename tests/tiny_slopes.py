@@ -70,6 +70,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"prompt": row["prompt"], "completion": row[kind], "label": kind == "chosen"}
         for row, kind in zip(ANSWERS, ("chosen", "rejected") * 2, strict=True)
     ],
+    "A2POTrainer": [{**row, "solution": "tea"} for row in ONLY_PROMPTS],  # a column that rewards get by its name
     "TPOTrainer": [{**row, "reference": row["chosen"]} for row in ANSWERS],
     "GKDTrainer": [
         {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["chosen"]}]}

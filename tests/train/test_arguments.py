@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 from trl import RewardConfig, RLOOConfig, SFTConfig, TrlParser
 
+from tiny_trainers import sft
 from zopro.config import RunConfig
 from zopro.config.step import StepOptions
 from zopro.train.arguments import policy_arguments, quiet_arguments
@@ -80,3 +81,9 @@ def test_what_goes_where(tmp_path: Path) -> None:
         TrainingArguments, output_dir=tmp_path, steps=1000, batch_size=1, learning_rate=1.0, seed=0, device=CPU
     )
     assert rare.logging_steps == 10
+
+
+def test_steps_over_the_spread_of_slopes_are_normalised_by_that_alone(tmp_path: Path) -> None:
+    trainer = sft(tmp_path, {"over_std": True, "sides": 1, "queries": 2}, max_steps=1)
+    trainer.train()
+    assert trainer.spsa.strategy.over_std and trainer.spsa.second_moment.beta is None

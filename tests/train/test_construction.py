@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PolyConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PolyConfig, get_peft_model, load_peft_weights
 from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig, RLOOConfig, SFTTrainer
 
@@ -25,6 +25,7 @@ from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
+from zopro.weights.adapters import tensor_name
 
 TRAINERS: dict[str, tuple[type, type]] = {
     "zopro": (ZOPrOTrainer, ZOPrOConfig),
@@ -244,3 +245,35 @@ def test_a_guided_trainer_saves_checkpoints(tmp_path: Path) -> None:
     options = {"model": with_adapter(), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     online(checkpointed(GuidedTrainer), GuidedConfig, tmp_path, options).train()
     assert (tmp_path / "out" / "checkpoint-1" / "parameters.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
+        {"target_modules": ["q_proj"], "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=["embeddings", "tokens", "dora", "modules"],
+)
+def test_the_reference_is_where_training_starts_or_what_was_saved(kind: dict[str, Any], tmp_path: Path) -> None:
+    """TRL copies what has ".default." in its name."""
+    trained: Any = get_peft_model(llama(), LoraConfig(r=2, task_type="CAUSAL_LM", **kind))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    trained.save_pretrained(tmp_path / "trained", save_embedding_layers=False)
+    saved = load_peft_weights(str(tmp_path / "trained"))
+    for given, scale in ((None, 1.0), ({name: 3.0 * tensor for name, tensor in saved.items()}, 3.0)):
+        model = PeftModel.from_pretrained(llama(), tmp_path / "trained", is_trainable=True)
+        trainer = online(ZOPrOTrainer, ZOPrOConfig, tmp_path, {"model": model, "beta": 0.1, "reference": given})
+        own, reference = (
+            {tensor_name(name): p for name, p in trainer.model.named_parameters() if f".{adapter}." in f"{name}."}
+            for adapter in ("default", "ref")
+        )
+        assert own.keys() == reference.keys() == {tensor_name(name) for name in saved}
+        assert not any(parameter.requires_grad for parameter in reference.values())
+        for name, parameter in own.items():
+            torch.testing.assert_close(reference[name], scale * parameter, msg=name)

@@ -227,6 +227,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({"shaping": "ranks"}, "shaping: must be one of z_score, centred_rank, got 'ranks'"),
         ({"noise": "perlin"}, "noise: must be one of"),
         ({"anchor": 1.0}, r"anchor: must lie in \[0, 1\), got 1.0"),
+        (
+            {"sigma": "auto", "per_device_train_batch_size": 1},
+            "sigma: must be a number where members answer once in a step",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             ESConfig(use_cpu=True, **options)

@@ -290,3 +290,9 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     trainer = zeroth_order(Trainer)(model, TrainingArguments(**settings(tmp_path)), optimizers=(adam, None))
     with pytest.raises(ValueError, match=r"optimizers: must hold a zopro.SPSA or nothing, got AdamW"):
         trainer.create_optimizer()
+    with pytest.raises(
+        ValueError, match=r"optimizer_cls_and_kwargs: must be None, since zopro.SPSA takes the steps, got SGD"
+    ):
+        zeroth_order(Trainer)(
+            llama(), TrainingArguments(**settings(tmp_path)), optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1.0})
+        )

@@ -80,6 +80,10 @@ def test_steps_over_the_deviation_of_the_losses() -> None:
     for options in ({"sides": 2, "queries": 3}, {"sides": 1, "queries": 1}):
         with pytest.raises(ValueError, match="over_std: must have sides=1 and at least 2 queries"):
             SPSAStrategy(over_std=True, **options)
+    with pytest.raises(
+        ValueError, match=r"second_moment_beta: must be None with over_std, which normalises as well, got 0\.9"
+    ):
+        SPSAStrategy(over_std=True, sides=1, queries=2, second_moment_beta=0.9)
     theta = torch.ones(4)
     opt = SPSA([("w", theta)], 0.1, 0.1, Rademacher(), queries=3, sides=1, over_std=True)
     opt.step(lambda: theta.square().sum())

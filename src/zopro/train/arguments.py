@@ -115,6 +115,16 @@ def check_whole(arguments: Any, least: int, *names: str) -> None:
             raise InputError(f"{name}: must be a whole number of at least {least}, got {value!r}.")
 
 
+def check_several(args: Any) -> None:
+    """Raise InputError where sigma is to be found from the noise of one answer."""
+    answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.sigma == "auto" and answers < 2:
+        raise InputError(
+            "sigma: must be a number where members answer once in a step, of which no noise can be measured, got "
+            "'auto'. Or raise per_device_train_batch_size."
+        )
+
+
 def check_rows(rows: Any, args: Any) -> None:
     """Raise InputError for rows without a prompt, or fewer than the prompts that are answered at once: TRL drops those.
 

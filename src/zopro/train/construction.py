@@ -110,24 +110,25 @@ def _check_names(model: PeftModel) -> None:
 
 
 def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None) -> None:
-    """Freeze the reference policy's adapter, and put `reference` in its place.
+    """Freeze the reference policy's adapter, and put `reference`, or what training starts from, in its place.
 
     Raises:
         ValueError: `reference` has other names than that adapter.
     """
-    # TRL overlooks adapters of embeddings, whose names end so.
-    own = {tensor_name(name): p for name, p in model.named_parameters() if f".{REFERENCE}." in f"{name}."}
+    # TRL overlooks adapters of embeddings, whose names end so: it neither freezes nor copies them.
+    own, start = (
+        {tensor_name(name): p for name, p in model.named_parameters() if f".{adapter}." in f"{name}."}
+        for adapter in (REFERENCE, ADAPTER)
+    )
     for parameter in own.values():
         parameter.requires_grad_(False)
-    if reference is None:
-        return
-    plain = {tensor_name(name): tensor for name, tensor in reference.items()}
-    if set(own) != set(plain):
-        unmatched = sorted(set(own) ^ set(plain))
+    given = start if reference is None else {tensor_name(name): tensor for name, tensor in reference.items()}
+    unmatched = sorted(set(own) ^ set(given))
+    if reference is not None and unmatched:
         raise ValueError(f"reference: must name the policy's adapter tensors, {unmatched[:1]} has no counterpart")
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(plain[name])
+        for name in own.keys() & given.keys():
+            own[name].copy_(given[name])
 
 
 def check_rewards(reward_funcs: Any, processing: Any = None) -> list[Any]:

@@ -16,7 +16,8 @@ class EpochSampler(Sampler):
         self.sampler, self.seed = sampler, seed
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
+        """Called before each epoch, by `CountedSteps`. accelerate does not reach the sampler of an epoch that several
+        processes resume within."""
         if self.sampler.shuffle:
             self.sampler.generator.manual_seed(self.seed + epoch)
 
@@ -28,9 +29,10 @@ class EpochSampler(Sampler):
 
 
 class CountedSteps(TrainerCallback):
-    """Begins TRL's counter of micro-batches where a training begins: transformers' checkpoints do not have it.
+    """Begins TRL's counter of micro-batches where a training begins, and the order of rows where an epoch does:
+    transformers' checkpoints have neither.
 
-    By it a trainer knows which part of the rows that are answered at once comes next.
+    By the counter a trainer knows which part of the rows that are answered at once comes next.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -42,6 +44,10 @@ class CountedSteps(TrainerCallback):
         except TypeError:  # a stream has no epochs that are known to end
             batches = 0
         self.trainer._step = micro_batches(state.global_step, batches, args.gradient_accumulation_steps)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.order is not None:  # a stream has none
+            self.trainer.order.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 def micro_batches(steps: int, batches: int, accumulated: int) -> int:

@@ -30,7 +30,7 @@ from zopro.config.step import DirectionOptions
 from zopro.engine import Rollouts, Sampling
 from zopro.errors import InputError
 from zopro.system.clock import timed
-from zopro.train.arguments import as_if_more_answers, check_text, check_whole
+from zopro.train.arguments import as_if_more_answers, check_several, check_text, check_whole
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import Asked, KeptRewards
 from zopro.train.papers import EVOLUTION
@@ -79,6 +79,7 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
         except ValueError:
             RLOOConfig.__post_init__(given)  # says it with the numbers that were given
             raise
+        check_several(self)
         EvolutionOptions.__post_init__(self)
         DirectionOptions.__post_init__(self)
         self.noise = self.noise or "gaussian"

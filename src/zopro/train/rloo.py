@@ -117,6 +117,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Drawn | None = None
+        self.order: EpochSampler | None = None
         self.add_callback(CountedSteps(self))
         freeze_reference(self.model, reference)
         policy = self.accelerator.unwrap_model(self.model)
@@ -144,7 +145,8 @@ class EngineRLOOTrainer(RLOOTrainer):
         check_weights(parameters, self.args.learning_rate, self.state.global_step)
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        return EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
+        self.order = EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
+        return self.order
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]

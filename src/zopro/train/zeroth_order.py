@@ -84,6 +84,11 @@ class ZerothOrderMixin(Mixin):
                 "trainer's configuration with bf16=False."
             ) from None
         without_backward(self.args)
+        if (given := getattr(self, "optimizer_cls_and_kwargs", None)) is not None:
+            raise ValueError(
+                f"optimizer_cls_and_kwargs: must be None, since zopro.{self.optimizer_cls.__name__} takes the steps, got "
+                f"{given[0].__name__}"
+            )
         self.exchanged_bytes = 0  # by this rank in the current step
         self._counted_step = -1
         self._slope = GradientSlope(self, self.check_slope)
@@ -116,7 +121,8 @@ class ZerothOrderMixin(Mixin):
 
     def spsa_arguments(self) -> dict[str, Any]:
         """Arguments of the optimiser beyond the learning rate."""
-        return {**SPSA_DEFAULTS, **self.spsa_options}
+        normalised = {"second_moment_beta": None} if self.spsa_options.get("over_std") else {}
+        return {**SPSA_DEFAULTS, **normalised, **self.spsa_options}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """SPSA (or `optimizer_cls`) over the trainable parameters, by their names without PEFT's wrapping."""
@@ -222,11 +228,12 @@ class ZerothOrderMixin(Mixin):
         """L(theta) averaged over ranks, where it is known without a forward pass; one-sided estimates then use it."""
         return None
 
-    def _calculate_rewards(self, *args: Any) -> Tensor:
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         """TRL's rewards. After them TRL gathers all texts for its table; where that is off, empty ones are gathered."""
-        rewards: Tensor = super()._calculate_rewards(*args)
-        if self.accelerator.num_processes > 1 and not getattr(self, "log_completions", True):
-            _, prompts, completions, *_ = args
+        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)
+        gathered = len(args) == 4  # of (inputs, prompts, completions, ids); trainers without a table have others
+        if gathered and self.accelerator.num_processes > 1 and not getattr(self, "log_completions", True):
+            _, prompts, completions, _ = args
             prompts[:], completions[:] = [""] * len(prompts), [""] * len(completions)
         return rewards
 

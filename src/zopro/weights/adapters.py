@@ -13,8 +13,9 @@ from zopro.weights.names import ADAPTER_FILE, MODEL_FILES, MODEL_INDEX
 from zopro.weights.tensors import read_whole, tensor_names
 
 _ADAPTER_NAME = re.compile(
-    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save)\.(?!weight$|bias$)[^.]+"
+    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta|modules_to_save)\.(?!weight$|bias$)[^.]+"
 )
+_MAGNITUDE = ".lora_magnitude_vector"  # whose last word, "weight", PEFT leaves out of its files
 
 
 def tensor_name(name: str) -> str:
@@ -24,9 +25,11 @@ def tensor_name(name: str) -> str:
     'model.layers.0.mlp.up_proj.lora_A.weight'
     >>> tensor_name("base_model.model.score.modules_to_save.my-head.weight")
     'score.weight'
+    >>> tensor_name("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector.default.weight")
+    'model.layers.0.mlp.up_proj.lora_magnitude_vector'
     """
     name = _ADAPTER_NAME.sub(r".\1", name.removeprefix("base_model.model."))
-    return name.replace(".modules_to_save.", ".")
+    return name.replace(".modules_to_save.", ".").replace(f"{_MAGNITUDE}.weight", _MAGNITUDE)
 
 
 def weight_name(name: str) -> str:

@@ -85,6 +85,10 @@ class SPSAStrategy:
             raise ValueError(f"second_moment_beta: must lie in [0, 1), got {second_moment_beta}")
         if over_std and (sides != 1 or queries < 2):
             raise ValueError(f"over_std: must have sides=1 and at least 2 queries, got {sides=}, {queries=}")
+        if over_std and second_moment_beta is not None:
+            raise ValueError(
+                f"second_moment_beta: must be None with over_std, which normalises as well, got {second_moment_beta}"
+            )
         one = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "auto_eps": eps == "auto"}
         self.groups: list[Group] = [one] if groups is None else groups
         self.queries, self.sides, self.seed, self.measure_noise = queries, sides, seed, measure_noise
@@ -93,6 +97,7 @@ class SPSAStrategy:
         self.second_moment = SecondMoment(second_moment_beta)
         self.skipped_steps = 0
         self.trusts_known_loss: bool | None = None  # of L(theta) given to `ask`; None: not compared yet
+        self.calibrating = False  # whether losses are asked for to choose eps, and not for a step
         self._accumulated = Accumulated()
         self._step, self._asked = -1, 0
         self._known: float | None = None
@@ -109,8 +114,14 @@ class SPSAStrategy:
             values: losses, asked for one at a time along the step's first direction.
             scale: root mean square of a displacement's entries (`Weights.scale`).
         """
-        if not self.uncalibrated:
-            return
+        if self.uncalibrated:
+            self.calibrating = True
+            try:
+                self._calibrate(step, values, scale)
+            finally:
+                self.calibrating = False
+
+    def _calibrate(self, step: int, values: Values, scale: Callable[[Displacement], float]) -> None:
         unit = Displacement(self.seed, 0, step, 1.0, (1.0,) * len(self.groups))
 
         def loss_at(t: float) -> float:

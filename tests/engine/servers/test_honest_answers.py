@@ -62,14 +62,37 @@ def test_answers_that_end_or_are_as_long_as_asked_for_are_whole(there: VLLMServe
     assert ended == first[:1]
 
 
-def test_a_server_that_returns_with_other_weights_stays_left_out(there: VLLMServer, server: Server) -> None:
-    server.greet()
+@pytest.mark.parametrize("hidden", ["", "/tokenize"], ids=["all seen", "behind what lets /v1 through alone"])
+def test_a_server_that_returns_with_other_weights_stays_left_out(there: VLLMServer, hidden: str) -> None:
+    def refuse(path: str, body: Any) -> None:
+        if path == hidden:
+            raise Refused(404, None)
+
+    there.tampers = refuse
+    server = Server(there.url, timeout=10)
+    for _ in range(2):
+        server.greet()
     there.model = copy.deepcopy(there.model)
     with torch.no_grad():
         for weight in there.model.parameters():
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=1.0)
     with pytest.raises(Failed, match="its weights are not those of before: log-probs differ by"):
         server.greet()
+
+
+def test_modules_of_other_ranks_keep_their_scale(there: VLLMServer, server: Server, tmp_path: Path) -> None:
+    """The server has one factor for an adapter, alpha over its rank; PEFT has one for each module."""
+    tensors, wanted, draw = dict[str, torch.Tensor](), dict[str, torch.Tensor](), torch.Generator().manual_seed(1)
+    for rank, module in ((1, "q_proj"), (3, "k_proj")):
+        name = f"model.layers.0.self_attn.{module}"
+        weight = there.model.get_parameter(f"{name}.weight")
+        a = tensors[f"{name}.lora_A.weight"] = torch.randn(rank, weight.shape[1], generator=draw)
+        b = tensors[f"{name}.lora_B.weight"] = torch.randn(weight.shape[0], rank, generator=draw)
+        wanted[f"{name}.weight"] = weight + 6.0 / rank * b @ a
+    with Published(str(tmp_path)) as published:
+        server.load("zopro-1", published.write(tensors, alpha=6.0))
+    for name, weight in wanted.items():
+        torch.testing.assert_close(there.adapters["zopro-1"].get_parameter(name), weight)
 
 
 def test_what_was_not_unloaded_is_so_later(there: VLLMServer, server: Server, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def open_adapter(base: Any, folder: str | Path, name: str = "default", trainable
                 model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, is_trainable=trainable)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _foreign(folder, _line(error)) from error
-    live = {_as_saved(tensor_name(key)) for key, _ in model.named_parameters() if f".{name}." in f"{key}."}
+    live = {tensor_name(key) for key, _ in model.named_parameters() if f".{name}." in f"{key}."}
     if unmatched := sorted(live ^ saved.keys()):
         where = "is not in the model" if unmatched[0] in saved else "is not in the file"
         raise _foreign(folder, f"{unmatched[0]} {where}")
@@ -75,11 +75,6 @@ def _of_base(base: Any, folder: str | Path, key: str, tensor: Tensor) -> bool:
     if there.shape != tensor.shape or not torch.equal(there, tensor.to(weight.dtype)):
         raise _foreign(folder, f"{key} is another weight than the model's. Save it with save_embedding_layers=False")
     return True
-
-
-def _as_saved(name: str) -> str:
-    """PEFT leaves DoRA's last word out of its files."""
-    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
 def _foreign(folder: str | Path, why: str) -> InputError:

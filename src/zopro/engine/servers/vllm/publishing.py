@@ -47,15 +47,21 @@ class Published:
     def write(self, tensors: Mapping[str, Tensor], alpha: float) -> Path:
         """A PEFT adapter of A and B by plain names; its folder's name is the adapter's.
 
+        vLLM divides alpha by one rank, the largest here: B of a smaller one is made larger for that.
         The name is random: servers keep prompts and adapters by it, and other runs may share the server.
         Raises InputError: the folder cannot be written. Diverged: a tensor is not finite.
         """
         path = self._parent / f"zopro-{uuid.uuid4().hex}"
         files = {f"base_model.model.{name}": tensor.detach().to("cpu", torch.float32) for name, tensor in tensors.items()}
+        ranks = {name: len(tensor) for name, tensor in files.items() if name.endswith(".lora_A.weight")}
+        for name, rank in ranks.items():
+            if rank < max(ranks.values()):
+                of_b = name.replace(".lora_A.weight", ".lora_B.weight")
+                files[of_b] = files[of_b] * (max(ranks.values()) / rank)
         modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
         settings = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "bias": "none",
-            "r": next(tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name), "lora_alpha": alpha,
+            "r": max(ranks.values()), "lora_alpha": alpha,
             "lora_dropout": 0.0, "inference_mode": True, "fan_in_fan_out": False, "target_modules": modules,
         }  # fmt: skip
         with whole_folder(path) as partial:
