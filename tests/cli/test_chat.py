@@ -87,6 +87,20 @@ def test_bytes_that_are_not_utf_8_are_one_message_that_is_refused(strict: bool, 
     assert "prompt: must be text in UTF-8, got '\\udce9' in it" in err
 
 
+class Typed(io.StringIO):
+    """What a person types at a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_where_stdout_is_no_terminal_a_person_is_asked_on_stderr(chat: Any) -> None:
+    code, out, err = chat(Typed("red\n"), "--json", "--max-new-tokens", "1")
+    assert code == 0 and [turn["prompt"] for turn in json.loads(out)["turns"]] == ["red"]
+    assert err.count("> ") == 2
+    assert "> > " not in chat(Typed("red\n"), "--max-new-tokens", "1")[1]
+
+
 def test_no_stdin_has_no_messages(chat: Any) -> None:
     code, out, _ = chat(None, "--json")
     assert code == 0 and json.loads(out)["turns"] == []

@@ -13,7 +13,8 @@ from commands import refused, typed
 from tiny_runs import config
 from zopro import cli
 from zopro.config import RunConfig
-from zopro.store.rundir import followed
+from zopro.errors import InputError
+from zopro.store.rundir import check_folder, followed
 
 pytestmark = pytest.mark.usefixtures("quietly")
 
@@ -104,3 +105,17 @@ def test_a_run_without_a_name_cannot_be_continued(moved, seen, capsys):
     line = refused(capsys, "run", "moved/config.yaml", "--resume")
     assert line.startswith("--resume: must be given with the output_dir of the run, got none.")
     assert not seen
+
+
+def test_a_path_corrected_with_the_sign_of_home_and_an_emptied_key_are_the_run_s_own(moved, monkeypatch, tmp_path):
+    """As docs/reliability.md says where a model was moved."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = yaml.safe_load((moved / "config.yaml").read_text()) | {"model": "~/m", "eval_data": None, "eps": "1e-3"}
+    (moved / "config.yaml").write_text(yaml.safe_dump(settings))
+    asked = RunConfig.from_dict(settings | {"output_dir": str(moved)})
+    assert asked.model == str(tmp_path / "m") and check_folder(moved, asked, resume=True)
+    for there, here in ((1, True), (True, 1), (False, 1)):
+        (moved / "config.yaml").write_text(yaml.safe_dump(settings | {"easy_questions": there}))
+        other = RunConfig.from_dict(settings | {"easy_questions": here})
+        with pytest.raises(InputError, match=f"another config .easy_questions is {there} there, {here} here"):
+            check_folder(moved, other, resume=True)

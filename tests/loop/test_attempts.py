@@ -44,6 +44,18 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, dict[str, An
     assert again == {**summary, "run": str(moved), "report": str(moved / "report.html")}
 
 
+def test_a_run_says_first_where_it_is_and_how_to_go_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "_loop", lambda *args: {})
+    settings = config(folder, tmp_path / "a run")
+    pipeline.run(settings)
+    again = f"zopro run '{tmp_path}/a run/config.yaml' --resume"
+    assert f"the run is in {tmp_path}/a run; if it is stopped, continue it with: {again}" in capsys.readouterr().err
+    pipeline.run(settings, resume=True)
+    assert "the run is in" not in capsys.readouterr().err
+
+
 def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process crashes in a stage, and had more memory than the second ever needs."""
     no_figures(monkeypatch)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, RepoUrl
 
 from tiny_finished import finished_run
 from zopro import cli
@@ -146,9 +146,9 @@ class FakeHub:
         self.asked: list[Any] = []
         self.error = error
 
-    def create_repo(self, name: str, exist_ok: bool) -> str:
+    def create_repo(self, name: str, exist_ok: bool) -> RepoUrl:
         self.asked.append((name, exist_ok))
-        return f"https://hub/{name}"
+        return RepoUrl(f"https://huggingface.co/{name}" if "/" in name else f"https://huggingface.co/me/{name}")
 
     def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> None:
         if self.error is not None:
@@ -171,7 +171,13 @@ def test_the_folder_is_uploaded_whole(
     fake = FakeHub()
     assert pushed(run, tmp_path / "out", fake, monkeypatch) == 0
     assert fake.asked == [("me/mine", True), ("me/mine", sorted(path.name for path in (tmp_path / "out").iterdir()))]
-    assert "uploaded to https://hub/me/mine" in capsys.readouterr().out
+    assert "uploaded to https://huggingface.co/me/mine" in capsys.readouterr().out
+
+
+def test_a_name_without_an_owner_is_the_token_s(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeHub()
+    assert pushed(run, tmp_path / "out", fake, monkeypatch, "mine") == 0
+    assert [name for name, _ in fake.asked] == ["mine", "me/mine"]
 
 
 def test_an_upload_that_fails_leaves_the_folder(

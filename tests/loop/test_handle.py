@@ -53,6 +53,11 @@ def test_a_number_that_is_none_is_one_line_by_the_argument_s_name(name: str, val
         run.generate(QUESTION, **{name: value})
 
 
+def test_a_run_that_is_resumed_has_a_name() -> None:
+    with pytest.raises(InputError, match=r"^output_dir: must be given to resume a run, got none\."):
+        zopro.run({"model": "m", "task": "chat", "train_data": "rows.jsonl"}, resume=True)
+
+
 def test_the_command_s_flags_are_arguments_here(run: Any) -> None:
     for options, said in (
         ({"temperature": -1}, "^temperature: must not be negative, got -1"),

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 from trl.data_utils import apply_chat_template
 
 from tiny import tiny_model, tiny_tokenizer
@@ -78,5 +85,44 @@ def test_what_is_no_such_classifier_is_refused(tmp_path: Path) -> None:
         str(tmp_path / "causal")
     )
     assert line("no/such/thing").startswith("reward: no folder and no Hub id of that name can be read, got 'no/s")
-    with pytest.raises(InputError, match=r"reads 64 tokens, and an answer with its prompt has \d+"):
-        Classifier(saved(tmp_path / "one"), torch.float32, torch.device("cpu"))(["tea?"], ["tea " * 80])
+
+
+def test_what_is_too_long_loses_its_beginning_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reward = Classifier(saved(tmp_path), torch.float32, torch.device("cpu"))
+    found = reward(["tea?", "cake?"], ["tea " * 80, "no " * 90])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"reward: {str(tmp_path)!r} reads 64 tokens: longer conversations lose their beginning"
+    ]
+    text = reward.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": "tea " * 80}], tokenize=False
+    )
+    ids = torch.tensor([reward.tokenizer(text, add_special_tokens=False)["input_ids"][-64:]])
+    with torch.inference_mode():
+        assert found[0] == pytest.approx(float(reward.model(input_ids=ids).logits[0, 0]), abs=1e-5)
+
+
+def test_roberta_has_fewer_positions_than_it_says(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=0, num_labels=1, **SHAPE)
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    reward = Classifier(str(tmp_path), torch.float32, torch.device("cpu"))
+    assert reward.longest == 65 and len(reward(["tea?"], ["tea " * 80])) == 1
+
+
+def test_a_conversation_that_its_template_refuses_is_one_line(tmp_path: Path) -> None:
+    refuses = (
+        "{% for m in messages if m.role == 'system' %}{{ raise_exception('no system role') }}{% endfor %}" + TEMPLATE
+    )
+    reward = Classifier(saved(tmp_path, refuses), torch.float32, torch.device("cpu"))
+    with pytest.raises(
+        InputError, match=r"^reward: .* must read every row's conversation, but the chat template refuses"
+    ):
+        reward([TURNS], ["yes"])
+
+
+def test_its_template_gets_the_row_s_tools(tmp_path: Path) -> None:
+    shows = "{% if tools %}{{ tools[0].name }}{% endif %}" + TEMPLATE
+    reward = Classifier(saved(tmp_path, shows), torch.float32, torch.device("cpu"))
+    bare, shown = reward(["tea?"] * 2, ["yes"] * 2, tools=[None, [{"name": "kettle"}]])
+    assert bare != shown

@@ -13,7 +13,7 @@ from rows import OPTIONS, example, user
 from zopro.errors import InputError
 from zopro.tasks import DropRow, load
 from zopro.tasks.columns import columns_of, lacking
-from zopro.tasks.verifiable import countdown_prompt
+from zopro.tasks.verifiable import LEFT, TAKEN, countdown_prompt
 
 GSM8K = {"question": "Tom has 3 eggs, buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}
 TOOLS = [
@@ -48,6 +48,15 @@ TOOLS = [
 def test_formats(row: dict[str, Any], prompt: list[Any], reference: str | None, chosen: str | None) -> None:
     found = example("verifiable", row)
     assert (found.prompt, found.reference, found.chosen, found.rejected) == (prompt, reference, chosen, None)
+
+
+@pytest.mark.parametrize(("more", "note"), [({}, TAKEN), ({"answer": "7"}, LEFT)])
+def test_a_prompt_that_ends_with_the_assistant_s_turn_is_said(more: dict[str, Any], note: str) -> None:
+    row = {"prompt": [*user("x?"), {"role": "assistant", "content": "Let me think."}], **more}
+    found = example("verifiable", row)
+    assert found.prompt == user("x?") and found.notes == (note,)
+    talk = {"messages": row["prompt"], **more}
+    assert example("verifiable", talk).notes == (), "a whole conversation"
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from typing import Any
 
 from zopro.analysis.analyse import analyse
 from zopro.analysis.numbers.projection import available
+from zopro.analysis.page.pages import encoded, replace_file
 from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.checkpoints import of_run
 from zopro.analysis.reading.records import unread
 from zopro.errors import InputError
 from zopro.store.layout import Layout
-from zopro.store.rundir import write_text
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _of_run(run: Path, projections: list[str]) -> dict[str, Any] | None:
 
 
 def _write(out: Path, numbers: dict[str, Any]) -> None:
-    write_text(Layout(out).analysis(), json.dumps(numbers, allow_nan=False, ensure_ascii=False) + "\n")
+    replace_file(Layout(out).analysis(), encoded(json.dumps(numbers, allow_nan=False, ensure_ascii=False) + "\n"))
 
 
 def _figures(run: Path, out: Path, numbers: dict[str, Any] | None) -> None:

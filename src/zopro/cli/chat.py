@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             pass
     said: dict[str, list[dict[str, str]]] = {name: [] for name in SPEAKERS}
     turns: list[dict[str, str]] = []
-    for message in _messages(args.stdout):
+    for message in _messages(sys.stderr if args.json or not args.stdout.isatty() else args.stdout):
         if message == "/quit":
             break
         if re.fullmatch(r"/\w*", message):  # others are paths, say, and are asked about
@@ -85,8 +85,9 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return ({"run": str(policy.run), "iteration": policy.iteration, "turns": turns} if args.json else {}), ""
 
 
-def _messages(stdout: TextIO) -> Iterator[str]:
-    """The lines of stdin that say something: typed one by one at a terminal, or as they come."""
+def _messages(asks: TextIO) -> Iterator[str]:
+    """The lines of stdin that say something: typed one by one at a terminal, for which `asks` shows a prompt, or as they
+    come."""
     if sys.stdin is None:  # closed
         return
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is not UTF-8 is then refused as a message, and not as a whole
@@ -98,7 +99,7 @@ def _messages(stdout: TextIO) -> Iterator[str]:
         import readline  # noqa: F401 - lines can then be edited and called back
     while True:
         try:
-            with redirect_stdout(stdout):
+            with redirect_stdout(asks):
                 line = input("> ").strip()
         except EOFError:
             return

@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from zopro.loop.opening import open_all
 from zopro.loop.policy_stage import policy_steps
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, Stage, walk
+from zopro.store.rundir import check_folder, default_folder
 from zopro.system import progress
 from zopro.system.memory import kept_for_backward, peak_rss_mb, used_mb
 from zopro.system.screens import duration
@@ -241,11 +243,8 @@ def estimate(run: Run, models: Models, data: Data) -> Estimate:
 
 
 def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
-    """What `zopro run` would do and take, as an object and as text; nothing is written.
-
-    Raises:
-        InputError: what a run would refuse.
-    """
+    """What `zopro run` would do and take, as an object and as text; nothing is written. Raises InputError as it would."""
+    check_folder(Path(config.output_dir or default_folder(config)), config, resume=False)
     run, models, data = open_all(config, writes=False)
     found = estimate(run, models, data)
     result = {

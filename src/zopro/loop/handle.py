@@ -206,5 +206,7 @@ def run(
         settings = load_config(Path(config), {**(own_folder(config) if resume else {}), **given})
     if not settings.output_dir and launched() > 1:
         raise InputError("output_dir: must be given where several processes share a run, got nothing. Name a folder.")
+    if resume and not settings.output_dir:
+        raise InputError("output_dir: must be given to resume a run, got none. Name its folder, or give RUN/config.yaml.")
     summary = pipeline.run(settings, resume=resume, quiet=quiet)
     return load(summary.get("run", settings.output_dir))

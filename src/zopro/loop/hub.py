@@ -5,6 +5,7 @@ zopro export RUN --out DIR --push-to-hub me/my-adapter
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -32,10 +33,11 @@ def push(folder: str | Path, name: str) -> str:
     hub = HfApi()
     try:
         address = hub.create_repo(name, exist_ok=True)
+        name = address.repo_id  # with the owner, whom a bare name leaves to the token
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by zopro")
     except Exception as error:  # of httpx, of the Hub's own kinds, and OSError: none of them is ours
         raise Stopped(
             f"--push-to-hub: '{name}' was not uploaded ({one_line(error)[:300].rstrip('.')}). '{folder}' is whole: "
-            f"upload it with 'hf upload {name} {folder}'."
+            f"upload it with: hf upload {name} {shlex.quote(str(folder))}"
         ) from error
     return str(address)

@@ -39,12 +39,12 @@ def open_all(
         resume: continue a run directory of the same configuration.
         processes: those that work on the run; by default this one.
         began: when this process began to work on the run, by `time.perf_counter()`; by default now.
-        writes: False leaves the disk as it is; no stage can be worked on then.
+        writes: False leaves the disk as it is, and the run directory unseen; no stage can be worked on then.
 
     Raises:
         InputError: data, model, lengths or run directory do not fit; see the message.
     """
-    run = open_run(config, resume, processes or Processes(), began)
+    run = open_run(config, resume, processes or Processes(), began, writes)
     with task("loading the tokenizer"):
         tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
     with task("reading the data"):

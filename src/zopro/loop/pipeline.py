@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -81,9 +82,11 @@ def _run(config: RunConfig, resume: bool, began: float, before: Mapping[str, flo
     path = Path(processes.settle(config.output_dir or default_folder(config)))
     config = dataclasses.replace(config, output_dir=str(path))
     config = followed(config, path) if resume else config
-    resuming = f"zopro run {Layout(path).config()} --resume"
+    resuming = f"zopro run {shlex.quote(str(Layout(path).config()))} --resume"
     with processes.lost_ranks(f"Continue, with as many processes as you like: {resuming}"):
         run, models, data = open_all(config, resume=resume, processes=processes, began=began)
+        if not run.store.resumed:
+            run.say(f"the run is in {path}; if it is stopped, continue it with: {resuming}")
         try:
             with stopped_by_full_disk(path, f"Then continue with: {resuming}"), torch_threads(run.store.threads()):
                 found = _loop(run, models, data, before, live)

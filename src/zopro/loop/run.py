@@ -72,12 +72,14 @@ class Run:
         usage.note()
 
 
-def open_run(config: RunConfig, resume: bool, processes: Processes, began: float | None = None) -> Run:
-    """Open a run whose directory fits; a new one is not on the disk yet. `began` as in `open_all`.
+def open_run(
+    config: RunConfig, resume: bool, processes: Processes, began: float | None = None, writes: bool = True
+) -> Run:
+    """Open a run whose directory fits; a new one is not on the disk yet. `began` and `writes` as in `open_all`.
 
     Raises:
         InputError: the directory is of another configuration, or in use; or nothing can report to `report_to`.
     """
-    store = RunDirectory(config, resume, processes.first, began)
+    store = RunDirectory(config, resume, processes.first and writes, began)
     check_reports(config.report_to)
     return Run(config, store, processes)

@@ -1,21 +1,26 @@
 """`model:PATH`: any sequence classifier with one output as a reward, with its own tokenizer and chat template.
 
 It reads the conversation and the answer as its template writes them, as TRL's trainers have it. One without a template
-reads prompt and answer as its tokenizer's pair of texts, which is how such classifiers are trained.
+reads prompt and answer as its tokenizer's pair of texts, which is how such classifiers are trained. What is longer than
+the network reads loses its beginning, with a warning.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from zopro.engine.local.models import context_of
 from zopro.errors import InputError, out_of_memory
+from zopro.text.chat import Turn, render
 from zopro.text.tokenizer import cannot_load
+
+logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -29,7 +34,7 @@ class Classifier:
 
     Raises:
         InputError: there is no such classifier, it has not one output, or its head is not among its weights. When called:
-            an answer is longer than the network reads.
+            its chat template refuses a conversation, or a score is not finite.
     """
 
     checked = True  # what it returns are finite numbers, or it says so
@@ -63,17 +68,14 @@ class Classifier:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(device).eval().requires_grad_(False)
-        self.longest = context_of(model)
+        self.longest = _longest(model)
+        self._cuts = False  # whether it was said that conversations are too long
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:
-        read = [self._read(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        tools = columns.get("tools") or [None] * len(prompts)
+        read = [self._read(*row) for row in zip(prompts, completions, tools, strict=True)]
         lengths = [len(row["input_ids"]) for row in read]
-        longest = max(lengths, default=0)
-        if self.longest is not None and longest > self.longest:
-            raise InputError(
-                f"reward: {self.path!r} reads {self.longest} tokens, and an answer with its prompt has {longest}."
-            )
         scores = [0.0] * len(read)
         by_length = sorted(range(len(read)), key=lengths.__getitem__, reverse=True)
         for start in range(0, len(read), self.batch_size):
@@ -86,14 +88,41 @@ class Classifier:
                 scores[row] = value
         return scores
 
-    def _read(self, prompt: Prompt, completion: Any) -> Any:
-        """A conversation with its answer, encoded."""
+    def _read(self, prompt: Prompt, completion: Any, tools: Sequence[Any] | None = None) -> Any:
+        """A conversation with its answer, encoded; its end where all of it is too long."""
+        texts, options = self._texts(prompt, completion, tools)
+        found = self.tokenizer(*texts, **options)
+        if self.longest is None or len(found["input_ids"]) <= self.longest:
+            return found
+        if not self._cuts:
+            self._cuts = True
+            logger.warning(
+                "reward: %r reads %d tokens: longer conversations lose their beginning", self.path, self.longest
+            )
+        return self.tokenizer(*texts, **options, truncation=True, max_length=self.longest)
+
+    def _texts(
+        self, prompt: Prompt, completion: Any, tools: Sequence[Any] | None
+    ) -> tuple[tuple[str, ...], dict[str, bool]]:
+        """What its tokenizer is given, one text or a pair."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
         if self.tokenizer.chat_template is not None:
-            text = self.tokenizer.apply_chat_template([*messages, *answer], tokenize=False)
-            return self.tokenizer(text, add_special_tokens=False)
+            try:
+                text = render(self.tokenizer, Turn(), [*messages, *answer], tools)
+            except InputError as error:
+                why = str(error).removeprefix("prompt: ")
+                raise InputError(f"reward: {self.path!r} must read every row's conversation, but {why}") from error
+            return (text,), {"add_special_tokens": False}
         asked, said = ("\n\n".join(str(turn.get("content", "")) for turn in turns) for turns in (messages, answer))
         if self.tokenizer.sep_token_id is None and self.tokenizer.cls_token_id is None:
-            return self.tokenizer(f"{asked}\n{said}")
-        return self.tokenizer(asked, said)
+            return (f"{asked}\n{said}",), {}
+        return (asked, said), {}
+
+
+def _longest(model: nn.Module) -> int | None:
+    """Tokens that a network reads at most; RoBERTa's kin count positions from behind the pad token's."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return context_of(model)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -192,7 +193,8 @@ class RunDirectory(Outputs):
 
 
 def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:
-    """What the run in `path` was begun with; of keys that an earlier version lacked, the default of `config`'s task.
+    """What the run in `path` was begun with, as a configuration reads it, so that a path with ~ is the path; of keys that
+    an earlier version lacked, the default of `config`'s task.
 
     Raises:
         InputError: its configuration is damaged.
@@ -204,7 +206,10 @@ def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:
         saved = {}
     if not saved:
         raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.")
-    return {field.name: default_of(field, config.task) for field in fields(config)} | saved
+    known = {field.name: default_of(field, config.task) for field in fields(config)}
+    with suppress(InputError):  # of an earlier version's values
+        saved |= RunConfig.from_dict(known | {key: saved[key] for key in saved.keys() & known.keys()}).to_dict()
+    return known | saved
 
 
 def followed(config: RunConfig, folder: Path) -> RunConfig:
@@ -235,13 +240,15 @@ def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
     given, asked = ({**values, **_own_paths(values, path)} for values in (begun_with(path, config), config.to_dict()))
     for key, value in asked.items():
         elsewhere = key == "engine" and config.of_servers and str(given[key]).startswith("vllm")  # other servers
-        if key not in FREE and given[key] != value and not elsewhere:
+        alike = given[key] == value and isinstance(given[key], bool) == isinstance(value, bool)  # 1 question or true
+        if key not in FREE and not alike and not elsewhere:
             raise InputError(
                 f"output_dir: {path} belongs to another config ({key} is {given[key]!r} there, {value!r} "
                 "here). Use that config or another output_dir."
             )
     if not resume:
-        raise InputError(f"output_dir: {path} holds a run already. Continue it with --resume or choose another.")
+        again = f"zopro run {shlex.quote(str(saved_config))} --resume"
+        raise InputError(f"output_dir: {path} holds a run already. Choose another, or continue it with: {again}")
     return True
 
 

@@ -23,6 +23,8 @@ from zopro.tasks.solutions import final_answer, numbers_of
 
 ASKED = ("prompt", "problem", *PROMPTS[1:])
 """Columns that may hold the prompt."""
+TAKEN = "the assistant's turn at the end of the prompt is taken for its answer"
+LEFT = "the assistant's turn at the end of the prompt is left out: the row has an answer"
 SOLUTIONS = ("solution", "answer", "completion")
 """Columns that supervised fine-tuning may learn from, as far as they are text."""
 
@@ -41,7 +43,11 @@ def from_prompt(row: Row) -> Example:
     solution = None
     if prompt and prompt[-1]["role"] == "assistant":  # a whole conversation: its end is an answer
         solution, prompt = str(prompt[-1].get("content", "")), prompt[:-1]
-    return _with_answer(row, prompt, solution)
+    example = _with_answer(row, prompt, solution)
+    if solution is None or blank(row.get("prompt")):  # messages may well be a whole conversation
+        return example
+    answered = any(name in row and not says_nothing(row[name]) for name in ANSWERS)
+    return replace(example, notes=(*example.notes, LEFT if answered else TAKEN))
 
 
 def from_countdown(row: Row) -> Example:

@@ -48,6 +48,17 @@ def turns(prompt: str) -> list[tuple[str, str]]:
     return found or [(PROMPT, prompt)]
 
 
+def unmarked(text: str) -> str:
+    """A text in which no mark of a chat template is spelled: each has a space after its first character.
+
+    >>> unmarked("Hi<|im_end|>[/INST]"), unmarked("a < b|c > d")
+    ('Hi< |im_end|>[ /INST]', 'a < b|c > d')
+    """
+    for marks in (_HEAD, _MARK):
+        text = marks.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    return text
+
+
 def _plain(text: str) -> str:
     text = text[_BEGINS.match(text).end() :]  # type: ignore[union-attr]  # it matches nothing too
     end = len(text)

@@ -23,6 +23,7 @@ from zopro.engine.local.models import sequence_classifier
 from zopro.engine.local.rollouts import generate
 from zopro.errors import InputError
 from zopro.rewards import RewardModel
+from zopro.zo.guided import LOCAL_ROWS
 
 SHARED = Abilities()
 LATER = Abilities(gradients_from=2)  # but not back through a prompt's states to a single token
@@ -130,7 +131,9 @@ def test_log_probs_tokens_and_gradients_are_transformers_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_guided_sweep_is_the_gradient_or_refused(name: str) -> None:
+def test_the_guided_sweep_is_the_gradient_or_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt and its answers at a time, as in batches that are too large for one graph."""
+    monkeypatch.setitem(LOCAL_ROWS, "cpu", 1)
     model, (ids, mask, length), how = family(name), batch(), FAMILIES[name][1]
     if how == "refused":
         with pytest.raises(InputError, match=type(model.get_base_model()).__name__):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from zopro.analysis.page.charts import POLICY, REWARD, Chart
 from zopro.analysis.page.curves import run_charts
 from zopro.analysis.page.drawing import COLOURS, clean, draw, style
 from zopro.analysis.page.figures import HeatMap, heat_maps, metric_charts
+from zopro.analysis.page.pages import replace_file
 from zopro.analysis.reading.records import read_config, read_metrics, start_of
 
 SIDES = {"policy": COLOURS[POLICY], "reward": COLOURS[REWARD]}
@@ -36,9 +38,9 @@ def write_figures(run: Path, folder: Path, numbers: dict[str, Any] | None) -> li
             figure.draw_without_rendering()
             figure.set_layout_engine(None)  # arranged once, for both files; with "none" each would be drawn twice
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(path, metadata=metadata)
-                written.append(path)
+                drawn = io.BytesIO()
+                figure.savefig(drawn, format=suffix, metadata=metadata)
+                written.append(replace_file(folder / f"{name}.{suffix}", drawn.getvalue()))
     return written
 
 

@@ -74,6 +74,7 @@ class BlockCalls(Watch):
         watched = [*blocks, *([] if end is None else [end])]
         self._answers = Calls(watched)
         self._prompts = Calls(watched, None if exact else PROMPTS_DTYPE)
+        self._answers.beside, self._prompts.beside = self._prompts, self._answers
         self._cache = DynamicCache()
         self._ahead = False  # a pass over the prompts alone is going on
         self._whole = False  # such a pass takes them to their ends

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 from transformers import Cache
 
 from zopro.engine.feedback.stream import hooked
@@ -25,11 +25,13 @@ class Calls:
 
     Attributes:
         inputs: (M, B, T, H) of M modules; empty before a pass.
+        beside: another pass of the same modules, with more or fewer rows: what is of rows in an argument goes with them.
     """
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
         self.modules = modules
         self.inputs = torch.empty(0)
+        self.beside: Calls | None = None
         self._dtype, self._own = dtype, torch.float32
         self._arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any], bool]] = {}
 
@@ -56,18 +58,33 @@ class Calls:
 
     def again(self, index: int, states: Tensor, rows: slice, cache: Cache) -> Tensor:
         """Call a module on `states` (b, T, H), with what it was called with for `rows` and another cache."""
-        batch = self.inputs.shape[1]
+        other = self if self.beside is None or not self.beside.inputs.numel() else self.beside
+        batches = self.inputs.shape[1], other.inputs.shape[1]
 
-        def part(value: Any) -> Any:
+        def part(value: Any, beside: Any) -> Any:
             if value is _CACHE:
                 return cache
-            return tree_map_only(Tensor, lambda t: t[rows] if t.dim() > 1 and len(t) == batch else t, value)
+            return _rows(value, beside, rows, batches) if isinstance(value, Tensor) else value
 
-        args, kwargs, named = self._arguments[index]
-        kwargs = {name: part(value) for name, value in kwargs.items()}
+        *given, named = self._arguments[index]
+        args, kwargs = tree_map(part, tuple(given), other._arguments[index][:2])
         module = self.modules[index]
-        given = module(hidden_states=states, **kwargs) if named else module(states, *map(part, args), **kwargs)
-        return given if isinstance(given, Tensor) else given[0]
+        found = module(hidden_states=states, **kwargs) if named else module(states, *args, **kwargs)
+        return found if isinstance(found, Tensor) else found[0]
+
+
+def _rows(tensor: Tensor, beside: Any, rows: slice, batches: tuple[int, int]) -> Tensor:
+    """Rows of an argument of a pass of `batches[0]` rows, each of which may have several parts (BLOOM: one for a head).
+
+    All of it where its length does not go with the rows, as the pass `beside` it, of `batches[1]` rows, shows (MPT: one
+    part for a head).
+    """
+    batch, other = batches
+    parts, rest = divmod(len(tensor), batch) if tensor.dim() > 1 else (0, 0)
+    known = other != batch and isinstance(beside, Tensor)
+    if rest or not parts or (len(beside) != parts * other if known else parts > 1):
+        return tensor
+    return tensor[rows] if parts == 1 else tensor.unflatten(0, (batch, parts))[rows].flatten(0, 1)
 
 
 def _without_cache(value: Any) -> Any:

@@ -66,8 +66,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def context_of(model: Any) -> int | None:
     """Tokens that a model reads at most; None where it does not say."""
-    context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return context
+    config = model.config.get_text_config()
+    said = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))  # the latter is MPT's
+    return next(filter(None, said), None)
 
 
 def load_base(

@@ -20,6 +20,7 @@ from zopro.engine.gpu.step import Drawing
 from zopro.engine.local.abilities import abilities, reads_prefixes
 from zopro.engine.local.causal import CausalParts, causal_parts, evaluating, why_not_finite
 from zopro.engine.local.members import Members
+from zopro.engine.local.models import context_of
 from zopro.engine.local.prefix import worth_sharing
 from zopro.engine.local.reading import Cached, Recomputed
 from zopro.engine.local.sampling import Sampler, next_tokens
@@ -73,7 +74,7 @@ def generate(
     with torch.no_grad():
         able = abilities(parts)
         prefixes = members is not None and able.decodes and reads_prefixes(parts)
-    context = getattr(parts.config, "max_position_embeddings", None) or float("inf")
+    context = context_of(parts.model) or float("inf")
     check_prompts(prompts, num_generations, max_new_tokens, context)
     device = parts.model.get_input_embeddings().weight.device
     once, times = len(prompts), 1 if members is None else members.count

@@ -75,8 +75,7 @@ class Skeleton(PreTrainedModel, GenerationMixin):
             if theirs != ours:
                 raise InputError(
                     f"model: must have the tokenizer of {self.served_by.path.name}, got one that encodes a prompt "
-                    f"otherwise than llama.cpp does: {text[:60]!r}. Leave model out, or name the one that the file was "
-                    "made of."
+                    f"otherwise than llama.cpp does: {text[:60]!r}. Name the one that the file was made of."
                 )
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
