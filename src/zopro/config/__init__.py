@@ -18,18 +18,18 @@ from zopro.choices import METHOD_OF_START, METHODS
 from zopro.config.data import DataOptions
 from zopro.config.defaults import own_defaults
 from zopro.config.evolution import EvolutionOptions
-from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive, representable
+from zopro.config.fields import check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
 from zopro.config.judging import PairOptions
 from zopro.config.model import ModelOptions
 from zopro.config.objective import ObjectiveOptions
+from zopro.config.policy import PolicyOptions
 from zopro.config.serving import check_served
 from zopro.config.step import StepOptions
 from zopro.config.values import read_as
 from zopro.errors import InputError, nearest
 
 WARM_STARTS = ("first_order", "sft", "spsa", "es")
-ADVANTAGES = ("rloo", "grpo")
 FEW_QUESTIONS, ALL_QUESTIONS = 5, 200  # easy ones: what `true` asks, and how many there are
 
 
@@ -107,57 +107,6 @@ class RewardOptions:
         positive(self, "reward_steps", "reward_batch_size", "reward_learning_rate", "refine_learning_rate")
         not_negative(self, "refine_steps")
         check(0 <= self.interpolation <= 1, "interpolation", "must lie in [0, 1]", self.interpolation)
-
-
-@dataclass
-class PolicyOptions:
-    """The policy stage: RLOO's objective, optimised by `method`."""
-
-    policy_steps: int = option(
-        0, "Steps of each policy iteration; 0: iteration_share of the training rows, prompts_per_step in a step."
-    )
-    prompts_per_step: int = option(8, "Prompts in a step.")
-    num_generations: int = option(2, "Completions per prompt, K (the paper: 2). Verifiable: 8. es: one of each member.")
-    temperature: float = option(1.0, "Sampling temperature of the rollouts.")
-    beta: float = option(
-        0.05,
-        "Weight of KL(policy || SFT) in the sequence reward; es has no such term, but anchor. online-dpo: DPO's beta.",
-    )
-    max_kl: float = option(
-        0.0,
-        "End a policy iteration at the first step whose answers are more than so many nats from the SFT policy, each; 0: "
-        "never. 10 suits answers of up to 50 tokens: KL grows with their length, so there is no bound for all. es, and "
-        "beta: 0, measure none in a step: there evaluations say it.",
-    )
-    first_order_learning_rate: float = option(
-        2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."
-    )
-    es_learning_rate: float = option(
-        1e-2, "Evolution strategies: change of a weight in a step (es-paper: their alpha, of the mean of F z)."
-    )
-    advantage: str = option(
-        "rloo",
-        "rloo (a reward less the mean of the prompt's others) or grpo (normalised over the prompt's group), for every "
-        "method but online-dpo, es and es-paper.",
-        ADVANTAGES,
-    )
-    learning_rate: float = option(
-        0.0, "Zeroth-order learning rate; 0 takes the preset's. default: change of a weight in a typical step."
-    )
-    weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
-
-    def __post_init__(self) -> None:
-        not_negative(self, "policy_steps", "beta", "max_kl", "learning_rate", "weight_decay")
-        positive(self, "prompts_per_step", "first_order_learning_rate", "es_learning_rate")
-        at_most(self, 1_000_000, "prompts_per_step", "num_generations")
-        check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
-        check(
-            self.num_generations >= 2,
-            "num_generations",
-            "must be at least 2 (the leave-one-out baseline needs another completion)",
-            self.num_generations,
-        )
-        check_choices(self, PolicyOptions)
 
 
 @dataclass

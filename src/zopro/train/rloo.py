@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from trl import RLOOConfig, RLOOTrainer
 
+from zopro.config.policy import ADVANTAGES
 from zopro.engine import Batch, Engine, Rollouts, Sampling
 from zopro.engine.local.abilities import abilities
 from zopro.engine.local.causal import causal_parts
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from zopro.train.typed import TRLArguments
-
-ADVANTAGES = ("rloo", "grpo")
 
 
 class EngineRLOOTrainer(RLOOTrainer):
