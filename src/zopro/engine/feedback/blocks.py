@@ -74,7 +74,6 @@ class BlockCalls(Watch):
         watched = [*blocks, *([] if end is None else [end])]
         self._answers = Calls(watched)
         self._prompts = Calls(watched, None if exact else PROMPTS_DTYPE)
-        self._answers.beside, self._prompts.beside = self._prompts, self._answers
         self._cache = DynamicCache()
         self._ahead = False  # a pass over the prompts alone is going on
         self._whole = False  # such a pass takes them to their ends
@@ -179,10 +178,10 @@ class BlockCalls(Watch):
             states = self._prompts.states(index, group) if read.prompts is None else read.prompts
             recording = _Recording(stops=read.prompts is None, config=self.config)
             with suppress(_Stopped):
-                swept = self._prompts.again(index, states, group, recording)
+                swept = self._prompts.again(index, states, group, recording, self._answers)
             made = recording.made
         if read.answers is not None:
-            answers = self._answers.again(index, read.answers, rows, self._cache_of(made, group))
+            answers = self._answers.again(index, read.answers, rows, self._cache_of(made, group), self._prompts)
             self._check(index, answers, rows)
         return Stream(answers, None if read.prompts is None else swept)
 

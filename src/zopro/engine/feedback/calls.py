@@ -25,13 +25,11 @@ class Calls:
 
     Attributes:
         inputs: (M, B, T, H) of M modules; empty before a pass.
-        beside: another pass of the same modules, with more or fewer rows: what is of rows in an argument goes with them.
     """
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
         self.modules = modules
         self.inputs = torch.empty(0)
-        self.beside: Calls | None = None
         self._dtype, self._own = dtype, torch.float32
         self._arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any], bool]] = {}
 
@@ -56,9 +54,12 @@ class Calls:
         """What a module read, (b, T, H), in the dtype it read."""
         return self.inputs[index, rows].to(self._own)
 
-    def again(self, index: int, states: Tensor, rows: slice, cache: Cache) -> Tensor:
-        """Call a module on `states` (b, T, H), with what it was called with for `rows` and another cache."""
-        other = self if self.beside is None or not self.beside.inputs.numel() else self.beside
+    def again(self, index: int, states: Tensor, rows: slice, cache: Cache, beside: Calls) -> Tensor:
+        """Call a module on `states` (b, T, H), with what it was called with for `rows` and another cache.
+
+        beside: a pass of the same modules with more or fewer rows, if there was one: what is of rows goes with them.
+        """
+        other = beside if beside.inputs.numel() else self
         batches = self.inputs.shape[1], other.inputs.shape[1]
 
         def part(value: Any, beside: Any) -> Any:
@@ -81,7 +82,7 @@ def _rows(tensor: Tensor, beside: Any, rows: slice, batches: tuple[int, int]) ->
     """
     batch, other = batches
     parts, rest = divmod(len(tensor), batch) if tensor.dim() > 1 else (0, 0)
-    known = other != batch and isinstance(beside, Tensor)
+    known = other != batch and isinstance(beside, Tensor) and beside.dim() == tensor.dim()
     if rest or not parts or (len(beside) != parts * other if known else parts > 1):
         return tensor
     return tensor[rows] if parts == 1 else tensor.unflatten(0, (batch, parts))[rows].flatten(0, 1)
