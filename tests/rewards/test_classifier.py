@@ -124,5 +124,5 @@ def test_a_conversation_that_its_template_refuses_is_one_line(tmp_path: Path) ->
 def test_its_template_gets_the_row_s_tools(tmp_path: Path) -> None:
     shows = "{% if tools %}{{ tools[0].name }}{% endif %}" + TEMPLATE
     reward = Classifier(saved(tmp_path, shows), torch.float32, torch.device("cpu"))
-    bare, shown = reward(["tea?"] * 2, ["yes"] * 2, tools=[None, [{"name": "kettle"}]])
-    assert bare != shown
+    bare, shown, spelled = reward(["tea?"] * 3, ["yes"] * 3, tools=[None, [{"name": "kettle"}], '[{"name": "kettle"}]'])
+    assert bare != shown == spelled

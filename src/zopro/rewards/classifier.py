@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from zopro.engine.local.models import context_of
 from zopro.errors import InputError, out_of_memory
+from zopro.tasks.beside import tools_of
 from zopro.text.chat import Turn, render
 from zopro.text.tokenizer import cannot_load
 
@@ -74,7 +75,7 @@ class Classifier:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:
         tools = columns.get("tools") or [None] * len(prompts)
-        read = [self._read(*row) for row in zip(prompts, completions, tools, strict=True)]
+        read = [self._read(*row) for row in zip(prompts, completions, map(tools_of, tools), strict=True)]
         lengths = [len(row["input_ids"]) for row in read]
         scores = [0.0] * len(read)
         by_length = sorted(range(len(read)), key=lengths.__getitem__, reverse=True)

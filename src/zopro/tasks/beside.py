@@ -33,8 +33,8 @@ def with_tools(example: Example, row: Row) -> Example:
     for name, reason in UNUSED.items():
         if name in row and name not in row.read and not _empty(row[name]):
             raise DropRow(f"{name}: {reason}")
-    tools = row.get("tools")
-    return example if _empty(tools) else replace(example, tools=_tools(tools))
+    tools = tools_of(row.get("tools"))
+    return example if tools is None else replace(example, tools=tools)
 
 
 def unread(row: Row) -> list[str]:
@@ -42,7 +42,10 @@ def unread(row: Row) -> list[str]:
     return [name for name, value in row.items() if name not in row.read and not blank(value)]
 
 
-def _tools(value: Any) -> list[Any]:
+def tools_of(value: Any) -> list[Any] | None:
+    """What the column `tools` says, a list or its text; None for nothing. Raises `InputError` for what is no list."""
+    if _empty(value):
+        return None
     try:
         value = spelled(value) if isinstance(value, str) else value
         value = [spelled(tool) if isinstance(tool, str) else tool for tool in value] if isinstance(value, list) else None
