@@ -148,7 +148,7 @@ def test_torchrun_ends_when_a_rank_is_killed(runs: Path) -> None:
     """As a user types it: the job ends, nothing half-written counts as finished, and the journal can be read."""
     out = runs / "torchrun"
     settings = config(runs, out, **{**OPTIONS, "policy_steps": 500}).to_dict()
-    (runs / "torchrun.yaml").write_text(yaml.safe_dump({**settings, "judge": "auto"}))
+    (runs / "torchrun.yaml").write_text(yaml.safe_dump({**settings, "judge": "rouge"}))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     command += ["-m", "zopro", "run", str(runs / "torchrun.yaml")]
     with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True) as job:
