@@ -54,14 +54,15 @@ class Published:
         path = self._parent / f"zopro-{uuid.uuid4().hex}"
         files = {f"base_model.model.{name}": tensor.detach().to("cpu", torch.float32) for name, tensor in tensors.items()}
         ranks = {name: len(tensor) for name, tensor in files.items() if name.endswith(".lora_A.weight")}
+        largest = max(ranks.values())
         for name, rank in ranks.items():
-            if rank < max(ranks.values()):
+            if rank < largest:
                 of_b = name.replace(".lora_A.weight", ".lora_B.weight")
-                files[of_b] = files[of_b] * (max(ranks.values()) / rank)
+                files[of_b] = files[of_b] * (largest / rank)
         modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
         settings = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "bias": "none",
-            "r": max(ranks.values()), "lora_alpha": alpha,
+            "r": largest, "lora_alpha": alpha,
             "lora_dropout": 0.0, "inference_mode": True, "fan_in_fan_out": False, "target_modules": modules,
         }  # fmt: skip
         with whole_folder(path) as partial:
