@@ -26,6 +26,7 @@ from zopro.loop.data import Item
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.remembered import ask, counts
+from zopro.store.durable import read_json
 from zopro.store.layout import Layout
 from zopro.text.degenerate import degenerate
 
@@ -33,8 +34,12 @@ BATCH = 20
 
 
 def policies(comparison: Path) -> dict[str, Path]:
-    """Of the start, and of every training at its last point."""
-    found = {"start": Layout(comparison / "shared").sft()}
+    """Of what all trainings start from, and of every training at its last point."""
+    described = map(read_json, sorted((comparison / "jobs").glob("*/job.json")))
+    starts, shared = {job["job"].get("start", "sft") for job in described}, Layout(comparison / "shared")
+    found = {"iteration 0": shared.policy(0)} if "iteration" in starts else {}
+    if starts != {"iteration"}:
+        found["start"] = shared.sft()
     for points in sorted((comparison / "jobs").glob("*/points")):
         if kept := sorted(path for path in points.iterdir() if path.is_dir()):
             found[points.parent.name] = kept[-1]

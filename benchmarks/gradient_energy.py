@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from zopro.compare.jobs import job_trainer
-from zopro.compare.plan import Job, shared_config
+from zopro.compare.plan import Job
+from zopro.compare.shared import shared_config
 from zopro.config import RunConfig
 from zopro.loop.opening import open_all
 from zopro.system.statistics import Z95, mean_interval
@@ -94,7 +95,7 @@ def main() -> None:
     if options.batches < 3:
         parser.error(f"--batches: must be at least 3 (the jackknife leaves one out), got {options.batches}")
     described = json.loads(next(options.comparison.glob("jobs/*/job.json")).read_text(encoding="utf-8"))
-    config = shared_config(RunConfig.from_dict(described["config"]), options.comparison)
+    config = shared_config(RunConfig.from_dict(described["config"]), options.comparison, "iteration")
     run, models, data = open_all(config, resume=True)
     job = Job("train", "iteration", "rloo", options.seed, STILL, options.batches)
     gradients = Gradients()

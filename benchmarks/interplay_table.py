@@ -44,8 +44,8 @@ def rows(run: Path, analysis: dict[str, Any], view: str) -> list[str]:
             bands = (source.get("permutation") or {}).get(name, {}).get(view) or [None] * len(values)
             cells = [cell(value, band, digits) for value, band in zip(values, bands, strict=True)]
             lines.append(f"| {run.name} | {title}{label} | " + " | ".join(cells) + " |")
-    disparity = analysis["metrics"]["procrustes_disparity"][view]
-    lines.append(f"| {run.name} | Procrustes disparity | {disparity:.3f} |" + " |" * (len(analysis["iterations"]) - 1))
+    disparity = cell(analysis["metrics"]["procrustes_disparity"][view], None, 3)
+    lines.append(f"| {run.name} | Procrustes disparity | {disparity} |" + " |" * (len(analysis["iterations"]) - 1))
     return lines
 
 

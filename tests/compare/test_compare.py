@@ -142,6 +142,8 @@ def test_every_method_from_a_shared_iteration(
     assert [result["methods"][name]["curve"][-1]["step"] for name in ("es", "zopro")] == [1, 2]
     assert not list(tmp_path.rglob("members-*.jsonl"))
     assert (tmp_path / "shared/policy/000").exists() and (tmp_path / "shared/reward/001").exists()
+    said = f"as refined after iteration 0, on held-out rows: accuracy {result['reward_quality']['accuracy']:.3f}, n "
+    assert said in (tmp_path / "compare.md").read_text("utf-8")
     other = {"population": 4, "first_order_learning_rate": 0.01}
     before, one = len(launched), replace(plan, methods=("rloo",))
     result = compare(config(settings, tmp_path, **other), one)

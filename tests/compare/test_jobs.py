@@ -15,6 +15,7 @@ from zopro.compare.jobs import search_items, training_items
 from zopro.compare.plan import Job
 from zopro.errors import InputError
 from zopro.loop.rewarding import Scores
+from zopro.store.layout import Layout
 
 
 def shares(prompts: str, eval_prompts: int) -> tuple[str, str]:
@@ -60,6 +61,22 @@ def test_a_training_that_max_kl_ends_is_measured_where_it_ended() -> None:
     assert kept == [step for step, _ in pace.points] == [5, 7] and pace.steps == 7
     pace.on_train_end(None, SimpleNamespace(global_step=7), SimpleNamespace())
     assert kept == [5, 7], "once"
+
+
+def test_a_reward_model_is_measured_as_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trainings that start from iteration 0 it is the one refined after that."""
+    rows = [SimpleNamespace(prompt="q", example=SimpleNamespace(chosen="a", rejected="b", score=s)) for s in (1.0, 2.0)]
+    measured: Any = SimpleNamespace(accuracy=lambda pairs, size: {"n": len(pairs)}, correlation=lambda rows, size: {})
+    opened = list[Path]()
+    models: Any = SimpleNamespace(reward_from=lambda folder: opened.append(folder) or measured)
+    config = SimpleNamespace(trains_reward=True, eval_batch_size=4)
+    run: Any = SimpleNamespace(config=config, store=Layout("shared"))
+    data: Any = SimpleNamespace(regressed=False, eval=rows, rows="2 rows")
+    monkeypatch.setattr(jobs, "walk", lambda config, iteration: ())
+    monkeypatch.setattr(jobs, "measure", lambda *args, **options: {})
+    found = jobs._prepare(run, models, data, Job("prepare", "iteration"))
+    assert found["reward_quality"] == {"n": 2} and opened == [Path("shared/reward/001")]
+    assert jobs._prepare(run, models, data, Job("prepare", "sft")) == {"start": {}, "rows": "2 rows"}, "its stage did"
 
 
 def test_a_stop_while_measuring_costs_neither_the_training_nor_what_was_measured(

@@ -101,6 +101,8 @@ def test_memory_is_in_bars_of_the_methods_colours(page: Words) -> None:
 
 def test_all_answer_the_same_prompts(page: Words, result: dict[str, Any]) -> None:
     assert [answer.name for answer in samples(result)[0].answers] == ["start", "es", "guided", "mezo"]
+    later = {**result, "plan": {"steps": 8, "start": "iteration"}, "sft_steps": 40}
+    assert samples(later)[0].answers[0].name == "iteration 0"
     said = page.text[page.text.index("Answers to the same prompts") :]
     assert "user Ask <i>0</i>?" in said and "im_start" not in said
     assert said.index("By the start.") < said.index("By es.") < said.index("By guided.")
@@ -111,8 +113,10 @@ def test_what_is_left_of_each_policy_is_a_table_of_its_own(result: dict[str, Any
     assert "Degenerate" not in page.text, "an earlier version measured none of it"
     left = {"degenerate": 0.25, "degenerate_low": 0.1, "degenerate_high": 0.5, "ended": 0.5, "length": 7.25}
     methods = {**result["methods"], "es": {**result["methods"]["es"], "final": left}}
-    words = Words(write_page({**result, "methods": methods}, tmp_path).read_text("utf-8")).text
-    said = words[words.index("Forgetting and answers, at the end") :]
+    words = Words(write_page({**result, "methods": methods}, tmp_path).read_text("utf-8"))
+    said = words.text[words.text.index("Forgetting and answers, at the end") :]
+    scrolled = [attributes for _, attributes in words.found if attributes.get("class") == "scroll"]
+    assert len(scrolled) == 2 and all(one["tabindex"] == "0" and one["aria-label"] for one in scrolled)
     assert "es 0.250 [0.100, 0.500] 0.500 7.2" in said and "zopro.text.degenerate" in said
     assert "Easy questions" not in said, "nobody was asked"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from zopro.compare.reached import column, reached
-from zopro.compare.state import notes, state, state_table
+from zopro.compare.state import findings, notes, state, state_table
 from zopro.compare.summary import markdown, text
 
 START = {"known": [True, True, True, True, False]}
@@ -45,7 +45,16 @@ def test_seeds_are_pooled_by_question_and_by_prompt() -> None:
     half = (4.302653**2 * 0.25 / 3 + 12.706205**2 * 0.5 / 2) ** 0.5  # prompts' means 1, 2, 1.5; seeds' means 1, 2
     assert found["other_kl_per_answer_high"] == pytest.approx(1.5 + half, abs=1e-5)
     assert found["degenerate"] == pytest.approx(1 / 6) and found["ended"] == 0.5 and found["length"] == 6
-    assert 0 < found["degenerate_low"] < 1 / 6 < found["degenerate_high"] < 0.9
+    assert 0 <= found["degenerate_low"] < 1 / 6 < found["degenerate_high"] <= 1
+
+
+def test_an_interval_of_shares_holds_what_trainings_differ_by() -> None:
+    few, most = ([True] * count + [False] * (120 - count) for count in (11, 85))
+    apart = state([{"ended": few}, {"ended": most}], {})
+    assert apart["ended"] == 0.4 and 0 <= apart["ended_low"] < 0.09 and 0.71 < apart["ended_high"] <= 1
+    one, alike = (state([{"ended": few}] * count, {}) for count in (1, 2))
+    assert one["ended_low"] > 0.04 and alike["ended_low"] <= one["ended_low"], "Wilson's over prompts, or wider"
+    assert state([{"ended": [False] * 120}] * 2, {})["ended_high"] > 0.02, "not certain where all are alike"
 
 
 def test_what_was_not_measured_is_left_out() -> None:
@@ -74,6 +83,34 @@ def test_a_metric_that_falls_while_the_reward_rises_is_named() -> None:
     assert notes(result) == ["es: the reward rises and chrf falls."]
     es |= {"gain": {"mean": 2.0, "low": -1.0, "high": 5.0}, "bounded": 1}
     assert notes(result) == ["es: max_kl ended 1 of 1 trainings; their mean is 6.0 steps."]
+
+
+def test_a_gain_of_nothing_is_said_but_of_the_start() -> None:
+    quality = {"right": [0.0, 100.0, 0.0, 100.0]}
+    es = {**METHODS["es"], "final": state([{"quality": {"right": [100.0, 0.0, 0.0, 100.0]}}], {"quality": quality})}
+    result = {"methods": {"es": es}, "before": state([{"quality": quality}], {"quality": quality})}
+    rows = [dict(row)["right"] for row in state_table(result)]
+    assert rows[0] == "50.000" and rows[1].startswith("50.000, gain 0.000 [-")
+
+
+def test_a_method_whose_steps_measure_no_kl_is_held_against_max_kl_at_its_end() -> None:
+    methods = {name: {**METHODS[name], "bounded": 0} for name in ("es", "rloo")}
+    methods["es"]["curve"] = [*methods["es"]["curve"][:-1], {**methods["es"]["curve"][-1], "kl_per_answer": 12.0}]
+    line = "es: the policy is 12.00 nats an answer from the SFT policy, above max_kl: 10."
+    assert [*findings({"methods": methods, "max_kl": 10.0})] == [line]
+    assert [*findings({"methods": methods, "max_kl": 0.0})] == [*findings({"methods": methods})] == []
+
+
+def test_what_all_start_from_has_its_own_name() -> None:
+    """Iteration 0's policy is not the SFT policy, which KL is taken to."""
+    es = {**METHODS["es"], "final": state(SEEDS, START)}
+    result = {"methods": {"es": es}, "before": state([SEEDS[0]], SEEDS[0]), "sft_steps": 40}
+    for plan, name in (("iteration", "iteration 0"), ("sft", "SFT")):
+        found = {**result, "plan": {"start": plan}}
+        assert [dict(row)["Policy"] for row in state_table(found)] == [name, "es"]
+        told = notes(found)
+        assert f"Easy questions kept: of those that {name} answers; the interval is over questions." in told
+        assert any("KL on other prompts: to SFT" in line for line in told)
 
 
 def test_how_soon_each_is_where_rloo_ends() -> None:

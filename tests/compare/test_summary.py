@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from zopro.analysis.page.drawing import draw, method_style
+from zopro.choices import METHODS
 from zopro.compare import plots
 from zopro.compare.differences import difference_rows, differences
 from zopro.compare.page import charts, verdict
@@ -174,5 +176,14 @@ def test_table_and_plots(tmp_path: Any) -> None:
     terminal = text({**result, "failed": {"mezo": "no memory"}})
     row = next(line.split() for line in terminal.splitlines() if line.startswith("guided"))
     assert row == ["guided", "4.000", "[3.000,", "5.000]", "2.00", "0.500", "1000", "0.0001"], "as in the page's row"
+    names = [f"method {i}" for i in range(len(METHODS))]
+    axes, many = Figure().add_subplot(), {**result, "methods": dict.fromkeys(names, methods["rloo"])}
+    plots._curves(axes, many, "seconds", "")
+    drawn = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.get_lines()]
+    assert len(names) > 7 and len(set(drawn)) == len({(colour, dash) for colour, _, dash in drawn}) == len(names)
+    styles = {name: method_style(i) for i, name in enumerate(names)}
+    page_lines = draw(Figure(), charts(many, styles)[0]).get_lines()
+    seen = {(line.get_color(), line.get_linestyle()) for line in page_lines if line.get_linestyle() != "None"}
+    assert len(seen) == len(names), "colour and dash alone tell them apart there"
     paths = write_plots(result, tmp_path)
     assert len(paths) == 6 and all(path.stat().st_size > 2000 for path in paths)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -90,12 +91,14 @@ def test_a_comparison_prepares_what_a_run_does_without_its_evaluations(
     monkeypatch.setattr(table, "STAGES", stages)
     monkeypatch.setattr(jobs, "measure", lambda run, models, data, policy, job, whole: policy)
     run.store.reward(0).mkdir(parents=True)
-    given: Any = (run, None, type("Data", (), {"rows": ""}))
+    models, rows = Mock(), {"rows": "", "eval": [], "regressed": False}
+    given: Any = (run, models, type("Data", (), rows))
     assert jobs._prepare(*given, Job("prepare", "sft"))["start"] == run.store.sft()
     assert done == [("sft",)], "the first reward model is there already"
     done.clear()
     assert jobs._prepare(*given, Job("prepare", "iteration"))["start"] == run.store.policy(0)
     assert done == [("sft",), ("policy", 0), ("pairs", 0), ("refine", 0)]
+    assert models.reward_from.call_args[0] == (run.store.reward(1),), "rewards are by the refined one"
 
 
 def test_where_an_iteration_begins(tmp_path: Path) -> None:

@@ -144,7 +144,11 @@ def _projections(words: str) -> list[str]:
 
 def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Table]:
     """A table for each view, each value with the band of random directions; numbers as in the report."""
-    from zopro.analysis.page.figures import short
+    from zopro.analysis.numbers.summary import PROCRUSTES
+    from zopro.analysis.page.figures import band_of, decimals, short, span
+
+    def chance(name: str, digits: int | None = None) -> str:
+        return span(band_of(numbers, name, view), digits) or short(None)
 
     names = [
         "update_angle_degrees",
@@ -159,23 +163,16 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
         iterations = numbers["iterations"]
         rows = [("iteration", *map(str, iterations), "by chance (95 %), last")]
         for name in names:
-            values, band = numbers["metrics"][name][view], numbers["chance"][name][view]
+            values, digits = numbers["metrics"][name][view], decimals(numbers, name, view)
             if numbers["reward"] or any(value is not None for value in values):
-                rows.append((name, *map(short, values), _band(band)))
-        value, band = (numbers[table]["procrustes_disparity"][view] for table in ("metrics", "chance"))
+                cells = [short(value, digits) for value in values]
+                rows.append((name, *cells, chance(name, digits)))
         if numbers["reward"]:
-            rows.append(("procrustes_disparity", short(value), *[""] * (len(iterations) - 1), _band(band)))
+            value = numbers["metrics"][PROCRUSTES][view]
+            rows.append((PROCRUSTES, short(value), *[""] * (len(iterations) - 1), chance(PROCRUSTES)))
         yield Table(rows, right=True)
         yield ""
     for kind, lacking in numbers["left_out"].items():
         more = " ..." if len(lacking) > 3 else ""
         yield f"not compared, only in the {kind}: {len(lacking)} tensors ({', '.join(lacking[:3])}{more})"
     yield f"report       {written['report']}"
-
-
-def _band(band: dict[str, Any]) -> str:
-    """Low and high; of bands that differ between iterations the last one that is defined."""
-    from zopro.analysis.page.figures import last, short, span
-
-    low, high = last(band["low"]), last(band["high"])
-    return short(None) if low is None else span((low, high))

@@ -21,6 +21,7 @@ from zopro.config import RunConfig
 from zopro.loop import answers
 from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
+from zopro.loop.learned import held_out_quality
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.policy_stage import policy_trainer
@@ -56,7 +57,11 @@ def _prepare(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]:
         if stage.name != EVALUATION and not stage.done(run.store, iteration):
             stage.work(run, models, data, iteration)
     start = run.store.sft() if job.start == "sft" else run.store.policy(0)
-    return {"start": measure(run, models, data, start, job, whole=True), "rows": data.rows}
+    found = {"start": measure(run, models, data, start, job, whole=True), "rows": data.rows}
+    if job.start == "iteration" and run.config.trains_reward:
+        refined = models.reward_from(run.store.reward(_iteration(job)))
+        found["reward_quality"] = held_out_quality(refined, data, run.config.eval_batch_size)
+    return found
 
 
 def _iteration(job: Job) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 
 from zopro.analysis.page.answers import SAMPLED, Answer, Sample
 from zopro.analysis.page.charts import Chart, Series
-from zopro.analysis.page.drawing import METHODS
+from zopro.analysis.page.drawing import method_style
 from zopro.analysis.page.pages import curves, encoded, render, replace_file
 from zopro.compare.differences import paired_by, trainings
 from zopro.compare.reached import answers_at
-from zopro.compare.state import notes, state_table
+from zopro.compare.state import notes, origin, state_table
 from zopro.compare.summary import length, reward_model, table
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
@@ -28,7 +28,7 @@ Result = Mapping[str, Any]
 def write_page(result: Result, folder: Path) -> Path:
     """Write compare.html to `folder`, in one step, and return its path."""
     start = shown.start(result.get("sft_steps"))
-    styles = {name: METHODS[i % len(METHODS)] for i, name in enumerate(result["methods"])}
+    styles = {name: method_style(i) for i, name in enumerate(result["methods"])}
     page = render(
         "compare.html.j2",
         Path(__file__).parent,
@@ -81,7 +81,7 @@ def _final(method: Mapping[str, Any]) -> float:
 
 
 def charts(result: Result, styles: Mapping[str, str]) -> list[Chart]:
-    """Reward against seconds, answers sampled and KL, a line for each method in a colour of its own."""
+    """Reward against seconds, answers sampled and KL, a line for each method in a style of its own."""
     start = shown.start(result.get("sft_steps"))
 
     def chart(title: str, x_label: str, x: Any, banded: bool = True) -> Chart:
@@ -109,15 +109,14 @@ def charts(result: Result, styles: Mapping[str, str]) -> list[Chart]:
 def _bars(result: Result, styles: Mapping[str, str]) -> list[dict[str, Any]]:
     """Peak memory of each method, and of sampling alone, with `share` of the largest."""
     lines = [("sampling alone", result["inference_peak_mb"], "muted")]
-    lines += [(name, method["peak_mb"], styles[name]) for name, method in result["methods"].items()]
+    lines += [(name, method["peak_mb"], styles[name].split()[0]) for name, method in result["methods"].items()]
     most = max(peak for _, peak, _ in lines)
     return [{"name": name, "peak_mb": peak, "style": style, "share": peak / most} for name, peak, style in lines]
 
 
 def samples(result: Result) -> list[Sample]:
-    """The same prompts answered by the start and, at the end of its training, by each method."""
-    start = shown.start(result.get("sft_steps"))
-    files = {start.name: result.get("texts", [])}
+    """The same prompts answered by what all start from and, at the end of its training, by each method."""
+    files = {origin(result).name: result.get("texts", [])}
     files |= {name: method.get("texts", []) for name, method in result["methods"].items()}
     answers: dict[str, list[Answer]] = {}
     for name, rows in files.items():

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zopro.analysis.page.drawing import METHODS, SCHEMES
+from zopro.analysis.page.charts import DASHED
+from zopro.analysis.page.drawing import COLOURS, DASHES, method_style
 from zopro.store import shown
 from zopro.store.shown import PER_ANSWER
 
@@ -24,8 +25,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # fonts as text, which journals ask for
 }
 SIZE = (4.2, 3.0)  # inches: one column of two
-COLOURS = tuple(SCHEMES[name][0] for name in METHODS)  # as on the page
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"  # of another number than the colours, so that methods which share one differ in the other
 
 
 def write_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -62,10 +62,12 @@ def _curves(axes: Any, result: Mapping[str, Any], key: str, label: str) -> None:
         curve = method["curve"]
         x = [point[key] for point in curve]
         low, high = ([_number(point[f"reward_{side}"]) for point in curve] for side in ("low", "high"))
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        axes.plot(x, [point["reward"] for point in curve], color=colour, marker=marker, label=name)
+        colour, *more = method_style(index).split()  # as on the page
+        dashes, marker = DASHES if DASHED in more else "-", MARKERS[index % len(MARKERS)]
+        drawn: Any = {"color": COLOURS[colour], "linestyle": dashes, "marker": marker}
+        axes.plot(x, [point["reward"] for point in curve], **drawn, label=name)
         if key == "seconds":
-            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(x, low, high, color=COLOURS[colour], alpha=0.12, linewidth=0)
     axes.set_xlabel(label)
     axes.set_ylabel("reward on held-out prompts")
     axes.legend()
@@ -79,7 +81,7 @@ def _number(bound: float | None) -> float:
 def _memory(axes: Any, result: Mapping[str, Any]) -> None:
     names = list(result["methods"])
     peaks = [result["methods"][name]["peak_mb"] for name in names]
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
+    colours = [COLOURS[method_style(index).split()[0]] for index in range(len(names))]
     bars = axes.barh(names, peaks, color=colours, height=0.6)
     axes.bar_label(bars, [f"{peak:,.0f}" for peak in peaks], padding=3, fontsize=8)
     axes.axvline(result["inference_peak_mb"], color="#444444", linestyle="--", linewidth=1, label="sampling alone")

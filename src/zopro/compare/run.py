@@ -107,10 +107,11 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
         "plan": {**asdict(plan), "methods": list(plan.methods)},
         "beta": config.beta,
         "sft_steps": config.sft_steps,
+        "max_kl": config.max_kl,
         "prompts": len(start["rewards"]),
         "inference_peak_mb": inference,
         "start": start_point(start),
-        "reward_quality": reward_quality(read_metrics(Layout(out / "shared").metrics())),
+        "reward_quality": _reward_quality(out, plan, prepared),
         "before": state([start], start),
         "texts": start.get("texts", []),
         **beside(methods, plan.against),
@@ -122,6 +123,14 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
     write_page(result, out)
     write_plots(result, out)
     return result
+
+
+def _reward_quality(out: Path, plan: Plan, prepared: dict[str, Any]) -> dict[str, Any]:
+    """What the reward model that all rewards are by is worth on held-out rows: the first one, or the one refined after
+    iteration 0, which earlier versions had not measured."""
+    if plan.start == "iteration":
+        return dict(prepared.get("reward_quality", {}))
+    return reward_quality(read_metrics(Layout(out / "shared").metrics()))
 
 
 def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from zopro.loop.bound import beyond
 from zopro.loop.correctness import named
 from zopro.loop.divergence import elsewhere
 from zopro.loop.remembered import counts
 from zopro.store import shown
 from zopro.store.shown import ELSEWHERE, REMEMBERED
-from zopro.system.statistics import crossed_interval, win_interval
+from zopro.system.statistics import Interval, crossed_interval, win_interval
 
 NOTES = {
-    "Easy questions kept": "Easy questions kept: of those that the start answers; the interval is over questions.",
+    "Easy questions kept": "Easy questions kept: of those that {origin} answers; the interval is over questions.",
     "KL, other prompts": "KL on other prompts: to {start}, in nats an answer, on prompts of another task.",
     "Degenerate": (
         "Degenerate: empty, without words, the same words or refusal over and over, what was asked, or another language "
@@ -43,13 +44,23 @@ def state(measured: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> di
         found |= elsewhere(others)
     for name in ("degenerate", "ended"):
         if values := _all(measured, name):
-            found |= named(name, win_interval([fmean(of_prompt) for of_prompt in zip(*values, strict=True)]))
+            found |= named(name, _share(values))
     if lengths := _all(measured, "length"):
         found["length"] = fmean(map(fmean, lengths))
     tables = _all(measured, "quality")
     if names := [name for name in start.get("quality", {}) if tables and all(name in table for table in tables)]:
         found["quality"] = {name: _quality([t[name] for t in tables], start["quality"][name]) for name in names}
     return found
+
+
+def _share(values: Sequence[Sequence[float]]) -> Interval:
+    """Mean and 95 % interval of shares [training][answer]: Wilson's over prompts and, where the trainings themselves lie
+    farther apart, that over prompts and trainings."""
+    mean, low, high = win_interval([fmean(of_prompt) for of_prompt in zip(*values, strict=True)])
+    if len(values) == 1:
+        return mean, low, high
+    _, lowest, highest = crossed_interval(values)
+    return mean, max(0.0, min(low, lowest)), min(1.0, max(high, highest))
 
 
 def _quality(values: Sequence[Sequence[float | None]], before: Sequence[float | None]) -> dict[str, Any]:
@@ -68,21 +79,30 @@ def _all(measured: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return [] if any(not value for value in values) else values
 
 
+def origin(result: Mapping[str, Any]) -> shown.Start:
+    """What all trainings start from, named: iteration 0's policy where the plan says so, whatever KL is taken to."""
+    start = shown.start(result.get("sft_steps"))
+    if result.get("plan", {}).get("start") != "iteration":
+        return start
+    name = shown.policy(0, start)
+    return shown.Start(name, name)
+
+
 def state_table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
-    """A row for the start and each method: (name of the column, text); without columns that say nothing.
+    """A row for what all start from and each method: (name of the column, text); without columns that say nothing.
 
     There is no row of a comparison by an earlier version, which measured none of it.
     """
-    states = {shown.start(result.get("sft_steps")).name: result.get("before", {})}
-    states |= {name: method.get("final", {}) for name, method in result["methods"].items()}
+    before, first = result.get("before", {}), origin(result).name
+    states = {first: before} | {name: method.get("final", {}) for name, method in result["methods"].items()}
     qualities = list(dict.fromkeys(name for found in states.values() for name in found.get("quality", {})))
-    rows = [[("Policy", name), *_cells(found, qualities)] for name, found in states.items()]
+    rows = [[("Policy", name), *_cells(found, qualities, name != first)] for name, found in states.items()]
     full = [any(cells[1] for cells in column) for column in zip(*rows, strict=True)]
     kept = [[cell for cell, said in zip(row, full, strict=True) if said] for row in rows]
     return kept if sum(full) > 1 else []
 
 
-def _cells(found: Mapping[str, Any], qualities: Sequence[str]) -> list[tuple[str, str]]:
+def _cells(found: Mapping[str, Any], qualities: Sequence[str], trained: bool) -> list[tuple[str, str]]:
     asked, ended, length = found.get(REMEMBERED), found.get("ended"), found.get("length")
     return [
         ("Easy questions known", f"{shown.count(asked['known'])} of {asked['of']}" if asked else ""),
@@ -91,23 +111,27 @@ def _cells(found: Mapping[str, Any], qualities: Sequence[str]) -> list[tuple[str
         ("Degenerate", shown.interval(found, "degenerate") if "degenerate" in found else ""),
         ("Ended", "" if ended is None else shown.share(ended)),
         ("Tokens", "" if length is None else shown.fixed(length, 1)),
-        *((name, _valued(found.get("quality", {}).get(name))) for name in qualities),
+        *((name, _valued(found.get("quality", {}).get(name), trained)) for name in qualities),
     ]
 
 
-def _valued(found: Mapping[str, Any] | None) -> str:
+def _valued(found: Mapping[str, Any] | None, trained: bool) -> str:
     if found is None or found["mean"] is None:
         return ""
-    gained = f", gain {shown.interval(found, 'gain')}" if found.get("gain") else ""
+    gained = f", gain {shown.interval(found, 'gain')}" if trained else ""
     return f"{shown.fixed(found['mean'], 3)}{gained}"
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[str]:
-    """Where a method's answers got worse by one measure while their reward rose, and where `max_kl` ended trainings."""
+    """Where a method's answers got worse by one measure while their reward rose, and where `max_kl` ended trainings or
+    left them, as no step of theirs measures KL, beyond it."""
     for method, found in result["methods"].items():
+        end = found["curve"][-1]
         if found.get("bounded"):
-            steps = shown.fixed(found["curve"][-1]["step"], 1)
+            steps = shown.fixed(end["step"], 1)
             yield f"{method}: max_kl ended {found['bounded']} of {found['seeds']} trainings; their mean is {steps} steps."
+        elif line := beyond(end, result.get("max_kl", 0.0), method):
+            yield f"{line}."
         rises = found.get("gain", {}).get("low") or 0
         for name, value in found.get("final", {}).get("quality", {}).items():
             if rises > 0 and (value.get("gain_high") or 0) < 0:
@@ -117,5 +141,5 @@ def findings(result: Mapping[str, Any]) -> Iterator[str]:
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What the table's columns are, a line each."""
     columns = {name for row in state_table(result) for name, _ in row}
-    start = shown.start(result.get("sft_steps")).the
-    return [*(note.format(start=start) for name, note in NOTES.items() if name in columns), *findings(result)]
+    names = {"start": shown.start(result.get("sft_steps")).the, "origin": origin(result).the}
+    return [*(note.format(**names) for name, note in NOTES.items() if name in columns), *findings(result)]

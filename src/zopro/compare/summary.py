@@ -214,9 +214,11 @@ def _searched(method: Mapping[str, Any]) -> str:
 
 
 def reward_model(result: Mapping[str, Any]) -> list[str]:
-    """A line on what it is worth; none where there is no reward model, nor in comparisons of earlier versions."""
-    quality = result.get("reward_quality")
-    return [f"The reward model on held-out rows: {shown.quality(quality)}."] if quality else []
+    """A line on what the one that rewards are by is worth; none where there is no reward model, nor in comparisons of
+    earlier versions."""
+    quality, refined = result.get("reward_quality"), result["plan"].get("start") == "iteration"
+    which = "The reward model, as refined after iteration 0," if refined else "The reward model"
+    return [f"{which} on held-out rows: {shown.quality(quality)}."] if quality else []
 
 
 def text(result: Mapping[str, Any]) -> Page:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.data import Data, Item
-from zopro.rewards import Pair, Scored
+from zopro.rewards import Pair, RewardModel, Scored
 from zopro.text.frame import Frame
 
 Fits = Callable[..., bool]
@@ -49,6 +49,15 @@ def scored(items: Sequence[Item], fit: Fits | None = None) -> Iterator[Scored]:
         and item.example.score is not None
         and (fit is None or fit(item.example.chosen))
     )
+
+
+def held_out_quality(model: RewardModel, data: Data, batch_size: int) -> dict[str, float]:
+    """What a reward model is worth on held-out rows; empty where they cannot say."""
+    if data.regressed:
+        rows = [*scored(data.eval)]
+        return model.correlation(rows, batch_size) if len({row.score for row in rows}) > 1 else {}
+    held_out = [*pairs(data.eval)]
+    return model.accuracy(held_out, batch_size) if held_out else {}
 
 
 def check_answers(config: RunConfig, data: Data, frame: Frame) -> None:

@@ -166,8 +166,8 @@ def test_with_sft_it_is(tmp_path: Path) -> None:
     assert verdict.startswith(
         "No clear difference from SFT Win rate 0.50 [0.30, 0.70] against SFT by the judge of task chat; KL 3.6."
     )
-    agreed = "The judge prefers the answer that the first reward model prefers in 0.667 [0.208, 0.939] of 3 pairs."
-    assert agreed in verdict, "a tie is no decision"
+    agreed = "The judge prefers the answer that the first reward model prefers in 0.667 [0.208, 0.939] of the pairs"
+    assert f"{agreed} (3 held-out prompts)." in verdict, "a tie is no decision"
     assert "SFT" in page.texts("section", "answer")[0]
 
 
@@ -231,6 +231,8 @@ def test_the_judge_s_agreement_is_of_the_pairs_that_it_judged(tmp_path: Path) ->
         (tmp_path / "evaluations" / f"{name}.jsonl").write_text(text)
     found = agreement(tmp_path, [0])
     assert (found["agreement"], found["n"]) == (1.0, 3)
+    (tmp_path / "evaluations" / "001.jsonl").write_text((tmp_path / "evaluations" / "000.jsonl").read_text())
+    assert agreement(tmp_path, [0, 1]) == found, "the same prompts again are no more of them"
 
 
 def test_findings_say_what_the_numbers_do() -> None:
@@ -249,10 +251,11 @@ def test_findings_say_what_the_numbers_do() -> None:
             "reward": ["0", "1", "2"],
             "metrics": metrics,
             "chance": {"update_angle_degrees": band, "policy_momentum_cosine": near},
+            "permutation": {},
         }
 
     said = findings(numbers([None, 0.9]))
-    assert "at 89.5 to 90.2 degrees to each other, no closer than random directions." in said
+    assert "at 89.50 to 90.20 degrees to each other, no closer than unrelated updates are by chance." in said
     assert "The policy keeps its direction from one update to the next (cosine 0.90, by chance 0)." in said
     for cosine in (0.05, -0.5):
         assert "does not keep its direction" in findings(numbers([None, cosine]))

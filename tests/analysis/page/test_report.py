@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from walks import lora_walk
 from zopro.analysis.analyse import analyse
 from zopro.analysis.page.answers import samples
 from zopro.analysis.page.charts import MAX_POINTS, Chart, Series, running_mean
 from zopro.analysis.page.curves import training_charts
-from zopro.analysis.page.drawing import inline
+from zopro.analysis.page.drawing import draw, inline
 from zopro.analysis.page.report import write_report
 from zopro.analysis.reading.checkpoints import of_folder
 from zopro.analysis.reading.records import latest_evaluations, stage_seconds
@@ -169,6 +170,8 @@ def test_an_analysis_adds_trajectories_metrics_and_heat_maps(analysed):
     assert "Angle between updates, degrees, by layer" in page.text and "layer 2" in page.text
     assert page.count("select") == 3 and page.count("button") == 7
     labels = [attributes.get("aria-label") for _, attributes in page.elements]
+    scrolled = [attributes for _, attributes in page.elements if attributes.get("class") == "scroll"]
+    assert len(scrolled) > 4 and all(one.get("tabindex") == "0" and one.get("aria-label") for one in scrolled)
     assert "turn left" in labels and "Turn the plot" in labels
     assert (analysed / "report.html").stat().st_size < 3e6
 
@@ -203,7 +206,8 @@ def test_a_run_in_progress_lacks_files(run, missing):
 
 
 def test_an_empty_run_says_so(tmp_path):
-    assert "No measurements yet." in page_of(tmp_path).text
+    page = page_of(tmp_path)
+    assert "No measurements yet." in page.text and "in progress" not in page.text
 
 
 def test_broken_files_are_left_out(tmp_path):
@@ -231,9 +235,13 @@ def test_iterations_are_laid_end_to_end():
     lines = [{"stage": "policy", "iteration": i, "step": s, "reward": 10.0 * i + s} for i in (0, 1) for s in (1, 2, 3)]
     chart = next(chart for chart in training_charts(lines, SFT) if "Reward" in chart.title)
     assert list(chart.series[0].points) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 11.0), (5, 12.0), (6, 13.0)]
-    assert [x for x, _ in chart.dividers] == [0, 3] and [series.name for series in chart.series] == ["each step"]
+    assert [x for x, _ in chart.dividers] == [0.5, 3.5], "before an iteration's first step"
+    assert draw(Figure(), chart).get_xlim() == (0.5, 6) and [series.name for series in chart.series] == ["each step"]
     many = [{"stage": "policy", "step": s, "reward": 1.0} for s in range(1, 25)]
     assert [series.name for series in training_charts(many, SFT)[0].series] == ["each step", "mean of 2 steps"]
+    two = [{"stage": "policy", "iteration": i, "step": s, "reward": float(i)} for i in (0, 1) for s in range(1, 13)]
+    mean = training_charts(two, SFT)[0].series[1]
+    assert {y for _, y in mean.points} == {0.0, 1.0}, "not across iterations"
 
 
 def test_samples_are_matched_by_prompt(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from zopro.analysis.reading.records import Record, is_number, read_config, read_jsonl, start_of
 from zopro.store import shown
@@ -104,21 +106,26 @@ def broken(run: Path, iteration: int | None) -> tuple[int, int]:
 
 def agreement(run: Path, iterations: Iterable[int]) -> Record:
     """How often the judge prefers the answer with the higher reward, with its 95 % interval, over all pairs that it
-    decided and whose rewards differ; none without such a pair. Rows are paired by place, as they were judged."""
+    decided and whose rewards differ; none without such a pair. Rows are paired by place, as they were judged.
+
+    It is over the `n` held-out prompts, each with the mean of its pairs: an iteration has one, against the same answer of
+    the start.
+    """
     layout = Layout(run)
     before = read_jsonl(layout.evaluation(None))
-    found = [
-        float((row["win"] > 0.5) == (row["reward"] > start["reward"]))
-        for iteration in iterations
-        for row, start in zip(read_jsonl(layout.evaluation(iteration)), before, strict=False)
-        if row.get("prompt") == start.get("prompt")  # else a line is lost
-        and is_number(row.get("win"))
-        and row["win"] != 0.5
-        and is_number(row.get("reward"))
-        and is_number(start.get("reward"))
-        and row["reward"] != start["reward"]
-    ]
+    found: dict[int, list[float]] = defaultdict(list)
+    for iteration in iterations:
+        for place, (row, start) in enumerate(zip(read_jsonl(layout.evaluation(iteration)), before, strict=False)):
+            if (
+                row.get("prompt") == start.get("prompt")  # else a line is lost
+                and is_number(row.get("win"))
+                and row["win"] != 0.5
+                and is_number(row.get("reward"))
+                and is_number(start.get("reward"))
+                and row["reward"] != start["reward"]
+            ):
+                found[place].append(float((row["win"] > 0.5) == (row["reward"] > start["reward"])))
     if not found:
         return {}
-    share, low, high = win_interval(found)
+    share, low, high = win_interval([*map(fmean, found.values())])
     return {"agreement": share, "agreement_low": low, "agreement_high": high, "n": len(found)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import pairwise
 
 MAX_POINTS = 400
 CHANCE = "chance"  # a style that begins so is a dashed level with a shaded band around it, without whiskers
 FAINT = "faint"  # a style that ends so is a thin line behind another one
+DASHED = "dashed"  # a style that ends so is a dashed line
 POLICY, REWARD, FACTORS, PRODUCT = "c1", "c2", "c3", "c4"
 """Colours by what they mean, on every chart: the policy, the reward model, and the two views of an analysis."""
 ZERO = 1e-6  # below it a curve is at zero
@@ -17,7 +19,10 @@ ZERO = 1e-6  # below it a curve is at zero
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `points` are (x, y); `band`, if given, holds a (low, high) beside every point."""
+    """One line: `points` are (x, y); `band`, if given, holds a (low, high) beside every point.
+
+    digits: after the point, of a value in words; None: three significant ones.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -25,6 +30,12 @@ class Series:
     style: str = POLICY
     dots: bool = False
     area: bool = True  # shade the band; without it only whiskers show it
+    digits: int | None = None
+
+    def said(self, place: int) -> str:
+        """The value of a point in words."""
+        value = self.points[place][1]
+        return number(value) if self.digits is None else f"{value:.{self.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -52,15 +63,34 @@ class Chart:
 
     def __str__(self) -> str:
         """In words, for those who do not see it."""
-        ends = "; ".join(f"{s.name}: {number(s.points[0][1])} to {number(s.points[-1][1])}" for s in self.shown)
+        ends = "; ".join(f"{series.name}: {series.said(0)} to {series.said(-1)}" for series in self.shown)
         return f"{self.title}. {ends}"
 
 
-def number(value: float) -> str:
-    """A short number for a label: three significant digits, thousands as k."""
-    if abs(value) >= 10_000:
-        return f"{value / 1000:.3g}k"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+def number(value: float, step: float = 0.0) -> str:
+    """A short number for a label: three significant digits, thousands as k; of ticks `step` apart as many as differ.
+
+    >>> number(90.05), number(90.05, 0.05), number(10_250, 250)
+    ('90', '90.05', '10.25k')
+    """
+    scale, unit = (1000, "k") if abs(value) >= 10_000 else (1, "")
+    value, decimals = value / scale, _decimals(step / scale)
+    whole = min(7, len(str(int(abs(value)))))
+    return f"{value:.{max(3, whole + decimals)}g}{unit}"
+
+
+def _decimals(step: float) -> int:
+    """Digits after the point of a step between ticks, which has two significant digits at most."""
+    return max(0, -int(Decimal(f"{step:.2g}").normalize().as_tuple().exponent)) if step else 0
+
+
+def digits_of(width: float | None, least: int) -> int:
+    """Digits after the point that give `width` two digits, and no fewer than `least`.
+
+    >>> digits_of(0.0112, 2), digits_of(5.0, 2), digits_of(None, 2)
+    (3, 2, 2)
+    """
+    return max(least, 1 - math.floor(math.log10(width))) if width else least
 
 
 def _clean(series: Series, log: bool) -> Series:

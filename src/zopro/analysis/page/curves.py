@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from zopro.analysis.page.charts import POLICY, REWARD, Chart, Series, boundaries, running_mean
@@ -50,14 +51,20 @@ def training_charts(metrics: Iterable[Record], start: shown.Start) -> list[Chart
     iterations = sorted({line.get("iteration") or 0 for line in policy})
     lengths = [max(line["step"] for line in policy if (line.get("iteration") or 0) == i) for i in iterations]
     starts = dict(zip(iterations, boundaries(lengths), strict=True))
-    dividers = [(start, str(i)) for i, start in starts.items()] if len(starts) > 1 else []
+    dividers = [(start + 0.5, str(i)) for i, start in starts.items()] if len(starts) > 1 else []
 
     def policy_chart(title: str, key: str, **options: Any) -> Chart:
-        points = [(starts[m.get("iteration") or 0] + m["step"], m[key]) for m in policy if is_number(m.get(key))]
+        of_each: dict[int, list[tuple[float, float]]] = {i: [] for i in iterations}
+        for line in policy:
+            if is_number(line.get(key)):
+                i = line.get("iteration") or 0
+                of_each[i].append((starts[i] + line["step"], line[key]))
+        points = [*chain(*of_each.values())]
         window = max(1, len(points) // 12)
         series = [Series("each step", points, style=f"{POLICY} faint" if window > 1 else POLICY)]
-        if window > 1:
-            series.append(Series(f"mean of {window} steps", running_mean(points, window)))
+        if window > 1:  # begun anew in each iteration, whose rewards may be by another reward model
+            means = chain(*(running_mean(one, window) for one in of_each.values()))
+            series.append(Series(f"mean of {window} steps", [*means]))
         x_label = "step (numbers above: iteration)" if dividers else "step"
         return Chart(title, series, x_label, dividers=dividers, **options)
 

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -19,9 +20,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 
-from zopro.analysis.page.charts import CHANCE, FAINT, Chart, Series, number
+from zopro.analysis.page.charts import CHANCE, DASHED, FAINT, Chart, Series, number
 
 WIDTH, HEIGHT = 360, 200  # points
 MARGINS = {"left": 46 / WIDTH, "right": 350 / WIDTH, "bottom": 34 / HEIGHT, "top": 190 / HEIGHT}
@@ -38,6 +39,7 @@ SCHEMES = {
 }  # fmt: skip
 COLOURS = {name: light for name, (light, _) in SCHEMES.items()}
 METHODS = tuple(name for name in SCHEMES if name.startswith("m") and name != "muted")
+DASHES: Any = (0, (4, 3))
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zopro",  # the same figure is the same file
@@ -47,6 +49,12 @@ STYLE: Any = {
     "axes.spines.right": False,
     "savefig.dpi": 150,
 }
+
+
+def method_style(place: int) -> str:
+    """Of the method at that place among others: a colour, and in the second round of colours a dashed line."""
+    rounds, colour = divmod(place, len(METHODS))
+    return f"{METHODS[colour]} {DASHED}" if rounds % 2 else METHODS[colour]
 
 
 @contextmanager
@@ -92,10 +100,21 @@ def clean(words: str) -> str:
 
 def _with_titles(group: str, series: Series) -> str:
     """What a pointer over each dot shows."""
-    values = (number(value) for _, value in series.points)
+    values = map(series.said, range(len(series.points)))
     return re.sub(
         r"<use ([^>]*)/>", lambda use: f"<use {use[1]}><title>{escape(series.name)} {next(values)}</title></use>", group
     )
+
+
+class Short(Formatter):
+    """Ticks by `number`, with the digits that they differ in; `log`: they lie decades apart, and need no more."""
+
+    def __init__(self, log: bool = False) -> None:
+        self.log = log
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        gaps = [] if self.log else [high - low for low, high in pairwise(self.locs)]
+        return number(value, min(gaps, default=0.0))
 
 
 def draw(figure: Figure, chart: Chart) -> Axes:
@@ -116,7 +135,7 @@ def draw(figure: Figure, chart: Chart) -> Axes:
 
 def _x_axis(axes: Axes, chart: Chart, xs: list[float]) -> None:
     pad = 0.3 if min(xs) == max(xs) else 0.0
-    axes.set_xlim(min(xs) - pad, max(xs) + pad)
+    axes.set_xlim(min([*xs, *(x for x, _ in chart.dividers)]) - pad, max(xs) + pad)
     if chart.x_names:
         axes.set_xlim(-0.4, len(chart.x_names) - 0.6)
         room = LETTERS // 4
@@ -125,7 +144,7 @@ def _x_axis(axes: Axes, chart: Chart, xs: list[float]) -> None:
         axes.set_xticks(range(0, len(names), step), names[::step])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.xaxis.set_major_formatter(Short())
     axes.set_xlabel(clean(chart.x_label), color=COLOURS["muted"])
     for x, name in chart.dividers:
         axes.axvline(x, color=COLOURS["muted"], linestyle=(0, (2, 4)), linewidth=1, clip_on=False)
@@ -139,7 +158,7 @@ def _y_axis(axes: Axes, chart: Chart, ys: list[float]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     decades = math.log10(max(ys) / min(ys)) if chart.log else 0
     axes.yaxis.set_major_locator(LogLocator(numticks=6) if decades >= 2 else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.yaxis.set_major_formatter(Short(log=decades >= 2))
     axes.margins(y=0.06)
     axes.grid(axis="y", color=COLOURS["edge"], linewidth=1, clip_on=False)
     axes.set_axisbelow(True)
@@ -151,7 +170,7 @@ def _y_axis(axes: Axes, chart: Chart, ys: list[float]) -> None:
 def _series(axes: Axes, series: Series, index: int) -> None:
     words = series.style.split()
     faint, level = words[-1] == FAINT, words[0] == CHANCE
-    colour = COLOURS[words[0 if faint else -1]]
+    colour = COLOURS[words[1 if level else 0]]
     x, y = zip(*series.points, strict=True)
     if series.band:
         low, high = zip(*series.band, strict=True)
@@ -160,7 +179,7 @@ def _series(axes: Axes, series: Series, index: int) -> None:
         if not level:
             axes.vlines(x, low, high, color=colour, alpha=0.5, linewidth=1, clip_on=False)
     width, alpha = (1.2, 0.75) if level else (1.0, 0.4) if faint else (2.0, 1.0)
-    dashes: Any = (0, (4, 3)) if level else "-"
+    dashes = DASHES if level or words[-1] == DASHED else "-"
     axes.plot(
         x, y, color=colour, linestyle=dashes, linewidth=width, alpha=alpha, clip_on=False, label=clean(series.name),
         solid_joinstyle="round",

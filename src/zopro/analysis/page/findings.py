@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from zopro.analysis.page.figures import short
+from zopro.analysis.page.figures import decimals, short
 from zopro.store import shown
 
 Numbers = dict[str, Any]
@@ -30,19 +30,23 @@ def _angle(numbers: Numbers) -> Iterator[str]:
     if found := _values(numbers, name):
         outside = sum(not _by_chance(numbers, name, i, value) for i, value in found)
         related = (
-            "no closer than random directions"
-            if not outside
-            else f"in {outside} of {len(found)} iterations not what random directions give"
+            f"in {outside} of {len(found)} iterations beyond what unrelated updates give (1 in 20 is by chance)"
+            if outside
+            else "no closer than unrelated updates are by chance"
         )
-        yield f"Policy and reward model are updated at {_range(found, 1)} degrees to each other, {related}."
+        angles = _range(found, decimals(numbers, name, numbers["views"][-1]) or 2)
+        yield f"Policy and reward model are updated at {angles} degrees to each other, {related}."
 
 
 def _direction(numbers: Numbers, name: str, who: str) -> Iterator[str]:
     if found := _values(numbers, name):
         kept = [value > 0 and not _by_chance(numbers, name, i, value) for i, value in found]
         told = "keeps its direction" if all(kept) else "does not keep its direction"
-        told = "partly keeps its direction" if any(kept) and not all(kept) else told
-        yield f"{who} {told} from one update to the next (cosine {_range(found, 2)}, by chance 0)."
+        chance = "by chance 0"
+        if any(kept) and not all(kept):
+            told = "partly keeps its direction"
+            chance += f"; beyond what unrelated updates give in {sum(kept)} of {len(kept)} iterations, 1 in 40 by chance"
+        yield f"{who} {told} from one update to the next (cosine {_range(found, 2)}, {chance})."
 
 
 def _values(numbers: Numbers, name: str) -> list[tuple[int, float]]:
@@ -52,10 +56,12 @@ def _values(numbers: Numbers, name: str) -> list[tuple[int, float]]:
 
 
 def _by_chance(numbers: Numbers, name: str, i: int, value: float) -> bool:
-    band = numbers["chance"].get(name, {}).get(numbers["views"][-1])
-    if not band or band["low"][i] is None:
-        return False
-    return bool(band["low"][i] <= value <= band["high"][i])
+    """Whether random directions give it, or this very pair of updates would without a relation (the permutation)."""
+    view = numbers["views"][-1]
+    band = numbers["chance"].get(name, {}).get(view)
+    pairs = [] if band is None else [(band["low"][i], band["high"][i])]
+    pairs += (numbers["permutation"].get(name, {}).get(view) or [])[i : i + 1]
+    return any(pair is not None and pair[0] is not None and pair[0] <= value <= pair[1] for pair in pairs)
 
 
 def _range(found: list[tuple[int, float]], digits: int) -> str:
