@@ -44,12 +44,12 @@ def never_decides(prompts: list[str], completions: list[list[str]], references: 
     return [-1] * len(prompts)
 
 
-def write_inputs(folder: Path, layers: int = 1) -> Path:
+def write_inputs(folder: Path, layers: int = 1, kind: str = "llama") -> Path:
     """Write `folder`/model, whose one layer halves the time of a run, and `folder`/rows.jsonl."""
     texts = [text for row in rows() for text in row.values()]
     tokenizer = tiny_tokenizer(texts)
     tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    tiny_model("llama", tokenizer, num_hidden_layers=layers).save_pretrained(folder / "model")
+    tiny_model(kind, tokenizer, num_hidden_layers=layers).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     return folder

@@ -58,6 +58,9 @@ def test_rates_lie_around_the_configured_one() -> None:
     tuned = replace(CONFIG, learning_rate=0.5)
     assert plan.rate("zopro-paper", tuned) == 1.0, "the paper's preset's: its rates are relative to |mu|"
     assert plan.rate("zopro-paper", replace(tuned, preset="paper")) == 0.5
+    paper = replace(CONFIG, preset="paper")
+    assert [plan.rate(name, paper) for name in ("zopro", "mezo")] == [1, 1e-4], "without an update there is no |mu|"
+    assert plan.rate("zopro", replace(paper, sft_steps=0)) == 1e-4
     assert plan.left_out_rate("zopro-paper", tuned) == (
         "zopro-paper: begins at 1, the paper preset's rate; learning_rate: 0.5 is for the default preset. "
         "--preset paper gives it to zopro-paper."

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 import zopro
+from archived import closed, read_only
 from tiny_finished import finished_run, greedy, policy, save_adapter, write_config
 from zopro import cli
 from zopro.errors import InputError
@@ -81,6 +82,14 @@ def test_a_full_parameter_policy_is_copied(full_run, tmp_path, merged):
     expected = AutoModelForCausalLM.from_pretrained(full_run / "policy" / "000")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(expected))
     AutoTokenizer.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("which", ["run", "full_run"])
+def test_a_run_that_is_read_only_gives_a_folder_that_is_not(which, request, tmp_path):
+    folder = request.getfixturevalue(which)
+    with read_only(folder):
+        export(folder, tmp_path / "out")
+    assert not closed(tmp_path / "out")
 
 
 def test_answers_are_those_of_the_three_models(run):

@@ -125,6 +125,12 @@ def test_without_args_the_defaults_suit_the_machine_or_are_asked_for(
     one_line(error)
 
 
+def test_one_direction_is_not_measured_again_and_again() -> None:
+    with pytest.raises(ValueError, match="queries: must be 1 with guide=1, which has one direction a step, got 4"):
+        GuidedSPSAConfig(use_cpu=True, queries=4)
+    assert GuidedSPSAConfig(use_cpu=True, queries=4, guide=0.5).queries == 4
+
+
 def test_a_guided_configuration_has_the_learning_rate_of_the_command() -> None:
     command = RunConfig(model="m", task="chat", train_data="x").guided_learning_rate
     assert GuidedConfig(use_cpu=True).learning_rate == GuidedSPSAConfig(use_cpu=True).learning_rate == command == 2e-4

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tiny_trainers import PROMPTS, TOKENIZER, with_adapter
+from tiny_trainers import PROMPTS, TOKENIZER, online, with_adapter
+from zopro import ZOPrOConfig
 from zopro.choices import METHODS
 from zopro.config import RunConfig
+from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.train.methods import PolicyInputs, evolution, evolution_paper, fzoo
+from zopro.train.zopro import FZOOTrainer
 from zopro.zo import Gaussian, Rademacher
 
 
@@ -37,6 +41,33 @@ def test_fzoo_s_step_is_over_the_deviation_of_its_losses(tmp_path: Path) -> None
     slopes = torch.tensor(last.projected_gradients, dtype=torch.float64)
     assert last.coefficients == pytest.approx((slopes / 8 / slopes.std()).tolist()) and slopes.std() > 0
     assert trainer_of(fzoo, tmp_path, queries=3).spsa.queries == 3
+
+
+@pytest.mark.parametrize(("name", "update"), [("mezo", ""), ("fzoo", ""), ("zopro", "of 0"), ("zopro-paper", "of 0")])
+def test_a_rate_relative_to_an_update_needs_one(name: str, update: str, tmp_path: Path) -> None:
+    """The paper's preset has 1, which times noise of size 1 would leave no model."""
+    mu = {name: torch.zeros_like(p) for name, p in with_adapter().named_parameters() if p.requires_grad}
+    config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, preset="paper")
+    mu = mu if update == "of 0" else {}
+    with preserve_random_state():
+
+        def made(**changes: Any) -> Any:
+            at = with_adapter(), TOKENIZER, letters, [*PROMPTS], 1, 0, tmp_path, config
+            return METHODS[name].load()(replace(PolicyInputs(*at, previous_update=mu), **changes))
+
+        assert made().args.learning_rate == 1e-4
+        some = {name: p.detach() + 1e-3 for name, p in with_adapter().named_parameters()}
+        assert made(previous_update=some).args.learning_rate == (1 if METHODS[name].follows_update else 1e-4)
+        with pytest.raises(InputError, match=r"learning_rate: must be given with the paper preset .* MeZO's .* is 1e-4"):
+            made(config=replace(config, learning_rate=1.0)).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({}, "sides: must be 1 for FZOO.*got 2"), ({"sides": 1}, "queries: must be at least 2.*got 1")]
+)
+def test_fzoo_s_own_trainer_names_what_it_needs(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        online(FZOOTrainer, ZOPrOConfig, tmp_path, options).train()
 
 
 def test_the_paper_s_evolution_strategy(tmp_path: Path) -> None:
@@ -66,7 +97,7 @@ def test_the_paper_s_evolution_strategy(tmp_path: Path) -> None:
 def test_every_method_takes_the_options_that_mean_something_to_it(name: str, tmp_path: Path) -> None:
     """Decay of weights, and where differences are taken those of a step."""
     mine: dict[str, Any] = {"weight_decay": 0.1, "eps": 1e-3, "queries": 4, "surrogate": "clipped"}
-    config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, guide="spsa", **mine)
+    config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, guide="mixed", **mine)
     inputs = PolicyInputs(with_adapter(), TOKENIZER, letters, [*PROMPTS], 1, 0, tmp_path, config)
     with preserve_random_state():
         args: Any = METHODS[name].load()(inputs).args

@@ -11,6 +11,7 @@ import torch
 from tiny_trainers import PROMPTS, TOKENIZER, lines, llama, mean_reward, tea, weights, with_adapter, zopro
 from zopro import ZOPrOConfig
 from zopro.choices import DIRECTIONS
+from zopro.config.step import PRESETS
 from zopro.system.random_state import preserve_random_state
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Gaussian, Targeted
@@ -63,7 +64,9 @@ def test_presets_say_what_they_are() -> None:
     default, paper = ZOPrOConfig(use_cpu=True), ZOPrOConfig(use_cpu=True, preset="paper")
     assert (default.eps, default.normalize, default.second_moment_beta) == ("auto", True, 0.9)
     assert (paper.eps, paper.normalize, paper.second_moment_beta, paper.decay) == (1e-5, False, 0.0, "linear")
-    assert ZOPrOConfig(use_cpu=True, preset="paper", eps=1e-3).eps == 1e-3
+    assert (default.learning_rate, paper.learning_rate) == (PRESETS["default"], PRESETS["paper"]) == (1e-4, 1.0)
+    given = ZOPrOConfig(use_cpu=True, preset="paper", eps=1e-3, learning_rate=0.5)
+    assert (given.eps, given.learning_rate) == (1e-3, 0.5)
     with pytest.raises(ValueError, match=r"preset: must be one of default, paper, got 'papre'"):
         ZOPrOConfig(use_cpu=True, preset="papre")
 

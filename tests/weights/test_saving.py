@@ -9,11 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
+from families import family_model
 from tiny import tiny_model, tiny_tokenizer
 from zopro.errors import Diverged, InputError, diverging
-from zopro.weights.saving import save_tensors, save_weights
+from zopro.weights.adapters import tensor_files
+from zopro.weights.saving import publish, save_tensors, save_weights
 
 SOURCE = Path(__file__).parents[2] / "src" / "zopro"
 TOKENIZER = tiny_tokenizer()
@@ -31,6 +33,20 @@ def classifier() -> Any:
     base.num_labels = 1
     with torch.random.fork_rng(devices=[]):
         return get_peft_model(LlamaForSequenceClassification(base), config)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "qwen3_moe", "granitemoehybrid"])
+def test_files_of_a_run_have_the_names_in_memory_and_what_is_published_those_of_others(kind: str, tmp_path: Path) -> None:
+    """transformers fuses experts and renames heads as it loads a model; updates and journals go by what is trained."""
+    model = family_model(kind)
+    live = dict(model.named_parameters())
+    save_weights(model, tmp_path / "run")
+    publish(model, tmp_path / "out")
+    assert set(tensor_files(tmp_path / "run")) >= set(live)
+    assert not set(tensor_files(tmp_path / "out")) >= set(live)
+    for folder in ("run", "out"):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype=torch.float32)
+        assert all(torch.equal(p, live[name]) for name, p in loaded.named_parameters())
 
 
 MODELS = {

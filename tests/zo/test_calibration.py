@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from tiny_problems import mlp, same, trainable, weights
 from zopro.zo import SPSA
@@ -26,6 +27,27 @@ def test_auto_eps_is_kept_while_it_shows_slopes_and_signal_is_logged(caplog: pyt
     assert opt.param_groups[1]["eps"] == 1e-3, "a group's own eps stays"
     assert opt.last.signal_to_noise > 3
     assert opt.last.eps == [group["eps"] for group in opt.param_groups]
+
+
+def test_a_group_that_is_added_gets_an_eps_and_older_steps_replay() -> None:
+    a, b = (nn.Parameter(torch.ones(5, 3)) for _ in "ab")
+    opt = SPSA([("a", a)], lr=1e-2, eps="auto")
+    records = []
+
+    def loss() -> torch.Tensor:
+        return (a - 2).square().sum() + (b - 2).square().sum()
+
+    opt.step(loss)
+    records.append(opt.last)
+    opt.add_param_group({"params": [("b", b)]})
+    opt.step(loss)
+    records.append(opt.last)
+    assert not opt.last.skipped and opt.last.eps[0] == opt.last.eps[1] > 0 and bool((b != 1).all())
+    again = [nn.Parameter(torch.ones(5, 3)) for _ in "ab"]
+    other = SPSA([{"params": [(name, p)]} for name, p in zip("ab", again, strict=True)], lr=1e-2, eps=1e-3)
+    for record in records:
+        other.replay(record)
+    assert torch.equal(again[0], a) and torch.equal(again[1], b)
 
 
 def test_noise_floor_is_measured_only_when_asked_for() -> None:

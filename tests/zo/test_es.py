@@ -79,18 +79,23 @@ def test_it_climbs_where_a_random_walk_does_not(name: str, shaping: str) -> None
 
 
 def test_adam_s_steps_are_torch_s() -> None:
-    theta, other = torch.zeros(4, 3), nn.Parameter(torch.zeros(4, 3))
+    """Also of a tensor that is unfrozen later, whose moments begin then."""
+    ours, theirs = ([nn.Parameter(torch.zeros(4, 3)) for _ in "vw"] for _ in "ab")
     draw = torch.Generator().manual_seed(0)
-    es = ES([("w", theta)], 0.1, 0.5, 4, Gaussian(), momentum=0.8, second_moment=0.95)
-    adam = torch.optim.Adam([other], lr=0.1, betas=(0.8, 0.95), eps=1e-8)
-    for _ in range(5):
+    es = ES([*zip("vw", ours, strict=True)], 0.1, 0.5, 4, Gaussian(), momentum=0.8, second_moment=0.95)
+    adam = torch.optim.Adam(theirs, lr=0.1, betas=(0.8, 0.95), eps=1e-8)
+    for step in range(8):
+        ours[1].requires_grad_(step >= 5)
         rewards = torch.randn(4, generator=draw)
         members = es.ask()
         record = es.tell(rewards)
-        z = [Gaussian().tensor("w", theta, member.direction_seed, record.step) for member in members[::2]]
-        other.grad = sum(c * d for c, d in zip(record.coefficients, z, strict=True))
+        for name, theta, other in zip("vw", ours, theirs, strict=True):
+            z = [Gaussian().tensor(name, theta, member.direction_seed, record.step) for member in members[::2]]
+            moved = sum(c * d for c, d in zip(record.coefficients, z, strict=True))
+            other.grad = moved if theta.requires_grad else None
         adam.step()
-        assert torch.allclose(theta, other, rtol=1e-4, atol=1e-6)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+    assert bool(ours[1].any())
 
 
 def test_the_anchor_pulls_back_to_the_start() -> None:

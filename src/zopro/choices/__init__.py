@@ -59,7 +59,7 @@ class Method(Choice):
     BACK_PROPAGATION. self_starting: it needs no previous update, so that iteration 0 is its own and no warm start's.
     rate: the key of its learning rate. preset: the one it always has. population: every member of one answers a step's
     prompts once, in place of num_generations answers to each. one_sided, queries: its differences, whatever `sides` and
-    a `queries` of 1 say.
+    a `queries` of 1 say. follows_update: its steps go along the previous update, where there is one.
     """
 
     uses: str = FUNCTION_VALUES
@@ -69,6 +69,7 @@ class Method(Choice):
     population: bool = False
     one_sided: bool = False
     queries: int = 1
+    follows_update: bool = False
 
     @property
     def zeroth_order(self) -> bool:
@@ -104,8 +105,14 @@ class Reward(Choice):
 METHODS = Registry(
     "method",
     Method,
-    Method("zopro", "zopro.train.methods:targeted", "SPSA along the previous update and noise"),
-    Method("zopro-paper", "zopro.train.methods:paper", "the same as published: preset paper", preset="paper"),
+    Method("zopro", "zopro.train.methods:targeted", "SPSA along the previous update and noise", follows_update=True),
+    Method(
+        "zopro-paper",
+        "zopro.train.methods:paper",
+        "the same as published: preset paper",
+        preset="paper",
+        follows_update=True,
+    ),
     Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone"),
     Method(
         "fzoo",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 from zopro.choices import METHODS
 from zopro.config import RunConfig
-from zopro.config.step import PRESETS
+from zopro.config.step import preset_rate
 from zopro.errors import InputError
 
 STARTS = ("sft", "iteration")
@@ -90,7 +90,8 @@ class Plan:
         chosen = METHODS[method]
         preset = chosen.preset or config.preset
         configured = getattr(config, chosen.rate) if preset == config.preset else 0.0  # else it is the other preset's
-        middle = float(configured) or PRESETS[preset]
+        follows = chosen.follows_update and (self.start == "iteration" or config.sft_steps > 0)
+        middle = float(configured) or preset_rate(preset, follows)
         return float(f"{middle * RATE_STEP**power:.6g}")
 
     def left_out_rate(self, method: str, config: RunConfig) -> str:

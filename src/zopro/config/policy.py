@@ -42,9 +42,13 @@ class PolicyOptions:
         ADVANTAGES,
     )
     learning_rate: float = option(
-        0.0, "Zeroth-order learning rate; 0 takes the preset's. default: change of a weight in a typical step."
+        0.0,
+        "Zeroth-order learning rate; 0 takes the preset's, and the default's 1e-4 where there is no previous update. "
+        "default: change of a weight in a typical step.",
     )
-    weight_decay: float = option(0.0, "Decoupled weight decay (not on biases and norms).")
+    weight_decay: float = option(
+        0.0, "Decoupled weight decay, not on biases and norms (zeroth-order: on what has two or more dimensions)."
+    )
 
     def __post_init__(self) -> None:
         not_negative(self, "policy_steps", "beta", "max_kl", "learning_rate", "weight_decay")

@@ -11,6 +11,15 @@ PRESETS = {"default": 1e-4, "paper": 1.0}
 """Presets with their zeroth-order learning rates; the paper's is relative to |mu|."""
 
 
+def preset_rate(preset: str, follows_update: bool) -> float:
+    """A preset's learning rate; where there is no mu for the paper's to be relative to, the default's.
+
+    >>> preset_rate("paper", True), preset_rate("paper", False)
+    (1.0, 0.0001)
+    """
+    return PRESETS[preset if follows_update else "default"]
+
+
 @dataclass
 class DirectionOptions:
     """Where a zeroth-order step looks, and who looks."""

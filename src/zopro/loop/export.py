@@ -13,12 +13,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from zopro.config import RunConfig
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
-from zopro.engine.local.starts import joined, start_adapter, tokenizer_home
+from zopro.engine.local.starts import joined, load_start, start_adapter, tokenizer_home
 from zopro.engine.opening import open_policy
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
 from zopro.errors import InputError
@@ -31,7 +32,7 @@ from zopro.text.frame import frame_of, token_ids
 from zopro.text.tokenizer import load_tokenizer
 from zopro.weights.adapters import adapter_tensors
 from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, is_adapter
-from zopro.weights.saving import save_tensors, save_weights
+from zopro.weights.saving import publish, save_tensors
 
 GGUF_FILE = "adapter.gguf"
 
@@ -43,7 +44,7 @@ def export(
 
     `merged` adds the adapter to the base weights, in the dtype the run computed in, so that the model answers as the
     policy did. `gguf` also writes the adapter as llama.cpp reads it, adapter.gguf. Policies of full-parameter runs are
-    models already and are copied. `out` appears complete or not at all.
+    models already, and are written as others know them. `out` appears complete or not at all.
     Raises `InputError` if `out` exists and is not an empty folder.
     """
     policy, out = find_policy(run, iteration), check_new(out)
@@ -59,15 +60,14 @@ def export(
                     "would be lost. Export the adapter, and merge it into the model before quantisation with PEFT."
                 )
             model = open_adapter(base, policy.folder)
-            save_weights(model.merge_and_unload(), partial)
+            publish(model.merge_and_unload(), partial)
         elif adapter:
             _copy_adapter(policy, partial)
             if gguf:
                 (partial / GGUF_FILE).write_bytes(gguf_adapter(partial, *_as_llamacpp(config)))
         else:
-            shutil.copytree(
-                policy.folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer_state*", "*.pt")
-            )
+            dtype = AutoConfig.from_pretrained(policy.folder, trust_remote_code=config.trust_remote_code).dtype
+            publish(load_start(str(policy.folder), dtype, torch.device("cpu"), config.trust_remote_code), partial)
         tokenizer.save_pretrained(partial)
         _declare_stop(partial / "generation_config.json", tokenizer)
         write_card(policy, base_of(config.model), partial, adapter and not merged)
@@ -85,7 +85,7 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
     start = start_adapter(policy.config.model)
     if start is None:
         adapter_tensors(policy.folder)
-        shutil.copy(policy.folder / ADAPTER_FILE, target)
+        shutil.copyfile(policy.folder / ADAPTER_FILE, target / ADAPTER_FILE)
         settings, name = read_json(policy.folder / ADAPTER_CONFIG), policy.config.model
     else:
         tensors, settings = joined(start, policy.folder)

@@ -19,10 +19,9 @@ from zopro.config import RunConfig
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.starts import load_start
 from zopro.engine.local.targets import new_adapter
-from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.weights import updates
-from zopro.weights.adapters import adapter_state, model_files
+from zopro.weights.adapters import adapter_state
 from zopro.weights.saving import save_weights
 
 
@@ -32,16 +31,16 @@ class Policies:
     Args:
         base: the causal model; with LoRA it is lent to one adapter at a time and comes back pristine.
         config: for the adapter's shape, and for loading whole models in full-parameter mode.
-
-    Raises:
-        InputError: all parameters are trained, from the SFT update, and the base's own files are not at hand.
     """
 
     def __init__(self, base: PreTrainedModel, config: RunConfig) -> None:
         self.base, self.config = base, config
         self.full = config.lora_r == 0
-        if self.full and config.warm_start == "sft" and METHODS[config.method].zeroth_order:
-            _check_files(config.model)
+
+    @property
+    def keeps_initial(self) -> bool:
+        """Whether the policy before SFT is saved: a fresh adapter, or what a whole model's SFT update is taken from."""
+        return not self.full or (self.config.warm_start == "sft" and METHODS[self.config.method].zeroth_order)
 
     @contextmanager
     def open(self, folder: Path | None, trainable: bool = False) -> Iterator[Any]:
@@ -85,12 +84,3 @@ class Policies:
     def reward_update(self, after: Path, before: Path) -> Mapping[str, Tensor]:
         """v: the difference of two saved reward models, of the tensors they share with the policy."""
         return updates.reward_update(after, before, self.full, self.config.lora_alpha)
-
-
-def _check_files(model: str) -> None:
-    """The SFT update of all parameters is measured from the base's files, tensor by tensor."""
-    if not model_files(Path(model)):
-        raise InputError(
-            f"warm_start: sft must find the base's weights in a local folder with lora_r: 0, got the model {model!r}. "
-            "Download it (an adapter: export it --merged) and give its folder, or take another warm start."
-        )

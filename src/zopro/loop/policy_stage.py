@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from zopro.choices import METHODS
-from zopro.config.step import PRESETS
 from zopro.errors import diverging
 from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
@@ -106,10 +105,9 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
     steps, seed, at = policy_steps(run, data), run.seed("policy", iteration), store.trainer("policy", iteration)
     items = iteration_items(run, data, iteration, steps * config.prompts_per_step)
     method = METHODS[origin.method]
-    rate = getattr(config, method.rate) or PRESETS[method.preset or config.preset]
     with (
-        diverging(method.rate, rate),
         policy_trainer(run, models, origin, items, steps, seed, at) as (trainer, model),
+        diverging(method.rate, rate := getattr(config, method.rate) or trainer.args.learning_rate),
         store.new_folder(store.policy(iteration)) as folder,
     ):
 

@@ -61,7 +61,8 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
         mu = policies[last + 1], policies[last]
         v = (store.reward(last + 1), store.reward(last)) if config.trains_reward else None
     elif start == "sft":
-        mu = policies[-1], Path(config.model) if config.lora_r == 0 else store.initial()
+        initial = store.initial()
+        mu = policies[-1], initial if config.lora_r or initial.exists() else Path(config.model)  # as 0.1.0 has it
     elif start is not None:
         method = METHOD_OF_START[start]
     return Origin(store.path, iteration, method, policies[-1], mu, v)

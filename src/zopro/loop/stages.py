@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from zopro.errors import diverging
 from zopro.loop.answers import ask_judge, sample_all
 from zopro.loop.data import Data, Item
-from zopro.loop.learned import answered, ending_within, pairs, scored
+from zopro.loop.learned import answered, ending_within, held_out_quality, pairs, scored
 from zopro.loop.models import Models
 from zopro.loop.policy_stage import iteration_items
 from zopro.loop.run import Run
@@ -37,7 +37,7 @@ def train_sft(run: Run, models: Models, data: Data) -> None:
     Without steps the policy is the base model, whatever the rows have.
     """
     config, store, policies = run.config, run.store, models.policies
-    if not policies.full and not store.initial().exists():
+    if policies.keeps_initial and not store.initial().exists():
         with policies.open(None) as model, whole_folder(store.initial()) as folder:
             policies.save(model, folder)
     rows = _sft_rows(run, models, data) if config.sft_steps else []
@@ -108,13 +108,9 @@ def _train_reward(run: Run, models: Models, data: Data) -> None:
     }
     if data.regressed:
         model.train_scores([*scored(data.train, fits)], **options)
-        held_out = [*scored(data.eval)]
-        measured = len({row.score for row in held_out}) > 1
-        quality = model.correlation(held_out, config.eval_batch_size) if measured else {}
     else:
         model.train_pairs([*pairs(data.train, fits)], **options)
-        held_out_pairs = [*pairs(data.eval)]
-        quality = model.accuracy(held_out_pairs, config.eval_batch_size) if held_out_pairs else {}
+    quality = held_out_quality(model, data, config.eval_batch_size)
     store.log({"stage": "reward", "iteration": None, "step": None, "event": "quality", **quality})
     model.save(store.reward(0))
     run.say(f"reward model on held-out rows: {shown.quality(quality)}")

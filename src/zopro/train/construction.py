@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,8 +23,13 @@ LARGEST_WEIGHT = 1e6  # no language model has one near it
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters, by their names without PEFT's wrapping. Raises InputError where there is none."""
-    named = [(tensor_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    """The trainable parameters, by their names without PEFT's wrapping, unless several adapters have tensors of one name.
+
+    Raises InputError where there is none.
+    """
+    full = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    seen = Counter(tensor_name(name) for name, _ in full)
+    named = [(name if seen[tensor_name(name)] > 1 else tensor_name(name), p) for name, p in full]
     if not named:
         remedy = " Load the adapter with is_trainable=True." if hasattr(model, "peft_config") else ""
         raise InputError(f"model: has no parameter with requires_grad=True, so there is nothing to train.{remedy}")

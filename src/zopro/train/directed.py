@@ -62,13 +62,18 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
             self.engine = engine
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
+        """Whose records the engine applies: to the same tensors if it is local, to its own as well if not.
+
+        It is kept by a second training, which follows the previous update anew.
+        """
         optimizer = super().create_optimizer(model)
         if isinstance(self.engine, OverTensors):
             self.engine.hold(self.spsa.weights)
             self.spsa.move = self.engine.apply
         else:
             self.spsa.move = self._move_both
+        if isinstance(self.spsa.directions, Targeted) and not self.state.global_step:
+            self.spsa.directions.begin(self.spsa.step_count, max(1, self.state.max_steps))
         return optimizer
 
     def _move_both(self, record: StepRecord) -> None:
@@ -98,6 +103,11 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         if self.accelerator.num_processes > 1:
             raise ValueError("parallel: with 'queries' args and trainer must be made inside zopro.system.launch.alone()")
         return Ranks("queries", exchanging(self.accelerator.device))
+
+
+def moves(update: Mapping[str, Tensor]) -> bool:
+    """Whether an update is not 0; a lazy one is read as far as it is."""
+    return any(bool(tensor.any()) for tensor in update.values())
 
 
 def plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:

@@ -77,7 +77,7 @@ class GuidedConfig(RLOOConfig):
 class GuidedSPSAConfig(ZOPrOConfig):
     """`ZOPrOConfig` with the options of the guide, for SPSA along pseudo-gradients."""
 
-    learning_rate: float = option(GUIDED_LEARNING_RATE, "Step size: the change of a weight in a typical step.")
+    learning_rate: float | None = option(GUIDED_LEARNING_RATE, "Step size: the change of a weight in a typical step.")
     local: str = option("block", "Block-local vector-Jacobian products: none, mlp, chain or block.")
     tail: int = option(4, "With block: how many tokens at the prompts' ends are swept; 0: all.")
     top_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
@@ -88,6 +88,8 @@ class GuidedSPSAConfig(ZOPrOConfig):
         _check_guide(self)
         if not 0 < self.guide <= 1:
             raise ValueError(f"guide: must lie in (0, 1], got {self.guide}")
+        if self.guide == 1 and self.queries > 1:
+            raise ValueError(f"queries: must be 1 with guide=1, which has one direction a step, got {self.queries}")
 
 
 def _check_guide(config: Any) -> None:

@@ -18,9 +18,10 @@ from trl import RLOOConfig
 
 from zopro.config import RunConfig
 from zopro.config.evolution import EvolutionOptions
-from zopro.config.step import PRESETS, DirectionOptions, StepOptions
+from zopro.config.step import DirectionOptions, StepOptions, preset_rate
 from zopro.train.arguments import policy_arguments, scaled_gradients
 from zopro.train.checkpoints import checkpointed
+from zopro.train.directed import moves
 from zopro.train.drawing import ROW
 from zopro.train.es import ESConfig, ESTrainer
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
@@ -99,9 +100,10 @@ def _zeroth_order(
     inputs: PolicyInputs, targeted: bool, preset: str | None = None, trainer_cls: type = ZOPrOTrainer
 ) -> Trainer:
     config = replace(inputs.config, preset=preset) if preset else inputs.config
+    follows = targeted and moves(inputs.previous_update)
     arguments = ZOPrOConfig(
         **_arguments(inputs),
-        learning_rate=config.learning_rate or PRESETS[config.preset],
+        learning_rate=config.learning_rate or preset_rate(config.preset, follows),
         lr_scheduler_type="constant",
         weight_decay=config.weight_decay,
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},

@@ -21,7 +21,7 @@ from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
 from zopro.train.arguments import check_whole
-from zopro.train.directed import DirectedTrainer
+from zopro.train.directed import DirectedTrainer, moves
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
 from zopro.train.papers import FZOO, ZOPRO
@@ -38,12 +38,15 @@ TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask",
 class ZOPrOConfig(StepOptions, RLOOConfig):
     """`trl.RLOOConfig` with the options of the zeroth-order step. Empty options, and None, take the preset's.
 
-    >>> ZOPrOConfig("runs/short").eps, ZOPrOConfig("runs/short", preset="paper").eps
-    ('auto', 1e-05)
+    >>> default, paper = ZOPrOConfig("runs/short"), ZOPrOConfig("runs/short", preset="paper")
+    >>> default.eps, default.learning_rate, paper.eps, paper.learning_rate
+    ('auto', 0.0001, 1e-05, 1.0)
     """
 
-    learning_rate: float = option(
-        PRESETS["default"], "Step size; in the default preset the change of a weight in a typical step."
+    learning_rate: float | None = option(
+        None,
+        "Step size: in the default preset the change of a weight in a typical step (1e-4), in the paper's relative to "
+        "the previous update (1).",
     )
     gradient_checkpointing: bool = option(False, "There is no backward pass: leave it off.")
     bf16: bool | None = option(False, "Autocast to bfloat16; off, since a model loads in its own dtype.")
@@ -53,6 +56,8 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            self.learning_rate = PRESETS.get(self.preset, 0.0)
         RLOOConfig.__post_init__(self)
         for name in ("eps", "noise", "surrogate"):
             setattr(self, name, "" if getattr(self, name) is None else getattr(self, name))
@@ -104,7 +109,18 @@ class ZOPrOTrainer(DirectedTrainer):
         return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As `DirectedTrainer`'s; with `evaluation: batched` the engine takes all displacements of a step at once."""
+        """As `DirectedTrainer`'s; with `evaluation: batched` the engine takes all displacements of a step at once.
+
+        Raises InputError: the learning rate is relative to a previous update, and there is none.
+        """
+        rate, paper = self.args.learning_rate, self.args.preset == "paper"
+        check(
+            not paper or rate != PRESETS["paper"] or moves(self.previous_update),
+            "learning_rate",
+            "must be given with the paper preset where there is no previous_update, to which its 1 is relative",
+            rate,
+            "MeZO's for adapters is 1e-4.",
+        )
         optimizer = super().create_optimizer(model)
         if isinstance(self.engine, LocalEngine) and self.args.evaluation == "batched":
             self.engine.logprob_tokens = MAX_BATCH_TOKENS
@@ -203,11 +219,19 @@ class FZOOTrainer(ZOPrOTrainer):
 
     Departures: the losses of a step's queries are taken one after another, unless `evaluation: batched` has them in one
     batch of displaced models, as theirs are; the learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is
-    known where answers are the policy's own.
+    known where answers are the policy's own. Its signs are `noise="rademacher"`, which `zopro.train.methods.fzoo` sets.
+
+    Raises InputError: `args` has other `sides` than 1, fewer than two `queries`, or a `second_moment_beta`.
     """
 
     _name, _paper = "FZOO", FZOO
     _tag_names: ClassVar[list[str]] = ["trl", "zopro", "fzoo", "zeroth-order"]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        args = self.args
+        check(args.sides == 1, "sides", "must be 1 for FZOO, whose differences are one-sided", args.sides)
+        check(args.queries > 1, "queries", "must be at least 2 for FZOO, which divides by their deviation", args.queries)
+        return super().create_optimizer(model)
 
     def spsa_arguments(self) -> dict[str, Any]:
         return {**super().spsa_arguments(), "second_moment_beta": None, "over_std": True}

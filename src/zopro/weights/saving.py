@@ -21,18 +21,27 @@ from zopro.errors import Diverged
 def save_weights(model: Any, folder: Path) -> None:
     """Write the active adapter of a PEFT model, or a whole model, into `folder` (see `zopro.store.durable.whole_folder`).
 
+    A whole model has the names in its files that it has in memory, by which updates are asked for; transformers reads
+    these too. `publish` writes the names that others know.
+
     Raises:
         Diverged: as `check_whole`; nothing was written.
     """
     check_whole(model)
     if not isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_original_format=False)
         return
     adapter = model.active_adapter
     model.save_pretrained(str(folder), selected_adapters=[adapter], save_embedding_layers=False)
     if adapter != "default":  # PEFT puts every adapter of another name in a folder of its own
         shutil.copytree(folder / adapter, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / adapter)
+
+
+def publish(model: Any, folder: Path) -> None:
+    """Write a whole model as it is published, in the format that other programs read too; raises as `check_whole`."""
+    check_whole(model)
+    model.save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -31,15 +31,13 @@ class Moments:
         self.mean: dict[str, Tensor] = {}
         self.square: dict[str, Tensor] = {}
         self.start: dict[str, Tensor] = {}
-        self.mean_weight = self.square_weight = 0.0  # 1 - b^n, also where b changes on the way
+        self.mean_weight: dict[str, float] = {}  # 1 - b^n of the n steps that moved a tensor, also where b changes
+        self.square_weight: dict[str, float] = {}
 
     def begin(self, record: StepRecord) -> None:
         """Before a record is applied: step 0 begins a series."""
         if record.step == 0:
             self.forget()
-        if not record.skipped:
-            self.mean_weight = record.momentum * self.mean_weight + 1 - record.momentum
-            self.square_weight = record.second_moment * self.square_weight + 1 - record.second_moment
 
     def anchored_(self, name: str, tensor: Tensor, wide: Tensor, share: float) -> None:
         """theta <- theta - share (theta - theta_0), in place of `wide`, which has the values of `tensor`."""
@@ -52,20 +50,28 @@ class Moments:
         """What the step is along in place of `estimate`, which is used up."""
         if record.second_moment:
             square = _running(self.square, name, estimate)
+            self.square_weight[name] = _weight(self.square_weight, name, record.second_moment)
             square.mul_(record.second_moment).addcmul_(estimate, estimate, value=1 - record.second_moment)
         if record.momentum:
             mean = _running(self.mean, name, estimate)
+            self.mean_weight[name] = _weight(self.mean_weight, name, record.momentum)
             mean.mul_(record.momentum).add_(estimate, alpha=1 - record.momentum)
-            estimate.copy_(mean).div_(self.mean_weight)
+            estimate.copy_(mean).div_(self.mean_weight[name])
         if record.second_moment:
-            estimate.div_(square.div(self.square_weight).sqrt_().add_(ROUNDING))
+            estimate.div_(square.div(self.square_weight[name]).sqrt_().add_(ROUNDING))
         return estimate
 
     def state(self) -> dict[str, Any]:
         return dict(vars(self))
 
     def load(self, state: dict[str, Any]) -> None:
-        vars(self).update({name: dict(value) if isinstance(value, dict) else value for name, value in state.items()})
+        for name, value in state.items():
+            one = not isinstance(value, dict)  # 0.1.0 has a weight for all
+            vars(self)[name] = dict.fromkeys(state[name.removesuffix("_weight")], value) if one else dict(value)
+
+
+def _weight(table: dict[str, float], name: str, beta: float) -> float:
+    return beta * table.get(name, 0.0) + 1 - beta
 
 
 def _running(table: dict[str, Tensor], name: str, like: Tensor) -> Tensor:

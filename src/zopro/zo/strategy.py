@@ -131,7 +131,7 @@ class SPSAStrategy:
         if not automatic:
             signal.noise_floor = loss_noise(loss_at, self.groups[0]["eps"], scale(unit))
             return
-        anew, signal.doubted = signal.doubted, False
+        anew, signal.doubted = signal.doubted and self.calibrated, False
         if anew:
             chosen = automatic[0]["eps"]
             shows = signal.ratio(loss_at(chosen) - loss_at(-chosen)) >= LOW_SIGNAL
@@ -142,8 +142,8 @@ class SPSAStrategy:
             return
         signal.noise_floor, signal.blind = noise, not seen and not math.isnan(noise)
         self.trusts_known_loss = None if anew else self.trusts_known_loss
-        for group in automatic:
-            group["eps"] = "auto" if math.isnan(eps) else eps
+        for group in [] if math.isnan(eps) else automatic:
+            group["eps"] = eps
         logger.info("noise floor of the loss %.3g, eps %.3g", noise, eps)
 
     def ask(self, step: int, loss_at_theta: float | None = None) -> list[Displacement]:
@@ -271,7 +271,7 @@ class SPSAStrategy:
     def uncalibrated(self) -> bool:
         """Whether the next step evaluates losses to choose eps, or to measure the noise floor."""
         wanted = self.measure_noise or any(group["auto_eps"] for group in self.groups)
-        return wanted and (math.isnan(self.signal.noise_floor) or self.signal.doubted)
+        return wanted and (math.isnan(self.signal.noise_floor) or self.signal.doubted or not self.calibrated)
 
     @property
     def calibrated(self) -> bool:

@@ -116,7 +116,7 @@ class Weights:
             return
         still, place = set(record.left_out), self._places()
         seeds = [query_seed(query, record.seed) for query in range(len(record.coefficients))]
-        moving = [entry for entry in self.movable if entry[0] not in still]
+        moving = [entry for entry in self._recorded(record) if entry[0] not in still]
         estimates = self._estimates(record, moving, seeds)
         for name, tensor, group in [] if self._applied_at_once(record, moving, seeds) else moving:
             g = place[id(group)]
@@ -181,13 +181,18 @@ class Weights:
     def check(self, record: StepRecord) -> None:
         """Raise `Diverged` for a step that would leave tensors useless, or infinite in a narrow dtype."""
         place = self._places()
-        for _, tensor, group in self.movable:
+        for _, tensor, group in self._recorded(record):
             g = place[id(group)]
             lr = record.learning_rates[g]
             along = sum(abs(coefficient) for coefficient in record.coefficients) * record.eps[0] / record.eps[g]
             size = max(lr * max(1.0 if record.second_moment else along, record.weight_decay[g]), record.anchor)
             if not size < min(LARGEST, torch.finfo(tensor.dtype).max / 10):
                 raise _TooFar(lr, size)
+
+    def _recorded(self, record: StepRecord) -> list[Entry]:
+        """What is movable in the groups that there were when the step was taken."""
+        place = self._places()
+        return [entry for entry in self.movable if place[id(entry[2])] < len(record.learning_rates)]
 
     def _places(self) -> dict[int, int]:
         return {id(group): index for index, group in enumerate(self.groups)}

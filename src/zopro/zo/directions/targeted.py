@@ -62,6 +62,7 @@ class Targeted(Directions):
         self.previous_update = previous_update
         self.reward_update = reward_update
         self.total_steps = total_steps
+        self.first_step = 0
         self.decay = decay
         self.normalize = normalize
         self.noise = noise or Gaussian()
@@ -75,6 +76,13 @@ class Targeted(Directions):
         self._rows: tuple[Any, list[tuple[list[int], Rows]]] | None = None
         self._mean_size = sum(sizes) / len(sizes) if sizes else None
 
+    def begin(self, first_step: int, total_steps: int) -> None:
+        """Let d decay anew, over `total_steps` from `first_step` on."""
+        self.first_step, self.total_steps = first_step, total_steps
+
+    def _share(self, step: int) -> float:
+        return target_share(step - self.first_step, self.total_steps, self.decay)
+
     def check(self, named_params: Iterable[tuple[str, Tensor]]) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in named_params}
         check_update("previous_update", self.previous_update, shapes)
@@ -87,7 +95,7 @@ class Targeted(Directions):
         if mu_norm is None:
             wanted = None if self._mean_size is None else self._mean_size * math.sqrt(noise.numel()) * self._scale
             return noise if wanted is None else _rescaled(noise, wanted)
-        d = target_share(step, self.total_steps, self.decay)
+        d = self._share(step)
         mu = self._mu.at(name, like.device)
         noise = _rescaled(noise, mu_norm)
         return noise.mul_(math.sqrt(1 - d * d)).add_(mu, alpha=d).mul_(self._scale)
@@ -96,7 +104,7 @@ class Targeted(Directions):
         if not all(there.waits(like.device) for _, like in named):
             return super().tensors(named, seed, step)
         noise = self.noise.tensors(named, seed, step)
-        d, found = target_share(step, self.total_steps, self.decay), list[Tensor](noise)
+        d, found = self._share(step), list[Tensor](noise)
         for places, rows in self._grouped(named):
             drawn = rows.directions(torch.stack([noise[place].flatten() for place in places]), d, self._scale)
             for place, z in zip(places, drawn, strict=True):
