@@ -171,6 +171,34 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Rollouts]:
     return drawn
 
 
+def test_verdicts_that_cannot_be_used_are_counted_and_said(
+    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, summary = finished
+    shutil.copytree(settings.output_dir, tmp_path / "run")
+    run, models, data = open_all(replace(settings, output_dir=str(tmp_path / "run")), resume=True)
+    said: list[str] = []
+    monkeypatch.setattr(Run, "say", lambda self, line: said.append(line))
+    decides = evaluate(run, models, data, 1)
+    assert decides["invalid"] == 0 and not any("could not be used" in line for line in said)
+    assert summary["evaluations"][-1]["ties"] == decides["ties"] < 4, "else the test would see nothing"
+
+    asked: list[str] = []
+
+    def half(prompts: list[str], completions: list[list[str]], references: list[str | None]) -> list[Any]:
+        asked.extend(prompts)
+        return [1 if place % 2 else "the second" for place in range(len(asked) - len(prompts), len(asked))]
+
+    line = evaluate(run, replace(models, judge=half), data, 1)
+    run.store.lock.release()
+    equal, invalid = line["n"] - len(asked), math.ceil(len(asked) / 2)
+    assert json.loads((tmp_path / "run/evaluations/001.json").read_text())["invalid"] == line["invalid"] == invalid
+    assert line["ties"] == equal and sum(line["reasons"].values()) == equal + invalid
+    assert line["win_rate"] == pytest.approx((len(asked) - invalid + 0.5 * (equal + invalid)) / line["n"])
+    reason = f"verdict is not an integer but str: {invalid}"
+    assert f"evaluation 1: {invalid} of 6 verdicts could not be used ({reason}), each half a win." in " ".join(said)
+
+
 def test_what_is_known_is_not_estimated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that has not moved, in bfloat16, where sampling's log-probs are not those of a pass."""
     opened = open_all(config(folder, tmp_path / "run", dtype="bfloat16"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tiny_trainers
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.data import Item
@@ -87,6 +89,21 @@ def test_a_trainer_finds_the_items_by_their_place_and_logs_each_reward() -> None
     assert logged == {"rewards/exact": pytest.approx(1 / 3), "rewards/length:1-1": pytest.approx(7 / 9)}
 
 
+@pytest.mark.parametrize("trainer", [tiny_trainers.zopro, tiny_trainers.es])
+def test_a_schedule_sees_the_trainer_s_step_and_none_in_an_evaluation(trainer: Any, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def scheduled(completions: list[str], trainer_state: Any) -> list[float]:
+        seen.append(trainer_state and trainer_state.global_step)
+        return [float(len(text)) for text in completions]
+
+    made = Rewards({"mine": 1.0}, {"mine": scheduled}, None, lambda ids: [str(row) for row in ids], 8)
+    made.score([item()], [[0]])
+    items = [Item(prompt, [1], Example(USER, None)) for prompt in tiny_trainers.PROMPTS]
+    trainer(tmp_path, reward_funcs=made.as_reward_function(items), max_steps=2).train()
+    assert seen[0] is None and list(dict.fromkeys(seen[1:])) == [0, 1]
+
+
 NO_NUMBER = "must return finite numbers of at most 1e+18, or None for no reward, got"
 
 
@@ -127,7 +144,7 @@ def test_each_call_sees_the_row_as_it_is_in_the_file() -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "async", "async that blocks"])
 def test_one_that_hangs_is_given_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zopro.loop.rewarding.CANCELLED", 0.05)
+    monkeypatch.setattr("zopro.system.guard.CANCELLED", 0.05)
     mended = threading.Event()
 
     def hangs(**columns: Any) -> list[float]:
@@ -141,10 +158,42 @@ def test_one_that_hangs_is_given_up(kind: str, monkeypatch: pytest.MonkeyPatch) 
     async def blocks(**columns: Any) -> list[float]:
         return hangs()
 
+    async def good(**columns: Any) -> list[float]:
+        return [2.0]
+
     functions = {"plain": hangs, "async": hangs_too, "async that blocks": blocks}
     with pytest.raises(InputError, match=r"raised \w*TimeoutError|raised Late"):
         rewards({"mine": 1.0}, 0.05, mine=functions[kind]).score([item()], [[0]])
+    assert rewards({"mine": 1.0}, 5.0, mine=good).score([item()], [[0]]).total == [2.0], "nobody waits for it"
     mended.set()
+
+
+def test_what_an_async_function_keeps_can_be_used_again() -> None:
+    """A limit to an endpoint's requests at once belongs to the event loop of its first use."""
+    limit = asyncio.Semaphore(1)
+
+    async def asks(completions: list[str]) -> list[float]:
+        async def one(text: str) -> float:
+            async with limit:
+                await asyncio.sleep(0.001)
+                return float(len(text))
+
+        return await asyncio.gather(*map(one, completions))
+
+    made = rewards({"asks": 1.0}, 60.0, asks=asks)
+    for _ in range(2):
+        assert made.score([item(), item()], [[0], [1]]).total == [1.0, 9.0]
+
+
+def test_one_that_must_run_in_the_main_thread_is_told_how() -> None:
+    def alarmed(completions: list[str]) -> list[float]:
+        signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+        return [1.0] * len(completions)
+
+    with pytest.raises(InputError) as error:
+        rewards({"mine": 1.0}, 600.0, mine=alarmed).score([item()], [[0]])
+    assert "in main thread of the main interpreter. Set reward_timeout: 0, which calls it" in str(error.value)
+    assert rewards({"mine": 1.0}, 0.0, mine=alarmed).score([item()], [[0]]).total == [1.0]
 
 
 def test_built_in_rewards_run_in_the_main_thread_where_math_verify_has_its_time_limit() -> None:

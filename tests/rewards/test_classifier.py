@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
@@ -51,6 +53,29 @@ def test_it_scores_as_trl_does(tmp_path: Path) -> None:
         with torch.inference_mode():
             assert score == pytest.approx(float(reward.model(**inputs).logits[0, 0]), abs=1e-5)
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(
+    ("of_tokenizer", "of_config"), [("<pad>", 0), (None, None), ("<eos>", None), ("<eos>", 0), ("<eos>", 2), (None, -1)]
+)
+def test_the_score_is_that_of_the_conversation_alone(of_tokenizer: str | None, of_config: int | None, tmp_path: Path):
+    """Whatever pads: transformers reads a decoder's score at the last token that is not config.pad_token_id."""
+    path = saved(tmp_path, pad_token_id=of_config, initializer_range=0.2)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = of_tokenizer
+    tokenizer.save_pretrained(path)
+    reward = Classifier(path, torch.float32, torch.device("cpu"))
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    assert tokenizer.eos_token_id == 2 and tokenizer.convert_ids_to_tokens(0) == "<pad>"
+    for template in (TEMPLATE, TEMPLATE.replace("{{ eos_token }}", "")):
+        tokenizer.chat_template = reward.tokenizer.chat_template = template
+        answers = ["two cups", "no", "tea or cake, please<pad>"]
+        for answer, score in zip(answers, reward(["tea?"] * 3, answers), strict=True):
+            turns = [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": answer}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            with torch.inference_mode():
+                assert score == pytest.approx(float(model(**inputs).logits[0, 0]), abs=1e-5)
 
 
 def test_without_a_template_it_reads_a_pair_or_a_line_below_the_other(tmp_path: Path) -> None:

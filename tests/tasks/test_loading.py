@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zopro.choices import TASKS
 from zopro.errors import InputError
-from zopro.tasks import load, prompt_key
+from zopro.tasks import load, load_prompts, prompt_key
 
 
 def options(train, held_out="", task="preference", most=0):
@@ -91,6 +91,15 @@ def test_refused_rows_do_not_count_towards_the_evaluation(tmp_path):
     source = write(tmp_path / "x.jsonl", [f"p{i}" for i in range(20)])
     data = load(options(source), 8, 0, refuse=lambda e: "odd" if e.row % 2 else None)
     assert len(data.eval) == 8 and len(data.train) == 2
+
+
+def test_which_of_several_splits_is_read_is_said(tmp_path):
+    for name in ("train.jsonl", "train_small.jsonl", "test.jsonl"):
+        write(tmp_path / name, ["a", "b"] if "train" in name else ["c"])
+    said = "of the splits train, train_small one is read: train"
+    assert load(options(tmp_path, tmp_path / "test.jsonl"), 1, 0).remarks() == [f"train_data: {said}"]
+    (tmp_path / "test.jsonl").rename(tmp_path / "validation.jsonl")
+    assert len(load_prompts(str(tmp_path), 5, 0)[0]) == 1 and load_prompts(str(tmp_path), 5, 0)[2] == []
 
 
 def test_nothing_usable_says_why(tmp_path):

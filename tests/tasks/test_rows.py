@@ -130,6 +130,40 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path):
     assert load_rows(str(tmp_path), "eval") == [{"a": 4}]
 
 
+SEVERAL = [f"{split}-00000-of-00001.jsonl" for split in ("test_gen", "test_prefs", "train_prefs", "train_sft")]
+
+
+def test_a_folder_of_several_splits_is_refused_but_for_one_of_just_that_name(tmp_path):
+    for name in SEVERAL:
+        (tmp_path / name).write_text(json.dumps({"a": name}))
+    for split, word, found in (("train", "train", SEVERAL[2:]), ("eval", "test", SEVERAL[:2])):
+        with pytest.raises(InputError) as refused:
+            load_rows(str(tmp_path), split)
+        assert str(refused.value).startswith(f"{split}_data: '{tmp_path}' must hold one split that begins with {word}")
+        assert f"got the files {', '.join(found)}. Name the file itself" in str(refused.value)
+    said = []
+    for name in ("train-00000-of-00002-0a1b.jsonl", "train-00001-of-00002-0a1b.jsonl.gz"):
+        data = json.dumps({"a": name}).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert [row["a"][:11] for row in load_rows(str(tmp_path), "train", said.append)] == ["train-00000", "train-00001"]
+    assert said == ["train_data: of the splits train, train_prefs, train_sft one is read: train"]
+
+
+def test_of_a_hub_data_set_the_split_of_that_name_is_read_else_the_first(monkeypatch):
+    asked, said = [], []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *a, split: asked.append(split) or datasets.Dataset.from_list(ROWS)
+    )
+    for splits in (["train_small", "train"], ["train_prefs", "train_sft", "test"], ["train"]):
+        monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, splits=splits: splits)
+        load_rows("who/what", "train", said.append)
+    assert asked == ["train", "train_prefs", "train"]
+    assert said == [
+        "train_data: of the splits train_small, train one is read: train",
+        "train_data: of the splits train_prefs, train_sft one is read: train_prefs",
+    ]
+
+
 def test_a_folder_without_the_split_says_what_it_has(tmp_path):
     (tmp_path / "test.jsonl").write_text("{}")
     with pytest.raises(InputError, match=r"train_data: no file in .* begins with train; found test.jsonl"):

@@ -29,6 +29,8 @@ TOOLS = [
     [
         (GSM8K, user(GSM8K["question"]), "7", GSM8K["answer"]),
         ({"prompt": "2 + 2?", "answer": 4}, user("2 + 2?"), "4", "4"),
+        ({"prompt": "2 + 2?", "answer": 4.0}, user("2 + 2?"), "4", "4"),
+        ({"prompt": "1 / 2?", "answer": 0.5}, user("1 / 2?"), "0.5", "0.5"),
         ({"prompt": "2 + 2?"}, user("2 + 2?"), None, None),
         ({"prompt": TOOLS, "answer": "yes"}, TOOLS, "yes", "yes"),
         ({"problem": "x?", "solution": "so $\\boxed{5}$.", "answer": "5"}, user("x?"), "5", "so $\\boxed{5}$."),
@@ -93,6 +95,8 @@ def test_all_answers_of_a_list_reach_the_reward_whatever_the_name(cell: Any) -> 
     for name in ("final_answer", "ground_truth", "completion"):
         row = {"prompt": "x?", name: cell, "answer": None}
         assert columns_of(replace(example("verifiable", row), columns=row))["answer"] == ["a", "b"]
+    row = {"prompt": "x?", "ground_truth": [4.0, 5.0]}
+    assert columns_of(replace(example("verifiable", row), columns=row))["answer"] == [4.0, 5.0]
     row = {"prompt": "x?", "ground_truth": "a", "solution": ["c", "d"]}
     assert columns_of(replace(example("verifiable", row), columns=row))["answer"] == "a"
 

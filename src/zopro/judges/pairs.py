@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from zopro.judges.verdicts import Row, Verdicts
 from zopro.system import guard, progress
 
 _REMEDY = "Fix it or raise its timeout, then continue with --resume: verdicts it gave are not asked for again."
+EQUAL = "equal answers"  # the reason of ties known beforehand
 _GIVE_UP_AFTER = 3
 """Failures in a row after which a judge is taken to be broken; a remote one may take a minute to fail each time."""
 
@@ -45,6 +46,14 @@ class JudgeResult:
     ties: int
     reasons: dict[str, int]
 
+    def unusable(self) -> str:
+        """How many verdicts were invalid, with the reason of most.
+
+        >>> JudgeResult([0, -1, -1], invalid=1, ties=1, reasons={EQUAL: 1, "judge raised KeyError": 1}).unusable()
+        '1 of 3 verdicts could not be used (judge raised KeyError: 1)'
+        """
+        return f"{self.invalid} of {len(self.winners)} verdicts could not be used ({_most(self.reasons)})"
+
 
 def judge_pairs(
     judge: Judge,
@@ -69,7 +78,7 @@ def judge_pairs(
     kept = verdicts if getattr(judge, "kept", False) else None
     equal = {index for index, (_, answers, _) in enumerate(rows) if len(set(answers)) == 1}
     winners = [-1] * len(rows)
-    reasons: Counter[str] = Counter({"equal answers": len(equal)} if equal else {})
+    reasons: Counter[str] = Counter({EQUAL: len(equal)} if equal else {})
     due: list[int] = []
     for index, row in enumerate(rows):
         known = None if kept is None or index in equal else kept.get(row)
@@ -99,9 +108,14 @@ def judge_pairs(
         progress.end(judged)
     invalid = reasons.total() - len(equal)
     if invalid == len(rows) - len(equal) >= _GIVE_UP_AFTER:
-        most, count = (reasons - Counter({"equal answers": len(equal)})).most_common(1)[0]
-        raise _broken(judge, f"gave no usable verdict on {invalid} pairs ({most}: {count})")
+        raise _broken(judge, f"gave no usable verdict on {invalid} pairs ({_most(reasons)})")
     return JudgeResult(winners, invalid, winners.count(-1) - invalid, dict(reasons))
+
+
+def _most(reasons: Mapping[str, int]) -> str:
+    """The reason of most invalid verdicts, with its count."""
+    reason = max((one for one in reasons if one != EQUAL), key=lambda one: reasons[one])
+    return f"{reason}: {reasons[reason]}"
 
 
 def _broken(judge: Judge, what: str) -> InputError:

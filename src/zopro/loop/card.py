@@ -39,7 +39,7 @@ def write_card(policy: Policy, base: str, folder: Path, adapter: bool = True) ->
     run = Layout(policy.run)
     picture = next((path for path in (run.share(), run.figures() / _CURVE) if path.is_file()), None)
     if picture is not None:
-        shutil.copy(picture, folder / PICTURE)
+        shutil.copyfile(picture, folder / PICTURE)
     (folder / CARD).write_text(card(policy, base, adapter, picture is not None), "utf-8")
 
 

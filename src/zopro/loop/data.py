@@ -67,6 +67,7 @@ def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     _check_answers(config, found)
     rows, dropped = f"{len(found.train)} training rows, {len(found.eval)} held-out prompts", found.dropped
     other: list[Example] = []
+    remarks = found.remarks()
     if config.other_data:
         trained = set(map(tasks.prompt_key, found.train))
 
@@ -74,11 +75,12 @@ def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
             learned = "prompt is one of train_data" if tasks.prompt_key(example) in trained else None
             return learned or _unfit(tokenizer, frame, item(example), (), config.max_prompt_length)
 
-        other, more = tasks.load_prompts(config.other_data, config.eval_prompts, config.seed, unfit_other, fit)
+        other, more, splits = tasks.load_prompts(config.other_data, config.eval_prompts, config.seed, unfit_other, fit)
+        remarks += splits
         rows, dropped = f"{rows}, {len(other)} prompts of another task", {**dropped, **more}
     left_out = "".join(f"; left out {count}: {reason}" for reason, count in dropped.items())
     train, held_out, elsewhere = ([*map(item, examples)] for examples in (found.train, found.eval, other))
-    return Data(found.task, train, held_out, rows + left_out, [*found.remarks(), *_unjudged(config, found)], elsewhere)
+    return Data(found.task, train, held_out, rows + left_out, [*remarks, *_unjudged(config, found)], elsewhere)
 
 
 def _unjudged(config: RunConfig, found: tasks.TaskData) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from zopro.judges import JudgeResult
 from zopro.loop.answers import Measured, ask_judge, batches, divergences, ended, measure, sample_all
 from zopro.loop.bound import beyond
 from zopro.loop.correctness import gains, of_prompts, reward_interval, shares
@@ -30,6 +31,7 @@ from zopro.tasks import Task, metric
 
 EVALUATION_SEED, OTHER_SEED = "evaluation", "other data"
 BASE_ANSWERS = 20  # as many prompts as the report shows
+TOLERATED = 0.1  # of all verdicts: so many may be unusable without a word
 
 Rows = list[dict[str, Any]]
 
@@ -54,21 +56,25 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         "n": sum("sampled_reward" in prompt for prompt in prompts),
         shown.PER_ANSWER: kl_per_answer(found.log_ratios),
     }
+    of = "evaluation" if iteration is None else f"evaluation {iteration}"
     before = rows if iteration is None else read_rows(store.evaluation(None))
     if iteration is not None:
-        wins = _wins(run, models, iteration, rows, before)
+        wins, judged = _wins(run, models, iteration, rows, before)
         for row, win in zip(rows, wins, strict=True):
             row["win"] = win
         pairs = [(row["reward"], old["reward"]) for row, old in zip(rows, before, strict=True)]
         told = [win for win, pair in zip(wins, pairs, strict=True) if models.judge is not None or None not in pair]
         line["win_rate"], line["win_rate_low"], line["win_rate_high"] = win_interval(told or wins)
+        if judged is not None:
+            line |= {"ties": judged.ties, "invalid": judged.invalid, "reasons": judged.reasons}
+            if judged.invalid > TOLERATED * len(wins):
+                run.say(f"{of}: {judged.unusable()}, each half a win. Read the win rate so, or take another judge.")
     line["length"] = fmean(len(row) for row in found.ids)
     line |= _metric(data.task, rows)
     if config.reward != ["model"] or count > 1 or config.eval_greedy:
         _add_prompts(models, rows, prompts, found)
         line |= _correctness(models, found, rows, prompts)
         line |= gains(before, rows) if iteration is not None else {}
-    of = "evaluation" if iteration is None else f"evaluation {iteration}"
     if note := unended(of, 1 - ended(models, found.ids), len(found.ids), config.max_completion_length):
         run.say(note)
     if note := beyond(line, config.max_kl, of):
@@ -135,17 +141,21 @@ def _answer_by_base(run: Run, models: Models, items: Sequence[Item]) -> None:
     for batch, rollout in zip(batches(items, run.config.eval_batch_size), rollouts, strict=True):
         ids = rollout.answers()
         rows += _rows(models, batch, ids, rewards.score(batch, ids).total)
-    for row, win in zip(rows, _wins(run, models, None, rows, read_rows(run.store.evaluation(None))), strict=True):
+    wins, _ = _wins(run, models, None, rows, read_rows(run.store.evaluation(None)))
+    for row, win in zip(rows, wins, strict=True):
         row["win"] = win
     run.store.write_rows(run.store.evaluation("base"), rows)
 
 
-def _wins(run: Run, models: Models, iteration: int | None, rows: Rows, sft: Rows) -> list[float]:
-    """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's."""
+def _wins(
+    run: Run, models: Models, iteration: int | None, rows: Rows, sft: Rows
+) -> tuple[list[float], JudgeResult | None]:
+    """1, 0 or (no verdict) 0.5 for each answer, against the SFT policy's; and what the judge said, if there is one."""
     sft = sft[: len(rows)]
     if models.judge is None:
         pairs = ((row["reward"], before["reward"]) for row, before in zip(rows, sft, strict=True))
-        return [0.5 if None in pair else 0.5 + (pair[0] > pair[1]) / 2 - (pair[0] < pair[1]) / 2 for pair in pairs]
+        wins = [0.5 if None in pair else 0.5 + (pair[0] > pair[1]) / 2 - (pair[0] < pair[1]) / 2 for pair in pairs]
+        return wins, None
     result = ask_judge(
         run,
         models,
@@ -155,7 +165,7 @@ def _wins(run: Run, models: Models, iteration: int | None, rows: Rows, sft: Rows
         [[before["completion"], row["completion"]] for before, row in zip(sft, rows, strict=True)],
         [row["reference"] for row in rows],
     )
-    return [0.5 if winner < 0 else float(winner) for winner in result.winners]
+    return [0.5 if winner < 0 else float(winner) for winner in result.winners], result
 
 
 def _metric(task: Task, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -158,9 +158,12 @@ def _as_recorded(header: Header) -> Iterator[None]:
 
 
 def _write(start: Path, tensors: dict[str, Tensor], target: Path) -> None:
-    """`start`'s folder with other values in its tensor files."""
+    """`start`'s folder with other values in its tensor files; its permissions, of an archive perhaps, stay behind."""
     files = tensor_files(start)
-    shutil.copytree(start, target, dirs_exist_ok=True)
+    for file in {path for path in start.rglob("*") if path.is_file()} - set(files.values()):
+        place = target / file.relative_to(start)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
     for file in set(files.values()):
         kept = {name: tensors[name] for name, where in files.items() if where == file}
         save_tensors(kept, target / file.name)

@@ -22,7 +22,6 @@ from zopro.system.statistics import known_mean
 from zopro.tasks.base import Example
 from zopro.tasks.columns import answer_as_given, columns_of, prompt_as_given
 
-CANCELLED = 1.0  # seconds that an async function may take to end once it is late
 Texts = Callable[[Sequence[Sequence[int]]], list[str]]
 Numbers = list[float]
 """One for each answer; NaN where a reward does not apply."""
@@ -71,17 +70,20 @@ class Rewards:
             for name, function in functions.items()
         }
 
-    def score(self, items: Sequence[Item], completion_ids: Sequence[Sequence[int]]) -> Scores:
-        """Of one completion of each item. Raises `InputError`: a function raises, is late, or returns no such numbers."""
+    def score(self, items: Sequence[Item], completion_ids: Sequence[Sequence[int]], trainer_state: Any = None) -> Scores:
+        """Of one completion of each item; `trainer_state` is that of the trainer they are for, if they are for one.
+
+        Raises `InputError`: a function raises, is late, or returns no such numbers.
+        """
         answers = self.texts(completion_ids) if self.functions else []
-        parts = {name: self._part(name, items, completion_ids, answers) for name in self.weights}
+        parts = {name: self._part(name, items, completion_ids, answers, trainer_state) for name in self.weights}
         return Scores([self._sum(numbers) for numbers in zip(*parts.values(), strict=True)], parts)
 
     def _part(
-        self, name: str, items: Sequence[Item], completion_ids: Sequence[Sequence[int]], answers: list[str]
+        self, name: str, items: Sequence[Item], completion_ids: Sequence[Sequence[int]], answers: list[str], state: Any
     ) -> Numbers:
         if name in self.functions:
-            return self.functions[name](items, answers, completion_ids)
+            return self.functions[name](items, answers, completion_ids, state)
         assert self.model is not None
         return self.model.score([item.ids for item in items], completion_ids, self.batch_size)
 
@@ -100,7 +102,7 @@ class Rewards:
             prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
         ) -> list[float | None]:
             numbers = columns.get("item") or [places[prompt] for prompt in prompts]
-            scores = self.score([items[number] for number in numbers], completion_ids)
+            scores = self.score([items[number] for number in numbers], completion_ids, columns.get("trainer_state"))
             for name, values in scores.parts.items() if len(scores.parts) > 1 and columns.get("log_metric") else ():
                 columns["log_metric"](f"rewards/{name}", known_mean(values))
             return [None if math.isnan(number) else number for number in scores.total]
@@ -114,11 +116,13 @@ class Function:
 
     def __init__(self, function: Any, timeout: float, then: str) -> None:
         narrowed = _narrowed(function)
-        more = CANCELLED if guard.is_async(narrowed) else 0.0
-        self.checked = guard.checked_reward(guard.waited_for(narrowed, timeout), timeout and timeout + more, then)
+        rest = 0.0 if guard.is_async(narrowed) else timeout  # else its own loop waits
+        self.checked = guard.checked_reward(guard.waited_for(narrowed, timeout), rest, then)
         self.builtin = getattr(function, "builtin", False)
 
-    def __call__(self, items: Sequence[Item], answers: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> Numbers:
+    def __call__(
+        self, items: Sequence[Item], answers: Sequence[str], completion_ids: Sequence[Sequence[int]], trainer_state: Any
+    ) -> Numbers:
         examples = [item.example if self.builtin else _apart(item.example) for item in items]
         columns = [columns_of(example) for example in examples]
         names = dict.fromkeys(name for row in columns for name in row)
@@ -127,7 +131,7 @@ class Function:
             completions=[answer_as_given(example, answer) for example, answer in zip(examples, answers, strict=True)],
             completion_ids=[list(ids) for ids in completion_ids],
             **{name: [row.get(name) for row in columns] for name in names},
-            trainer_state=None,
+            trainer_state=trainer_state,
             log_extra=_ignore,
             log_metric=_ignore,
         )

@@ -7,6 +7,7 @@ the network reads loses its beginning, with a warning.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,7 +68,9 @@ class Classifier:
             )
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        pad = model.config.get_text_config().pad_token_id
+        known = pad is not None and 0 <= pad < model.get_input_embeddings().weight.shape[0]
+        self._pad: int | None = pad if known else None
         self.model = model.to(device).eval().requires_grad_(False)
         self.longest = _longest(model)
         self._cuts = False  # whether it was said that conversations are too long
@@ -81,13 +84,26 @@ class Classifier:
         by_length = sorted(range(len(read)), key=lengths.__getitem__, reverse=True)
         for start in range(0, len(read), self.batch_size):
             rows = by_length[start : start + self.batch_size]
-            batch = self.tokenizer.pad([read[row] for row in rows], return_tensors="pt").to(self.device)
-            values: Tensor = self.model(**batch).logits[:, 0].float()
+            values: Tensor = self.model(**self._batch([read[row] for row in rows])).logits[:, 0].float()
             if not values.isfinite().all():
                 raise InputError(f"reward: {self.path!r} gives a score that is not finite. Try dtype: float32.")
             for row, value in zip(rows, values.tolist(), strict=True):
                 scores[row] = value
         return scores
+
+    def _batch(self, read: Sequence[Any]) -> Any:
+        """Conversations, padded on the right with what config.pad_token_id says.
+
+        A decoder's score is read at the last token that is another one. Where the files name none, it is set to a token
+        that ends none of the conversations.
+        """
+        config = self.model.config.get_text_config()
+        if self._pad is None:
+            ends = {row["input_ids"][-1] for row in read}
+            config.pad_token_id = next(token for token in itertools.count() if token not in ends)
+        batch = self.tokenizer.pad(read, return_attention_mask=True, return_tensors="pt")
+        batch["input_ids"][batch["attention_mask"] == 0] = config.pad_token_id
+        return batch.to(self.device)
 
     def _read(self, prompt: Prompt, completion: Any, tools: Sequence[Any] | None = None) -> Any:
         """A conversation with its answer, encoded; its end where all of it is too long."""

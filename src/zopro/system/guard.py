@@ -11,6 +11,7 @@ import contextvars
 import functools
 import inspect
 import math
+import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
@@ -18,7 +19,10 @@ from typing import Any
 import torch
 
 from zopro.errors import InputError
+from zopro.system import event_loop
 
+CANCELLED = 1.0  # seconds that an async function may take to end once it is late
+_OF_ONE_THREAD = re.compile("(main|same) thread")  # what signal and sqlite3 say of calls in another
 LARGEST = 1e18  # reward: the squares of a batch of them are float32 numbers still
 
 
@@ -146,8 +150,10 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str
 
     def failed(error: Exception, count: int) -> InputError:
         late = isinstance(error, (TimeoutError, asyncio.TimeoutError))  # one class from Python 3.11 on
-        remedy = " ".join(["Fix it, or raise reward_timeout." if late else "Fix it.", then]).strip()
-        return InputError(f"{who}: must return {count} numbers, but raised {reason(error)}. {remedy}")
+        remedy = "Fix it, or raise reward_timeout." if late else "Fix it."
+        if timeout and not is_async(inner) and _OF_ONE_THREAD.search(str(error)):
+            remedy = "Set reward_timeout: 0, which calls it in the main thread, without a limit."
+        return InputError(f"{who}: must return {count} numbers, but raised {reason(error)}. {remedy} {then}".rstrip())
 
     def numbers(answer: Any, count: int) -> list[float]:
         try:
@@ -187,17 +193,22 @@ def is_async(function: Any) -> bool:
 
 
 def waited_for(function: Callable[..., Any], timeout: float) -> Callable[..., Any]:
-    """An async function as a plain one: run by a loop of its own in a thread of its own, as one may be running in this.
+    """An async function as a plain one, run by the process's own event loop (`event_loop`), as one may be running here.
 
-    After `timeout` seconds (0: never) it is cancelled; one that blocks in place of awaiting cannot be.
+    After `timeout` seconds (0: never) it is cancelled; one that blocks in place of awaiting is left behind. A function
+    that is not async comes back as it is.
     """
     if not is_async(function):
         return function
 
-    async def bounded(**kwargs: Any) -> Any:
-        return await asyncio.wait_for(function(**kwargs), timeout or None)
-
     def plain(**kwargs: Any) -> Any:
-        return call(asyncio.run, threading.TIMEOUT_MAX, bounded(**kwargs))
+        threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+
+        async def bounded() -> Any:
+            torch.set_num_threads(threads)
+            torch.set_grad_enabled(grad)
+            return await asyncio.wait_for(_awaited(function(**kwargs)), timeout or None)
+
+        return event_loop.result(bounded(), timeout and timeout + CANCELLED)
 
     return functools.update_wrapper(plain, function)

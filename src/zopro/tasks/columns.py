@@ -9,7 +9,7 @@ from zopro.choices import REWARDS
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Message
 from zopro.tasks.literals import blank
-from zopro.tasks.solutions import answers_in, final_answer
+from zopro.tasks.solutions import answers_in, as_written, final_answer
 
 RESERVED = (
     "prompt",
@@ -69,7 +69,7 @@ def _all_answers(example: Example) -> Any:
             found = answers_in(example.columns.get(name))
         except (DropRow, InputError):  # not what the reference is from
             continue
-        if len(found) > 1 and final_answer(str(found[0])) == example.reference:
+        if len(found) > 1 and final_answer(as_written(found[0])) == example.reference:
             return found
     return example.reference
 

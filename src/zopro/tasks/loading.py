@@ -33,7 +33,7 @@ class TaskData:
     """train: rows to learn from, in seeded order. eval: one row per held-out prompt, none of which is in train.
     dropped: reason -> number of rows left out ("eval_data: " before reasons of the evaluation rows).
     unread: column that says something but was not read -> number of rows, of the `read` rows that were used.
-    notes: `Example.notes` -> number of rows."""
+    notes: `Example.notes` -> number of rows. splits: lines on which of several splits were read."""
 
     train: list[Example]
     eval: list[Example]
@@ -42,6 +42,7 @@ class TaskData:
     read: int = 0
     unread: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    splits: list[str] = field(default_factory=list)
 
     def remarks(self) -> list[str]:
         """One line for the columns that were not read, and one for each other thing to know of how rows were read."""
@@ -50,6 +51,7 @@ class TaskData:
             for name, count in self.unread.items()
         ]
         return [
+            *self.splits,
             *([f"columns not read: {', '.join(names)}"] if names else []),
             *(f"{note}: {count} of {self.read} rows" for note, count in self.notes.items()),
         ]
@@ -98,7 +100,8 @@ def load(
         counts.dropped["prompt is held out for evaluation"] += leaked
     if options.max_train_rows:
         kept = kept[: options.max_train_rows]
-    return TaskData(kept, evaluation, dict(counts.dropped), task, counts.read, dict(counts.unread), dict(counts.notes))
+    dropped, unread, notes = dict(counts.dropped), dict(counts.unread), dict(counts.notes)
+    return TaskData(kept, evaluation, dropped, task, counts.read, unread, notes, counts.splits)
 
 
 def _task(options: TaskOptions) -> Task:
@@ -117,15 +120,16 @@ def load_prompts(
     seed: int,
     refuse: Callable[[Example], str | None] | None = None,
     fit: Callable[[Example], Example] | None = None,
-) -> tuple[list[Example], dict[str, int]]:
-    """At most `count` distinct prompts of `other_data`, in seeded order, and reason -> number of rows left out.
+) -> tuple[list[Example], dict[str, int], list[str]]:
+    """At most `count` distinct prompts of `other_data`, in seeded order, reason -> number of rows left out, and
+    `TaskData.splits`.
 
     Rows are of any task that has its prompt in a column of its own. `refuse`, `fit` and what is raised are as in `load`.
     """
     counts = _Counts()
     examples = _examples(TASKS["verifiable"].load()(None), source, "other", refuse, fit, counts, columns=True)
     random.Random(seed).shuffle(examples)
-    return _distinct(examples, count), dict(counts.dropped)
+    return _distinct(examples, count), dict(counts.dropped), counts.splits
 
 
 def prompt_key(example: Example) -> str:
@@ -181,6 +185,7 @@ class _Counts:
     read: int = 0
     unread: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    splits: list[str] = field(default_factory=list)
 
 
 def _examples(
@@ -194,7 +199,7 @@ def _examples(
 ) -> list[Example]:
     examples: list[Example] = []
     reasons: Counter[str] = Counter()
-    for row in load_rows(source, split):
+    for row in load_rows(source, split, counts.splits.append):
         try:
             example = convert(task, row, split)
             example = replace(example, columns=dict(row)) if columns else example

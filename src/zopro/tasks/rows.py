@@ -22,6 +22,8 @@ from zopro.tasks.literals import without_nulls
 Split = Literal["train", "eval", "other"]
 _HELD_OUT = ("test", "validation", "valid", "dev", "eval")
 _PREFIXES: dict[str, tuple[str, ...]] = {"train": ("train",), "eval": _HELD_OUT, "other": _HELD_OUT}
+_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$|[-_.]?\d+$")
+"""What follows a split's name in those of its files."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -50,22 +52,25 @@ class Row(dict[str, Any]):
         return f"'{self.file}' row {self.number}"
 
 
-def load_rows(source: str, split: Split = "train") -> list[Row]:
+def load_rows(source: str, split: Split = "train", say: Callable[[str], None] = lambda line: None) -> list[Row]:
     """All rows of `source` that belong to `split`.
 
-    source: a .jsonl, .json, .csv (each also with .gz) or .parquet file; a folder, of which the files whose name begins
-    with the split's name are read (train*; else the first of test*, validation*, valid*, dev*, eval* that exists);
-    or a Hub data set id, with a configuration as in "openai/summarize_from_feedback:comparisons".
-    Raises `InputError` naming the file and row for data that is missing, empty or broken.
+    source: a .jsonl, .json, .csv (each also with .gz) or .parquet file; a folder, of which the files of one split are
+    read (train, else the only one that begins so; for evaluation the first of test, validation, valid, dev, eval that
+    exists, likewise); or a Hub data set id, with a configuration as in "openai/summarize_from_feedback:comparisons", of
+    which the split of that name is read, else the first that begins so.
+    say: takes a line about which of several splits is read.
+    Raises `InputError` naming the file and row for data that is missing, empty or broken, or the files of a folder with
+    several such splits.
     """
     path = Path(source)
     if path.is_dir():
-        rows = [row for file in _files_of(path, split) for row in _read(file, split)]
+        rows = [row for file in _files_of(path, split, say) for row in _read(file, split)]
     elif path.is_file():
         rows = list(_read(path, split))
     else:
         check_source(source, split)
-        rows = _read_hub(source, split)
+        rows = _read_hub(source, split, say)
     if not rows:
         raise InputError(f"{split}_data: '{source}' has no rows. Give data with at least one row.")
     return rows
@@ -75,24 +80,48 @@ def check_source(source: str, split: Split = "train") -> None:
     """Raise `InputError` where `source` is neither on the disk nor can be a Hub id."""
     path = Path(source)
     if path.is_dir():
-        _files_of(path, split)
+        _files_of(path, split, lambda line: None)
     elif path.is_file():
         _reader_of(path, split)
     elif _reader(path) or not _HUB_ID.fullmatch(source) or ("/" in source and Path(source.partition("/")[0]).is_dir()):
         raise InputError(f"{split}_data: no such file, folder or Hub data set id: '{source}'.")
 
 
-def _files_of(folder: Path, split: Split) -> list[Path]:
+def _files_of(folder: Path, split: Split, say: Callable[[str], None]) -> list[Path]:
     visible = (f for f in folder.rglob("*") if not any(part.startswith(".") for part in f.relative_to(folder).parts))
     files = sorted(f for f in visible if _reader(f) and f.is_file())
     for prefix in _PREFIXES[split]:
-        if chosen := [file for file in files if file.name.startswith(prefix)]:
-            return chosen
+        splits: dict[str, list[Path]] = {}
+        for file in files:
+            if file.name.startswith(prefix):
+                splits.setdefault(_split_of(file), []).append(file)
+        if len(splits) > 1 and prefix not in splits:
+            names = ", ".join(file.name for group in splits.values() for file in group[:2])
+            raise InputError(
+                f"{split}_data: '{folder}' must hold one split that begins with {prefix}, or one called just {prefix}, "
+                f"got the files {names}. Name the file itself, or a folder with those that are meant."
+            )
+        if splits:
+            return splits[_chosen([*splits], prefix, split, say)]
     found = ", ".join(file.name for file in files[:8]) or "no data file"
     raise InputError(
         f"{split}_data: no file in '{folder}' begins with {' or '.join(_PREFIXES[split])}; "
         f"found {found}. Name the file itself."
     )
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file belongs to by its name: train_sft of train_sft-00000-of-00002.parquet."""
+    name = file.name[: -len(".gz")] if file.name.lower().endswith(".gz") else file.name
+    return _SHARD.sub("", name.rpartition(".")[0])
+
+
+def _chosen(splits: list[str], prefix: str, split: Split, say: Callable[[str], None]) -> str:
+    """Of the splits whose names begin with `prefix` the one of that name, else the first."""
+    chosen = prefix if prefix in splits else splits[0]
+    if len(splits) > 1:
+        say(f"{split}_data: of the splits {', '.join(splits)} one is read: {chosen}")
+    return chosen
 
 
 def _reader(path: Path) -> Callable[[Path, bytes], Iterable[Row]] | None:
@@ -240,15 +269,16 @@ _READERS: dict[str, Callable[[Path, bytes], Iterable[Row]]] = {
 }
 
 
-def _read_hub(source: str, split: Split) -> list[Row]:
+def _read_hub(source: str, split: Split, say: Callable[[str], None]) -> list[Row]:
     import datasets
 
     name, _, config = source.partition(":")
     try:
         splits = datasets.get_dataset_split_names(name, config or None)
-        chosen = next((s for prefix in _PREFIXES[split] for s in splits if s.startswith(prefix)), None)
-        if chosen is not None:
-            data = datasets.load_dataset(name, config or None, split=chosen)
+        for prefix in _PREFIXES[split]:
+            if not (found := [s for s in splits if s.startswith(prefix)]):
+                continue
+            data = datasets.load_dataset(name, config or None, split=_chosen(found, prefix, split, say))
             return [_arrow_row(values, source, number) for number, values in enumerate(data, 1)]
     except Exception as error:  # the library raises many kinds, from offline to a missing configuration
         raise InputError(

@@ -30,6 +30,16 @@ def final_answer(text: str) -> str:
     return after if MARK in text and "\n" not in after else text.strip()
 
 
+def as_written(answer: str | float) -> str:
+    """An answer as text. A whole number is written as one: a column of them with a gap is one of floats.
+
+    >>> as_written(4.0), as_written(0.5), as_written(7), as_written("4.0")
+    ('4', '0.5', '7', '4.0')
+    """
+    whole = isinstance(answer, float) and answer.is_integer() and abs(answer) < 2**53
+    return str(int(answer) if whole else answer)
+
+
 def answers_in(value: Any) -> list[Any]:
     """The answers that a cell holds, any of which is right: a text or a number, a list of them (also as text), or the
     content of the last of several messages. What says nothing is left out: null, NaN, white space.

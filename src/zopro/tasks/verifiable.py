@@ -19,7 +19,7 @@ from zopro.tasks.dialogue import as_messages
 from zopro.tasks.literals import blank, spelled, spells_texts
 from zopro.tasks.pairs import PROMPTS, prompt_of, with_system
 from zopro.tasks.rows import Row
-from zopro.tasks.solutions import final_answer, numbers_of
+from zopro.tasks.solutions import as_written, final_answer, numbers_of
 
 ASKED = ("prompt", "problem", *PROMPTS[1:])
 """Columns that may hold the prompt."""
@@ -86,7 +86,7 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
         return None
     try:
         if isinstance(value, int | float):
-            return str(value)
+            return as_written(value)
         return str(as_messages(value, name, "assistant")[-1].get("content") or "") or None
     except (DropRow, InputError):
         return None

@@ -108,6 +108,12 @@ def test_rows_without_an_answer_have_no_reward_and_those_without_the_column_are_
         reward_function(spec)(prompts=["?"], completions=["7"])
 
 
+@pytest.mark.parametrize("spec", ["exact", "contains"])
+def test_a_whole_number_that_a_table_keeps_as_a_float_is_one(spec: str) -> None:
+    said, answers = ["4", "4.0", "0.5", "4"], [4.0, 4.0, 0.5, "4.0"]
+    assert reward_function(spec)(prompts=["?"] * 4, completions=said, answer=answers) == [1.0, 0.0, 1.0, 0.0]
+
+
 def test_an_answer_may_be_one_of_several() -> None:
     assert scores("exact", "b", "c", answer=["a", "b"]) == [1, 0]
     assert scores("maths", "8", "9", answer="3 + 5 = 8\n#### 8") == [1, 0]

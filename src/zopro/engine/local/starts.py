@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor
@@ -27,19 +29,25 @@ from zopro.config.model import GGUF
 from zopro.engine.local import models, targets
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
-from zopro.errors import InputError
+from zopro.errors import InputError, one_line
+from zopro.store.durable import disk_full
 from zopro.store.layout import Layout
 from zopro.system.random_state import preserve_random_state
 from zopro.weights.adapters import adapter_state, adapter_tensors
-from zopro.weights.names import ADAPTER_CONFIG
+from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CHANGES_MORE = ("use_dora", "lora_bias", "use_qalora", "target_parameters", "modules_to_save", "trainable_token_indices")
 """PEFT's options of adapters that are more than scale * B A on some weights; so is any `bias` but none."""
 
 
 @dataclass(frozen=True)
 class StartAdapter:
-    """An adapter that was given as the model: `folder` has its files (in the Hub's cache perhaps)."""
+    """An adapter that was given as the model.
+
+    folder: its own or one in the Hub's cache, with its configuration and weights, and with tokenizer_config.json where it
+    comes with a tokenizer.
+    """
 
     folder: Path
     base: str  # as adapter_config.json names it
@@ -50,7 +58,8 @@ def start_adapter(model: str) -> StartAdapter | None:
     """The PEFT adapter that `model`, a folder or a Hub id, is; None where it is a model, or nothing.
 
     Raises:
-        InputError: its configuration cannot be read, it is no adapter of a language model, or it names no base.
+        InputError: its configuration cannot be read, it is no adapter of a language model, it names no base, or its files
+            cannot be fetched.
     """
     if Layout(model).policies().is_dir() and Layout(model).config().is_file():
         raise InputError(f"model: must be a model or an adapter, got the run directory {model!r}. Use zopro export.")
@@ -68,21 +77,54 @@ def start_adapter(model: str) -> StartAdapter | None:
         kind, task, base = (settings.get(key) for key in ("peft_type", "task_type", "base_model_name_or_path"))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"model: {str(path)!r} must be a PEFT adapter's configuration, but {error}.") from None
+    on_hub = not Path(model).is_dir()
+    if on_hub:
+        _fetch(model, path, "config.json")
     if (path.parent / "config.json").is_file():
-        raise InputError(f"model: must be a model or an adapter, got {model!r}, which is both. Move one of them away.")
+        raise InputError(
+            f"model: must be a model or an adapter, got {model!r}, which is both. Move one of them away"
+            f"{', in a copy of yours' if on_hub else ''}."
+        )
     if task not in (None, "CAUSAL_LM"):
         raise InputError(f"model: must be a language model's adapter (CAUSAL_LM), got {model!r}, which is of {task}.")
     if kind != "LORA":
         raise InputError(f"model: must be a model or a LORA adapter, got {model!r} ({kind}). Merge it with PEFT.")
     if not base or not isinstance(base, str):
         raise InputError(f"model: the adapter {model!r} must name its base: set base_model_name_or_path in '{path}'.")
+    if on_hub:
+        _fetch(model, path, TOKENIZER_CONFIG)
+        if not _fetch(model, path, ADAPTER_FILE):
+            where = "in the Hub's cache, and HF_HUB_OFFLINE is set" if is_offline_mode() else "on the Hub"
+            raise InputError(f"model: the adapter {model!r} must have {ADAPTER_FILE}, which is not {where}.")
     return StartAdapter(path.parent, base, settings)
+
+
+def _fetch(model: str, config: Path, name: str) -> bool:
+    """Whether a repository of the Hub has the file `name`, which is then in the cache beside its adapter's `config`.
+
+    Raises InputError: the Hub cannot be asked. Offline a file that is not in the cache is one that it has not.
+    """
+    commit = config.parent.name
+    if known := try_to_load_from_cache(model, name, revision=commit):
+        return isinstance(known, str)  # else it is known to be missing
+    try:
+        hf_hub_download(model, name, revision=commit)
+    except RemoteEntryNotFoundError:
+        return False
+    except Exception as error:  # of httpx, of the Hub's own kinds, and OSError
+        if disk_full(error):
+            raise
+        if is_offline_mode():
+            return False
+        why = one_line(error.__cause__ or error)[:200].rstrip(".")
+        raise InputError(f"model: {name} of the adapter {model!r} cannot be fetched ({why}). Try again.") from error
+    return True
 
 
 def tokenizer_home(model: str) -> str:
     """Where the tokenizer of `model` is: an adapter's folder often has none, and its base's is meant."""
     adapter = start_adapter(model)
-    if adapter is None or (adapter.folder / "tokenizer_config.json").is_file():
+    if adapter is None or (adapter.folder / TOKENIZER_CONFIG).is_file():
         return model
     return adapter.base
 
