@@ -43,9 +43,10 @@ def test_python_judges_are_found_in_the_working_directory(monkeypatch, tmp_path)
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_judge_module", raising=False)
-    path = list(sys.path)
+    path = [folder for folder in sys.path if folder]
+    monkeypatch.setattr(sys, "path", [*path])
     judge = make_judge("python:my_judge_module:longest", TASK)
-    assert sys.path == path
+    assert sys.path == [*path, ""], "after all others"
     assert judge_pairs(judge, PROMPTS, PAIRS, NONE).winners == [1, 0, 1]
     with pytest.raises(InputError, match=r"has no 'longst'. Did you mean 'longest'"):
         CallableJudge("my_judge_module:longst")
