@@ -16,12 +16,15 @@ from transformers import (
 
 import zopro
 from archived import closed, read_only
+from tiny import tiny_model, tiny_tokenizer
 from tiny_finished import finished_run, greedy, policy, save_adapter, write_config
 from zopro import cli
 from zopro.errors import InputError
 from zopro.loop.export import export
 from zopro.loop.finished import find_policy
 from zopro.loop.voices import answer, side_by_side
+from zopro.weights.adapters import tensor_files
+from zopro.weights.saving import save_weights
 
 PROMPTS = ["what is a good day", "red"]
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -90,6 +93,22 @@ def test_a_run_that_is_read_only_gives_a_folder_that_is_not(which, request, tmp_
     with read_only(folder):
         export(folder, tmp_path / "out")
     assert not closed(tmp_path / "out")
+
+
+def test_a_full_parameter_policy_has_the_names_that_others_know(tmp_path):
+    """Pythia's head, which transformers renames as it loads the model."""
+    tokenizer = tiny_tokenizer()
+    model, run = tiny_model("gpt_neox", tokenizer), tmp_path / "run"
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    save_weights(model, run / "policy" / "000")
+    write_config(run, model=str(tmp_path / "base"), lora_r=0)
+    export(run, tmp_path / "out")
+    assert set(tensor_files(tmp_path / "out")) == set(tensor_files(tmp_path / "base"))
+    assert set(tensor_files(run / "policy" / "000")) != set(tensor_files(tmp_path / "base"))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
 
 
 def test_answers_are_those_of_the_three_models(run):

@@ -142,10 +142,10 @@ def test_a_folder_of_several_splits_is_refused_but_for_one_of_just_that_name(tmp
         assert str(refused.value).startswith(f"{split}_data: '{tmp_path}' must hold one split that begins with {word}")
         assert f"got the files {', '.join(found)}. Name the file itself" in str(refused.value)
     said = []
-    for name in ("train-00000-of-00002-0a1b.jsonl", "train-00001-of-00002-0a1b.jsonl.gz"):
+    for name in ("train-00000-of-00002-0a1b.jsonl", "train_00001_of_00002.jsonl.gz"):
         data = json.dumps({"a": name}).encode()
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    assert [row["a"][:11] for row in load_rows(str(tmp_path), "train", said.append)] == ["train-00000", "train-00001"]
+    assert [row["a"][:11] for row in load_rows(str(tmp_path), "train", said.append)] == ["train-00000", "train_00001"]
     assert said == ["train_data: of the splits train, train_prefs, train_sft one is read: train"]
 
 

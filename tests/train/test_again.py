@@ -10,7 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tiny_trainers import es, head_only, plain, sft, with_adapter, zopro
+from tiny_trainers import es, head_only, online, plain, sft, with_adapter, zopro
+from zopro.train.guided import GuidedSPSAConfig, GuidedSPSATrainer
 from zopro.zo.directions import targeted
 
 pytestmark = pytest.mark.usefixtures("random_state")
@@ -50,9 +51,16 @@ def test_a_step_that_failed_between_micro_batches_leaves_nothing(
     assert replace(trainer.spsa.last, signal_to_noise=0.0) == replace(clean.spsa.last, signal_to_noise=0.0)
 
 
-def test_a_second_training_follows_the_update_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mu = {name: torch.ones_like(p) for name, p in head_only().named_parameters() if p.requires_grad}
-    trainer = zopro(tmp_path, previous_update=mu, eps=1e-3, max_steps=2)
+def mixed(folder: Path, **options: Any) -> Any:
+    return online(GuidedSPSATrainer, GuidedSPSAConfig, folder, {"model": with_adapter(), "guide": 0.5, **options})
+
+
+@pytest.mark.parametrize(("build", "model"), [(zopro, head_only), (mixed, with_adapter)])
+def test_a_second_training_follows_the_update_anew(
+    build: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mu = {name: torch.ones_like(p) for name, p in model().named_parameters() if p.requires_grad}
+    trainer = build(tmp_path, previous_update=mu, eps=1e-3, max_steps=2)
     trainer.train()
     trainer.args.max_steps = 3
     shares: set[float] = set()

@@ -20,6 +20,7 @@ from tiny_trainers import PROMPTS, TOKENIZER, llama, online, plain, tea, weights
 from zopro import zeroth_order
 from zopro.config import RunConfig
 from zopro.errors import InputError
+from zopro.loop.beforehand import check_beforehand
 from zopro.train.checkpoints import checkpointed
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
@@ -129,6 +130,9 @@ def test_one_direction_is_not_measured_again_and_again() -> None:
     with pytest.raises(ValueError, match="queries: must be 1 with guide=1, which has one direction a step, got 4"):
         GuidedSPSAConfig(use_cpu=True, queries=4)
     assert GuidedSPSAConfig(use_cpu=True, queries=4, guide=0.5).queries == 4
+    run = RunConfig(model="m", task="chat", train_data="x", method="guided", guide="spsa", queries=4)
+    with pytest.raises(InputError, match="queries: must be 1 with guide: spsa, which has one direction a step, got 4"):
+        check_beforehand(run)
 
 
 def test_a_guided_configuration_has_the_learning_rate_of_the_command() -> None:

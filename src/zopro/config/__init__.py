@@ -197,8 +197,6 @@ class _Options(
             check_served(self)
         fits = self.beta > 0 or self.method != "online-dpo"
         check(fits, "beta", "must be greater than 0 with method online-dpo, whose reference policy it weighs", self.beta)
-        fits = self.queries == 1 or (self.method, self.guide) != ("guided", "spsa")
-        check(fits, "queries", "must be 1 with guide: spsa, which has one direction a step", self.queries)
         fits = self.sigma != "auto" or self.prompts_per_step > 1
         check(fits, "sigma", "must be a number with prompts_per_step: 1, of which no noise can be measured", self.sigma)
 

@@ -30,9 +30,10 @@ from zopro.store.rundir import whole_folder
 from zopro.text import chat
 from zopro.text.frame import frame_of, token_ids
 from zopro.text.tokenizer import load_tokenizer
-from zopro.weights.adapters import adapter_tensors
+from zopro.weights.adapters import adapter_tensors, tensor_files
 from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, is_adapter
 from zopro.weights.saving import publish, save_tensors
+from zopro.weights.tensors import read_tensor
 
 GGUF_FILE = "adapter.gguf"
 
@@ -66,8 +67,7 @@ def export(
             if gguf:
                 (partial / GGUF_FILE).write_bytes(gguf_adapter(partial, *_as_llamacpp(config)))
         else:
-            dtype = AutoConfig.from_pretrained(policy.folder, trust_remote_code=config.trust_remote_code).dtype
-            publish(load_start(str(policy.folder), dtype, torch.device("cpu"), config.trust_remote_code), partial)
+            publish(_whole(policy), partial)
         tokenizer.save_pretrained(partial)
         _declare_stop(partial / "generation_config.json", tokenizer)
         write_card(policy, base_of(config.model), partial, adapter and not merged)
@@ -78,6 +78,19 @@ def export(
         "kind": "adapter" if adapter and not merged else "model",
         "base": base_of(config.model),
     }
+
+
+def _whole(policy: Policy) -> Any:
+    """A full-parameter policy in its base, whose files tell transformers the names that others know."""
+    config = policy.config
+
+    def loaded(model: str) -> Any:
+        dtype = AutoConfig.from_pretrained(policy.folder, trust_remote_code=config.trust_remote_code).dtype
+        return load_start(model, dtype or torch.float32, torch.device("cpu"), config.trust_remote_code)
+
+    model, files = loaded(config.model), tensor_files(policy.folder)
+    found = model.load_state_dict({name: read_tensor(file, name) for name, file in files.items()}, strict=False)
+    return loaded(str(policy.folder)) if found.unexpected_keys else model  # a run of 0.1.0 has those names itself
 
 
 def _copy_adapter(policy: Policy, target: Path) -> None:

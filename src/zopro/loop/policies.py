@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.starts import load_start
@@ -36,11 +35,6 @@ class Policies:
     def __init__(self, base: PreTrainedModel, config: RunConfig) -> None:
         self.base, self.config = base, config
         self.full = config.lora_r == 0
-
-    @property
-    def keeps_initial(self) -> bool:
-        """Whether the policy before SFT is saved: a fresh adapter, or what a whole model's SFT update is taken from."""
-        return not self.full or (self.config.warm_start == "sft" and METHODS[self.config.method].zeroth_order)
 
     @contextmanager
     def open(self, folder: Path | None, trainable: bool = False) -> Iterator[Any]:

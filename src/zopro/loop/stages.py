@@ -37,7 +37,7 @@ def train_sft(run: Run, models: Models, data: Data) -> None:
     Without steps the policy is the base model, whatever the rows have.
     """
     config, store, policies = run.config, run.store, models.policies
-    if policies.keeps_initial and not store.initial().exists():
+    if not store.initial().exists():
         with policies.open(None) as model, whole_folder(store.initial()) as folder:
             policies.save(model, folder)
     rows = _sft_rows(run, models, data) if config.sft_steps else []

@@ -22,7 +22,7 @@ from zopro.tasks.literals import without_nulls
 Split = Literal["train", "eval", "other"]
 _HELD_OUT = ("test", "validation", "valid", "dev", "eval")
 _PREFIXES: dict[str, tuple[str, ...]] = {"train": ("train",), "eval": _HELD_OUT, "other": _HELD_OUT}
-_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$|[-_.]?\d+$")
+_SHARD = re.compile(r"[-_]\d+[-_]of[-_]\d+(-[0-9a-f]+)?$|[-_.]?\d+$")
 """What follows a split's name in those of its files."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 

@@ -62,19 +62,23 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
             self.engine = engine
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Whose records the engine applies: to the same tensors if it is local, to its own as well if not.
-
-        It is kept by a second training, which follows the previous update anew.
-        """
+        """Whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
         optimizer = super().create_optimizer(model)
         if isinstance(self.engine, OverTensors):
             self.engine.hold(self.spsa.weights)
             self.spsa.move = self.engine.apply
         else:
             self.spsa.move = self._move_both
-        if isinstance(self.spsa.directions, Targeted) and not self.state.global_step:
-            self.spsa.directions.begin(self.spsa.step_count, max(1, self.state.max_steps))
         return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The base class's; a second training, whose steps are counted on, follows the previous update anew."""
+        before = self.spsa.step_count - self.state.global_step
+        directions = getattr(self.spsa.directions, "base", self.spsa.directions)
+        if before > 0 and isinstance(directions, Targeted):
+            directions.begin(before, self.state.max_steps)
+        loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def _move_both(self, record: StepRecord) -> None:
         self.spsa.weights.apply(record)

@@ -221,7 +221,9 @@ class FZOOTrainer(ZOPrOTrainer):
     batch of displaced models, as theirs are; the learning rate is their eta / eps (`zopro.zo.SPSAStrategy`); L(theta) is
     known where answers are the policy's own. Its signs are `noise="rademacher"`, which `zopro.train.methods.fzoo` sets.
 
-    Raises InputError: `args` has other `sides` than 1, fewer than two `queries`, or a `second_moment_beta`.
+    It has no use for `second_moment_beta`.
+
+    Raises InputError: `args` has other `sides` than 1, or fewer than two `queries`.
     """
 
     _name, _paper = "FZOO", FZOO

@@ -39,7 +39,10 @@ def save_weights(model: Any, folder: Path) -> None:
 
 
 def publish(model: Any, folder: Path) -> None:
-    """Write a whole model as it is published, in the format that other programs read too; raises as `check_whole`."""
+    """Write a whole model under the names that its own files had when it was loaded, which other programs know.
+
+    Raises as `check_whole`.
+    """
     check_whole(model)
     model.save_pretrained(folder)
 

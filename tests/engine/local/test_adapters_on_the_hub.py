@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tiny_runs import write_inputs
+from zopro.engine.local import starts
 from zopro.engine.local.starts import load_start, start_adapter, tokenizer_home
 from zopro.errors import InputError
 from zopro.text.tokenizer import load_tokenizer
@@ -142,6 +145,20 @@ def test_what_cannot_be_fetched_is_one_line(hub, adapter, monkeypatch):
     hub.broken = ""
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(InputError, match=f"{line}on the Hub"):
+        start_adapter("me/adapter")
+
+
+def test_without_a_network_what_is_in_the_cache_is_enough(hub, adapter, monkeypatch):
+    folder = start_adapter("me/adapter").folder
+    shutil.rmtree(folder.parents[1] / ".no_exist")  # as a download of the whole repository leaves it
+
+    def unreachable(*args, **kwargs):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(starts, "hf_hub_download", unreachable)
+    assert start_adapter("me/adapter").folder == folder
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"adapter_model.safetensors of .* cannot be fetched \(no network\)"):
         start_adapter("me/adapter")
 
 

@@ -70,12 +70,12 @@ class Chart:
 def number(value: float, step: float = 0.0) -> str:
     """A short number for a label: three significant digits, thousands as k; of ticks `step` apart as many as differ.
 
-    >>> number(90.05), number(90.05, 0.05), number(10_250, 250)
-    ('90', '90.05', '10.25k')
+    >>> number(90.05), number(90.05, 0.05), number(10_250, 250), number(9999.7)
+    ('90', '90.05', '10.25k', '9999.7')
     """
     scale, unit = (1000, "k") if abs(value) >= 10_000 else (1, "")
     value, decimals = value / scale, _decimals(step / scale)
-    whole = min(7, len(str(int(abs(value)))))
+    whole = min(7, len(str(round(abs(value)))))
     return f"{value:.{max(3, whole + decimals)}g}{unit}"
 
 

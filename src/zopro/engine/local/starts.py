@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor
@@ -102,7 +102,8 @@ def start_adapter(model: str) -> StartAdapter | None:
 def _fetch(model: str, config: Path, name: str) -> bool:
     """Whether a repository of the Hub has the file `name`, which is then in the cache beside its adapter's `config`.
 
-    Raises InputError: the Hub cannot be asked. Offline a file that is not in the cache is one that it has not.
+    Raises InputError: the Hub cannot be asked. Offline a file that is not in the cache is one that it has not; so is one
+    beside the weights where the Hub cannot be reached.
     """
     commit = config.parent.name
     if known := try_to_load_from_cache(model, name, revision=commit):
@@ -114,7 +115,7 @@ def _fetch(model: str, config: Path, name: str) -> bool:
     except Exception as error:  # of httpx, of the Hub's own kinds, and OSError
         if disk_full(error):
             raise
-        if is_offline_mode():
+        if is_offline_mode() or (name != ADAPTER_FILE and isinstance(error, LocalEntryNotFoundError)):
             return False
         why = one_line(error.__cause__ or error)[:200].rstrip(".")
         raise InputError(f"model: {name} of the adapter {model!r} cannot be fetched ({why}). Try again.") from error

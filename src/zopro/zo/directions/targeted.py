@@ -81,7 +81,7 @@ class Targeted(Directions):
         self.first_step, self.total_steps = first_step, total_steps
 
     def _share(self, step: int) -> float:
-        return target_share(step - self.first_step, self.total_steps, self.decay)
+        return target_share(max(0, step - self.first_step), self.total_steps, self.decay)
 
     def check(self, named_params: Iterable[tuple[str, Tensor]]) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in named_params}
