@@ -167,7 +167,7 @@ def test_with_sft_it_is(tmp_path: Path) -> None:
         "No clear difference from SFT Win rate 0.50 [0.30, 0.70] against SFT by the judge of task chat; KL 3.6."
     )
     agreed = "The judge prefers the answer that the first reward model prefers in 0.667 [0.208, 0.939] of the pairs"
-    assert f"{agreed} (3 held-out prompts)." in verdict, "a tie is no decision"
+    assert f"{agreed} (mean of 3 prompts)." in verdict, "a tie is no decision"
     assert "SFT" in page.texts("section", "answer")[0]
 
 

@@ -88,7 +88,7 @@ def _details(run: Path, config: Record, before: Record, last: Record, evaluation
     if found:
         said, rewards = shown.interval(found, "agreement"), config.get("reward")
         preferred = "that the first reward model prefers" if rewards in (None, ["model"]) else "with the higher reward"
-        yield f"The judge prefers the answer {preferred} in {said} of the pairs ({found['n']} held-out prompts)."
+        yield f"The judge prefers the answer {preferred} in {said} of the pairs (mean of {found['n']} prompts)."
 
 
 def _two(line: Record, name: str) -> str:
