@@ -104,11 +104,13 @@ def test_a_full_parameter_policy_has_the_names_that_others_know(tmp_path):
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(2)
     save_weights(model, run / "policy" / "000")
+    model.save_pretrained(run / "policy" / "001")  # as a run of 0.1.0 has it
     write_config(run, model=str(tmp_path / "base"), lora_r=0)
-    export(run, tmp_path / "out")
-    assert set(tensor_files(tmp_path / "out")) == set(tensor_files(tmp_path / "base"))
     assert set(tensor_files(run / "policy" / "000")) != set(tensor_files(tmp_path / "base"))
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
+    for iteration, out in ((0, tmp_path / "out"), (1, tmp_path / "older")):
+        export(run, out, iteration=iteration)
+        assert set(tensor_files(out)) == set(tensor_files(tmp_path / "base"))
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out)), logits(model))
 
 
 def test_answers_are_those_of_the_three_models(run):

@@ -89,8 +89,12 @@ def _whole(policy: Policy) -> Any:
         return load_start(model, dtype or torch.float32, torch.device("cpu"), config.trust_remote_code)
 
     model, files = loaded(config.model), tensor_files(policy.folder)
-    found = model.load_state_dict({name: read_tensor(file, name) for name, file in files.items()}, strict=False)
-    return loaded(str(policy.folder)) if found.unexpected_keys else model  # a run of 0.1.0 has those names itself
+    own = model.state_dict()
+    if not files.keys() <= own.keys():
+        return loaded(str(policy.folder))  # of a run of 0.1.0, which has those names itself
+    for name, file in files.items():
+        own[name].copy_(read_tensor(file, name))
+    return model
 
 
 def _copy_adapter(policy: Policy, target: Path) -> None:
