@@ -47,6 +47,10 @@ def test_who_reads_no_more_is_left_in_peace(buffered: str, tmp_path: Path) -> No
     assert (code, err) == (141, "")
 
 
+def test_an_error_that_nobody_reads_has_its_code(tmp_path: Path) -> None:
+    assert shell(f"{ZOPRO} methods --nope 2>&1 | true", tmp_path)[0] == 2
+
+
 def test_a_broken_pipe_of_something_else_is_our_bug(tmp_path: Path) -> None:
     code = "from zopro import cli\ndef f(args): raise BrokenPipeError(32, 'Broken pipe')\n"
     code += "cli.listing._methods = f\ncli.main(['methods'])"

@@ -43,6 +43,11 @@ def test_how_to_give_a_value_that_looks_like_an_option(
     assert line.endswith(f" A value that begins with - is given as {option}=VALUE.")
 
 
+@pytest.mark.parametrize("more", [[], ["--seed", "3"]])
+def test_a_value_that_is_missing_does_not_begin_with_a_dash(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "VALUE" not in refused(capsys, "data", "arithmetic", "--rows", "4", "--out", "x", "--difficulty", *more)
+
+
 def test_what_stands_after_an_option_of_many_values_is_said_to_come_before_it(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "generate", "--prompt", "tea", "RUN")
     assert line.endswith(" Give RUN before --prompt, which takes every word after it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import yaml
 
 from zopro import cli
 from zopro.compare import command, run
+from zopro.compare.shared import shared_config
+from zopro.config import RunConfig
 from zopro.errors import InputError
+from zopro.store.layout import Layout
 
 RUN = {"model": "m", "task": "chat", "train_data": "x", "output_dir": "run"}
 
@@ -63,6 +67,33 @@ def test_what_a_comparison_needs_is_looked_at_before_anything_is_written(
         assert compared(*words) == 2 and message in capsys.readouterr().err
     assert sorted(path.name for path in Path("run").iterdir()) == ["config.yaml", "environment.json"]
     assert not Path("a").exists()
+
+
+def test_what_a_comparison_does_not_heed_is_refused(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (
+            ["--policy_steps", "3"],
+            "--policy_steps: must be given with --start iteration, which trains them. Leave it out.",
+        ),
+        (["--eval_greedy"], "--eval_greedy: no such option of 'zopro compare'."),
+        (["--steps", "-1"], "--steps: must be greater than 0, got -1."),
+        (["--points", "0"], "--points: must be at least 1, got 0."),
+        (["--methods", "rloo,rloo"], "--methods: must name each method once, got rloo,rloo."),
+    ):
+        assert cli.main(["compare", "config.yaml", "--methods", "rloo", "--steps", "1", *words]) == 2
+        assert capsys.readouterr().err.strip().startswith(f"zopro: error: {message}")
+    assert folders == []
+    assert compared("config.yaml", "--start", "iteration", "--policy_steps", "3", "--out", "a") == 2 and folders == ["a"]
+
+
+def test_a_comparison_from_sft_goes_on_with_other_policy_steps(tmp_path: Path) -> None:
+    config = RunConfig(**{**RUN, "output_dir": str(tmp_path)})
+    begun = shared_config(config, tmp_path, "sft")
+    Path(begun.output_dir).mkdir()
+    Layout(begun.output_dir).config().write_text(yaml.safe_dump(begun.to_dict()))
+    other = replace(config, policy_steps=config.policy_steps + 1)
+    assert shared_config(other, tmp_path, "sft").policy_steps == config.policy_steps
+    assert shared_config(other, tmp_path, "iteration").policy_steps == other.policy_steps
 
 
 def test_two_folders_are_refused(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:

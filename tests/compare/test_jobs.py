@@ -14,6 +14,7 @@ from zopro.compare import jobs
 from zopro.compare.jobs import search_items, training_items
 from zopro.compare.plan import Job
 from zopro.errors import InputError
+from zopro.loop.answers import Measured
 from zopro.loop.rewarding import Scores
 from zopro.store.layout import Layout
 
@@ -49,7 +50,39 @@ def test_answers_are_held_against_references_beside_a_reward_model() -> None:
     found = jobs._qualities(data, Scores([0.5, 0.5], {"model": [0.5, 0.5]}), ["Ein Haus.", "Hm."], items)
     assert found == {"chrf": [pytest.approx(100), None]}
     several = Scores([1.0, 1.0], {"chrf": [0.5, 0.5], "mine": [math.nan, 0.5]})
-    assert jobs._qualities(data, several, ["a", "b"], items) == {"chrf": [0.5, 0.5], "mine": [None, 0.5]}
+    found = jobs._qualities(data, several, ["a", "b"], items)
+    assert {name: jobs.of_prompts(values, 1) for name, values in found.items()} == {
+        "chrf": [0.5, 0.5], "mine": [None, 0.5],
+    }  # fmt: skip
+
+
+def test_a_prompt_counts_by_the_mean_of_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`eval_samples` of them; those of the search have one. All methods are paired: no reward at all is 0."""
+    counts: list[int] = []
+    rewards = [1.0, 0.0, math.nan, 0.5, math.nan, math.nan]
+
+    def measure(run: Any, models: Any, items: Any, policy: Any, seed: int, rewarded: Any, count: int, **more: Any) -> Any:
+        counts.append(count)
+        every = rewards[: len(items) * count]
+        return Measured([[7], [7, 7]] * (len(every) // 2), Scores(every, {"mine": every}), [0.25] * len(every))
+
+    monkeypatch.setattr(jobs.answers, "measure", measure)
+    monkeypatch.setattr(jobs.answers, "ends", lambda models, ids: [len(row) == 1 for row in ids])
+    monkeypatch.setattr(jobs.answers, "divergences", lambda *args: [])
+    example = SimpleNamespace(asked="", reference=None)
+    items = [SimpleNamespace(prompt=letter, example=example) for letter in "abc"]
+    data: Any = SimpleNamespace(eval=items, train=[*items, *items], other=[], task=SimpleNamespace(metric=None))
+    models: Any = SimpleNamespace(
+        rewards_with=lambda folder: None, texts=lambda ids: [" ".join(f"word{i}" for i in row) for row in ids]
+    )
+    config = SimpleNamespace(eval_samples=2, eval_prompts=2)
+    run: Any = SimpleNamespace(config=config, store=Layout("shared"), seed=lambda *words: 0)
+    found = jobs.measure(run, models, data, Path("policy"), Job("train"), whole=True)
+    assert found["rewards"] == [0.5, 0.5, 0.0] and len(found["kl_per_answer"]) == 6
+    assert found["ended"] == [0.5] * 3 and found["length"] == [1.5] * 3 and len(found["degenerate"]) == 3
+    assert [(text["prompt"], text["reward"]) for text in found["texts"]] == [("a", 1.0), ("b", 0.0), ("c", 0.0)]
+    jobs.measure(run, models, data, Path("policy"), Job("train", prompts="search"))
+    assert counts == [2, 1]
 
 
 def test_a_training_that_max_kl_ends_is_measured_where_it_ended() -> None:

@@ -23,7 +23,7 @@ CONFIG = RunConfig(model="m", task="chat", train_data="x")
     [
         ({"methods": ("zorpo",)}, "methods: must be one of zopro, .*got 'zorpo'. Did you mean 'zopro'?"),
         ({"methods": ()}, "methods: must name at least one method"),
-        ({"methods": ("rloo", "rloo")}, "methods: must differ, got rloo,rloo"),
+        ({"methods": ("rloo", "rloo")}, "methods: must name each method once, got rloo,rloo"),
         ({"seeds": 0}, "seeds: must be at least 1, got 0"),
         ({"steps": 0}, "steps: one of steps, budget_minutes and answers must be given, greater than 0, got 0, 0.0, 0."),
         ({"budget_minutes": 1.0}, "steps: one of steps, budget_minutes and answers must be given"),

@@ -96,8 +96,9 @@ def test_a_gain_of_nothing_is_said_but_of_the_start() -> None:
 def test_a_method_whose_steps_measure_no_kl_is_held_against_max_kl_at_its_end() -> None:
     methods = {name: {**METHODS[name], "bounded": 0} for name in ("es", "rloo")}
     methods["es"]["curve"] = [*methods["es"]["curve"][:-1], {**methods["es"]["curve"][-1], "kl_per_answer": 12.0}]
-    line = "es: the policy is 12.00 nats an answer from the SFT policy, above max_kl: 10."
-    assert [*findings({"methods": methods, "max_kl": 10.0})] == [line]
+    for sft_steps, start in ((40, "SFT"), (0, "the start")):
+        line = f"es: the policy is 12.00 nats an answer from {start}, above max_kl: 10."
+        assert [*findings({"methods": methods, "max_kl": 10.0, "sft_steps": sft_steps})] == [line]
     assert [*findings({"methods": methods, "max_kl": 0.0})] == [*findings({"methods": methods})] == []
 
 

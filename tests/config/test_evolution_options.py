@@ -15,7 +15,10 @@ NEEDED = {"model": "m", "task": "chat", "train_data": "x"}
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"population": 7}, r"population: must be an even number of at least 2 \(members come in pairs\), got 7."),
+        (
+            {"population": 7},
+            r"population: must be an even number of at least 2 with antithetic: true \(members .*\), got 7.",
+        ),
         ({"population": 1, "antithetic": False}, "population: must be at least 2, got 1."),
         ({"sigma": "auto", "prompts_per_step": 1}, "sigma: must be a number with prompts_per_step: 1, .* got 'auto'."),
         ({"sigma": "-1"}, "sigma: must be a number greater than 0, or auto, got '-1'."),

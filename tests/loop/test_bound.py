@@ -73,7 +73,7 @@ def test_replay_and_resume_agree(runs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_one_line_says_why() -> None:
     said: list[str] = []
-    bound = BoundCallback(10.0, said.append, "policy 1", "learning_rate")
+    bound = BoundCallback(10.0, said.append, "policy 1", "learning_rate", "the start")
     control = SimpleNamespace(should_training_stop=False, should_save=True)
     state = SimpleNamespace(global_step=3, max_steps=40)
     bound.on_log(None, state, control, logs={"kl": 0.5, "completions/mean_length": 20.0})
@@ -81,7 +81,7 @@ def test_one_line_says_why() -> None:
     bound.on_log(None, state, control, logs={"kl": 0.5, "completions/mean_length": 20.5})
     assert control.should_training_stop and not control.should_save
     assert said == [
-        "policy 1: stopped after step 3 of 40: its answers are 10.25 nats from the SFT policy, above max_kl: 10. Lower "
+        "policy 1: stopped after step 3 of 40: its answers are 10.25 nats from the start, above max_kl: 10. Lower "
         "learning_rate, or raise beta or max_kl."
     ]
     bound.on_log(None, state, control, logs={"kl": float("nan"), "completions/mean_length": 20.5})
@@ -90,7 +90,7 @@ def test_one_line_says_why() -> None:
 
 def test_steps_without_a_kl_are_said_once() -> None:
     said: list[str] = []
-    bound = BoundCallback(10.0, said.append, "policy 0", "es_learning_rate")
+    bound = BoundCallback(10.0, said.append, "policy 0", "es_learning_rate", "SFT")
     for _ in range(2):
         bound.on_log(None, SimpleNamespace(global_step=1, max_steps=2), SimpleNamespace(), logs={"reward": 1.0})
     assert said == ["policy 0: its steps measure no KL, so max_kl is looked at when it is evaluated"]

@@ -69,7 +69,7 @@ def test_it_is_said_before_the_first_stage(runs: dict[str, Any]) -> None:
 def test_every_stage_and_every_long_loop_reports(runs: dict[str, Any]) -> None:
     titles = [title.partition("] ")[2] for title in runs["begun"] if title.startswith("[")]
     assert titles == WALK
-    inside = {"reading the data", "loading model", "answering", "scoring", "log-probs of the SFT policy", "judging"}
+    inside = {"reading the data", "loading model", "answering", "scoring", "log-probs of SFT", "judging"}
     inside |= {"rollout", "log-probs", "loss", "calibrating eps", "writing figures", "writing the report", ""}
     assert inside <= set(runs["begun"])
 
@@ -100,13 +100,16 @@ def test_training_a_whole_model_keeps_its_moments_and_its_reference(folder: Path
     assert of(method="mezo", beta=0) == 0
 
 
-def test_fzoo_takes_nine_passes() -> None:
+def test_one_sided_steps_take_a_pass_for_each_direction() -> None:
+    """L(theta) is known from sampling."""
     timed = Timed(call=0.0, sample=0.0, forward=1.0, backward=9.0, peak_mb=1.0, answers=1)
     options = RunConfig(
         model="m", task="chat", train_data="x", prompts_per_step=1, num_generations=2, beta=0.0, reward="exact"
     )
     found = [estimate.seconds_of("policy", False, name, options, 1, timed) for name in ("mezo", "fzoo")]
-    assert found == [4.0, 18.0]
+    assert found == [4.0, 16.0]
+    options = replace(options, sides=1, queries=3)
+    assert estimate.seconds_of("policy", False, "mezo", options, 1, timed) == 6.0
 
 
 def test_a_scored_row_is_one_and_prompts_that_repeat_are_sampled_once(folder: Path, tmp_path: Path) -> None:

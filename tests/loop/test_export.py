@@ -166,6 +166,8 @@ def test_bad_input_is_refused_before_anything_is_written(run, tmp_path):
     with pytest.raises(InputError, match=r"--out: must be a new or empty folder"):
         export(run, tmp_path / "full")
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "precious.txt"]
+    with pytest.raises(InputError, match=r"got '.*precious.txt' \(a file\). Choose another."):
+        export(run, tmp_path / "full/precious.txt")
     with pytest.raises(InputError, match=r"no config\.yaml in it"):
         export(tmp_path / "absent", tmp_path / "out")
     write_config(tmp_path / "young", model="m")

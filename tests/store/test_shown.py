@@ -25,6 +25,13 @@ def test_numbers_are_rounded_alike(show: Callable[[Any], str], value: Any, text:
     assert show(value) == text
 
 
+def test_one_thing_is_no_several() -> None:
+    record = {"known_before": 1, "forgotten": 0, "of": 5, "answers": []}
+    assert shown.remembered(record) == "forgotten: none of the 1 easy question it knew"
+    line = {"other_n": 1, shown.ELSEWHERE: 1.0}
+    assert shown.elsewhere(line).startswith("on 1 prompt of another task: KL 1.00")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

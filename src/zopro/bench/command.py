@@ -60,7 +60,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="a step's cost beside the floor of its forward passes, and beside TRL",
         description="Measure one policy step: seconds by phase, the bare forward passes it cannot do without, memory.",
     )
-    command.add_argument("what", choices=["step"], help="what to measure")
+    command.add_argument("what", metavar="step", choices=["step"], help="what to measure: a step")
     for name, (kind, text) in OPTIONS.items():
         flag = f"--{name.replace('_', '-')}"
         command.add_argument(flag, dest=name, type=kind, default=argparse.SUPPRESS, metavar="VALUE", help=text)

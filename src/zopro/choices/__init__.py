@@ -59,7 +59,8 @@ class Method(Choice):
     BACK_PROPAGATION. self_starting: it needs no previous update, so that iteration 0 is its own and no warm start's.
     rate: the key of its learning rate. preset: the one it always has. population: every member of one answers a step's
     prompts once, in place of num_generations answers to each. one_sided, queries: its differences, whatever `sides` and
-    a `queries` of 1 say. follows_update: its steps go along the previous update, where there is one.
+    a `queries` of 1 say. follows_update: its steps go along the previous update, where there is one. fixed: options that
+    are its own, whatever the configuration says.
     """
 
     uses: str = FUNCTION_VALUES
@@ -70,6 +71,7 @@ class Method(Choice):
     one_sided: bool = False
     queries: int = 1
     follows_update: bool = False
+    fixed: tuple[str, ...] = ()
 
     @property
     def zeroth_order(self) -> bool:
@@ -102,6 +104,11 @@ class Reward(Choice):
     network: bool = False
 
 
+PUBLISHED = (
+    *("noise", "greedy", "shaping", "antithetic", "targeted", "momentum", "second_moment", "anchor", "weight_decay"),
+)
+"""Options of es that es-paper has values of its own for."""
+
 METHODS = Registry(
     "method",
     Method,
@@ -121,14 +128,21 @@ METHODS = Registry(
         self_starting=True,
         one_sided=True,
         queries=8,
+        fixed=("noise",),
     ),
     *(
         Method(
-            name, f"zopro.train.methods:{function}", text, self_starting=True, rate="es_learning_rate", population=True
+            name,
+            f"zopro.train.methods:{function}",
+            text,
+            self_starting=True,
+            rate="es_learning_rate",
+            population=True,
+            fixed=fixed,
         )
-        for name, function, text in (
-            ("es", "evolution", "a population, scored by rewards of its own answers"),
-            ("es-paper", "evolution_paper", "the same as published: Gaussian, greedy, z-scores, plain step"),
+        for name, function, text, fixed in (
+            ("es", "evolution", "a population, scored by rewards of its own answers", ()),
+            ("es-paper", "evolution_paper", "the same as published: Gaussian, greedy, z-scores, plain step", PUBLISHED),
         )
     ),
     Method(
@@ -218,7 +232,7 @@ REWARDS = Registry(
             ("regex:PATTERN", "pattern:regex", "Python's re.search finds the pattern", (), True),
             ("json", "structured:structured", "it is JSON", (), True),
             ("json:KEY,KEY", "structured:structured", "a JSON object with these keys", (), True),
-            ("length:MIN-MAX", "length:length", "so many words", (), False),
+            ("length:MIN-MAX", "length:length", "a number of words in this range", (), False),
             ("chrf", "nearness:chrf", "near to the row's answer in characters", ("answer",), False),
             ("rouge", "nearness:rouge", "near to it in words", ("answer",), False),
         )

@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if known is None:
             raise
         code, line = known
-        print(f"zopro: {line}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):  # the code says it still
+            print(f"zopro: {line}", file=sys.stderr, flush=True)
         return code
     except KeyboardInterrupt:
         print("\nzopro: interrupted", file=sys.stderr)

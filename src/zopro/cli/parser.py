@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from zopro.config.arguments import path
@@ -23,6 +24,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **kwargs})
+        self._words: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but paths are read as paths, an option that there is none of is told before what is missing,
@@ -30,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             action.type = path if action.metavar in PATHS else action.type
         if self._subparsers is None:  # else the words are those of a command
-            args = list(self._looked_through(args))
+            args = self._words = list(self._looked_through(args))
         found, left = super().parse_known_args(args, namespace)
         if left:
             raise self._unknown(left[0])
@@ -62,7 +64,9 @@ class Parser(argparse.ArgumentParser):
         if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             hint = nearest(found[1], re.findall(r"[\w-]+", found[2]))
         elif found := re.match(r"argument ([^:/]+).*: expected (one|at least one) argument", message):
-            hint = f" A value that begins with - is given as {found[1]}=VALUE."
+            after = [later for word, later in pairwise(self._words) if word == found[1]]
+            dashed = any(word[:1] == "-" and word.split("=")[0] not in self._option_string_actions for word in after)
+            hint = f" A value that begins with - is given as {found[1]}=VALUE." if dashed else ""
         elif found := re.match(r"the following arguments are required: ([A-Z]+)$", message):
             greedy = [name for name, action in self._option_string_actions.items() if action.nargs == "+"]
             hint = f" Give {found[1]} before {' and '.join(greedy)}, which takes every word after it." if greedy else ""

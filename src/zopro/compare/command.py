@@ -58,10 +58,13 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--against",
         default="",
         metavar="METHOD",
-        help="whose gain others are held to: ratios, and the time to 90 %% of it (default: rloo, if it is compared)",
+        help="the method whose gain the others are compared with: ratios, and the time to 90 %% of it (default: rloo, "
+        "if it is compared)",
     )
-    plan.add_argument("--out", metavar="DIR", help="folder of the comparison (default: a new one)")
-    add_configuration(command, without=("method", "iterations"))
+    plan.add_argument(
+        "--out", metavar="DIR", help="folder of the comparison (default: CONFIG's output_dir, else a new one)"
+    )
+    add_configuration(command, without=("method", "iterations", "eval_greedy"), hidden=("output_dir",))
     command.set_defaults(handler=run)
     return command
 
@@ -79,24 +82,37 @@ def _configured(args: argparse.Namespace) -> RunConfig:
     return replace(config, output_dir="") if of_run and not (out or typed) else config
 
 
+def _planned(args: argparse.Namespace) -> Plan:
+    """The plan, whose errors name the options."""
+    for name in ("steps", "budget_minutes", "answers"):
+        if (value := getattr(args, name)) is not None and not value > 0:
+            raise InputError(f"--{name.replace('_', '-')}: must be greater than 0, got {value}.")
+    try:
+        return Plan(
+            methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
+            seeds=args.seeds,
+            steps=args.steps or 0,
+            budget_minutes=args.budget_minutes or 0.0,
+            answers=args.answers or 0,
+            points=args.points,
+            search_trials=args.search_trials,
+            search_share=args.search_share,
+            start=args.start,
+            against=args.against,
+        )
+    except InputError as error:
+        name, _, rest = str(error).partition(":")
+        raise InputError(f"--{name.replace('_', '-')}:{rest}") from None
+
+
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Compare, and return the object of `--json` and the tables."""
     from zopro.compare.shared import SHARED_METHOD, shared_config
     from zopro.loop.beforehand import check_beforehand
 
-    config = _configured(args)
-    plan = Plan(
-        methods=tuple(name.strip() for name in args.methods.split(",") if name.strip()),
-        seeds=args.seeds,
-        steps=args.steps or 0,
-        budget_minutes=args.budget_minutes or 0.0,
-        answers=args.answers or 0,
-        points=args.points,
-        search_trials=args.search_trials,
-        search_share=args.search_share,
-        start=args.start,
-        against=args.against,
-    )
+    config, plan = _configured(args), _planned(args)
+    if plan.start == "sft" and "key.policy_steps" in vars(args):
+        raise InputError("--policy_steps: must be given with --start iteration, which trains them. Leave it out.")
     for method in plan.methods:
         plan.steps_of(method, config)
     anew, out = replace(config, method=SHARED_METHOD), config.output_dir

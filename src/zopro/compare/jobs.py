@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import SchedulerType, TrainerCallback
@@ -31,7 +32,7 @@ from zopro.loop.rewarding import Scores
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, walk
 from zopro.store.layout import Layout
-from zopro.store.shown import PER_ANSWER
+from zopro.store.shown import PER_ANSWER, start
 from zopro.system.memory import PeakMemory
 from zopro.tasks.metrics import metric
 from zopro.text.degenerate import degenerate
@@ -135,7 +136,8 @@ def _trained(run: Run, models: Models, data: Data, job: Job, folder: Path) -> di
         trainer.add_callback(pace)
         if run.config.max_kl and not METHODS[job.method].population:  # whose steps measure no KL
             where, rate = f"{job.method}, seed {job.seed}", METHODS[job.method].rate
-            trainer.add_callback(BoundCallback(run.config.max_kl, run.say, where, rate))
+            the_start = start(run.config.sft_steps).the
+            trainer.add_callback(BoundCallback(run.config.max_kl, run.say, where, rate, the_start))
         pace.save = lambda step: models.policies.save(model, _point(folder, step))
         memory = PeakMemory(models.base.device)
         trainer.train()
@@ -182,43 +184,62 @@ class Pace(TrainerCallback):
 
 
 def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole: bool = False) -> dict[str, Any]:
-    """Rewards and log-ratios to the SFT policy, in nats, of one sampled answer to each held-out (or search) prompt; and
-    the first answers as texts. With `whole`, on held-out prompts, also what `zopro.compare.state` reads."""
+    """The mean reward of each held-out prompt's `eval_samples` answers (of one to each search prompt), the answers'
+    log-ratios to the SFT policy, in nats, and the first ones as texts. With `whole`, on held-out prompts, also what
+    `zopro.compare.state` reads."""
     tested, known = job.prompts == "test", list[bool]()
     items = data.eval if tested else search_items(run, data)
+    count = run.config.eval_samples if tested else 1
 
     def question(model: Any) -> None:
         known.extend(right for _, right in ask(run, models, model) or ())
 
     rewards, seed = models.rewards_with(run.store.reward(_iteration(job))), run.seed("compare", job.prompts, job.seed)
-    found = answers.measure(run, models, items, policy, seed, rewards, also=question if whole and tested else None)
-    worth = [0.0 if math.isnan(reward) else reward for reward in found.scores.total]  # so that all methods are paired
-    texts = models.texts(found.ids if whole else found.ids[:SHOWN])
+    found = answers.measure(run, models, items, policy, seed, rewards, count, also=question if whole and tested else None)
+    worth = of_prompts(found.scores.total, count)
+    texts = models.texts(found.ids if whole else found.ids[: SHOWN * count])
     shown = [
-        {"prompt": item.prompt, "completion": text, "reward": reward}
-        for item, text, reward in zip(items[:SHOWN], texts, worth, strict=False)
+        {"prompt": item.prompt, "completion": text, "reward": 0.0 if math.isnan(reward) else reward}
+        for item, text, reward in zip(items[:SHOWN], texts[::count], found.scores.total[::count], strict=False)
     ]
-    measured: dict[str, Any] = {"rewards": worth, PER_ANSWER: found.log_ratios, "texts": shown}
+    rewarded = [0.0 if mean is None else mean for mean in worth]  # so that all methods are paired
+    measured: dict[str, Any] = {"rewards": rewarded, PER_ANSWER: found.log_ratios, "texts": shown}
     if whole and tested:
-        measured["degenerate"] = [
-            degenerate(text, item.example.asked, item.example.reference) is not None
-            for text, item in zip(texts, items, strict=True)
-        ]
-        measured["ended"] = answers.ends(models, found.ids)
-        measured["length"] = [*map(len, found.ids)]
-        measured["quality"] = _qualities(data, found.scores, texts, items)
+        asked = [item for item in items for _ in range(count)]
+        measured["degenerate"] = of_prompts(
+            [
+                degenerate(text, item.example.asked, item.example.reference) is not None
+                for text, item in zip(texts, asked, strict=True)
+            ],
+            count,
+        )
+        measured["ended"] = of_prompts(answers.ends(models, found.ids), count)
+        measured["length"] = of_prompts([*map(len, found.ids)], count)
+        measured["quality"] = {
+            name: of_prompts(values, count) for name, values in _qualities(data, found.scores, texts, asked).items()
+        }
         measured["known"] = known
         measured["other"] = answers.divergences(run, models, data.other, policy, run.seed("compare", "other", job.seed))
     return measured
 
 
-def _qualities(data: Data, scores: Scores, texts: Sequence[str], items: Sequence[Item]) -> dict[str, list[float | None]]:
-    """Each answer by each of several rewards, and by the task's metric (chrF, ROUGE; 0 to 100); None where one does not
-    apply."""
-    parts = scores.parts if len(scores.parts) > 1 else {}
-    found: dict[str, list[float | None]] = {
-        name: [None if math.isnan(value) else float(value) for value in values] for name, values in parts.items()
-    }
+def of_prompts(values: Sequence[float | None], count: int) -> list[float | None]:
+    """The mean of each prompt's `count` values, of those that are numbers; None where none is.
+
+    >>> of_prompts([1.0, 0.0, None, 0.5, None, float("nan")], 2)
+    [0.5, 0.5, None]
+    """
+    means = []
+    for first in range(0, len(values), count):
+        known = [float(x) for x in values[first : first + count] if x is not None and not math.isnan(x)]
+        means.append(fmean(known) if known else None)
+    return means
+
+
+def _qualities(data: Data, scores: Scores, texts: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:
+    """Each answer by each of several rewards, and by the task's metric (chrF, ROUGE; 0 to 100), [answer]; NaN or None
+    where one does not apply."""
+    found: dict[str, Any] = dict(scores.parts) if len(scores.parts) > 1 else {}
     name = data.task.metric
     if name is not None and name not in scores.parts:
         found[name] = metric(name)(texts, [item.example.reference for item in items])

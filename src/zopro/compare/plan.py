@@ -57,7 +57,8 @@ class Plan:
             METHODS.check(method, "methods")
         if self.against:
             METHODS.check(self.against, "against")
-        _check(len(set(self.methods)) == len(self.methods), "methods", "must differ", ",".join(self.methods))
+        once = len(set(self.methods)) == len(self.methods)
+        _check(once, "methods", "must name each method once", ",".join(self.methods))
         _check(self.seeds >= 1, "seeds", "must be at least 1", self.seeds)
         minutes = self.budget_minutes
         _check(math.isfinite(minutes), "budget_minutes", "must be a finite number", minutes)

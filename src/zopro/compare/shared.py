@@ -17,7 +17,7 @@ def shared_config(config: RunConfig, out: str | Path, start: str) -> RunConfig:
     """Of the run that all trainings of a comparison in the folder `out` start from.
 
     Its rates are those that it was begun with, but for one that iteration 0 has still to learn at: each training has
-    its own.
+    its own. Where all start from SFT so are its `policy_steps`, which nothing asks for.
 
     Raises:
         InputError: the configuration that is there is damaged.
@@ -28,4 +28,6 @@ def shared_config(config: RunConfig, out: str | Path, start: str) -> RunConfig:
     learns = start == "iteration" and not Layout(shared.output_dir).policy(0).exists()
     its_own = {METHODS[shared.method_of(0)].rate} if learns else set()
     begun = begun_with(Path(shared.output_dir), shared)
-    return replace(shared, **{rate: begun[rate] for rate in {METHODS[name].rate for name in METHODS} - its_own})
+    unasked = {"policy_steps"} if start == "sft" else set()
+    kept = ({METHODS[name].rate for name in METHODS} - its_own) | unasked
+    return replace(shared, **{key: begun[key] for key in kept})

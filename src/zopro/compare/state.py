@@ -31,9 +31,9 @@ def state(measured: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> di
     """One policy's state from its trainings' measurements at their last points.
 
     Args:
-        measured: of each training `known` [question], `other` (log-ratios [prompt], nats), `degenerate` and `ended`
-            [answer], `length` [answer], and `quality` (by reward or metric [answer], None where it does not apply); what
-            one lacks, as earlier versions did not measure it, is left out.
+        measured: of each training `known` [question], `other` (log-ratios [prompt], nats), and, as means of a prompt's
+            answers, `degenerate` and `ended` [prompt], `length` [prompt], and `quality` (by reward or metric [prompt],
+            None where it does not apply); what one lacks, as earlier versions did not measure it, is left out.
         start: the same of what all began with.
     """
     before = start.get("known", [])
@@ -54,7 +54,7 @@ def state(measured: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> di
 
 
 def _share(values: Sequence[Sequence[float]]) -> Interval:
-    """Mean and 95 % interval of shares [training][answer]: Wilson's over prompts and, where the trainings themselves lie
+    """Mean and 95 % interval of shares [training][prompt]: Wilson's over prompts and, where the trainings themselves lie
     farther apart, that over prompts and trainings."""
     mean, low, high = win_interval([fmean(of_prompt) for of_prompt in zip(*values, strict=True)])
     if len(values) == 1:
@@ -64,7 +64,7 @@ def _share(values: Sequence[Sequence[float]]) -> Interval:
 
 
 def _quality(values: Sequence[Sequence[float | None]], before: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and gain, paired by prompt, of [training][answer], over the answers that it applies to in all."""
+    """Mean and gain, paired by prompt, of [training][prompt], over the prompts that it applies to in all."""
     columns = [column for column in zip(before, *values, strict=True) if None not in column]
     if not columns:
         return {"mean": None, "n": 0}
@@ -130,7 +130,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[str]:
         if found.get("bounded"):
             steps = shown.fixed(end["step"], 1)
             yield f"{method}: max_kl ended {found['bounded']} of {found['seeds']} trainings; their mean is {steps} steps."
-        elif line := beyond(end, result.get("max_kl", 0.0), method):
+        elif line := beyond(end, result.get("max_kl", 0.0), method, shown.start(result.get("sft_steps")).the):
             yield f"{line}."
         rises = found.get("gain", {}).get("low") or 0
         for name, value in found.get("final", {}).get("quality", {}).items():

@@ -129,8 +129,8 @@ def length(plan: Mapping[str, Any]) -> str:
     >>> length({"steps": 0, "budget_minutes": 0.0, "answers": 640})
     '640 answers'
     """
-    units = {"budget_minutes": "minutes", "answers": "answers", "steps": "steps"}
-    return next(f"{plan[key]:g} {unit}" for key, unit in units.items() if plan.get(key))
+    units = {"budget_minutes": "minute", "answers": "answer", "steps": "step"}
+    return next(shown.several(plan[key], unit) for key, unit in units.items() if plan.get(key))
 
 
 def table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:

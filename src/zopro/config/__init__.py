@@ -16,7 +16,7 @@ from typing import Any
 
 from zopro.choices import METHOD_OF_START, METHODS
 from zopro.config.data import DataOptions
-from zopro.config.defaults import own_defaults
+from zopro.config.defaults import default_of, own_defaults
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
@@ -59,7 +59,7 @@ class LoopOptions:
         0, "Also keep the adapters every this many steps inside an iteration, for finer trajectories; 0: never."
     )
     checkpoint_steps: int = option(
-        10, "A training stage is kept on disk every so many steps, from where --resume continues; 0: start it over."
+        10, "Save a training stage every this many steps, for --resume to continue from; 0: a stopped stage starts over."
     )
     report_to: list[str] = field(
         default_factory=list,
@@ -119,8 +119,8 @@ class EvaluationOptions:
     eval_greedy: bool = option(False, "Also take the likeliest answer to each held-out prompt. Verifiable: true.")
     easy_questions: bool | int = option(
         True,
-        "Also ask easy questions (the capital of France) before and after each iteration, and say which the model "
-        f"has forgotten: true asks {FEW_QUESTIONS}, a number so many, up to {ALL_QUESTIONS}. Of models with a chat "
+        "Also ask easy questions (the capital of France) before and after each iteration, and say which the model has "
+        f"forgotten: true asks {FEW_QUESTIONS}, a number asks that many, up to {ALL_QUESTIONS}. Of models with a chat "
         "template of their own that can answer any.",
     )
     other_data: str = option(
@@ -237,6 +237,16 @@ class RunConfig(_Options):
         """
         chosen = METHODS[method]
         return self.queries if self.queries > 1 else chosen.queries, 1 if chosen.one_sided else self.sides
+
+    def unheeded_by(self, method: str) -> list[str]:
+        """Keys that are set, and that a method has values of its own for.
+
+        >>> RunConfig(model="m", task="chat", train_data="x", anchor=0.1).unheeded_by("es-paper")
+        ['anchor']
+        """
+        keys = {key.name: key for key in dataclasses.fields(self)}
+        default = {name: default_of(keys[name], self.task, self.engine) for name in METHODS[method].fixed}
+        return [name for name, value in default.items() if getattr(self, name) != value]
 
     def method_of(self, iteration: int) -> str:
         """The method that optimises an iteration."""

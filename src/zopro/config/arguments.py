@@ -37,8 +37,11 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def add_configuration(command: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
-    """The arguments that `configuration` reads: CONFIG, and an option for each key but those `without` use here."""
+def add_configuration(
+    command: argparse.ArgumentParser, without: Collection[str] = (), hidden: Collection[str] = ()
+) -> None:
+    """The arguments that `configuration` reads: CONFIG, and an option for each key but those `without` use here; no help
+    shows the `hidden` ones, which the command has by another name."""
     command.add_argument("config", metavar="CONFIG", help="YAML file of configuration keys")
     command.add_argument("--help-all", action=_HelpAll, nargs=0, help="show this help with every key, and exit")
     for group in GROUPS:
@@ -49,8 +52,9 @@ def add_configuration(command: argparse.ArgumentParser, without: Collection[str]
             flag = {"nargs": "?", "const": "true"} if field.type in ("bool", "bool | int") else {}
             shared: dict[str, Any] = {"dest": f"key.{name}", "default": argparse.SUPPRESS, "metavar": "VALUE", **flag}
             action = section.add_argument(f"--{name}", help=argparse.SUPPRESS, **shared)
-            action.full_help = _help(field)  # type: ignore[attr-defined]
-            if name in FIRST:
+            if name not in hidden:
+                action.full_help = _help(field)  # type: ignore[attr-defined]
+            if name in FIRST and name not in hidden:
                 action.help = _help(field)
             if "_" in name:
                 section.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **shared)

@@ -32,8 +32,9 @@ def own_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**BY_TASK.get(given.get("task", ""), {}), **BY_ENGINE.get(engine, {})}
 
 
-def default_of(key: dataclasses.Field[Any], task: str = "") -> Any:
-    """What a key is where nothing is said."""
-    if key.name in BY_TASK.get(task, {}):
-        return BY_TASK[task][key.name]
+def default_of(key: dataclasses.Field[Any], task: str = "", engine: str = "") -> Any:
+    """What a key is where nothing is said of it."""
+    own = own_defaults({"task": task, "engine": engine})
+    if key.name in own:
+        return own[key.name]
     return key.default if key.default_factory is dataclasses.MISSING else key.default_factory()

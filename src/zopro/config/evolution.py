@@ -34,7 +34,7 @@ class EvolutionOptions:
         check_choices(self, EvolutionOptions)
         members = self.population
         if self.antithetic:
-            rule = "must be an even number of at least 2 (members come in pairs)"
+            rule = "must be an even number of at least 2 with antithetic: true (members come in pairs)"
             check(members >= 2 and members % 2 == 0, "population", rule, members)
         check(members >= 2, "population", "must be at least 2", members)
         for name in ("momentum", "second_moment", "anchor"):

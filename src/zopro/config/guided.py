@@ -33,13 +33,14 @@ class GuidedOptions:
         "With guide_local block: how many tokens at the prompts' ends are swept; 0: all of the prompts, which makes the "
         "guess the gradient. For prompts much longer than the answers.",
     )
-    guide_blocks: int = option(0, "Guide the last so many blocks only; 0 guides all.")
+    guide_blocks: int = option(0, "How many of the last blocks to guide; 0: all.")
     guide_avoid_reward: bool = option(
         False, "Take the component along the reward model's last update off the guess, tensor by tensor."
     )
     guard_every: int = option(
         10,
-        "With adam: every so many steps measure the slope and follow only what goes downhill (one more pass); 0: never.",
+        "With adam: every this many steps, measure the slope (one more pass) and follow only what goes downhill; "
+        "0: never.",
     )
 
     def __post_init__(self) -> None:

@@ -25,9 +25,9 @@ class PolicyOptions:
     )
     max_kl: float = option(
         0.0,
-        "End a policy iteration at the first step whose answers are more than so many nats from the SFT policy, each; 0: "
-        "never. 10 suits answers of up to 50 tokens: KL grows with their length, so there is no bound for all. es, and "
-        "beta: 0, measure none in a step: there evaluations say it.",
+        "End a policy iteration at the first step whose answers are, on average, more than this many nats from the SFT "
+        "policy (without SFT, from the start); 0: never. 10 suits answers of up to 50 tokens: KL grows with their "
+        "length, so there is no bound for all. es, and beta: 0, measure none in a step: there evaluations say it.",
     )
     first_order_learning_rate: float = option(
         2e-4, "AdamW learning rate of back-propagation (rloo, grpo, online-dpo, warm start)."

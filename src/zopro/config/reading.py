@@ -6,6 +6,7 @@ Words from the command line win over the file.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(problem=problem, problem_mark=key.start_mark)
             lines[name] = key.start_mark.line + 1
         node.value = [(key, _as_typed(value) if key.value in _TEXTS else value) for key, value in node.value]
+        for key, value in node.value:
+            if value.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-9_]+", value.value):  # YAML 1.1 reads it as octal
+                problem = f"{key.value}: must be written without a leading 0, got {value.value}"
+                raise yaml.composer.ComposerError(problem=problem, problem_mark=value.start_mark)
         return node
 
 

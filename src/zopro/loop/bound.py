@@ -25,10 +25,11 @@ class BoundCallback(TrainerCallback):
         say: takes one line.
         where: what it begins with.
         rate: the key of the learning rate.
+        start: what KL is to, as `zopro.store.shown.start` names it.
     """
 
-    def __init__(self, bound: float, say: Callable[[str], None], where: str, rate: str) -> None:
-        self.bound, self.say, self.where, self.rate = bound, say, where, rate
+    def __init__(self, bound: float, say: Callable[[str], None], where: str, rate: str, start: str) -> None:
+        self.bound, self.say, self.where, self.rate, self.start = bound, say, where, rate, start
         self.told = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -42,7 +43,7 @@ class BoundCallback(TrainerCallback):
             control.should_save = False  # no checkpoint to go on from: done again, this step stops again
             self.say(
                 f"{self.where}: stopped after step {state.global_step} of {state.max_steps}: its answers are "
-                f"{shown.kl(kl)} nats from the SFT policy, above max_kl: {self.bound:g}. Lower {self.rate}, or raise "
+                f"{shown.kl(kl)} nats from {self.start}, above max_kl: {self.bound:g}. Lower {self.rate}, or raise "
                 "beta or max_kl."
             )
 
@@ -52,15 +53,15 @@ class BoundCallback(TrainerCallback):
             self.say(line)
 
 
-def beyond(line: Mapping[str, Any], bound: float, where: str) -> str | None:
-    """The line about an evaluation whose policy is further away than `bound`; None where it is not.
+def beyond(line: Mapping[str, Any], bound: float, where: str, start: str) -> str | None:
+    """The line about an evaluation whose policy is further than `bound` from `start`; None where it is not.
 
-    >>> beyond({"kl_per_answer": 3.5}, 10.0, "evaluation 0"), beyond({"kl_per_answer": 3.5}, 0.0, "evaluation 0")
+    >>> beyond({"kl_per_answer": 3.5}, 10.0, "es", "SFT"), beyond({"kl_per_answer": 3.5}, 0.0, "es", "SFT")
     (None, None)
-    >>> beyond({"kl_per_answer": 13.5}, 10.0, "evaluation 0")
-    'evaluation 0: the policy is 13.50 nats an answer from the SFT policy, above max_kl: 10'
+    >>> beyond({"kl_per_answer": 13.5}, 10.0, "evaluation 0", "the start")
+    'evaluation 0: the policy is 13.50 nats an answer from the start, above max_kl: 10'
     """
     kl = line[shown.PER_ANSWER]
     if not bound or (isinstance(kl, float) and math.isfinite(kl) and kl <= bound):
         return None
-    return f"{where}: the policy is {shown.kl(kl)} nats an answer from the SFT policy, above max_kl: {bound:g}"
+    return f"{where}: the policy is {shown.kl(kl)} nats an answer from {start}, above max_kl: {bound:g}"

@@ -34,17 +34,18 @@ _CURVE = "held-out-reward-95-interval.png"  # of a run's figures, where an earli
 Line = Mapping[str, Any]
 
 
-def write_card(policy: Policy, base: str, folder: Path, adapter: bool = True) -> None:
-    """Write the card, and the report's picture if there is one, to `folder`."""
+def write_card(policy: Policy, base: str, folder: Path, adapter: bool = True, peft: bool = True) -> None:
+    """Write the card, and the report's picture if there is one, to `folder`. Others as in `card`."""
     run = Layout(policy.run)
     picture = next((path for path in (run.share(), run.figures() / _CURVE) if path.is_file()), None)
     if picture is not None:
         shutil.copyfile(picture, folder / PICTURE)
-    (folder / CARD).write_text(card(policy, base, adapter, picture is not None), "utf-8")
+    (folder / CARD).write_text(card(policy, base, adapter, picture is not None, peft), "utf-8")
 
 
-def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False) -> str:
-    """The card as Markdown with the Hub's metadata before it. `base` is the model under the policy."""
+def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False, peft: bool = True) -> str:
+    """The card as Markdown with the Hub's metadata before it. `base` is the model under the policy. `peft`: an adapter
+    has the names that PEFT looks for; else it is for llama.cpp alone."""
     run, config = Layout(policy.run), policy.config
     stages = [*_stages(policy, read_metrics(run.metrics()))]
     summary = read_json(run.summary()) if run.summary().exists() else {}
@@ -67,7 +68,7 @@ def card(policy: Policy, base: str, adapter: bool = True, picture: bool = False)
         "## What it forgot",
         _forgotten(_evaluation(run, policy.iteration)),
         "## Use",
-        _use(config.dtype, adapter),
+        _use(config.dtype, adapter) if peft else _use_of_llamacpp(),
         "## Settings",
         "Keys of the run's configuration that are not the defaults:",
         _settings(config),
@@ -108,7 +109,7 @@ def _wanted(policy: Policy, summary: Line) -> str:
     config = policy.config
     if config.trains_reward and config.reward == ["model"]:
         known = shown.quality(summary.get("reward_quality", {}))
-        judge = f"pairs that the judge `{shown.place(config.judge)}` decided"
+        judge = f"pairs that {shown.judge(config.judge, config.task)} decided"
         refined = f", and refined after each iteration before this one on {judge}" if policy.iteration else ""
         trained = f"trained on their preferences (on held-out rows: {known})"
         return f"It was optimised for a reward model that was {trained}{refined}."
@@ -169,7 +170,7 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
         for line in lines
     ]
     yield _table([(*head, f"KL to {start.the}, nats an answer"), *rows])
-    judged = f"Wins are by the judge `{shown.place(policy.config.judge)}`."
+    judged = f"Wins are by {shown.judge(policy.config.judge, policy.config.task)}."
     judge = judged if policy.config.trains_reward else "The higher reward wins."
     last = lines[-1]
     gained = [
@@ -208,12 +209,20 @@ def _use(dtype: str, adapter: bool) -> str:
     )
 
 
+def _use_of_llamacpp() -> str:
+    return (
+        "With llama.cpp alone, as the file that `zopro export RUN --out DIR --gguf` writes. The names that the adapter's "
+        "modules have in transformers are not known to zopro, so PEFT would leave them out.\n\n"
+        "```\nllama-cli -m model.gguf --lora adapter.gguf\n```"
+    )
+
+
 def _settings(config: RunConfig) -> str:
     """As YAML, without the keys that say where and how work is done; places have their last part alone."""
     kept: dict[str, Any] = {}
     for key in fields(config):
         value = getattr(config, key.name)
-        if key.name not in FREE and value != default_of(key, config.task):
+        if key.name not in FREE and value != default_of(key, config.task, config.engine):
             kept[key.name] = shown.place(value) if isinstance(value, str) else value
     if "reward" in kept:
         kept["reward"] = _rewards(config)

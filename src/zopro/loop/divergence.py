@@ -15,7 +15,7 @@ from zopro.engine.opening import logprobs as logprobs_of
 from zopro.loop.correctness import named
 from zopro.loop.models import Models
 from zopro.loop.run import Run
-from zopro.store.shown import ELSEWHERE
+from zopro.store import shown
 from zopro.system.progress import counted
 from zopro.system.statistics import crossed_interval
 
@@ -40,8 +40,9 @@ def log_ratios(
     if policy == run.store.sft():
         return [0.0 for rollout in rollouts for _ in rollout.completion_ids]
     found: list[float] = []
+    start = shown.start(run.config.sft_steps).the
     with models.policies.open(run.store.sft()) as sft:
-        for rollout, ours in counted([*zip(rollouts, logprobs, strict=True)], "log-probs of the SFT policy"):
+        for rollout, ours in counted([*zip(rollouts, logprobs, strict=True)], f"log-probs of {start}"):
             theirs = _pass(sft, rollout, run.config.temperature)
             found += ((ours - theirs) * rollout.completion_mask).sum(1).tolist()
     return found
@@ -69,7 +70,7 @@ def kl_interval(answers: Sequence[Sequence[float]]) -> tuple[float, float, float
 
 def elsewhere(answers: Sequence[Sequence[float]]) -> dict[str, Any]:
     """How far a policy has moved on prompts of another task, from log-ratios [seed][prompt] in nats."""
-    return {**named(ELSEWHERE, kl_interval(answers)), "other_n": len(answers[0])}
+    return {**named(shown.ELSEWHERE, kl_interval(answers)), "other_n": len(answers[0])}
 
 
 def _pass(model: Any, rollout: Rollouts, temperature: float) -> Tensor:

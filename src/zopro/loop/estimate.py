@@ -196,8 +196,7 @@ def _step_seconds(method: str, config: RunConfig, timed: Timed, scored: float) -
     each = timed.sample + scored
     if not chosen.population:
         queries, sides = config.differences_of(method)
-        passes = queries * 2 if sides == 2 else queries + 1
-        each += passes * timed.forward if chosen.zeroth_order else timed.backward
+        each += queries * sides * timed.forward if chosen.zeroth_order else timed.backward
         each += timed.forward if config.beta else 0.0  # of the SFT policy
     return timed.call + answers * each
 

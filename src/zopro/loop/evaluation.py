@@ -77,7 +77,7 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
         line |= gains(before, rows) if iteration is not None else {}
     if note := unended(of, 1 - ended(models, found.ids), len(found.ids), config.max_completion_length):
         run.say(note)
-    if note := beyond(line, config.max_kl, of):
+    if note := beyond(line, config.max_kl, of, shown.start(config.sft_steps).the):
         run.say(note)
     if memory.found is not None:
         line[shown.REMEMBERED] = memory.found

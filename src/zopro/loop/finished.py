@@ -45,7 +45,8 @@ def check_new(out: str | Path) -> Path:
     out = Path(out)
     if out.exists():
         if not out.is_dir() or any(out.iterdir()):
-            raise InputError(f"--out: must be a new or empty folder, got '{out}' (not empty). Choose another.")
+            what = "not empty" if out.is_dir() else "a file"
+            raise InputError(f"--out: must be a new or empty folder, got '{out}' ({what}). Choose another.")
         if os.path.ismount(out) or out.samefile(Path.cwd()):
             what = "where a disk is mounted" if os.path.ismount(out) else "in which the command runs"
             raise InputError(f"--out: must be a folder that can be replaced, got '{out}', {what}. Choose one in it.")

@@ -21,6 +21,7 @@ from zopro.loop.recording import Origin, Recorder, origin_of
 from zopro.loop.run import Run
 from zopro.loop.trainers import trainer_of
 from zopro.loop.unended import UnendedCallback
+from zopro.store import shown
 from zopro.store.rundir import whole_folder
 from zopro.system import progress
 from zopro.system.random_state import preserve_random_state
@@ -73,6 +74,9 @@ def policy_trainer(
             seed=seed,
             folder=folder,
         )
+        if unheeded := config.unheeded_by(origin.method):
+            its_own = f"{origin.method} has its own {', '.join(unheeded)}"
+            run.say(f"policy {origin.iteration}: {its_own}, whatever the configuration says")
         trainer: Any = trainer_of(origin.method, inputs)
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
         be_quiet(trainer)
@@ -117,10 +121,11 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
 
         answers, limit = config.answers_a_step(origin.method), config.max_completion_length
         where, follows = f"policy {iteration}", getattr(trainer, "follows_update", False)
+        start = shown.start(config.sft_steps).the
         notes = [
             UnendedCallback(run.say, where, answers, limit),
             ReachCallback(run.say, where, method.rate, rate, follows),
-            *([BoundCallback(config.max_kl, run.say, where, method.rate)] if config.max_kl else []),
+            *([BoundCallback(config.max_kl, run.say, where, method.rate, start)] if config.max_kl else []),
         ]
         for callback in (run.callback("policy", iteration), *run.snapshots("policy", iteration, save), *notes):
             trainer.add_callback(callback)

@@ -194,7 +194,7 @@ class RunDirectory(Outputs):
 
 def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:
     """What the run in `path` was begun with, as a configuration reads it, so that a path with ~ is the path; of keys that
-    an earlier version lacked, the default of `config`'s task.
+    an earlier version lacked, the default of `config`'s task and engine.
 
     Raises:
         InputError: its configuration is damaged.
@@ -206,7 +206,7 @@ def begun_with(path: Path, config: RunConfig) -> dict[str, Any]:
         saved = {}
     if not saved:
         raise InputError(f"output_dir: {saved_config} must be the run's configuration, and is damaged.")
-    known = {field.name: default_of(field, config.task) for field in fields(config)}
+    known = {field.name: default_of(field, config.task, config.engine) for field in fields(config)}
     with suppress(InputError):  # of an earlier version's values
         saved |= RunConfig.from_dict(known | {key: saved[key] for key in saved.keys() & known.keys()}).to_dict()
     return known | saved

@@ -86,6 +86,25 @@ def fixed(value: Any, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
+def several(count: object, thing: str) -> str:
+    """A number of things.
+
+    >>> several(1, "prompt"), several(0, "prompt"), several(2.5, "minute")
+    ('1 prompt', '0 prompts', '2.5 minutes')
+    """
+    number = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{number} {thing}{'s' if number != '1' else ''}"
+
+
+def judge(name: str, task: str) -> str:
+    """Who decides between answers, named.
+
+    >>> judge("auto", "chat"), judge("model:/home/me/judge", "chat")
+    ('the judge of task chat', 'the judge model:judge')
+    """
+    return f"the judge of task {task}" if name == "auto" else f"the judge {place(name)}"
+
+
 def reward(value: Any) -> str:
     return fixed(value, 3)
 
@@ -149,7 +168,7 @@ def quality(numbers: Mapping[str, Any]) -> str:
 def remembered(record: Mapping[str, Any]) -> str:
     """What a record says in words: "forgotten: 1 of the 4 it knew (What is 2 + 2?)"; of many the first, and the share."""
     known, forgotten = record["known_before"], record["forgotten"]
-    said = f"{forgotten or 'none'} of the {known} easy questions it knew"
+    said = f"{forgotten or 'none'} of the {several(known, 'easy question')} it knew"
     if forgotten:
         lost = [answer["question"] for answer in record["answers"] if answer["right_before"] and not answer["right"]]
         rest = f" and {len(lost) - NAMED_QUESTIONS} more" if len(lost) > NAMED_QUESTIONS else ""
@@ -163,7 +182,7 @@ def elsewhere(line: Mapping[str, Any]) -> str:
     """KL on prompts of another task: "on 40 prompts of another task: KL 1.20 [0.90, 1.50]"; empty where not measured."""
     if line.get(ELSEWHERE) is None:
         return ""
-    return f"on {line['other_n']} prompts of another task: KL {kl_interval(line, ELSEWHERE)}"
+    return f"on {several(line['other_n'], 'prompt')} of another task: KL {kl_interval(line, ELSEWHERE)}"
 
 
 def kl_interval(line: Mapping[str, Any], name: str) -> str:

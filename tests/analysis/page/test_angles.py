@@ -81,7 +81,7 @@ def test_heat_maps_show_two_digits_of_the_farthest() -> None:
 @pytest.mark.parametrize(
     ("angle", "said"),
     [
-        (90.46, "at 90.46 degrees to each other, no closer than unrelated updates are by chance."),
+        (90.46, "at 90.46 degrees to each other, which is what unrelated updates give by chance."),
         (91.0, "in 1 of 1 iterations beyond what unrelated updates give (1 in 20 is by chance)."),
     ],
 )
@@ -93,5 +93,20 @@ def test_a_direction_that_unrelated_updates_have_too_is_not_kept() -> None:
     assert "does not keep" in findings(of(COSINE, [0.79, 0.5], 0.0, 0.01, [[-0.8, 0.8]] * 2))
     said = findings(of(COSINE, [0.9, 0.5], 0.0, 0.01, [[-0.8, 0.8]] * 2))
     assert "partly keeps its direction" in said
-    assert "beyond what unrelated updates give in 1 of 2 iterations, 1 in 40 by chance" in said
+    assert "beyond what unrelated updates give onwards in 1 of 2 iterations, 1 in 40 by chance" in said
     assert "The policy keeps its direction" in findings(of(COSINE, [0.9, 0.5], 0.0, 0.01)), "too few tensors to permute"
+
+
+@pytest.mark.parametrize(
+    ("cosines", "said"),
+    [
+        ([-0.9, -0.5], "The policy turns back from one update to the next (cosine -0.90 to -0.50, by chance 0)."),
+        ([-0.9, 0.0], "partly turns back from one update to the next (cosine -0.90 to 0.00, by chance 0; beyond what "
+         "unrelated updates give backwards in 1 of 2 iterations, 1 in 40 by chance)."),
+        ([-0.9, 0.9], "partly keeps its direction from one update to the next (cosine -0.90 to 0.90, by chance 0; beyond "
+         "what unrelated updates give onwards in 1 and backwards in 1 of 2 iterations, 1 in 40 by chance)."),
+        ([0.0, 0.005], "does not keep its direction from one update to the next (cosine 0.00 to 0.01, by chance 0)."),
+    ],
+)  # fmt: skip
+def test_updates_that_go_back_are_counted(cosines: list[float], said: str) -> None:
+    assert said in findings(of(COSINE, cosines, 0.0, 0.01))

@@ -255,10 +255,10 @@ def test_findings_say_what_the_numbers_do() -> None:
         }
 
     said = findings(numbers([None, 0.9]))
-    assert "at 89.50 to 90.20 degrees to each other, no closer than unrelated updates are by chance." in said
+    assert "at 89.50 to 90.20 degrees to each other, which is what unrelated updates give by chance." in said
     assert "The policy keeps its direction from one update to the next (cosine 0.90, by chance 0)." in said
-    for cosine in (0.05, -0.5):
-        assert "does not keep its direction" in findings(numbers([None, cosine]))
+    for cosine, told in ((0.05, "does not keep its direction"), (-0.5, "turns back")):
+        assert told in findings(numbers([None, cosine]))
     still = numbers([None, None])
     still["metrics"]["update_angle_degrees"] = {"product": [None, None]}
     rest = "No two updates can be compared: one that moves nothing has no direction."

@@ -32,20 +32,23 @@ def _angle(numbers: Numbers) -> Iterator[str]:
         related = (
             f"in {outside} of {len(found)} iterations beyond what unrelated updates give (1 in 20 is by chance)"
             if outside
-            else "no closer than unrelated updates are by chance"
+            else "which is what unrelated updates give by chance"
         )
         angles = _range(found, decimals(numbers, name, numbers["views"][-1]) or 2)
-        yield f"Policy and reward model are updated at {angles} degrees to each other, {related}."
+        yield f"The updates of policy and reward model are at {angles} degrees to each other, {related}."
 
 
 def _direction(numbers: Numbers, name: str, who: str) -> Iterator[str]:
     if found := _values(numbers, name):
-        kept = [value > 0 and not _by_chance(numbers, name, i, value) for i, value in found]
-        told = "keeps its direction" if all(kept) else "does not keep its direction"
-        chance = "by chance 0"
-        if any(kept) and not all(kept):
-            told = "partly keeps its direction"
-            chance += f"; beyond what unrelated updates give in {sum(kept)} of {len(kept)} iterations, 1 in 40 by chance"
+        outside = [value for i, value in found if not _by_chance(numbers, name, i, value)]
+        kept, back = sum(value > 0 for value in outside), sum(value < 0 for value in outside)
+        told, chance = "does not keep its direction", "by chance 0"
+        if len(found) in (kept, back):
+            told = "keeps its direction" if kept else "turns back"
+        elif outside:
+            told = "partly keeps its direction" if kept >= back else "partly turns back"
+            ways = " and ".join(f"{way} in {n}" for way, n in (("onwards", kept), ("backwards", back)) if n)
+            chance += f"; beyond what unrelated updates give {ways} of {len(found)} iterations, 1 in 40 by chance"
         yield f"{who} {told} from one update to the next (cosine {_range(found, 2)}, {chance})."
 
 

@@ -104,7 +104,7 @@ def _config_groups(config: Record) -> list[tuple[str, list[Record]]]:
         rows = []
         for name, field in group.__dataclass_fields__.items():
             if name in config:
-                default = default_of(field, str(config.get("task", "")))
+                default = default_of(field, *(str(config.get(name, "")) for name in ("task", "engine")))
                 rows.append(
                     {
                         "name": name,

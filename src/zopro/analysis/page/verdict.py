@@ -57,7 +57,7 @@ def judge(run: Path, config: Record) -> str:
     name = str(config.get("judge", "auto"))
     if Layout(run).demo().is_dir():
         return f"the true rule ({name})"
-    return f"the judge of task {config.get('task', '')}" if name == "auto" else f"the judge {shown.place(name)}"
+    return shown.judge(name, str(config.get("task", "")))
 
 
 def _by_reward(config: Record) -> bool:
@@ -77,18 +77,19 @@ def _word(last: Record, start: shown.Start) -> str:
 
 
 def _details(run: Path, config: Record, before: Record, last: Record, evaluations: Sequence[Record]) -> Iterator[str]:
-    n = last.get("n", "some")
+    n = shown.several(last.get("n", "some"), "held-out prompt")
     for key, name in (("reward", "Reward"), ("accuracy", "Accuracy"), ("greedy_reward", "Reward of greedy answers")):
         if is_number(before.get(key)) and is_number(last.get(key)):
             gain = f", gained {shown.interval(last, f'{key}_gain')}" if is_number(last.get(f"{key}_gain")) else ""
             values = f"{shown.reward(before[key])} before, {shown.interval(last, key)} after"
-            yield f"{name} {values}{gain} ({n} held-out prompts)."
+            yield f"{name} {values}{gain} ({n})."
     iterations = [line["iteration"] for line in evaluations if isinstance(line.get("iteration"), int)]
     found = {} if _by_reward(config) else agreement(run, iterations)
     if found:
         said, rewards = shown.interval(found, "agreement"), config.get("reward")
         preferred = "that the first reward model prefers" if rewards in (None, ["model"]) else "with the higher reward"
-        yield f"The judge prefers the answer {preferred} in {said} of the pairs (mean of {found['n']} prompts)."
+        over = shown.several(found["n"], "prompt")
+        yield f"The judge prefers the answer {preferred} in {said} of the pairs (mean of {over})."
 
 
 def _two(line: Record, name: str) -> str:
