@@ -12,9 +12,11 @@ PERMUTED = {"llama"}
 
 
 def write_gguf(
-    path: Path, model: Any, tokenizer: Any, kind: str, quantised: str = "F32", tensors_a_file: int = 0
+    path: Path, model: Any, tokenizer: Any, kind: str, quantised: str = "F32", tensors_a_file: int = 0, long_rope: int = 0
 ) -> Path:
     """Of a Llama or Qwen3 model, as the converter writes it; matrices in a type of GGUF, for example Q8_0.
+
+    long_rope: tokens of its original context, beyond which it turns slower (LongRoPE); 0: it never does.
 
     Returns the file, or the first of those of `tensors_a_file`.
     """
@@ -36,6 +38,12 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if quantised == "F32" else gguf.LlamaFileType.MOSTLY_Q8_0)
+    if long_rope:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(long_rope)
+        writer.add_rope_scaling_attn_factors(1.0)
+        for name, factor in (("long", 8.0), ("short", 1.0)):
+            writer.add_tensor(f"rope_factors_{name}.weight", np.full(config.head_dim // 2, factor, np.float32))
     _vocabulary(writer, tokenizer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config.num_hidden_layers)
     for name, tensor in weights.items():

@@ -102,3 +102,23 @@ def test_a_run_keeps_the_key_to_itself_and_its_verdicts_over_a_stop(server, tmp_
         assert_silent(path.read_bytes().decode("latin-1"))
     assert_silent(err + out + more)
     assert "THE_JUDGES_KEY" in (run / "config.yaml").read_text() and (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize("key", ["", "t", "1", "EMPTY"])
+def test_a_key_that_is_none_hides_no_words(key):
+    """An endpoint that wants none gets any text."""
+    text = "Error code: 400 - 'temperature' is not supported here: EMPTY"
+    assert redacted(text, key) == text
+
+
+@pytest.mark.parametrize("key", ["temperature", "t"])
+def test_what_is_looked_for_in_a_message_is_found_whatever_the_key(key, server):
+    def behave(number: int, asked: str, handler: Handler) -> None:
+        if "temperature" in server.requests[number]:
+            handler.say(400, json.dumps({"error": {"message": "Unsupported value: 'temperature'"}}).encode())
+        else:
+            handler.say(200, chat(shorter(asked)))
+
+    server.behave = behave
+    judge = OpenAIJudge("m", key, server.url, max_retries=0)
+    assert judge(["one?"], [["short", "a longer answer"]], [None]) == [0]

@@ -29,6 +29,7 @@ pytest.importorskip("xllamacpp", reason="needs zopro[llamacpp]")
 pytest.importorskip("gguf", reason="writes the test's GGUF files")
 
 from tiny_gguf import write_gguf
+from zopro.engine.servers.llamacpp import published
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,19 @@ def test_an_exported_adapter_is_the_same_policy_in_transformers_and_in_llama_cpp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "adapter_file", lambda at: data)
         torch.testing.assert_close(engine.logprobs(batch)[0], wanted, atol=2e-5, rtol=0)
+
+
+def test_an_adapter_whose_names_are_not_known_says_that_it_is_for_llama_cpp(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "AS_LLAMA", frozenset())
+        export(run, tmp_path / "out", gguf=True)
+    text = (tmp_path / "out/README.md").read_text()
+    assert "With llama.cpp alone" in text and "llama-cli -m" in text and "AutoPeftModel" not in text
+    assert (tmp_path / "out/adapter.gguf").is_file()
+    export(run, tmp_path / "known")
+    assert "AutoPeftModel" in (tmp_path / "known/README.md").read_text()
 
 
 def test_policies_answer_side_by_side(run: Path) -> None:

@@ -207,3 +207,19 @@ def test_hub_failures_are_one_line(monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["default"])
     with pytest.raises(InputError, match="has no train split, only default"):
         load_rows("who/what")
+
+
+def test_a_hub_data_set_of_several_configurations_says_how_to_name_one(monkeypatch):
+    def fail(*_):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", fail)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main", "socratic"])
+    with pytest.raises(InputError, match=r"configurations, main, socratic, got 'a/gsm8k'\. Write it .* a/gsm8k:main\.$"):
+        load_rows("a/gsm8k")
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: [f"c{n}" for n in range(60)])
+    with pytest.raises(InputError, match=r", c10, c11 and 48 more, got"):
+        load_rows("a/mmlu")
+    monkeypatch.setattr(datasets, "get_dataset_config_names", fail)
+    with pytest.raises(InputError, match="nor a Hub data set that loads"):
+        load_rows("a/gsm8k")

@@ -12,7 +12,7 @@ import pytest
 from rows import OPTIONS, example, user
 from zopro.errors import InputError
 from zopro.tasks import DropRow, load
-from zopro.tasks.columns import columns_of, lacking
+from zopro.tasks.columns import answer_as_given, columns_of, lacking, prompt_as_given
 from zopro.tasks.verifiable import LEFT, TAKEN, countdown_prompt
 
 GSM8K = {"question": "Tom has 3 eggs, buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}
@@ -128,3 +128,29 @@ def test_columns_reach_the_reward_only_if_asked_for_and_are_not_called_unread(tm
     for found in (*kept.train, *kept.eval):
         assert found.columns == rows[found.row - 1]
     assert not any(found.columns for found in load(options, 1, 0).train)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        user("Hi?"),
+        json.dumps(user("Hi?")),
+        str(user("Hi?")),
+        user("Hi?")[0],
+        {"role": ["user"], "content": ["Hi?"]},
+        [{"from": "human", "value": "Hi?"}],
+        {"from": "human", "value": "Hi?"},
+    ],
+    ids=str,
+)
+def test_messages_reach_a_reward_as_messages_in_whatever_form_the_file_has_them(prompt: Any) -> None:
+    row = {"prompt": prompt, "answer": "7"}
+    made = replace(example("verifiable", row), columns=row)
+    assert prompt_as_given(made) == user("Hi?")
+    assert answer_as_given(made, "7") == [{"role": "assistant", "content": "7"}]
+
+
+@pytest.mark.parametrize("other", [{"from": "a page", "to": "b"}, "{'role': 'x'}", '["a", "b"]', "role: user"], ids=str)
+def test_other_columns_make_no_messages_of_a_text(other: Any) -> None:
+    row = {"prompt": "Hi?", "answer": "7", "other": other}
+    assert prompt_as_given(replace(example("verifiable", row), columns=row)) == "Hi?"

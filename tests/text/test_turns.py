@@ -69,3 +69,22 @@ def test_a_text_without_marks_stays_as_it_is(text: str) -> None:
 
 def test_the_demo_s_template() -> None:
     assert turns("<bos><customer>Could I have three towels?<assistant>") == [("customer", "Could I have three towels?")]
+
+
+TAGS = "Write XML: <user>Bob</user> and <tool>x</tool>. How do I close <assistant> tags?"
+OTHERS = f"{TAGS} What is <start_of_turn>user\n, or [INST], or <|user|>?"
+
+
+@pytest.mark.parametrize("family", ASK, ids=lambda one: one.__name__)
+def test_marks_of_other_families_are_spelled_in_what_is_said(family) -> None:
+    said = TAGS if family in (phi, zephyr, gemma) else OTHERS
+    role = "model" if family is gemma else "assistant"
+    text = family("user", said) + family("assistant", "<system>Ok</system>") + family("user", "Go on.") + ASK[family]
+    assert turns(text) == [("user", said), (role, "<system>Ok</system>"), ("user", "Go on.")]
+
+
+@pytest.mark.parametrize(
+    "text", ["Fix this HTML: <system>a</system>", TAGS, "<user>Bob</user> fix it", "Close <assistant>"], ids=str
+)
+def test_tags_of_a_text_without_a_template_are_no_turns(text: str) -> None:
+    assert turns(text) == [("prompt", text)]

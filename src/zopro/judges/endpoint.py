@@ -171,11 +171,10 @@ class OpenAIJudge:
             )
             content = completion.choices[0].message.content
         except self._openai.OpenAIError as error:
-            text = redacted(str(error), self._key)
-            if sampling and isinstance(error, self._openai.BadRequestError) and "temperature" in text:
+            if sampling and isinstance(error, self._openai.BadRequestError) and "temperature" in str(error):
                 self._sampling = {}  # models that reason refuse it
                 return self._reply(asked)
-            return NoVerdict(f"endpoint failed with {guard.reason(error, text)}")
+            return NoVerdict(f"endpoint failed with {guard.reason(error, redacted(str(error), self._key))}")
         except Exception:  # no JSON, or JSON of another shape, which the client hands on as it is
             return ""
         return content if isinstance(content, str) else ""

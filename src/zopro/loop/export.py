@@ -21,12 +21,15 @@ from zopro.engine.local.adapters import open_adapter
 from zopro.engine.local.quantised import quantised
 from zopro.engine.local.starts import joined, load_start, start_adapter, tokenizer_home
 from zopro.engine.opening import open_policy
+from zopro.engine.servers.llamacpp import published
 from zopro.engine.servers.llamacpp.exporting import gguf_adapter, of_transformers
+from zopro.engine.servers.llamacpp.model import Model
 from zopro.errors import InputError
 from zopro.loop.card import write_card
 from zopro.loop.finished import Policy, check_export, check_new, find_policy
 from zopro.store.durable import read_json
 from zopro.store.rundir import whole_folder
+from zopro.system.progress import say
 from zopro.text import chat
 from zopro.text.frame import frame_of, token_ids
 from zopro.text.tokenizer import load_tokenizer
@@ -50,7 +53,7 @@ def export(
     """
     policy, out = find_policy(run, iteration), check_new(out)
     check_export(policy, merged, gguf)
-    config, adapter = policy.config, is_adapter(policy.folder)
+    config, adapter, peft = policy.config, is_adapter(policy.folder), True
     tokenizer = load_tokenizer(tokenizer_home(config.model), config.trust_remote_code, as_published=True)
     with whole_folder(out) as partial:
         if adapter and merged:
@@ -66,11 +69,14 @@ def export(
             _copy_adapter(policy, partial)
             if gguf:
                 (partial / GGUF_FILE).write_bytes(gguf_adapter(partial, *_as_llamacpp(config)))
+            peft = _for_peft(config, partial)
         else:
             publish(_whole(policy), partial)
         tokenizer.save_pretrained(partial)
         _declare_stop(partial / "generation_config.json", tokenizer)
-        write_card(policy, base_of(config.model), partial, adapter and not merged)
+        write_card(policy, base_of(config.model), partial, adapter and not merged, peft)
+    if not peft:
+        say("export: this adapter is for llama.cpp alone (--gguf): its names in transformers are not known here")
     return {
         "run": str(policy.run),
         "iteration": policy.iteration,
@@ -112,9 +118,19 @@ def _copy_adapter(policy: Policy, target: Path) -> None:
     (target / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+def _for_peft(config: RunConfig, folder: Path) -> bool:
+    """Give the adapter in `folder` the names by which PEFT finds its modules; False: they are not known."""
+    if not config.engine.startswith("llamacpp:"):
+        return True
+    if not Path(config.served).is_file():
+        say(f"export: {config.served!r} is not here: names of modules are left as in Llama's family")
+        return True
+    return published.publish(folder, *_as_llamacpp(config))
+
+
 def _as_llamacpp(config: RunConfig) -> tuple[str, tuple[int, int]]:
     if config.engine.startswith("llamacpp:"):
-        file = open_policy(config).served_by
+        file = Model(config.served, head_only=True)
         return file.architecture, file.heads
     return of_transformers(AutoConfig.from_pretrained(base_of(config.model), trust_remote_code=config.trust_remote_code))
 

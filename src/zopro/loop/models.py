@@ -103,8 +103,10 @@ class Models:
             yield "the chat template writes the date: prompts of a run resumed on another day are not the same"
 
 
-def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Data, resumes: bool = True) -> Models:
-    """The run's models; `resumes`: it can be continued where it stops.
+def load_models(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Data, resumes: bool = True, before: Said | None = None
+) -> Models:
+    """The run's models; `resumes`: it can be continued where it stops. `before`: what its engine said as it began.
 
     Raises InputError: the model, the lengths or the data do not fit each other.
     """
@@ -130,7 +132,7 @@ def load_models(config: RunConfig, tokenizer: PreTrainedTokenizerBase, data: Dat
     with nullcontext(base) if policies.full else policies.open(None) as policy:  # what PEFT refuses, it refuses now
         check_own(config, _trained(policy, policies.full))
         if config.served:
-            checked, said = look(config, policy, tokenizer, data, frame)
+            checked, said = look(config, policy, tokenizer, data, frame, before)
     try_method(config, policies, tokenizer, data.train)
     max_length = config.max_prompt_length + config.max_completion_length + len(frame.ending)
     reward = None
@@ -190,7 +192,8 @@ def _check_context(model: Any, config: RunConfig) -> None:
     context = context_of(model)
     needed = config.max_prompt_length + config.max_completion_length
     if context is not None and needed > context:
+        note = getattr(model, "context_note", "")
         raise InputError(
-            f"max_prompt_length: with max_completion_length must fit the model's context of {context} tokens, "
+            f"max_prompt_length: with max_completion_length must fit the model's context of {context} tokens{note}, "
             f"got {config.max_prompt_length} + {config.max_completion_length}. Lower one of them."
         )

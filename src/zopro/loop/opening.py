@@ -14,7 +14,7 @@ from zopro.loop.data import Data, load_data
 from zopro.loop.learned import check_answers, check_answers_early
 from zopro.loop.models import Models, load_models
 from zopro.loop.run import Run, open_run
-from zopro.loop.served import check_same, keep
+from zopro.loop.served import keep, kept
 from zopro.system.launch import Processes
 from zopro.system.progress import task
 from zopro.text.frame import frame_of
@@ -51,10 +51,8 @@ def open_all(
         data = load_data(config, tokenizer)
         check_answers_early(config, data, frame_of(tokenizer))
     with task(f"loading {Path(config.model).name}"):
-        models = load_models(config, tokenizer, data, resumes=writes)
+        models = load_models(config, tokenizer, data, resumes=writes, before=kept(run.store))
         check_answers(config, data, models.frame)
-    if models.said is not None:
-        check_same(run.store, models.said)
     if writes:
         run.store.create()
         if models.said is not None:

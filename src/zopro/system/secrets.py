@@ -9,6 +9,8 @@ from zopro.errors import InputError
 
 _WINDOW = 8
 """Characters of a key that give it away."""
+_SHORTEST = 6
+"""Characters of a key that is one. What is shorter, such as x or EMPTY, is given to endpoints that want none."""
 
 
 def from_environment(variable: str, shown: str = "") -> str:
@@ -30,12 +32,15 @@ def from_environment(variable: str, shown: str = "") -> str:
 
 
 def redacted(text: str, key: str) -> str:
-    """`text` without the words that hold the key or eight characters of it; all of it where there is no key.
+    """`text` without the words that hold the key or eight characters of it; all of it where there is no key, or one of
+    fewer than six characters, which keeps no secret and stands in ordinary words.
 
     >>> redacted("Incorrect API key provided: sk-1234567890.", "sk-1234567890")
     'Incorrect API key provided: [redacted].'
+    >>> redacted("temperature is not supported", "t")
+    'temperature is not supported'
     """
-    if not key:
+    if len(key) < _SHORTEST:
         return text
     parts = {key[i : i + _WINDOW] for i in range(max(1, len(key) - _WINDOW + 1))}
     words = text.replace(key, "[redacted]")

@@ -8,7 +8,7 @@ from typing import Any
 from zopro.choices import REWARDS
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Message
-from zopro.tasks.literals import blank
+from zopro.tasks.literals import blank, spells_messages
 from zopro.tasks.solutions import answers_in, as_written, final_answer
 
 RESERVED = (
@@ -32,6 +32,11 @@ def in_messages(example: Example) -> bool:
 
 
 def _messages(value: Any) -> bool:
+    """In any of the forms in which they are read: a list, one message, lists of roles and contents, or these as text."""
+    if isinstance(value, str):
+        return spells_messages(value)
+    if isinstance(value, Mapping):
+        return {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
     return (
         isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and bool({"role", "from"} & {*value[0]})
     )

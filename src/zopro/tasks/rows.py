@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zopro.errors import InputError
+from zopro.tasks.hub import configurations
 from zopro.tasks.literals import without_nulls
 
 Split = Literal["train", "eval", "other"]
@@ -281,6 +282,9 @@ def _read_hub(source: str, split: Split, say: Callable[[str], None]) -> list[Row
             data = datasets.load_dataset(name, config or None, split=_chosen(found, prefix, split, say))
             return [_arrow_row(values, source, number) for number, values in enumerate(data, 1)]
     except Exception as error:  # the library raises many kinds, from offline to a missing configuration
+        if not config and (names := configurations(name, error)):
+            rule = f"must name one of the data set's configurations, {names[0]}, got '{source}'"
+            raise InputError(f"{split}_data: {rule}. Write it after a colon, {source}:{names[1]}.") from None
         raise InputError(
             f"{split}_data: '{source}' is neither a local file or folder nor a Hub data set that loads "
             f"({type(error).__name__}: {_line(error)})."

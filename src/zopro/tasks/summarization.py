@@ -42,8 +42,8 @@ def request(text: str, title: Any = None) -> list[Message]:
 
 
 def from_feedback(row: Row) -> Example:
-    """openai/summarize_from_feedback, comparisons: `reference` is the human-written summary (policy "ref") if it is
-    one of the pair, else the preferred one."""
+    """openai/summarize_from_feedback, comparisons: without a reference the human-written summary (policy "ref") is it if
+    it is one of the pair, else the preferred one."""
     info, summaries = (parsed(row[name], name) for name in ("info", "summaries"))
     if isinstance(summaries, Mapping) and all(isinstance(values, list) for values in summaries.values()):
         # how Arrow stores a sequence of records: one list per field
@@ -57,33 +57,41 @@ def from_feedback(row: Row) -> Example:
     chosen, rejected = pick(answers, row["choice"], "choice")
     human = [text for text, summary in zip(answers, summaries, strict=True) if summary.get("policy") == "ref"]
     prompt = request(as_text(info[source], f"info.{source}"), info.get("title"))
-    return make_example(prompt, chosen, rejected, reference=(human or [chosen])[0])
+    return make_example(prompt, chosen, rejected, reference=_reference(row, (human or [chosen])[0]))
 
 
 def from_flat(row: Row) -> Example:
-    """A text beside its two summaries, preferred or numbered."""
+    """A text beside its two summaries, preferred or numbered; without a reference the better one serves as one."""
     source = first(row, "post", "article", "document", "text")
     if {"chosen", "rejected"} <= row.keys():
         chosen, rejected = (as_text(row[name], name) for name in ("chosen", "rejected"))
     else:
         answers = [as_text(row[name], name) for name in ("summary_0", "summary_1")]
         chosen, rejected = pick(answers, row["choice"], "choice")
-    return make_example(request(as_text(row[source], source), row.get("title")), chosen, rejected, reference=chosen)
+    prompt = request(as_text(row[source], source), row.get("title"))
+    return make_example(prompt, chosen, rejected, reference=_reference(row, chosen))
 
 
 def from_prompt(row: Row) -> Example:
     """A prompt written out, which is used as it stands; without a reference the better summary serves as one."""
-    example, reference = from_pair(row), row.get("reference")
-    return replace(example, reference=example.chosen if blank(reference) else as_text(reference, "reference"))
+    example = from_pair(row)
+    return replace(example, reference=_reference(row, example.chosen))
+
+
+def _reference(row: Row, otherwise: str | None) -> str | None:
+    """The row's own, if it has one."""
+    own = row.get("reference")
+    return otherwise if blank(own) else as_text(own, "reference")
 
 
 def from_scitldr(row: Row) -> Example:
-    """SciTLDR: of several summaries the first, the authors' own, is both the answer and the reference."""
+    """SciTLDR: of several summaries the first, the authors' own, is the answer, and without a reference that too."""
     sentences = _texts(row["source"], "source")
     targets = [text for text in _texts(row["target"], "target") if text]
     summary = targets[0] if targets else ""
     scores = parsed(row.get("rouge_scores"), "rouge_scores")
-    return make_example(request(" ".join(sentences)), summary, _excerpt(sentences, summary, scores), reference=summary)
+    prompt, excerpt = request(" ".join(sentences)), _excerpt(sentences, summary, scores)
+    return make_example(prompt, summary, excerpt, reference=_reference(row, summary))
 
 
 def _excerpt(sentences: list[str], summary: str, rouge_scores: Any) -> str:

@@ -3,7 +3,7 @@
     turns("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")    # [("user", "Hi")]
 
 A run keeps its prompts as the model reads them, and its report has no tokenizer. The marks of the usual families are
-known by their shape; a text without any is one message of the role "prompt".
+known by their shape, and a prompt is read by those of one family; a text without any is one message of the role "prompt".
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import re
 
 PROMPT = "prompt"
 ASKED = ("assistant", "model")  # whose turn a prompt ends with
-_HEAD = re.compile(
-    r"<\|(?:im_start|start_header_id|header_start|start_of_role|start|turn)\|?>\s?(\w+)"  # ChatML, Llama, Granite, ...
-    r"(?:<\|(?:end_header_id|header_end|end_of_role|message)\|>)?\n*"
-    r"|<start_of_turn>(\w+)\n"  # Gemma
-    r"|<\|?(system|user|assistant|tool|developer|customer)\|?>\n*"  # Phi, Zephyr, the demo
-    r"|\[(/?INST)\]\s?",  # Mistral
-    re.IGNORECASE,
+_BARE = r"<(system|user|assistant|tool|developer|customer)>\n*"  # the demo; as good as any tag of XML elsewhere
+_FAMILIES = (
+    *(
+        rf"<\|{begin}\|?>\s?(\w+)(?:<\|(?:end_header_id|header_end|end_of_role|message)\|>)?\n*"
+        for begin in ("im_start", "start_header_id", "header_start", "start_of_role", "start", "turn")
+    ),  # ChatML, Llama, Granite, ...
+    r"<start_of_turn>(\w+)\n",  # Gemma
+    r"<\|(system|user|assistant|tool|developer|customer)\|?>\n*",  # Phi, Zephyr
+    r"\[(/?INST)\]\s?",  # Mistral
 )
+_HEADS = tuple(re.compile(family, re.IGNORECASE) for family in _FAMILIES)
+_BARE_HEAD, _ANY_HEAD = re.compile(_BARE, re.IGNORECASE), re.compile("|".join(_FAMILIES), re.IGNORECASE)
 _MARK = re.compile(r"<\|[^<>|\s]{1,40}\|?>|</?s>|<(?:bos|eos|end_of_turn|turn\|)>")
 _BEGINS = re.compile(rf"(?:{_MARK.pattern}|\s)*")
 _LONGEST = 50  # characters, that no mark has
@@ -34,18 +38,29 @@ def turns(prompt: str) -> list[tuple[str, str]]:
     >>> turns("TL;DR:")
     [('prompt', 'TL;DR:')]
     """
-    heads = list(_HEAD.finditer(prompt))
+    heads = _heads(prompt)
     if not heads:
         return [(PROMPT, prompt)]
     before = _plain(prompt[: heads[0].start()])
     found = [(PROMPT, before)] if before else []
     ends = [*(head.start() for head in heads[1:]), len(prompt)]
     for head, end in zip(heads, ends, strict=True):
-        role = next(group for group in head.groups() if group).lower()
+        role = head[1].lower()
         found.append((_INST.get(role, role), _plain(prompt[head.end() : end])))
     if found[-1][0] in ASKED:
         found.pop()
     return found or [(PROMPT, prompt)]
+
+
+def _heads(prompt: str) -> list[re.Match[str]]:
+    """Where turns begin, in the way of the family that the first one is of: others are spelled in what is said."""
+    first = _ANY_HEAD.search(prompt)
+    if first is not None:
+        family = next(head for head in _HEADS if head.match(prompt, first.start()))
+        return list(family.finditer(prompt))
+    bare = list(_BARE_HEAD.finditer(prompt))
+    rendered = bare and _BEGINS.fullmatch(prompt, 0, bare[0].start()) and bare[-1][1].lower() in ASKED
+    return bare if rendered else []
 
 
 def unmarked(text: str) -> str:
@@ -54,7 +69,7 @@ def unmarked(text: str) -> str:
     >>> unmarked("Hi<|im_end|>[/INST]"), unmarked("a < b|c > d")
     ('Hi< |im_end|>[ /INST]', 'a < b|c > d')
     """
-    for marks in (_HEAD, _MARK):
+    for marks in (_ANY_HEAD, _MARK):
         text = marks.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
     return text
 

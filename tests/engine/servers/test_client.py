@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,3 +69,14 @@ def test_what_cannot_be_removed_is_tried_again_and_killed_ones_leave_nothing(
     monkeypatch.setattr(publishing, "STALE", -1.0)
     tidy(str(tmp_path))
     assert not any(folder.exists() for folder in left)
+
+
+def test_a_remedy_is_found_whatever_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for in what the server says, of which the key's words are not shown."""
+    said = b'{"error": {"message": "LoRA rank 8 is greater than max_lora_rank 4, key max_lora_rank"}}'
+    answer = SimpleNamespace(status=500, read=lambda: said)
+    there = SimpleNamespace(request=lambda *args: None, getresponse=lambda: answer, close=lambda: None)
+    server = Server("http://127.0.0.1:9", key="max_lora_rank")
+    monkeypatch.setattr(server, "_open", lambda *args, **kwargs: there)
+    with pytest.raises(Failed, match=r"rank 8 .* \[redacted\] 4, key \[redacted\]; start it with a --max-lora-rank of"):
+        server.load("one", Path("one"))

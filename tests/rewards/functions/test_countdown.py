@@ -103,3 +103,23 @@ def test_an_equation_that_does_not_hold_is_not_right(text: str, right: float) ->
 def test_fractions_in_latex_are_divisions(text: str) -> None:
     assert score(text, [12, 4], 3) == 1
     assert score("\\frac{3 + 4}{\\frac{1}{5}} = 35", [3, 4, 1, 5], 35) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("<answer>3 + 4</answer> no <ANSWER>(3 + 4) * 5</Answer>", 1.0),
+        ("so <answer> the <answer>(3 + 4) * 5</answer>", 1.0),
+        ("<answer>(3 + 4) * 5</answer> and <answer>3 + 4 + 5", 1.0),
+        ("</answer>(3 + 4) * 5", 1.0),
+        ("(3 + 4) * 5 <answer></answer>", 0.0),
+    ],
+)
+def test_the_last_answer_that_is_closed_counts(text: str, right: float) -> None:
+    assert score(text, [3, 4, 5], 35) == right
+
+
+def test_tags_without_end_are_each_read_once() -> None:
+    """A policy may repeat one; the square of 200 000 is a quarter of an hour."""
+    assert score("<answer>" * 200_000 + "(3 + 4) * 5</answer>", [3, 4, 5], 35) == 1
+    assert score("<answer>" * 200_000, [3, 4, 5], 35) == 0

@@ -18,9 +18,9 @@ class Asked(NamedTuple):
     prompt: Sequence[int]
     rows: list[int]
 
-    def cells(self, new: int) -> int:
-        """Tokens of the prompt, and of each row's `new` ones."""
-        return len(self.prompt) + len(self.rows) * new
+    def cells(self, new: Sequence[int]) -> int:
+        """Tokens of the prompt, and of each row's new ones, of which `new` has the number for every row of the result."""
+        return len(self.prompt) + sum(new[row] for row in self.rows)
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -21,7 +21,7 @@ RIGHT_NUMBERS = 0.1
 """What an equation gets that uses the numbers but misses the target: a first step where the target is rarely reached."""
 
 _READ, _LONGEST = 10_000, 500  # characters at the end of a text that are read, and of an equation
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile("<(/?)answer>", re.IGNORECASE)
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*", "[": "(", "]": ")", "{": "(", "}": ")"})  # noqa: RUF001
 _WORDS = (
     *(("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\left", ""), ("\\right", "")),
@@ -57,8 +57,9 @@ def _score(sides: Sequence[str], nums: Sequence[int], target: Fraction | int) ->
 
 def _readings(text: str) -> list[list[str]]:
     """What the text's equation says between its "=", in the signs of Python, in each way to read it."""
-    tagged = _ANSWER.findall(text)
-    place = tagged[-1] if tagged else boxed(text) or text
+    place = _tagged(text)
+    if place is None:
+        place = boxed(text) or text
     for word, sign in _WORDS:
         place = place.replace(word, sign)
     place, fractions = place[-_READ:], 1
@@ -66,6 +67,17 @@ def _readings(text: str) -> list[list[str]]:
         place, fractions = _FRACTION.subn(r"((\1)/(\2))", place)
     place = place.translate(_SIGNS)
     return [sides for written in {place, _CROSS.sub("*", place)} for sides in _readings_of(written.splitlines())]
+
+
+def _tagged(text: str) -> str | None:
+    """What the last <answer>...</answer> holds, or None. Each tag is read once: a text may be nothing else."""
+    found, opened = None, None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            opened = tag.end()
+        elif opened is not None:
+            found, opened = text[opened : tag.start()], None
+    return found
 
 
 def _readings_of(lines: Sequence[str]) -> list[list[str]]:

@@ -1,8 +1,9 @@
 r"""`maths`: the number or expression that the completion ends with equals the row's answer.
 
-What counts is the last \boxed{...}, else what follows the last "####", else the last number; of words there ("18 eggs")
-the only number among them, and after a heading ("#### Step 1") the last number. Numbers are compared here, exactly;
-expressions (LaTeX, fractions of symbols, sets) by the package math-verify (the extra `maths`).
+What counts is the last \boxed{...}, else what follows the last "####", else the last number or, where that stands in a
+formula (\frac{7}{2}, 2^{10}), the formula; of words there ("18 eggs") the only number among them, and after a heading
+("#### Step 1") what the text below it ends with. Numbers are compared here, exactly; expressions (LaTeX, fractions of
+symbols, sets) by the package math-verify (the extra `maths`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 from zopro.errors import InputError, pip_install
 from zopro.rewards.functions.base import Reward, for_all_answers
+from zopro.rewards.functions.formulas import formula_at_end
+from zopro.rewards.functions.numerals import NUMBER, last_number, number, undressed, value_of, without_areas
 from zopro.tasks.solutions import BOX, MARK, boxed
 
 logger = logging.getLogger(__name__)
@@ -25,16 +28,12 @@ logger = logging.getLogger(__name__)
 SECONDS = 5
 """For one comparison of expressions, after which they count as different."""
 
-_DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
-# A minus after a digit, a letter or a bracket subtracts. Exponents are short: 1e999999999 would fill the memory.
-_NUMBER = re.compile(rf"(?:(?<![\w)\]}}])[-+\u2212])?(?:{_DIGITS})(?:[eE][-+]?\d{{1,3}}(?!\d))?(?:\s?/\s?\d+(?!\.?\d))?")
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm)|mbox)\{([^{}]*)\}")
-_DRESS = re.compile(r"\\[$%!,;: ]|[$%°€£]|\\\(|\\\)|\{,\}")
 _EMPHASIS = re.compile(r"(?<![\w)*])\*+|(?<!\*)\*+(?![\w(*])")
 _ANY, _WORD = r"[^\W\d_]+", r"[^\W\d_]{2,}"  # one letter beside a number may be a variable
 _AMONG_WORDS = re.compile(
-    rf"(?:(?:{_ANY}[\s:,]+)*{_WORD}[\s:,]+)?({_NUMBER.pattern})(?:[.,]|\s+{_WORD}[.,]?(?:\s+{_ANY}[.,]?)*)?"
+    rf"(?:(?:{_ANY}[\s:,]+)*{_WORD}[\s:,]+)?({NUMBER.pattern})(?:[.,]|\s+{_WORD}[.,]?(?:\s+{_ANY}[.,]?)*)?"
 )
+_BRACKETS = re.compile(r"^[({\[](?=[^,(){}\[\]]*[)}\]]$)|(?<=[^,(){}\[\]])[)}\]]$")  # around a single thing
 _SIDE = re.compile(r"[^=<>!\\]*=([^=]*)")  # of an equation without LaTeX
 _ITEM, _BEGINS = re.compile(r"\d{1,3}[.)]\s"), re.compile(r"[-+\u2212]?\.?\d")
 _CHANGES = re.compile(
@@ -42,43 +41,6 @@ _CHANGES = re.compile(
     r"thousands?|[mbtr]+illions?)\b",
     re.IGNORECASE,
 )
-_LONGEST = 300  # characters of a number; Python refuses to read integers of thousands of digits
-
-
-def number(text: str) -> Fraction | None:
-    """The number that `text` is, units of money and text aside, or None.
-
-    >>> number("1,234.50"), number("-3/4"), number("$12"), number("x + 1")
-    (Fraction(2469, 2), Fraction(-3, 4), Fraction(12, 1), None)
-    """
-    bare = _undressed(text).rstrip(".").strip()
-    return _value(bare) if _NUMBER.fullmatch(bare) else None
-
-
-def _undressed(text: str) -> str:
-    r"""Without marks of money and of LaTeX, and without its \text{...} where no number stands in it."""
-    text = _TEXT.sub(lambda found: f" {found[1]} " if re.search(r"\d", found[1]) else " ", text)
-    return _DRESS.sub("", text).strip()
-
-
-def last_number(text: str) -> Fraction | None:
-    """The last number in a text.
-
-    >>> last_number("3 + 4 is 7, so it is 7."), last_number("10-3"), last_number("none")
-    (Fraction(7, 1), Fraction(3, 1), None)
-    """
-    found = _NUMBER.findall(text[-10_000:].replace("{,}", ","))
-    return _value(found[-1]) if found else None
-
-
-def _value(digits: str) -> Fraction | None:
-    if len(digits) > _LONGEST:
-        return None
-    above, _, below = digits.replace(",", "").replace("\u2212", "-").partition("/")
-    try:
-        return Fraction(above.strip()) / Fraction(below.strip() or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
 
 
 def equals(text: str, answer: str) -> bool:
@@ -89,10 +51,13 @@ def equals(text: str, answer: str) -> bool:
     marked = said is None and MARK in text
     if marked:
         said = text.rpartition(MARK)[2]
-    given = last_number(text) if said is None else _marked_number(said) if marked else _number_among_words(said)
+    if said is None:
+        given, formula = _number_at_end(text)
+    else:
+        given, formula = _marked_number(said) if marked else _number_among_words(said), said
     if expected is not None and given is not None:
         return given == expected
-    if expected is not None and said is None:
+    if expected is not None and formula is None:
         return False  # no number at all
     if not _installed():
         if expected is None:
@@ -102,7 +67,7 @@ def equals(text: str, answer: str) -> bool:
             )
         _say_that_it_is_missing()
         return False
-    if _same_expression(text if said is None else said, answer):
+    if _same_expression((text if expected is None else formula or text) if said is None else said, answer):
         return True
     # Of a text without LaTeX the package reads nothing but what is a number or an expression as a whole.
     plain = said is None and given is not None and "\\" not in text and "$" not in text
@@ -119,21 +84,35 @@ def _number_among_words(said: str) -> Fraction | None:
     whole = number(said)
     if whole is not None:
         return whole
-    bare = _undressed(said)
+    bare = undressed(said)
     equation = _SIDE.fullmatch(bare)
     found = _AMONG_WORDS.fullmatch(equation[1].strip() if equation else bare)
-    return _value(found[1]) if found and not _CHANGES.search(bare) else None
+    return value_of(found[1]) if found and not _CHANGES.search(bare) else None
+
+
+def _number_at_end(text: str) -> tuple[Fraction | None, str | None]:
+    r"""The last number of a text, and the formula that it stands in; None for a number that is only a part of that.
+
+    >>> _number_at_end("It is 7."), _number_at_end(r"It is $\frac{7}{2}$."), _number_at_end("It is $(7)$")
+    ((Fraction(7, 1), None), (None, '\\frac{7}{2}'), (Fraction(7, 1), '(7)'))
+    """
+    found = formula_at_end(text)
+    if found is None:
+        return last_number(without_areas(text)), None
+    formula, delimited = found
+    ways = (formula, _BRACKETS.sub("", formula)) if delimited else ()
+    return next((value for way in ways if (value := _number_among_words(way)) is not None), None), formula
 
 
 def _marked_number(said: str) -> Fraction | None:
     """The number of what follows a mark: its first line or, where that is a heading, the last number below it."""
     first, *below = said.strip().splitlines() or [""]
     found = _number_among_words(first)
-    bare = _EMPHASIS.sub("", _undressed(first)).strip()
+    bare = _EMPHASIS.sub("", undressed(first)).strip()
     if not below or (_BEGINS.match(bare) and not _ITEM.match(bare)):
         return found
     last = below[-1]
-    return None if "\\" in _undressed(last) else last_number(said)
+    return None if "\\" in undressed(last) else _number_at_end(said)[0]
 
 
 @cache

@@ -11,6 +11,7 @@ one after another, since a context of llama.cpp has one set of adapters; the row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -105,6 +106,7 @@ class LlamaCppEngine:
     ) -> list[Rollouts]:
         """As `Engine.sample`. Raises InputError: an option out of range, or a prompt without room for its answer."""
         sampler = Sampler(options.do_sample, options.temperature, options.top_k, options.top_p, options.min_p or 0.0)
+        self.model.check_room(max(map(len, prompts), default=0) + options.max_new_tokens)
         check_prompts(prompts, k, options.max_new_tokens, self.model.context_length)
         generator = options.generator if len(at) == 1 else again(options.generator)
         uniform = uniform_numbers(generator, len(prompts) * k, options.max_new_tokens, torch.device("cpu"))
@@ -113,7 +115,7 @@ class LlamaCppEngine:
     def logprobs(
         self, batch: Batch, at: Sequence[Displacement | None] = (None,), temperature: float = 1.0
     ) -> list[Tensor]:
-        """As `Engine.logprobs`; rows of the same prompt read it once."""
+        """As `Engine.logprobs`; rows of the same prompt read it once. Raises InputError: a row that is too long."""
         if not temperature > 0:
             raise InputError(f"temperature: must be greater than 0, got {temperature}.")
         return self._at(at, lambda: self._score(batch, temperature))
@@ -135,8 +137,9 @@ class LlamaCppEngine:
         logprobs = torch.zeros(len(answers), options.max_new_tokens)
         stops = frozenset(options.eos_token_ids)
         asked = [Asked(prompt, list(range(n * k, n * k + k))) for n, prompt in enumerate(prompts)]
-        for part in self._parts(asked, options.max_new_tokens):
-            logits = self._begin(part, options.max_new_tokens, 1)
+        room = [options.max_new_tokens] * len(answers)
+        for part in self._parts(asked, room):
+            logits = self._begin(part, room, 1)
             order = [(row, len(one.prompt)) for one in part for row in one.rows]
             live = list(range(len(order)))
             for step in range(options.max_new_tokens):
@@ -172,9 +175,10 @@ class LlamaCppEngine:
             )
 
         asked = [Asked(prompt, [row for row in rows if answers[row]]) for prompt, rows in groups.items()]
-        for part in self._parts([one for one in asked if one.rows], width):
+        room = [width] * len(answers) if self.model.most_cells is None else [len(answer) for answer in answers]
+        for part in self._parts([one for one in asked if one.rows], room):
             order = [(row, len(one.prompt)) for one in part for row in one.rows]
-            score(self._begin(part, width, width), [(row, 0) for row, _ in order])
+            score(self._begin(part, room, width), [(row, 0) for row, _ in order])
             todo = [(i, column) for i, (row, _) in enumerate(order) for column in range(1, len(answers[row]))]
             for now in (todo[start : start + self._most] for start in range(0, len(todo), self._most)):
                 tokens = [answers[order[i][0]][column - 1] for i, column in now]
@@ -188,14 +192,14 @@ class LlamaCppEngine:
         """Rows at once, each of which may want its logits."""
         return max(1, min(MOST_ROWS, LOGITS // self.model.vocab_size))
 
-    def _parts(self, asked: Sequence[Asked], new: int) -> Iterator[list[Asked]]:
-        """What finds room at once, shortest prompts first; at least one row."""
-        most = self._most
-        pieces = [Asked(p, rows[i : i + most]) for p, rows in asked for i in range(0, len(rows), most)]
+    def _parts(self, asked: Sequence[Asked], new: Sequence[int]) -> Iterator[list[Asked]]:
+        """What finds room at once, shortest prompts first; at least one row. new: tokens that may follow, of each row."""
+        most, room = self._most, min(CELLS, self.model.most_cells or CELLS)
+        pieces = [piece for one in asked for piece in self._pieces(one, new)]
         part: list[Asked] = []
         for piece in sorted(pieces, key=lambda piece: len(piece.prompt)):
             more = [*part, piece]
-            full = sum(len(one.rows) for one in more) > most or sum(one.cells(new) for one in more) > CELLS
+            full = sum(len(one.rows) for one in more) > most or sum(one.cells(new) for one in more) > room
             if part and full:
                 yield part
                 more = [piece]
@@ -203,11 +207,22 @@ class LlamaCppEngine:
         if part:
             yield part
 
-    def _begin(self, part: Sequence[Asked], new: int, wanted: int) -> Tensor:
+    def _pieces(self, one: Asked, new: Sequence[int]) -> Iterator[Asked]:
+        """The rows of a prompt, as many at once as may be."""
+        most, room = self._most, self.model.most_cells or math.inf
+        rows: list[int] = []
+        for row in one.rows:
+            if rows and (len(rows) == most or Asked(one.prompt, [*rows, row]).cells(new) > room):
+                yield Asked(one.prompt, rows)
+                rows = []
+            rows.append(row)
+        yield Asked(one.prompt, rows)
+
+    def _begin(self, part: Sequence[Asked], new: Sequence[int], wanted: int) -> Tensor:
         """Read each prompt once for its rows, which follow one another; logits (rows, V) behind it, new.
 
         Args:
-            new: tokens that will follow in each row. wanted: how many of them in one go.
+            new: tokens that will follow, of each row. wanted: how many of them in one go.
         """
         counts = [len(one.rows) for one in part]
         firsts = [sum(counts[:number]) for number in range(len(part))]

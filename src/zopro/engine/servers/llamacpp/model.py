@@ -28,6 +28,8 @@ from zopro.errors import InputError
 PIECE = 512  # tokens that go through the network at once; more take memory and save no time on a CPU
 MOST_ROWS = 256  # LLAMA_MAX_SEQ
 F32 = 0  # llama_ftype and ggml_type
+PADDED = 256  # of which llama.cpp makes a context's length a multiple
+LONG_FACTORS = "rope_factors_long.weight"
 
 
 class Model:
@@ -37,6 +39,7 @@ class Model:
         path: of the file; of a split one its first.
         threads: by default as many as torch has when it reads.
         gpu_layers: layers that go to a GPU, if the library is built for one; -1: all.
+        head_only: read what the file says of itself, and no weights; nothing can be asked of the network.
 
     Raises InputError: no such file, none that llama.cpp can load, or a network that cannot be driven.
     """
@@ -44,16 +47,18 @@ class Model:
     _cells = _rows = _outputs = _piece = 0
     _adapter: Any = None
 
-    def __init__(self, path: str | Path, threads: int | None = None, gpu_layers: int = -1) -> None:
+    def __init__(
+        self, path: str | Path, threads: int | None = None, gpu_layers: int = -1, head_only: bool = False
+    ) -> None:
         self.api, self.path = lib.opened(), Path(path)
         self._held: dict[str, Any] = {}  # what the library has given out: a context, the model
         self.close = weakref.finalize(self, _free, self.api, self._held)
         """Give the memory back; done at the latest before the interpreter ends, after which it would crash."""
-        self.threads = threads
+        self.threads, self._head_only = threads, head_only
         if not self.path.is_file():
             raise InputError(f"engine: llamacpp must be given a GGUF file, got {str(path)!r}, which is none.")
         params = self.api.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
+        params.n_gpu_layers, params.vocab_only = gpu_layers, head_only
         lib.said.clear()
         self._model = self.api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
@@ -61,7 +66,7 @@ class Model:
         self._held["model"] = self._model
         self._vocabulary = self.api.llama_model_get_vocab(self._model)
         self.vocab_size: int = self.api.llama_vocab_n_tokens(self._vocabulary)
-        self.context_length: int = self.api.llama_model_n_ctx_train(self._model)
+        self.trained_context: int = self.api.llama_model_n_ctx_train(self._model)
         for is_it, what in (
             (self.api.llama_model_is_recurrent, "recurrent"),
             (self.api.llama_model_is_hybrid, "partly recurrent"),
@@ -76,9 +81,38 @@ class Model:
     def architecture(self) -> str:
         return self.metadata("general.architecture") or ""
 
+    @cached_property
+    def most_cells(self) -> int | None:
+        """Tokens of all rows that may be held at once; None: as many as there is memory for.
+
+        Of a LongRoPE file its original context. In a longer one llama.cpp takes the long factors for short rows too, so
+        that what a row reads would depend on how many were ever held at once.
+        """
+        if LONG_FACTORS not in self.tensors:
+            return None
+        said = self.metadata(f"{self.architecture}.rope.scaling.original_context_length")
+        return max(PADDED, int(said or self.trained_context) // PADDED * PADDED)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a prompt and its answer."""
+        return min(self.trained_context, self.most_cells or self.trained_context)
+
+    def check_room(self, tokens: int) -> None:
+        """Raise InputError where a LongRoPE file must not hold so many tokens."""
+        if self.most_cells is not None and tokens > self.most_cells:
+            raise InputError(
+                f"prompts: with their answers must fit in {self.most_cells} tokens, the original context of "
+                f"{self.path.name}, beyond which llama.cpp reads short rows otherwise too (LongRoPE), got {tokens}. "
+                "Shorten either."
+            )
+
     @property
     def heads(self) -> tuple[int, int]:
         """Of queries, and of keys."""
+        if self._head_only:
+            said = [self.metadata(f"{self.architecture}.attention.head_count{suffix}") for suffix in ("", "_kv")]
+            return int(said[0] or 0), int(said[1] or said[0] or 0)
         return self.api.llama_model_n_head(self._model), self.api.llama_model_n_head_kv(self._model)
 
     @property
@@ -172,8 +206,9 @@ class Model:
     def begin(self, cells: int, rows: int, outputs: int) -> None:
         """Forget everything read, and have room for so many tokens in so many rows, and for rows of logits at once.
 
-        Raises InputError: there is no memory for it.
+        Raises InputError: there is no memory for it, or it is more than the file must hold.
         """
+        self.check_room(cells)
         if "context" not in self._held or cells > self._cells or rows > self._rows or outputs > self._outputs:
             self._open(max(cells, self._cells), max(rows, self._rows), max(outputs, self._outputs))
         threads = self.threads or torch.get_num_threads()
@@ -183,7 +218,7 @@ class Model:
     def _open(self, cells: int, rows: int, outputs: int) -> None:
         _free_context(self.api, self._held)
         params = self.api.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = -(-cells // 256) * 256, rows, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = -(-cells // PADDED) * PADDED, rows, True
         params.n_batch = params.n_ubatch = min(PIECE, params.n_ctx)
         params.n_outputs_max = params.n_outputs_max_per_seq = max(rows, outputs)  # it aborts if there are fewer than rows
         if self.exact:

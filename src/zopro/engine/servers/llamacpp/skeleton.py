@@ -37,6 +37,7 @@ class Skeleton(PreTrainedModel, GenerationMixin):
     Attributes:
         served_by: the loaded file.
         serve: makes the engine of this model with adapters on it (`zopro.engine.opening.served`).
+        context_note: why its context is shorter than the one that it was trained for; empty where it is not.
     """
 
     config_class = SkeletonConfig
@@ -46,6 +47,10 @@ class Skeleton(PreTrainedModel, GenerationMixin):
     def __init__(self, config: SkeletonConfig, served_by: Model) -> None:
         super().__init__(config)
         self.served_by, self.serve = served_by, served
+        short = served_by.context_length < served_by.trained_context
+        self.context_note = (
+            " (its original one, beyond which llama.cpp reads short rows otherwise too: LongRoPE)" if short else ""
+        )
         vocabulary, width = served_by.tensors["token_embd.weight"]
         with torch.device("meta"):
             self.model = nn.Module()
@@ -68,8 +73,9 @@ class Skeleton(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> Any:
         return self.lm_head
 
-    def check_tokens(self, tokenizer: Any, texts: Sequence[str]) -> None:
-        """Raise InputError where llama.cpp encodes a text otherwise than `tokenizer`, which every prompt comes from."""
+    def check_tokens(self, tokenizer: Any, texts: Sequence[str]) -> list[str]:
+        """Nothing to remark. Raises InputError: llama.cpp encodes a text otherwise than `tokenizer`, which every prompt
+        comes from."""
         for text in texts:
             theirs, ours = self.served_by.tokens(text), tokenizer(text, add_special_tokens=False)["input_ids"]
             if theirs != ours:
@@ -77,6 +83,7 @@ class Skeleton(PreTrainedModel, GenerationMixin):
                     f"model: must have the tokenizer of {self.served_by.path.name}, got one that encodes a prompt "
                     f"otherwise than llama.cpp does: {text[:60]!r}. Name the one that the file was made of."
                 )
+        return []
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise InputError(

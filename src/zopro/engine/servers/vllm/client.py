@@ -40,6 +40,7 @@ REMEDIES = (
 )
 """What is found in a server's complaint, and what helps."""
 PROBED = "The quick brown fox jumps over the lazy dog."  # whose log-probs tell one model from another
+HIDDEN = (404, 405)  # said of /tokenize where what stands before a server lets /v1 through alone
 MOST_ROWS = 256  # requests under way at one server, as vLLM's own --max-num-seqs
 
 T = TypeVar("T")
@@ -116,9 +117,9 @@ class Server:
         try:
             ids = ids or (self.tokens(PROBED, timeout) or [0])[: self.context - 1]
         except Failed as failed:
-            if failed.status not in (404, 405):
+            if failed.status not in HIDDEN:
                 raise
-            ids = list(range(16))[: self.context - 1]  # what stands before the server lets /v1 through alone
+            ids = list(range(16))[: self.context - 1]
         (found,) = self.score(self.base, [ids], [len(ids) - 1], timeout)
         if known and (between := apart(found, known)) > AGREE:
             raise OtherWeights(f"its weights are not those of before: log-probs differ by {between:.2g} nats a token")
@@ -218,15 +219,17 @@ class Server:
         finally:
             connection.close()
         if response.status != 200:
-            said = f"{path} says {response.status}: {self._reason(text)}"
-            remedies = [remedy for sign, remedy in REMEDIES if sign in said]
-            raise Failed("; ".join([said, *remedies]), response.status)
+            says, reason = f"{path} says {response.status}: ", _reason(text)
+            remedies = [remedy for sign, remedy in REMEDIES if sign in says + reason]
+            raise Failed("; ".join([says + redacted(reason, self.key)[:300], *remedies]), response.status)
         return text
 
-    def _reason(self, text: str) -> str:
-        with suppress(ValueError, KeyError, TypeError):
-            text = json.loads(text)["error"]["message"]
-        return redacted(" ".join(str(text).split())[:300], self.key)
+
+def _reason(text: str) -> str:
+    """What a server says of its refusal, in one line."""
+    with suppress(ValueError, KeyError, TypeError):
+        text = json.loads(text)["error"]["message"]
+    return " ".join(str(text).split())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from zopro.engine.local.models import lora_config
 from zopro.engine.local.starts import start_adapter
 from zopro.engine.local.targets import check_targets
 from zopro.engine.servers.adapters import hollow, lora_tensors
-from zopro.engine.servers.vllm.client import Failed, Server
+from zopro.engine.servers.vllm.client import HIDDEN, Failed, Server
 from zopro.engine.servers.vllm.engine import VLLMEngine
 from zopro.engine.servers.vllm.publishing import tidy
 from zopro.engine.servers.vllm.sharing import Fleet
@@ -79,19 +79,27 @@ def served(model: Any, folder: str = "") -> VLLMEngine:
     return VLLMEngine(model.served_by, Weights.of(tensors.items(), Gaussian()), alpha, folder)
 
 
-def check_tokens(fleet: Fleet, tokenizer: Any, texts: Sequence[str]) -> None:
-    """Raise InputError where a server encodes a text otherwise than `tokenizer`, which every prompt comes from."""
+def check_tokens(fleet: Fleet, tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """A line for each server that cannot be asked how it encodes a text: what stands before it lets /v1 through alone.
+
+    Raises InputError: a server encodes one otherwise than `tokenizer`, which every prompt comes from, or not at all.
+    """
+    lines = []
     for server in fleet.servers:
         for text in texts:
             try:
                 theirs = server.tokens(text)
             except Failed as error:
+                if error.status in HIDDEN:
+                    lines.append(f"engine: {server.url} lets no /tokenize through: whether it encodes alike is not known")
+                    break
                 raise InputError(f"engine: must encode a text, got {server.url}: {error}.") from None
             if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
                 raise InputError(
                     f"model: must be the model that {server.url} serves ({server.base}), got one whose tokenizer encodes "
                     f"a prompt otherwise: {text[:60]!r}."
                 )
+    return lines
 
 
 def _modules(model: PreTrainedModel, options: ModelOptions) -> list[str]:
