@@ -23,7 +23,7 @@ settings.load_profile("zopro")
 
 RANKS = [
     *("loop/test_ranks_run", "loop/test_crash_matrix", "zo/test_es", "zo/test_ranks", "train/test_es_ranks"),
-    "train/test_slope",
+    *("train/test_slope", "train/test_cut_steps"),
 ]
 """Files whose processes are forked from one server, which takes seconds to import everything: one worker runs them."""
 SLOW = [

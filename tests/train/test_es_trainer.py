@@ -133,7 +133,7 @@ def test_the_log_has_the_population_s_numbers(tmp_path: Path) -> None:
         assert line["ended"] == pytest.approx(1 - line["completions/clipped_ratio"]) and 0 <= line["ended"] <= 1
         assert line["rewards/tea/mean"] == pytest.approx(line["reward"])
         assert 1 <= line["completions/mean_length"] <= 6
-    assert log[0]["sigma"] == log[1]["sigma"] == 0.01 < log[2]["sigma"], "at first no member scores"
+    assert log[0]["sigma"] == 0.01 < log[2]["sigma"], "members that hardly score are displaced further"
 
 
 def test_functions_are_weighed_and_may_leave_answers_out(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_steps(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             options |= {"reward_funcs": every_other, "per_device_train_batch_size": 4, "num_generations": 4}
         options |= {"top_k": 5, "top_p": 0.9, "beta": 0.1} if method == "zopro" else {}
         options |= {"surrogate": "clipped", "sides": 1, "eps": 0.01} if method == "clipped" else {}
+        options |= {"targeted": True} if method == "es" else {}
         trainer = es(tmp_path, **options) if method == "es" else zopro(tmp_path, **options)
         before = weights(model)
         with without_float64(monkeypatch):

@@ -40,6 +40,7 @@ def try_method(config: RunConfig, policies: Policies, tokenizer: PreTrainedToken
     if not config.method.startswith("python:"):
         return
     asked = items[: config.prompts_per_step]
+    first = METHODS[config.method].self_starting
     with (
         alone(),
         preserve_random_state(),
@@ -55,8 +56,8 @@ def try_method(config: RunConfig, policies: Policies, tokenizer: PreTrainedToken
             prompts=[item.prompt for item in asked],
             rows=[item.example.row for item in asked],
             config=config,
-            previous_update={} if METHODS[config.method].self_starting else adapter,
-            reward_update=adapter if config.trains_reward else {},
+            previous_update={} if first else adapter,
+            reward_update=adapter if config.trains_reward and not first else {},  # as a first iteration has none
             reference=None if policies.full else adapter,
             steps=1,
             seed=config.seed,

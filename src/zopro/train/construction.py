@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -161,6 +162,19 @@ def check_rewards(reward_funcs: Any, processing: Any = None) -> list[Any]:
         if tokenizer is None and not (isinstance(function, PreTrainedModel) and config._name_or_path):
             raise InputError(f"reward_processing_classes: must have the tokenizer of {name}, got None. Pass it.")
     return functions
+
+
+def named_apart(names: Iterable[str]) -> list[str]:
+    """Names of which a later one that was there before has a number, so that each has its own column of a log.
+
+    >>> named_apart(["exact", "<lambda>", "<lambda>", "<lambda>_2"])
+    ['exact', '<lambda>', '<lambda>_2', '<lambda>_2_2']
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        found[name if name not in found else next(other for other in numbered if other not in found)] = None
+    return [*found]
 
 
 def check_options(given: Mapping[str, Any]) -> None:

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from zopro.choices import DIRECTIONS
 from zopro.engine import Engine, OverTensors
+from zopro.errors import InputError
 from zopro.system.launch import exchanging
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
@@ -33,9 +35,14 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
             holds the same policy and makes the same directions: it is displaced and moved by numbers alone.
 
     All other arguments are those of `EngineRLOOTrainer` and `trl.RLOOTrainer`. Names may carry PEFT's wrapping.
+
+    Raises:
+        InputError: an update that no step would look at.
+        ValueError: an engine that gives no log-probs to a trainer that asks for them.
     """
 
     asks_logprobs: ClassVar[bool] = True
+    to_follow: ClassVar[str] = ""  # what makes steps follow a previous update, where args say whether they do
 
     def __init__(
         self,
@@ -54,12 +61,29 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         self.previous_update = plain_names(previous_update)
         self.reward_update = plain_names(reward_update)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        self._check_updates()
         if engine is not None:
             if self.asks_logprobs and not engine.abilities.logprobs:
                 raise ValueError(
                     f"engine: must give log-probs of given answers, got {type(engine).__name__}, which cannot"
                 )
             self.engine = engine
+
+    def _check_updates(self) -> None:
+        """Raise InputError for an update that no step would look at."""
+        used = self.follows_update or (self.draws_noise and DIRECTIONS[self.args.noise].of_update)
+        if self.previous_update and not used:
+            count = len(self.previous_update)
+            raise InputError(
+                f"previous_update: must be followed by the steps, got {count} tensors that none looks at. "
+                f"{self.to_follow}, or leave it out."
+            )
+        if self.reward_update and not self.follows_update:
+            remedy = "Pass previous_update" if self.targets() else self.to_follow
+            raise InputError(
+                "reward_update: must come with a previous_update that is followed, since noise alone does not avoid it, "
+                f"got {len(self.reward_update)} tensors. {remedy}, or leave it out."
+            )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Whose records the engine applies: to the same tensors if it is local, to its own as well if not."""
@@ -72,13 +96,16 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The base class's; a second training, whose steps are counted on, follows the previous update anew."""
-        before = self.spsa.step_count - self.state.global_step
-        directions = getattr(self.spsa.directions, "base", self.spsa.directions)
-        if before > 0 and isinstance(directions, Targeted):
-            directions.begin(before, self.state.max_steps)
+        self._follow_anew()
         loss: Tensor = super().training_step(*args, **kwargs)
         return loss
+
+    def _follow_anew(self) -> None:
+        """In a second training, whose steps are counted on, d begins anew."""
+        before = self.spsa.step_count - self.state.global_step
+        directions = getattr(self.spsa.directions, "base", self.spsa.directions)
+        if isinstance(directions, Targeted) and 0 <= before != directions.first_step:
+            directions.begin(before, self.state.max_steps)
 
     def _move_both(self, record: StepRecord) -> None:
         self.spsa.weights.apply(record)
@@ -96,6 +123,11 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
     def follows_update(self) -> bool:
         """Whether steps go along the previous update, beside noise."""
         return bool(self.previous_update) and self.targets()
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether directions have noise in them, which `noise` may make of the previous update."""
+        return True
 
     def targets(self) -> bool:
         """Whether a previous update is followed, and not only what noise is made of."""

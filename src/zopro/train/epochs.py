@@ -32,7 +32,8 @@ class CountedSteps(TrainerCallback):
     """Begins TRL's counter of micro-batches where a training begins, and the order of rows where an epoch does:
     transformers' checkpoints have neither.
 
-    By the counter a trainer knows which part of the rows that are answered at once comes next.
+    By the counter a trainer knows which part of the rows that are answered at once comes next. Answers, and the time of a
+    step, that a training before has left are dropped: this one may begin at another step.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -44,6 +45,8 @@ class CountedSteps(TrainerCallback):
         except TypeError:  # a stream has no epochs that are known to end
             batches = 0
         self.trainer._step = micro_batches(state.global_step, batches, args.gradient_accumulation_steps)
+        self.trainer._buffered_inputs, self.trainer._current_train_step_time = None, 0.0
+        self.trainer.row_seeds.begin("train")
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.order is not None:  # a stream has none

@@ -27,14 +27,14 @@ from trl.data_utils import is_conversational
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import for_parsers, option
 from zopro.config.step import DirectionOptions
-from zopro.engine import Rollouts, Sampling
+from zopro.engine import Batch, Rollouts, Sampling
 from zopro.errors import InputError
 from zopro.system.clock import timed
 from zopro.train.arguments import as_if_more_answers, check_several, check_text, check_whole
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import Asked, KeptRewards
 from zopro.train.papers import EVOLUTION
-from zopro.train.population import Scored, flat, joined, mean_of_finite, numbers
+from zopro.train.population import Scored, flat, joined, mean_of_finite, numbers, total
 from zopro.zo import ES, Displacement
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from zopro.train.typed import RLOOArguments
 
 logger = logging.getLogger(__name__)
+
+ALIKE = "all members had the same reward: raise sigma, population or the number of prompts, or give partial credit"
+UNSCORED = "no answer had a reward from every member: let the reward functions score more answers"
 
 
 @for_parsers
@@ -95,8 +98,8 @@ class ESTrainer(DirectedTrainer):
             that are in it; `zopro.train.checkpoints.clear` removes what checkpoints have.
 
     Raises:
-        InputError: what `EngineRLOOTrainer` refuses; another `advantage` than "rloo", since there are none. While
-            training, prompts with images.
+        InputError: what `DirectedTrainer` refuses; another `advantage` than "rloo", since there are none; `targeted`
+            without an update to follow. While training, prompts with images.
 
     >>> from datasets import Dataset
     >>> from peft import LoraConfig
@@ -115,11 +118,15 @@ class ESTrainer(DirectedTrainer):
     config_cls = ESConfig
     optimizer_cls = ES
     asks_logprobs = False
+    to_follow = "Set targeted=True in ESConfig"
 
     def __init__(self, *args: Any, kept: Path | None = None, **kwargs: Unpack[RLOOArguments]) -> None:
         if (advantage := kwargs.get("advantage", "rloo")) != "rloo":
             raise InputError(f"advantage: must be 'rloo' or left out, since ES takes no advantages, got {advantage!r}.")
         super().__init__(*args, **kwargs)
+        if self.args.targeted and not self.previous_update:
+            raise InputError("targeted: must be False without an update to follow, got True. Pass previous_update.")
+        self._parts = math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
         self._folder = kept
         self._kept: KeptRewards | None = None
         self._extras: list[dict[str, list[Any]]] = []  # what reward functions add to the table, by member asked
@@ -141,17 +148,15 @@ class ESTrainer(DirectedTrainer):
 
     def _check_steps(self) -> None:
         es: ES = self.spsa
-        if 2 * es.skipped_steps > es.step_count:
-            logger.warning(
-                "%d of %d steps were skipped, for all members had the same reward: raise sigma, population or the number "
-                "of prompts, or give partial credit",
-                es.skipped_steps,
-                es.step_count,
-            )
+        skipped = {ALIKE: es.skipped_steps - es.unscored_steps, UNSCORED: es.unscored_steps}
+        for cause, steps in skipped.items() if 2 * es.skipped_steps > es.step_count else ():
+            if steps:
+                logger.warning("%d of %d steps were skipped, for %s", steps, es.step_count, cause)
 
     def training_step(self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch of prompts, answered by all members; the optimiser then takes the step."""
         began = time.perf_counter()
+        self._follow_anew()
         model.train()
         parts = self.args.steps_per_generation  # of the rows that TRL's loader gives again for each of them
         size = len(inputs) // parts
@@ -166,7 +171,10 @@ class ESTrainer(DirectedTrainer):
         self.spsa.accumulate([member.rewards for member in members])
         if self.log_completions and self._shown[0]:  # else no member was this rank's
             self._fill_table(members)
-        self._metrics["train"]["step_time"].append(time.perf_counter() - began)
+        self._current_train_step_time += time.perf_counter() - began
+        if self.accelerator.sync_gradients:  # the step's last micro-batch
+            self._metrics["train"]["step_time"].append(self._current_train_step_time)
+            self._current_train_step_time = 0.0
         # As transformers returns it: a micro-batch's part of the step's loss.
         return torch.tensor(-reward / self.current_gradient_accumulation_steps, device=self.args.device)
 
@@ -187,6 +195,19 @@ class ESTrainer(DirectedTrainer):
             self._metrics["train"][name].append(sum(logged) / len(logged))
         tokens = sum(map(len, prompt_ids))
         return [self._scored(ids, found.rewards, tokens) for (_, ids), found in zip(told, asked, strict=True)]
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """transformers' own. The loss is the mean reward with the other sign, as it is while training."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics[f"{metric_key_prefix}_loss"] = -mean_of_finite(self._metrics["eval"].get("reward", []))
+        return output
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        return torch.tensor(-self._metrics["eval"]["reward"][-1], device=self.args.device)
+
+    def _logprobs(self, model: Any, batch: Batch) -> Tensor:
+        """None are taken: TRL's evaluation sums them, and nothing looks at the sum."""
+        return torch.zeros(batch.completion_ids.shape, device=batch.completion_ids.device)
 
     @timed("rollout")
     def _answers(self, prompt_ids: list[list[int]], at: Sequence[Displacement]) -> list[Rollouts]:
@@ -223,7 +244,8 @@ class ESTrainer(DirectedTrainer):
         ids: list[list[int]],
     ) -> Asked:
         first = self.accelerator.process_index * len(inputs)
-        everyone = self._calculate_rewards(inputs, list(prompts), list(completions), ids)
+        given = copy.deepcopy((inputs, prompts, completions, ids))  # what functions change is not the next member's
+        everyone = self._calculate_rewards(*given)
         asked = Asked(everyone[first : first + len(inputs)].tolist(), dict(self._pending_metrics))
         self._extras.append(dict(self._pending_extra_logs))
         for pending in (self._pending_metrics, self._pending_extra_logs):
@@ -235,24 +257,16 @@ class ESTrainer(DirectedTrainer):
     def _scored(self, ids: list[list[int]], table: list[list[float]], prompt_tokens: int) -> Scored:
         weights = self.reward_weights.tolist()
         return Scored(
-            [self._total(row, weights) for row in table],
+            [total(row, weights, self.reward_clip_range) for row in table],
             [float(len(row)) for row in ids],
             [float(row[-1] in (*self.eos_token_ids, self._tokenizer.pad_token_id)) for row in ids],
             [list(told) for told in zip(*table, strict=True)],
             float(prompt_tokens),
         )
 
-    def _total(self, rewards: list[float], weights: list[float]) -> float:
-        """The weighted sum of what applies; NaN where no function does."""
-        apply = [weight * reward for weight, reward in zip(weights, rewards, strict=True) if not math.isnan(reward)]
-        if not apply:
-            return math.nan
-        low, high = self.reward_clip_range or (-math.inf, math.inf)
-        return min(max(sum(apply), low), high)
-
     def _log_members(self, members: list[Scored]) -> float:
         """Numbers of the step for the training log; returns the mean reward."""
-        metrics, found = self._metrics["train"], numbers(members, self.reward_func_names)
+        metrics, found = self._metrics["train"], numbers(members, self.reward_func_names, self.num_generations)
         for name, value in found.items():
             metrics[name].append(value)
         metrics["answers"] = [float(self._step * len(members) * len(members[0].rewards))]  # so far

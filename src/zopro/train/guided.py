@@ -249,6 +249,21 @@ class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):
     _tag_names: ClassVar[list[str]] = ["trl", "zopro", "guided", "zeroth-order"]
     config_cls = GuidedSPSAConfig
     z_alike = True  # the pseudo-gradient
+    to_follow = "Set guide below 1"
+
+    def targets(self) -> bool:
+        return self.draws_noise
+
+    @property
+    def draws_noise(self) -> bool:
+        return bool(self.args.guide < 1)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As `ZOPrOTrainer`'s. What a training before has left is of a step that may come again, on other answers."""
+        optimizer = super().create_optimizer(model)
+        if isinstance(self.spsa.directions, ResidualFeedback):
+            self.spsa.directions.step = -1
+        return optimizer
 
     def directions(self) -> Directions:
         return ResidualFeedback(self.args.guide, 1 - self.args.guide, super().directions())

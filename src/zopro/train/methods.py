@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Trainer
 from trl import RLOOConfig
 
+from zopro.choices import DIRECTIONS
 from zopro.config import RunConfig
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.step import DirectionOptions, StepOptions, preset_rate
@@ -86,6 +87,15 @@ def _columns(inputs: PolicyInputs) -> dict[str, list[Any]]:
     return {"prompt": inputs.prompts, **named}
 
 
+def _updates(inputs: PolicyInputs, targeted: bool = True, noise: str = "") -> dict[str, Mapping[str, Tensor]]:
+    """What directions are made of: the updates that are followed and avoided, or the one that noise is made of."""
+    if not inputs.previous_update:
+        return {}
+    if targeted:
+        return {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
+    return {"previous_update": inputs.previous_update} if noise and DIRECTIONS[noise].of_update else {}
+
+
 def first_order(
     inputs: PolicyInputs, trainer_cls: type = EngineRLOOTrainer, checkpointing: bool = False, **extra: Any
 ) -> Trainer:
@@ -108,7 +118,7 @@ def _zeroth_order(
         weight_decay=config.weight_decay,
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
     )
-    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update} if targeted else {}
+    updates = _updates(inputs) if targeted else {}
     return _trainer(trainer_cls, arguments, inputs, **updates)
 
 
@@ -123,16 +133,15 @@ def fzoo(inputs: PolicyInputs) -> Trainer:
 def evolution(inputs: PolicyInputs, **paper: Any) -> Trainer:
     """Evolution strategies as the configuration says, but for what `paper` does."""
     config = inputs.config
+    options = {key.name: getattr(config, key.name) for key in (*fields(EvolutionOptions), *fields(DirectionOptions))}
+    options |= paper
+    updates = _updates(inputs, options["targeted"], options["noise"])
     arguments = ESConfig(
         **_arguments(inputs, num_generations=1, beta=0.0),
         learning_rate=config.es_learning_rate,
         weight_decay=config.weight_decay,
-        **{
-            **{key.name: getattr(config, key.name) for key in (*fields(EvolutionOptions), *fields(DirectionOptions))},
-            **paper,
-        },
+        **{**options, "targeted": options["targeted"] and bool(updates)},
     )
-    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
     return _trainer(ESTrainer, arguments, inputs, kept=inputs.folder, advantage="rloo", **updates)
 
 
@@ -180,7 +189,7 @@ def guided(inputs: PolicyInputs) -> Trainer:
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
         guide=1.0 if config.guide == "spsa" else 0.5,
     )
-    updates = {"previous_update": inputs.previous_update, "reward_update": inputs.reward_update}
+    updates = _updates(inputs) if along.guide < 1 else {}
     return _trainer(GuidedSPSATrainer, along, inputs, avoid=avoid, **updates)
 
 

@@ -46,15 +46,31 @@ def mean_of_finite(values: Sequence[float]) -> float:
     return mean(_finite(values) or [math.nan])
 
 
-def numbers(members: Sequence[Scored], functions: Sequence[str]) -> dict[str, float]:
+def total(rewards: Sequence[float], weights: Sequence[float], within: Sequence[float] | None = None) -> float:
+    """The weighted sum of the rewards that apply, clipped to what it is to lie within; NaN where none does.
+
+    >>> total([2.0, math.nan], [0.5, 1.0]), total([2.0, 3.0], [0.5, 1.0], (-1.0, 1.0))
+    (1.0, 1.0)
+    """
+    apply = [weight * reward for weight, reward in zip(weights, rewards, strict=True) if not math.isnan(reward)]
+    if not apply:
+        return math.nan
+    low, high = within or (-math.inf, math.inf)
+    return min(max(sum(apply), low), high)
+
+
+def numbers(members: Sequence[Scored], functions: Sequence[str], each: int = 1) -> dict[str, float]:
     """What a step logs, by TRL's names for what TRL logs too. As there, answers without a reward are left out.
 
     Args:
-        functions: names of the reward functions.
+        functions: names of the reward functions, all different.
+        each: a member's answers to a prompt, which lie side by side.
     """
     means = [mean_of_finite(member.rewards) for member in members]
     reward = mean_of_finite(means)
-    alike = [_deviation(answers) for answers in zip(*(member.rewards for member in members), strict=True)]
+    each = math.gcd(each, len(members[0].rewards))  # a micro-batch may cut a prompt's answers: each part counts
+    firsts = range(0, len(members[0].rewards), each)
+    alike = [_deviation([r for m in members for r in m.rewards[first : first + each]]) for first in firsts]
     ended = [share for member in members for share in member.ended]
     lengths = [length for member in members for length in member.lengths]
     whole = [length for length, share in zip(lengths, ended, strict=True) if share] or [0.0]

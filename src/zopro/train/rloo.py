@@ -38,12 +38,12 @@ from zopro.train.construction import (
     check_rewards,
     check_weights,
     freeze_reference,
+    named_apart,
     trainable,
 )
-from zopro.train.drawing import ROW, Drawn, drawing
+from zopro.train.drawing import ROW, Drawn, RowSeeds, drawing
 from zopro.train.epochs import CountedSteps, EpochSampler
 from zopro.train.objectives import group_normalised_advantages
-from zopro.zo.directions import tensor_generator
 from zopro.zo.monitor import ResolutionMonitor
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class EngineRLOOTrainer(RLOOTrainer):
     config_cls: ClassVar[type] = RLOOConfig
     clock: Clock | None = None  # is told how long rollout, scoring, log-probs and loss take
     reward_funcs: list[Any]
+    reward_func_names: list[str]
+    _current_train_step_time: float
+    _parts = 1  # into which a step's rows are cut before they are answered
 
     def __init__(
         self,
@@ -111,12 +114,14 @@ class EngineRLOOTrainer(RLOOTrainer):
             function if isinstance(function, torch.nn.Module) else checked_reward(function, reward_timeout)
             for function in self.reward_funcs
         ]
+        self.reward_func_names = named_apart(self.reward_func_names)
         self.advantage = advantage
         check_embedded(self._tokenizer, self.model, "the pad token", [self._tokenizer.pad_token_id])
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rollout: Rollouts | None = None
         self.last_batch: Drawn | None = None
         self.order: EpochSampler | None = None
+        self.row_seeds = RowSeeds()
         self.add_callback(CountedSteps(self))
         freeze_reference(self.model, reference)
         policy = self.accelerator.unwrap_model(self.model)
@@ -138,6 +143,12 @@ class EngineRLOOTrainer(RLOOTrainer):
         result = super().train(*args, **kwargs)
         self._check_weights()
         return result
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own. Answers and numbers are those of its rows alone, whatever was evaluated before."""
+        self.row_seeds.begin("eval")
+        self._metrics["eval"].clear()  # a prediction logs nothing, and leaves its own
+        return super().evaluation_loop(*args, **kwargs)
 
     def _check_weights(self) -> None:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -202,27 +213,15 @@ class EngineRLOOTrainer(RLOOTrainer):
         copies = groups[0][1]
         if any(count != copies for _, count in groups):  # a rank's slice may cut a group
             groups, copies = [(prompt, 1) for prompt in prompt_ids], 1
+        mode, parts = ("train", self._parts) if self.model.training else ("eval", 1)
+        ranks = self.accelerator.process_index, self.accelerator.num_processes
         options = Sampling(
             eos_token_ids=self.eos_token_ids,
             pad_token_id=self._tokenizer.pad_token_id,
             **drawing(self.args),
-            generator=self._rollout_generators(prompt_ids),
+            generator=self.row_seeds.generators(prompt_ids, mode, self.args.seed, self.state.global_step, *ranks, parts),
         )
         return [prompt for prompt, _ in groups], copies, options
-
-    def _rollout_generators(self, prompt_ids: list[list[int]]) -> list[torch.Generator]:
-        """One for each row, seeded by (seed, mode, prompt, row of the global batch, step).
-
-        So what a step samples depends neither on what ran before it nor on how rows are shared among ranks. TRL's own
-        step counter begins again at 0 when a run is resumed; the trainer's state does not.
-        """
-        mode = "train" if self.model.training else "eval"
-        first = self.accelerator.process_index * len(prompt_ids)
-        seed, step, device = self.args.seed, self.state.global_step, torch.device("cpu")
-        return [
-            tensor_generator(f"rollout/{mode}/{row}/{prompt}", seed, step, device)
-            for row, prompt in enumerate(prompt_ids, first)
-        ]
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -89,7 +89,6 @@ class ZerothOrderMixin(Mixin):
                 f"optimizer_cls_and_kwargs: must be None, since zopro.{self.optimizer_cls.__name__} takes the steps, got "
                 f"{given[0].__name__}"
             )
-        self.exchanged_bytes, self._counted_step = 0, -1  # by this rank in the current step
         self._slope = GradientSlope(self, self.check_slope)
         if self.args.world_size > 1:
             set_seed(self.args.seed)  # TRL has just given each rank a seed of its own
@@ -143,6 +142,7 @@ class ZerothOrderMixin(Mixin):
             raise ValueError(f"optimizers: must hold a zopro.{wanted} or nothing, got {given}")
         self.spsa.accumulation = "sum"  # the base class's weights already normalise over micro-batches
         self.spsa.zero_grad()  # a training that failed in the middle of a step has left its estimates
+        self.exchanged_bytes, self._counted_step = 0, -1  # by this rank in the current step
         return self.optimizer
 
     @property

@@ -122,6 +122,7 @@ class ZOPrOTrainer(DirectedTrainer):
             "MeZO's for adapters is 1e-4.",
         )
         optimizer = super().create_optimizer(model)
+        self._slopes = (-1, True, [])  # a training before may have left a part of a step that comes again
         if isinstance(self.engine, LocalEngine) and self.args.evaluation == "batched":
             self.engine.logprob_tokens = MAX_BATCH_TOKENS
         return optimizer

@@ -55,7 +55,7 @@ class ES(Recorded):
     """
 
     strategy: ESStrategy
-    population, antithetic, shaping = (Of("strategy") for _ in range(3))
+    population, antithetic, shaping, unscored_steps = (Of("strategy") for _ in range(4))
 
     def __init__(
         self,
@@ -146,10 +146,11 @@ class ES(Recorded):
         self._told = []
 
     def _more_state(self) -> dict[str, Any]:
-        return {"moments": self.weights.moments.state()}
+        return {"moments": self.weights.moments.state(), "unscored_steps": self.unscored_steps}
 
     def _load_more(self, own: dict[str, Any]) -> None:
         self.weights.moments.load(own["moments"])
+        self.unscored_steps = own.get("unscored_steps", 0)  # which 0.1.0 does not count
 
 
 def _numbers(reward: Any) -> list[float]:

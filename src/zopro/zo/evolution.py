@@ -90,7 +90,7 @@ class ESStrategy:
         self.groups: list[Group] = [one] if groups is None else groups
         self.population, self.antithetic, self.shaping, self.normalize = population, antithetic, shaping, normalize
         self.momentum, self.second_moment, self.anchor, self.seed = momentum, second_moment, anchor, seed
-        self.skipped_steps = 0
+        self.skipped_steps = self.unscored_steps = 0  # the latter: those of them without a reward from every member
         self.changed = 1.0  # sigma, since the first step
         self._step = -1
 
@@ -145,7 +145,9 @@ class ESStrategy:
         )
         if skipped:
             self.skipped_steps += 1
-            logger.info("step %d skipped: no reward tells members apart (%d so far)", self._step, self.skipped_steps)
+            self.unscored_steps += not rewards
+            why = "no reward tells members apart" if rewards else "nothing has a reward from every member"
+            logger.info("step %d skipped: %s (%d so far)", self._step, why, self.skipped_steps)
         if automatic and len({value for row in rewards for value in row}) > 1:
             self._adapt(between, noise)
         return record

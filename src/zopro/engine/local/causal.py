@@ -186,7 +186,7 @@ def _check(parts: CausalParts) -> None:
         return expected, parts.logits(parts.hidden(ids, mask, ids, None)[0])
 
     plain = torch.autocast(ids.device.type, enabled=False)
-    with evaluating(parts.model), fast_products(parts.model.dtype, ids.device), plain:
+    with evaluating(parts.model), without_wrapping(parts.model), fast_products(parts.model.dtype, ids.device), plain:
         pairs = [logits()]
         gain = LARGE_LOGIT / pairs[0][0].abs().max().clamp(min=1e-6)  # small logits would hide what bounds large ones
         hook = parts.head.register_forward_hook(lambda head, args, output: output * gain)
@@ -224,6 +224,20 @@ def refusing(model: nn.Module) -> Iterator[None]:
             f"model: {type(model).__name__} does not run as a causal language model here ({type(error).__name__}: "
             f"{reason}). Choose another architecture or dtype."
         ) from error
+
+
+@contextmanager
+def without_wrapping(model: Any) -> Iterator[None]:
+    """A model's own forward in place of accelerate's around it, whose autocast no other one switches off."""
+    original, wrapped = vars(model).get("_original_forward"), vars(model).get("forward")
+    if original is None or wrapped is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 @contextmanager

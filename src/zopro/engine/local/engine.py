@@ -40,7 +40,7 @@ class LocalEngine:
     Args:
         model: in the mode (train, eval) that log-probs are to be taken in; sampling is in eval mode.
         weights: what of the model is displaced and moved; without it the engine is at theta only.
-        autocast: makes a context around each pass that gives log-probs.
+        autocast: makes a context around whatever runs the model.
         member_tokens: bound on members x rows x (prompt + new tokens) that answer in one pass of the base weights; each
             member holds its displaced matrices while it does. 0: one after another.
 
@@ -92,7 +92,12 @@ class LocalEngine:
                 logger.info("members of a population answer one after another: %s", reason)
                 self.member_tokens = 0
                 evaluator.begin()
-        return self._at(at, lambda: generate(self.model, prompts, num_generations=k, **self._drawing(options, len(at))))
+
+        def answer() -> Rollouts:
+            with self.autocast():
+                return generate(self.model, prompts, num_generations=k, **self._drawing(options, len(at)))
+
+        return self._at(at, answer)
 
     def _sample_together(
         self,
@@ -108,7 +113,9 @@ class LocalEngine:
         for members in self._groups(at, self.member_tokens, len(prompts) * k * longest):
             given = self._drawing(options, len(at))
             evaluator.begin()  # the same random numbers also from the global state
-            found += generate(self.model, prompts, num_generations=k, members=members, **given).split(members.count)
+            with self.autocast():
+                drawn = generate(self.model, prompts, num_generations=k, members=members, **given)
+            found += drawn.split(members.count)
         return found
 
     def _groups(self, at: Sequence[Displacement | None], tokens: int, each: int) -> Iterator[Members]:

@@ -1,0 +1,96 @@
+"""bf16=True: answers are drawn under autocast, as TRL's are, and a whole float32 model trains."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_trainers import adapted, es, llama, online, zopro
+from zopro.engine.local.causal import causal_parts, without_wrapping
+from zopro.errors import InputError
+from zopro.train.guided import GuidedConfig, GuidedTrainer
+
+pytestmark = pytest.mark.usefixtures("random_state")
+
+SMALL = {"max_steps": 1, "max_completion_length": 3, "num_generations": 2, "per_device_train_batch_size": 4}
+
+
+def guided(folder: Path, **options: Any) -> Any:
+    return online(GuidedTrainer, GuidedConfig, folder, options)
+
+
+BUILDS: dict[str, Any] = {
+    "zopro": lambda folder, **o: zopro(folder, eps=1e-3, **SMALL, **o),
+    "es": lambda folder, **o: es(folder, population=2, max_steps=1, max_completion_length=3, **o),
+    "guided": lambda folder, **o: guided(folder, **SMALL, **o),
+}
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("kind", BUILDS)
+def test_answers_are_drawn_in_the_precision_that_was_asked_for(kind: str, bf16: bool, tmp_path: Path) -> None:
+    trainer = BUILDS[kind](tmp_path, bf16=bf16, model=adapted())
+    trainer.train()  # the engine's first look at a model is in its own precision
+    seen: Counter[tuple[bool, torch.dtype]] = Counter()
+    sample, layer = trainer.engine.sample, trainer.model.get_base_model().model.layers[0].mlp
+
+    def noted(*args: Any) -> Any:
+        hook = layer.register_forward_hook(
+            lambda module, given, output: seen.update([(torch.is_autocast_enabled("cpu"), output.dtype)])
+        )
+        try:
+            return sample(*args)
+        finally:
+            hook.remove()
+
+    trainer.engine.sample = noted
+    trainer.train()
+    assert set(seen) == {(bf16, torch.bfloat16 if bf16 else torch.float32)} and trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("before", ["", "evaluate"])
+@pytest.mark.parametrize("kind", ["zopro", "es"])
+def test_a_whole_model_trains(kind: str, before: str, tmp_path: Path) -> None:
+    trainer = BUILDS[kind](tmp_path, bf16=True, model=llama())
+    if before:
+        trainer.evaluate()
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def wrapped(model: Any, folder: Path) -> Any:
+    """As accelerate leaves it, with an autocast of its own around the forward pass."""
+    return zopro(folder, bf16=True).accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def test_a_wrapped_model_is_looked_at_as_sharply_as_another(tmp_path: Path) -> None:
+    for wraps in (False, True):
+        good, bad = llama(), llama(seed=1)
+        plain = type(bad).forward
+
+        def shifted(self: Any, *args: Any, plain: Any = plain, **kwargs: Any) -> Any:
+            output = plain(self, *args, **kwargs)
+            output.logits = output.logits * 1.005  # which bfloat16's rounding would hide
+            return output
+
+        bad.forward = shifted.__get__(bad)
+        if wraps:
+            good, bad = (wrapped(model, tmp_path) for model in (good, bad))
+        before = vars(good).get("forward")
+        causal_parts(good)
+        assert vars(good).get("forward") is before
+        with pytest.raises(InputError, match="changes its logits in a way the engine does not know"):
+            causal_parts(bad)
+
+
+def test_a_model_s_wrapping_comes_back(tmp_path: Path) -> None:
+    model = wrapped(llama(), tmp_path)
+    around = model.forward
+    with pytest.raises(RuntimeError), without_wrapping(model):
+        assert model.forward == model._original_forward != around
+        raise RuntimeError
+    assert model.forward == around
