@@ -1,7 +1,8 @@
 """Jobs of several processes for tests: forked from a server that has imported everything once, met over gloo.
 
-`start(program, size)` runs `program(*arguments)` on every rank, as a launcher would, and gives what each returned.
-A program is a top-level function of this module or of a test file (the server imports it by name).
+`results(program, size)` runs `program(*arguments)` on every rank, as a launcher would, and gives what each returned.
+A program is a top-level function of this module or of a test file (the server imports it by name). A process costs a
+second before its program begins: `in_turn` has the same ones do several jobs, each met anew.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["many_ranks", "pytest", "tiny_problems", "tiny_runs", "tiny_slopes", "zopro.loop.pipeline"]
+    ["many_ranks", "pytest", "tiny_problems", "tiny_runs", "tiny_slopes", "warmed", "zopro.loop.pipeline"]
 )
 SECONDS = 120
 
@@ -60,6 +62,29 @@ def results(program: Callable[..., Any], size: int, *arguments: Any) -> list[Any
         if isinstance(answer, BaseException):
             raise answer
     return [found[rank] for rank in range(size)]
+
+
+Job = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def in_turn(size: int, jobs: dict[str, Job]) -> dict[str, list[Any]]:
+    """`results` of several jobs, which are done one after another by the same processes."""
+    ports = {name: free_port() for name in jobs}
+    ranks = results(_in_turn, size, ports, jobs)
+    return {name: [rank[name] for rank in ranks] for name in jobs}
+
+
+def _in_turn(ports: dict[str, int], jobs: dict[str, Job]) -> dict[str, Any]:
+    found = {}
+    for name, (program, arguments) in jobs.items():
+        os.environ["MASTER_PORT"] = str(ports[name])
+        found[name] = program(*arguments)
+        if dist.is_initialized():
+            dist.barrier()  # the first rank's store serves until all are through
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    return found
 
 
 def _rank(answers: Any, port: int, size: int, rank: int, program: Callable[..., Any], arguments: tuple) -> None:

@@ -54,7 +54,7 @@ def fill(folder: Path) -> dict[str, Any]:
     talk = [{key: row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")} for row in rows]
     tokenizer = tiny_tokenizer([text for row in talk for text in row.values()], 3000, phrases=True)
     tokenizer.chat_template = CHAT_TEMPLATE
-    tiny_model("llama", tokenizer, max_position_embeddings=512).save_pretrained(folder / "PATH")
+    tiny_model("llama", tokenizer, num_hidden_layers=1, max_position_embeddings=512).save_pretrained(folder / "PATH")
     tokenizer.save_pretrained(folder / "PATH")
     told = [{"chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['chosen']}",
              "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['rejected']}"} for r in talk]  # fmt: skip

@@ -97,6 +97,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     sys.path.remove(str(folder))
 
 
+FEW = {"policy_steps": 2, "iterations": 1, "eval_prompts": 2, "pair_prompts": 2}
 FAULTY = """
 from zopro.choices import Method
 
@@ -146,7 +147,7 @@ def test_variants_from_outside_run_are_journalled_and_replayed(
 ) -> None:
     no_report(monkeypatch)
     out = tmp_path / "run"
-    summary = pipeline.run(config(write_inputs(tmp_path), out, policy_steps=2, iterations=1, **options), quiet=True)
+    summary = pipeline.run(config(write_inputs(tmp_path), out, **FEW, **options), quiet=True)
     assert summary["method"] == options["method"]
     journal = read(out / "iterations" / "000" / "journal.jsonl")
     if "noise" in options:

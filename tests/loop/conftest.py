@@ -22,7 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
     """Its caller had begun 100 seconds earlier, as the demo has; its policy moves; its figures are left out."""
-    settings = config(folder, tmp_path_factory.mktemp("run") / "run", dtype="float32", learning_rate=0.02)
+    moving = {"dtype": "float32", "learning_rate": 0.02, "lora_target_modules": "all-linear"}
+    settings = config(folder, tmp_path_factory.mktemp("run") / "run", **moving)
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
         return settings, pipeline.run(settings, quiet=True, began=time.perf_counter() - AGO, before=BEFORE)

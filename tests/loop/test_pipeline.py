@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_runs
-from one_run import few_figures
+from one_run import few_figures, no_embedding
 from one_run import no_report as without_report
 from tiny_runs import config, fingerprint, rows
 from zopro.analysis.reading.checkpoints import of_run
@@ -37,6 +37,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     before = torch.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
         few_figures(patch, "trajectory-tsne-3d-product")
+        no_embedding(patch)
         summary = pipeline.run(options, quiet=True)
     assert torch.equal(before, torch.get_rng_state()), "a run must leave the global random state alone"
     return options, summary
@@ -76,20 +77,6 @@ def test_run_directory_holds_its_analysis(finished: tuple[RunConfig, dict[str, A
     assert analysis["metrics"]["policy_momentum_cosine"]["factors"] == [None, pytest.approx(momentum)]
     assert (run / "figures" / "trajectory-tsne-3d-product.svg").is_file()
     assert {row["win"] for row in read_rows(run / "evaluations/base.jsonl")} <= {0, 0.5, 1}
-
-
-def test_snapshots_inside_an_iteration_change_nothing_else(
-    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
-) -> None:
-    plain, run = Path(finished[0].output_dir), tmp_path / "run"
-    pipeline.run(replace(finished[0], output_dir=str(run), snapshot_every=1), quiet=True)
-    kept = sorted(str(path.relative_to(run)) for path in (run / "snapshots").glob("*/*/*"))
-    assert kept == [f"snapshots/{kind}/00{i}/000001" for kind in ("policy", "reward") for i in (0, 1)]
-    ours = {name: value for name, value in fingerprint(run).items() if not name.startswith("snapshots")}
-    assert ours == fingerprint(plain)
-    policy, _ = of_run(run)
-    labels = [checkpoint.label for checkpoint in policy.checkpoints]
-    assert labels == ["SFT", "policy 0, step 1", "policy 0", "policy 1, step 1", "policy 1"]
 
 
 def test_first_iteration_is_first_order_and_later_ones_are_not(finished: tuple[RunConfig, dict[str, Any]]) -> None:
@@ -189,12 +176,12 @@ def test_a_run_of_another_config_is_refused(finished: tuple[RunConfig, dict[str,
     "options",
     [
         {"method": "mezo", "evaluation": "together"},
-        {"method": "rloo"},
-        {"method": "guided", "guard_every": 1},
-        {"method": "guided", "guide": "mixed", "guide_avoid_reward": True},
+        {"method": "rloo", "warm_start": "sft", "iterations": 1},
+        {"method": "guided", "guard_every": 1, "iterations": 1},
+        {"method": "guided", "guide": "mixed", "guide_avoid_reward": True, "iterations": 1},
         {"warm_start": "sft", "preset": "paper", "eps": ""},
         {"warm_start": "spsa", "sides": 1, "queries": 2},
-        {"warm_start": "es", "population": 4},
+        {"warm_start": "es", "population": 4, "iterations": 1},
         {"lora_r": 0, "warm_start": "sft"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
@@ -220,23 +207,18 @@ def test_methods_and_warm_starts_run_the_same_loop(
         if line["stage"] == "policy" and "loss" in line and not {"projected_gradient", "sigma"} & line.keys()
     ]
     if settings.method == "rloo" or (settings.method, settings.guide) == ("guided", "adam"):
-        assert set(first_order) == {0, 1}
+        assert set(first_order) == set(range(settings.iterations))
     elif settings.warm_start == "first_order" and not METHODS[settings.method].self_starting:
         assert set(first_order) == {0}
     else:
         assert not first_order, "no step of this run may back-propagate through the policy"
 
 
-def test_iteration_share_sets_the_steps(folder: Path, tmp_path: Path) -> None:
-    settings = config(folder, tmp_path / "run", policy_steps=0, iteration_share=0.1, iterations=1)
-    pipeline.run(settings, quiet=True)
-    lines = RunDirectory(settings, resume=True).metrics()
-    steps = [line["step"] for line in lines if line["stage"] == "policy" and line.get("loss") is not None]
-    assert max(steps) == 3, "a tenth of 50 training rows, 2 a step"
-
-
-def test_ties_end_no_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = config(folder, tmp_path / "run", judge="python:tiny_runs:never_decides", iterations=1)
+def test_ties_end_no_run_and_iteration_share_sets_its_steps(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = {"policy_steps": 0, "iteration_share": 0.1}
+    settings = config(folder, tmp_path / "run", judge="python:tiny_runs:never_decides", iterations=1, **share)
     summary = pipeline.run(settings)
     run = Path(settings.output_dir)
     assert read_rows(run / "iterations/000/preferences.jsonl") == []
@@ -244,20 +226,29 @@ def test_ties_end_no_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert summary["win_rate"] == 0.5
     old, new = (load_file(run / "reward" / name / "adapter_model.safetensors") for name in ("000", "001"))
     assert all(torch.equal(old[name], new[name]) for name in old)
+    lines = RunDirectory(settings, resume=True).metrics()
+    steps = [line["step"] for line in lines if line["stage"] == "policy" and line.get("loss") is not None]
+    assert max(steps) == 3, "a tenth of 50 training rows, 2 a step"
 
 
-def test_a_judge_that_hangs_stops_a_run_that_then_continues_to_the_same_bits(
+def test_snapshots_and_a_judge_that_hung_change_nothing_else(
     finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path
 ) -> None:
     tiny_runs.CALLS.clear()
     run, stuck = tmp_path / "run", {"judge": "python:tiny_runs:gets_stuck", "judge_timeout": 1.0}
-    settings = replace(finished[0], output_dir=str(run), **stuck)
+    settings = replace(finished[0], output_dir=str(run), snapshot_every=1, **stuck)
     with pytest.raises(InputError, match=r"python:tiny_runs:gets_stuck gave no answer within 1 seconds.*--resume"):
         pipeline.run(settings, quiet=True)
     tiny_runs.FIXED.set()
     pipeline.run(replace(settings, judge_timeout=60.0), resume=True, quiet=True)
-    assert fingerprint(run) == fingerprint(Path(finished[0].output_dir))
+    kept = sorted(str(path.relative_to(run)) for path in (run / "snapshots").glob("*/*/*"))
+    assert kept == [f"snapshots/{kind}/00{i}/000001" for kind in ("policy", "reward") for i in (0, 1)]
+    ours = {name: value for name, value in fingerprint(run).items() if not name.startswith("snapshots")}
+    assert ours == fingerprint(Path(finished[0].output_dir))
     assert not list(run.rglob("verdicts.jsonl"))
+    policy, _ = of_run(run)
+    labels = [checkpoint.label for checkpoint in policy.checkpoints]
+    assert labels == ["SFT", "policy 0, step 1", "policy 0", "policy 1, step 1", "policy 1"]
 
 
 @pytest.mark.parametrize(

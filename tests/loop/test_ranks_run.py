@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from many_ranks import free_port, launch, results
+from many_ranks import Job, free_port, in_turn, launch, results
 from one_run import no_report
 from tiny_runs import config, fingerprint, write_inputs
 from zopro.errors import InputError, Stopped
@@ -49,7 +50,8 @@ def run(folder: Path, out: Path, resume: bool = False, crash_at: int = -1, **opt
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(self, *args)
 
-    SPSA.measure_by = crashing  # type: ignore[method-assign]
+    if crash_at >= 0:
+        SPSA.measure_by = crashing  # type: ignore[method-assign]
     no_report(pytest.MonkeyPatch())  # slow, and the same for any number
     return pipeline.run(config(folder, out, **{**OPTIONS, **options}), resume=resume, quiet=True)
 
@@ -58,13 +60,48 @@ def run_with(folder: Path, out: Path, options: dict[str, Any]) -> Any:
     return run(folder, out, **options)
 
 
+def refused(folder: Path, options: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as error:
+        run(folder, folder / "refused", **options)
+    return str(error.value)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What one process and two have run, in folders of `at`.
+
+    Args:
+        end: of a job of two whose last rank was killed: exit codes, and what the first one said.
+        refused: what each of two ranks was told of prompts that cannot be shared.
+    """
+
+    at: Path
+    end: tuple[list[int | None], tuple[int, Any]]
+    refused: list[str]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of one process and of two, that of two also killed: `one`, `two`, `killed`."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs of one process and of two, that of two also with shared queries, and killed and resumed: `one`, `two`,
+    `queries`, `again`. `killed` stays as it was."""
     folder = write_inputs(tmp_path_factory.mktemp("ranks"))
+    ranks, answers = launch(run_with, 2, folder, folder / "killed", {"crash_at": 3})
+    try:
+        answer = answers.get(timeout=60)
+        for rank in reversed(ranks):
+            rank.join(60)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    shutil.copytree(folder / "killed", folder / "again")
     results(run_with, 1, folder, folder / "one", {})
-    results(run_with, 2, folder, folder / "two", {})
-    return folder
+    jobs: dict[str, Job] = {
+        "refused": (refused, (folder, {"prompts_per_step": 3})),
+        "two": (run_with, (folder, folder / "two", {})),
+        "queries": (run_with, (folder, folder / "queries", {"parallel": "queries"})),
+        "again": (run_with, (folder, folder / "again", {"resume": True})),
+    }
+    return Runs(folder, ([rank.exitcode for rank in ranks], answer), in_turn(2, jobs)["refused"])
 
 
 def gradients(run: Path) -> list[float]:
@@ -72,85 +109,69 @@ def gradients(run: Path) -> list[float]:
     return [g for step in steps for g in step.record.projected_gradients]
 
 
-def test_two_processes_do_what_one_does(runs: Path) -> None:
-    one, two = fingerprint(runs / "one"), fingerprint(runs / "two")
+def test_two_processes_do_what_one_does(runs: Runs) -> None:
+    one, two = fingerprint(runs.at / "one"), fingerprint(runs.at / "two")
     assert one.keys() == two.keys()
     for name in ("sft/", "reward/000/"):
         same = [file for file in one if file.startswith(name)]
         assert same and all(one[file] == two[file] for file in same), f"{name}: first-order stages are one process's"
-    assert len(gradients(runs / "one")) == 8
-    assert gradients(runs / "two") == pytest.approx(gradients(runs / "one"), rel=1e-3, abs=1e-5)
+    assert len(gradients(runs.at / "one")) == 8
+    assert gradients(runs.at / "two") == pytest.approx(gradients(runs.at / "one"), rel=1e-3, abs=1e-5)
     for name in ("config.yaml", "metrics.jsonl", "summary.json"):
-        assert (runs / "two" / name).exists()
-    assert not list((runs / "two").glob("trainer/*/checkpoint*"))
+        assert (runs.at / "two" / name).exists()
+    assert not list((runs.at / "two").glob("trainer/*/checkpoint*"))
 
 
-def test_journal_and_summary_count_what_ranks_exchange(runs: Path) -> None:
-    steps = journal.read(runs / "two" / "iterations" / "000" / "journal.jsonl").steps
+def test_journal_and_summary_count_what_ranks_exchange(runs: Runs) -> None:
+    steps = journal.read(runs.at / "two" / "iterations" / "000" / "journal.jsonl").steps
     assert steps[0].rows and steps[0].exchanged_bytes > steps[1].exchanged_bytes, "the noise floor is measured at first"
     assert all(0 < step.exchanged_bytes == steps[1].exchanged_bytes for step in steps[1:])
-    summary = json.loads((runs / "two" / "summary.json").read_text())
+    summary = json.loads((runs.at / "two" / "summary.json").read_text())
     assert summary["processes"] == 2 and summary["exchanged_bytes_per_step"] == steps[1].exchanged_bytes
-    alone = json.loads((runs / "one" / "summary.json").read_text())
+    alone = json.loads((runs.at / "one" / "summary.json").read_text())
     assert alone["processes"] == 1 and alone["exchanged_bytes_per_step"] == 0
 
 
-def test_a_rank_that_crashes_ends_the_job_and_any_number_continues(runs: Path) -> None:
-    killed = runs / "killed"
-    ranks, answers = launch(run_with, 2, runs, killed, {"crash_at": 3})
-    try:
-        number, answer = answers.get(timeout=60)
-        ranks[1].join(60)
-        ranks[0].join(60)
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert ranks[1].exitcode == -signal.SIGKILL
+def test_a_rank_that_crashes_ends_the_job(runs: Runs) -> None:
+    (_, code), (number, answer) = runs.end
+    assert code == -signal.SIGKILL
     assert number == 0 and isinstance(answer, Stopped) and "rank 0 has lost another one" in str(answer), answer
-    assert not (killed / "policy" / "000").exists()
-    assert (killed / "trainer" / "policy-000" / "checkpoint-2").exists()
+    assert not (runs.at / "killed/policy/000").exists()
+    assert (runs.at / "killed/trainer/policy-000/checkpoint-2").exists()
 
-    shutil.copytree(killed, runs / "more")
-    results(run_with, 2, runs, killed, {"resume": True})
-    assert fingerprint(killed) == fingerprint(runs / "two"), "as many ranks end at the same bits"
 
-    results(run_with, 4, runs, runs / "more", {"resume": True})
-    assert gradients(runs / "more") == pytest.approx(gradients(runs / "one"), rel=1e-3, abs=1e-5)
-    ours, theirs = (load_file(r / "policy/000/adapter_model.safetensors") for r in (runs / "more", runs / "one"))
-    start = load_file(runs / "one" / "sft/adapter_model.safetensors")
+def test_any_number_continues(runs: Runs) -> None:
+    assert fingerprint(runs.at / "again") == fingerprint(runs.at / "two"), "as many ranks end at the same bits"
+    one, more = runs.at / "one", runs.at / "more"
+    shutil.copytree(runs.at / "killed", more)
+    results(run_with, 4, runs.at, more, {"resume": True})
+    assert gradients(more) == pytest.approx(gradients(one), rel=1e-3, abs=1e-5)
+    ours, theirs = (load_file(r / "policy/000/adapter_model.safetensors") for r in (more, one))
+    start = load_file(one / "sft/adapter_model.safetensors")
     moved = sum(float((theirs[n] - start[n]).square().sum()) for n in start)
     apart = sum(float((theirs[n] - ours[n]).square().sum()) for n in start)
     assert apart < 1e-4 * moved
 
 
-def test_shared_queries_give_one_process_s_policies_to_the_bit(runs: Path) -> None:
-    results(run_with, 2, runs, runs / "queries", {"parallel": "queries"})
-    one, two = fingerprint(runs / "one"), fingerprint(runs / "queries")
+def test_shared_queries_give_one_process_s_policies_to_the_bit(runs: Runs) -> None:
+    one, two = fingerprint(runs.at / "one"), fingerprint(runs.at / "queries")
     assert {k: v for k, v in two.items() if "journal" not in k} == {k: v for k, v in one.items() if "journal" not in k}
-    assert gradients(runs / "queries") == gradients(runs / "one")
+    assert gradients(runs.at / "queries") == gradients(runs.at / "one")
 
 
-def refused(folder: Path, options: dict[str, Any]) -> str:
-    with pytest.raises(InputError) as error:
-        run(folder, folder / "refused", **options)
-    return str(error.value)
+def test_prompts_that_cannot_be_shared_are_refused_before_anything_is_written(runs: Runs) -> None:
+    said = "prompts_per_step: must be a multiple of the number of processes, 2, got 3"
+    assert len(runs.refused) == 2 and all(line.startswith(said) for line in runs.refused)
+    assert not (runs.at / "refused").exists()
 
 
-def test_prompts_that_cannot_be_shared_are_refused_before_anything_is_written(runs: Path) -> None:
-    said = results(refused, 2, runs, {"prompts_per_step": 3})
-    assert all(
-        line.startswith("prompts_per_step: must be a multiple of the number of processes, 2, got 3") for line in said
-    )
-    assert not (runs / "refused").exists()
-
-
-def test_torchrun_ends_when_a_rank_is_killed(runs: Path) -> None:
+def test_torchrun_ends_when_a_rank_is_killed(runs: Runs) -> None:
     """As a user types it: the job ends, nothing half-written counts as finished, and the journal can be read."""
-    out = runs / "torchrun"
-    settings = config(runs, out, **{**OPTIONS, "policy_steps": 500}).to_dict()
-    (runs / "torchrun.yaml").write_text(yaml.safe_dump({**settings, "judge": "rouge"}))
+    out, path = runs.at / "torchrun", runs.at / "torchrun.yaml"
+    settings = config(runs.at, out, **{**OPTIONS, "policy_steps": 500}).to_dict()
+    path.write_text(yaml.safe_dump({**settings, "judge": "rouge"}))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    command += ["-m", "zopro", "run", str(runs / "torchrun.yaml")]
+    command += ["-m", "zopro", "run", str(path)]
     with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True) as job:
         lines = out / "iterations" / "000" / "journal.jsonl"
         deadline = time.monotonic() + 120

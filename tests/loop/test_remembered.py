@@ -67,7 +67,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
         if name == "most":
             options["other_data"] = str(folder / "other.jsonl")
             (folder / "other.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in OTHER))
-        settings = config(folder, tmp_path_factory.mktemp(name) / "run", **options)
+        settings = config(folder, tmp_path_factory.mktemp(name) / "run", lora_target_modules="all-linear", **options)
         with pytest.MonkeyPatch.context() as patch:
             no_report(patch)
             patch.setattr(answering, "log_ratios", noted)

@@ -18,6 +18,7 @@ from archived import closed, read_only
 from one_run import no_report
 from tiny_runs import config, rows, write_inputs
 from zopro import cli
+from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
 from zopro.loop.replay import replay
@@ -31,17 +32,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "zopro": {"eps": ""},
     "zopro-paper": {"preset": "paper", "eps": "", "warm_start": "sft", "weight_decay": 0.1, "decay": "exponential"},
     "mezo": {"method": "mezo", "queries": 2, "sides": 1, "noise": "rademacher"},
-    "zopro, gaussian": {"noise": "gaussian", "warm_start": "sft"},
     "es": {"method": "es", "targeted": True, "noise": "low_rank", "population": 4, "sigma": "auto", **MOMENTS},
     "es, full": {"method": "es", "lora_r": 0, "population": 2, "momentum": 0.5, "greedy": True},
-    "full": {"lora_r": 0, "warm_start": "sft", "noise": "low_rank"},
+    "full, gaussian": {"lora_r": 0, "warm_start": "sft", "noise": "gaussian", "lora_target_modules": "all-linear"},
 }
 
 
 @pytest.fixture(scope="module", params=RUNS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two iterations; the policy as it was after every step of each is kept beside it."""
-    kind = "gpt_neox" if request.param == "full" else "llama"  # whose head has another name in the base's files
+    kind = "gpt_neox" if request.param == "full, gaussian" else "llama"  # whose head has another name in the base's files
     folder = write_inputs(tmp_path_factory.mktemp("inputs"), kind=kind)
     out = tmp_path_factory.mktemp("run") / "run"
     kept: dict[int, dict[str, torch.Tensor]] = {}
@@ -105,13 +105,11 @@ def test_the_journal_has_the_rows_and_rewards_of_every_step(run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
-    out = tmp_path_factory.mktemp("run") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        no_report(patch)
-        pipeline.run(config(folder, out), quiet=True)
-    return out
+def one(finished: tuple[RunConfig, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run that all files here share."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    shutil.copytree(finished[0].output_dir, run)
+    return run
 
 
 def test_as_a_user_types_it(one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,14 +109,18 @@ def test_a_run_that_goes_back_through_the_model_would_be_caught(folder: Path, tm
         pipeline.run(settings(folder, tmp_path / "run", method="rloo", iterations=1), quiet=True)
 
 
-def test_a_population_goes_forward_only(folder: Path, tmp_path: Path) -> None:
-    made = settings(folder, tmp_path / "run", method="es", population=4, anchor=0.1, noise="signs")
+def test_a_population_goes_forward_only_and_is_rewarded_by_functions(folder: Path, tmp_path: Path) -> None:
+    options = {"method": "es", "population": 4, "anchor": 0.1, "noise": "signs", "eval_samples": 1, "reward_weights": []}
+    made = settings(folder, tmp_path / "run", **options)
+    SEEN.clear()
     with pytest.MonkeyPatch.context() as patch:
         no_report(patch)
         forward_only(patch)
-        pipeline.run(made, quiet=True)
+        found = pipeline.run(made, quiet=True)
+    assert {len(call["prompts"]) for call in SEEN} >= {2} and found["evaluations"][-1]["accuracy"] is not None
     steps = [line for line in metrics(tmp_path / "run") if line["stage"] == "policy" and line.get("reward") is not None]
     assert [line["iteration"] for line in steps] == [0, 0, 1, 1] and steps[-1]["answers"] == 2 * 4 * 2
+    assert replay(tmp_path / "run", tmp_path / "first", iteration=0)["equal"]
     assert replay(tmp_path / "run", tmp_path / "out")["equal"], "along signs of the first iteration's update"
 
 
@@ -266,17 +270,6 @@ def test_a_reward_that_raises_loses_nothing(folder: Path, tmp_path: Path) -> Non
             LATER.extend([0] * 3)
             pipeline.run(made, quiet=True, resume=resume)
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "whole") != {}
-
-
-def test_a_population_is_rewarded_by_functions_too(folder: Path, tmp_path: Path) -> None:
-    made = settings(folder, tmp_path / "run", method="es", iterations=1, population=4, eval_samples=1, reward_weights=[])
-    with pytest.MonkeyPatch.context() as patch:
-        no_report(patch)
-        forward_only(patch)
-        SEEN.clear()
-        found = pipeline.run(made, quiet=True)
-    assert {len(call["prompts"]) for call in SEEN} >= {2} and found["evaluations"][-1]["accuracy"] is not None
-    assert replay(made.output_dir, tmp_path / "replayed")["equal"] is True
 
 
 def test_a_trained_reward_and_a_function_are_weighed_in_one_run(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from many_ranks import results, train
+from many_ranks import Job, in_turn, results, train
 from tiny_trainers import counting, es, with_adapter
 from zopro.system.launch import Processes, alone
 
@@ -32,9 +32,19 @@ def found(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "log": [{key: line.get(key) for key in keys} for line in result["log"]]}
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[Any]]]:
+    """Both ways of sharing, on 1 and 2 ranks; the answers of members go on to 3."""
+    kept = tmp_path_factory.mktemp("kept")
+    prompts: dict[str, Job] = {str(greedy): (on_prompts, (greedy,)) for greedy in (False, True)}
+    ranks = {size: in_turn(size, {**prompts, "members": (on_members, (kept / str(size),))}) for size in (1, 2)}
+    return {**ranks, 3: {"members": results(on_members, 3, kept / "2")}}
+
+
 @pytest.mark.parametrize("greedy", [False, True])
-def test_ranks_share_prompts(greedy: bool) -> None:
-    one, two = results(on_prompts, 1, greedy)[0], results(on_prompts, 2, greedy)
+def test_ranks_share_prompts(greedy: bool, done: dict[int, dict[str, list[Any]]]) -> None:
+    one, two = done[1][str(greedy)][0], done[2][str(greedy)]
+    assert len(two) == 2
     for rank in two:
         assert rank["gradients"] == one["gradients"] and rank["bits"] == one["bits"]
         for ours, theirs in zip(rank["log"], one["log"], strict=True):
@@ -42,12 +52,11 @@ def test_ranks_share_prompts(greedy: bool) -> None:
         assert 0 < rank["bytes"] < rank["parameters"]
 
 
-def test_ranks_share_members_and_ask_no_reward_twice(tmp_path: Path) -> None:
-    one, two = results(on_members, 1, tmp_path / "one")[0], results(on_members, 2, tmp_path / "two")
-    assert one["asked"] == 12
+def test_ranks_share_members_and_ask_no_reward_twice(done: dict[int, dict[str, list[Any]]]) -> None:
+    one, two, three = (done[size]["members"] for size in (1, 2, 3))
+    assert one[0]["asked"] == 12 and len(two) == 2
     for rank in two:
-        assert rank["gradients"] == one["gradients"] and rank["bits"] == one["bits"]
-        assert rank["asked"] == 6 and rank["log"] == one["log"]
-    three = results(on_members, 3, tmp_path / "two")
+        assert rank["gradients"] == one[0]["gradients"] and rank["bits"] == one[0]["bits"]
+        assert rank["asked"] == 6 and rank["log"] == one[0]["log"]
     assert [rank["asked"] for rank in three] == [0, 0, 0], "what two ranks have asked, three know"
-    assert {rank["bits"] for rank in three} == {one["bits"]}
+    assert {rank["bits"] for rank in three} == {one[0]["bits"]}

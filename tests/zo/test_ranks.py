@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from many_ranks import bits, results, train
+from many_ranks import Job, bits, in_turn, train
 from tiny_problems import mlp, same, trainable, weights
 from tiny_trainers import TOKENIZER, llama, quiet, settings, with_adapter, zopro
 from zopro import zeroth_order
@@ -44,12 +44,6 @@ def on_shares(width: int = 16) -> dict[str, Any]:
     return zopro_steps(model=with_adapter(hidden_size=width))
 
 
-@pytest.fixture(scope="module")
-def alike() -> dict[int, Found]:
-    """The same global batch of 16 rows on 1, 2 and 4 ranks."""
-    return {size: results(on_shares, size) for size in (1, 2, 4)}
-
-
 def test_the_same_global_batch_gives_the_same_projected_gradients(alike: dict[int, Found]) -> None:
     one = alike[1][0]
     assert len(one["gradients"]) == 3 and all(abs(g) > 1e-4 for g in one["gradients"])
@@ -71,8 +65,8 @@ def test_ranks_end_with_the_same_bits_and_no_gradient_synchronisation(alike: dic
     assert bits(with_adapter()) == bits(with_adapter()) != bits(with_adapter(seed=1)), "the bits say something"
 
 
-def test_what_ranks_exchange_does_not_grow_with_the_model(alike: dict[int, Found]) -> None:
-    narrow, wide = alike[2][0], results(on_shares, 2, 96)[0]
+def test_what_ranks_exchange_does_not_grow_with_the_model(done: Done, alike: dict[int, Found]) -> None:
+    narrow, wide = alike[2][0], done[2]["wide"][0]
     assert wide["parameters"] > 10 * narrow["parameters"]
     assert 0 < wide["bytes"] == narrow["bytes"] < narrow["parameters"]
     assert narrow["log"][-1]["exchanged_bytes"] == narrow["bytes"]
@@ -83,8 +77,8 @@ def one_sided() -> dict[str, Any]:
     return zopro_steps(sides=1, queries=2, surrogate="clipped", eps=3e-3, previous_update=update())
 
 
-def test_one_sided_estimates_take_the_known_loss_of_all_ranks() -> None:
-    one, two = results(one_sided, 1)[0], results(one_sided, 2)
+def test_one_sided_estimates_take_the_known_loss_of_all_ranks(done: Done) -> None:
+    one, two = done[1]["one-sided"][0], done[2]["one-sided"]
     assert two[0]["gradients"] == two[1]["gradients"] == pytest.approx(one["gradients"], rel=1e-2)
 
 
@@ -95,8 +89,8 @@ def on_queries(queries: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("size", "queries"), [(2, 3), (4, 1)])
-def test_shared_queries_give_what_one_rank_finds_to_the_bit(size: int, queries: int) -> None:
-    one, many = results(on_queries, 1, queries)[0], results(on_queries, size, queries)
+def test_shared_queries_give_what_one_rank_finds_to_the_bit(size: int, queries: int, done: Done) -> None:
+    one, many = done[1][f"{queries} queries"][0], done[size][f"{queries} queries"]
     for rank in many:
         assert (rank["gradients"], rank["bits"]) == (one["gradients"], one["bits"])
         assert rank["group"] == size and 0 < rank["bytes"] <= 8 * queries * 2
@@ -108,9 +102,11 @@ def queries_without_the_data() -> str:
     return str(error.value)
 
 
-def test_shared_queries_without_all_the_data_are_refused() -> None:
-    said = results(queries_without_the_data, 2)
-    assert all(line.startswith("parallel: with 'queries' args and trainer must be made inside") for line in said)
+def test_shared_queries_without_all_the_data_are_refused(done: Done) -> None:
+    said = done[2]["without the data"]
+    assert len(said) == 2 and all(
+        line.startswith("parallel: with 'queries' args and trainer must be made inside") for line in said
+    )
 
 
 def uneven_sft(folder: Path, **options: Any) -> Any:
@@ -125,8 +121,8 @@ def supervised() -> dict[str, Any]:
     return train(uneven_sft, 4, {"max_steps": 3})
 
 
-def test_supervised_losses_weigh_every_token_alike() -> None:
-    one, two = results(supervised, 1)[0], results(supervised, 2)
+def test_supervised_losses_weigh_every_token_alike(done: Done) -> None:
+    one, two = done[1]["supervised"][0], done[2]["supervised"]
     assert two[0]["bits"] == two[1]["bits"]
     assert two[0]["gradients"] == pytest.approx(one["gradients"], rel=1e-3, abs=1e-5)
     assert two[0]["losses"] == pytest.approx(one["losses"], rel=1e-4)
@@ -136,8 +132,8 @@ def own_weights() -> dict[str, Any]:
     return zopro_steps(model=with_adapter(seed=int(os.environ["RANK"])))
 
 
-def test_ranks_that_begin_with_other_weights_are_given_the_first_one_s(alike: dict[int, Found]) -> None:
-    assert {rank["bits"] for rank in results(own_weights, 2)} == {alike[2][0]["bits"]}
+def test_ranks_that_begin_with_other_weights_are_given_the_first_one_s(done: Done, alike: dict[int, Found]) -> None:
+    assert {rank["bits"] for rank in done[2]["own weights"]} == {alike[2][0]["bits"]}
 
 
 class Drift(TrainerCallback):
@@ -159,8 +155,9 @@ def drifting() -> str:
     return str(error.value)
 
 
-def test_ranks_that_drift_apart_are_found_out() -> None:
-    assert all("ranks: must end with the same parameters, 1 differ" in said for said in results(drifting, 2))
+def test_ranks_that_drift_apart_are_found_out(done: Done) -> None:
+    found = done[2]["drifting"]
+    assert len(found) == 2 and all("ranks: must end with the same parameters, 1 differ" in said for said in found)
 
 
 def collectives() -> list[int]:
@@ -175,9 +172,46 @@ def collectives() -> list[int]:
     return sizes
 
 
-def test_every_collective_is_counted_inside_and_none_outside() -> None:
-    for sizes in results(collectives, 2):
+def test_every_collective_is_counted_inside_and_none_outside(done: Done) -> None:
+    assert len(done[2]["collectives"]) == 2
+    for sizes in done[2]["collectives"]:
         assert sizes[:2] == [12, 16] and 100 < sizes[2] < 200 and len(sizes) == 3
+
+
+JOBS: dict[int, dict[str, Job]] = {
+    1: {
+        "alike": (on_shares, ()),
+        "one-sided": (one_sided, ()),
+        "3 queries": (on_queries, (3,)),
+        "1 queries": (on_queries, (1,)),
+        "supervised": (supervised, ()),
+    },
+    2: {
+        "alike": (on_shares, ()),
+        "wide": (on_shares, (96,)),
+        "one-sided": (one_sided, ()),
+        "3 queries": (on_queries, (3,)),
+        "without the data": (queries_without_the_data, ()),
+        "supervised": (supervised, ()),
+        "own weights": (own_weights, ()),
+        "drifting": (drifting, ()),
+        "collectives": (collectives, ()),
+    },
+    4: {"alike": (on_shares, ()), "1 queries": (on_queries, (1,))},
+}
+Done = dict[int, dict[str, list[Any]]]
+
+
+@pytest.fixture(scope="module")
+def done() -> Done:
+    """What all of these jobs return, on 1, 2 and 4 ranks."""
+    return {size: in_turn(size, jobs) for size, jobs in JOBS.items()}
+
+
+@pytest.fixture(scope="module")
+def alike(done: Done) -> dict[int, Found]:
+    """The same global batch of 16 rows on 1, 2 and 4 ranks."""
+    return {size: jobs["alike"] for size, jobs in done.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])

@@ -34,7 +34,7 @@ OF_KIND: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 6}}
 FAMILIES = (*KINDS, "mistral", "gemma2")  # gemma2: soft caps of attention and logits
 SAMPLED = [{}, {"temperature": 0.7, "top_k": 20}, {"top_p": 0.8, "min_p": 0.02}]
 
-EACH = [*((kind, {}) for kind in FAMILIES), *(("gemma3", how) for how in SAMPLED[1:])]
+EACH = [*((kind, {}) for kind in FAMILIES), *(("llama", how) for how in SAMPLED[1:])]
 
 
 def model_of(kind: str, device: str) -> Any:
