@@ -51,9 +51,9 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
     ],
     "compare": [
         ("none.yaml --methods mezo --steps 1", "CONFIG: must be a readable YAML file"),
-        ("good.yaml --methods mezzo --steps 1", "methods: must be one of"),
+        ("good.yaml --methods mezzo --steps 1", "--methods: must be one of"),
         ("good.yaml --methods mezo --answers 1", "answers: must be enough for a step"),
-        ("good.yaml --methods mezo --steps 0", "steps: one of steps, budget_minutes and answers must be given, greater"),
+        ("good.yaml --methods mezo --steps 0", "--steps: must be greater than 0, got 0."),
         ("good.yaml --methods mezo --steps 1 --model ./none", "model: no folder and no Hub id"),
         ("good.yaml --methods mezo --steps 1 --lora_r 2 --out compared", "output_dir: compared/shared belongs to"),
     ],
