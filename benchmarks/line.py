@@ -22,6 +22,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from zopro.compare.jobs import measure
+from zopro.compare.kept import SAMPLES
 from zopro.compare.plan import Job
 from zopro.compare.shared import shared_config
 from zopro.config import RunConfig
@@ -47,7 +48,7 @@ def line(reach: float, found: dict[str, Any], start: Sequence[float]) -> str:
     told.append(f"kl {fmean(found[PER_ANSWER]):.2f}")
     for name, values in found["quality"].items():
         told.append(f"{name} {fmean(value for value in values if value is not None):.1f}")
-    told.append(f"degenerate {sum(found['degenerate'])}, ends {fmean(found['ended']):.2f}")
+    told.append(f"degenerate {sum(found['degenerate']):g}, ends {fmean(found['ended']):.2f}")
     return ", ".join(told)
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     for reach in options.reach:
         with tempfile.TemporaryDirectory() as folder:
             policy = moved(run.store.policy(0), run.store.sft(), reach, Path(folder) / "moved")
-            found = measure(run, models, data, policy, Job(**job["job"]), whole=True)
+            found = measure(run, models, data, policy, Job(**job["job"]), start.get(SAMPLES, 1), whole=True)
         print(line(reach, found, start["rewards"]), flush=True)
 
 

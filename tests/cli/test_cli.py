@@ -166,10 +166,6 @@ def test_interruption_is_one_line(config, monkeypatch, capsys):
         ("task: chat\ntrain_data: x\n", "model: must be set"),
         ("", "model: must be set"),
         (f'{NEEDED}"a\\e[31mb": 1\n', "a?[31mb: no such configuration key."),
-        (
-            f"{NEEDED}seed: 010\n",
-            "CONFIG: must be valid YAML, got 'config.yaml' line 4: seed: must be written",
-        ),
         ("- a\n- b\n", "CONFIG: must hold 'key: value' lines, got a list in 'config.yaml'."),
         ("a: [1\n", "CONFIG: must be valid YAML, got 'config.yaml' line 2"),
         ("a: !!python/object/apply:os.getcwd []\n", "CONFIG: must be valid YAML, got 'config.yaml' line 1"),

@@ -75,7 +75,7 @@ def test_what_a_comparison_does_not_heed_is_refused(folders: list[str], capsys: 
             ["--policy_steps", "3"],
             "--policy_steps: must be given with --start iteration, which trains them. Leave it out.",
         ),
-        (["--eval_greedy"], "--eval_greedy: no such option of 'zopro compare'."),
+        (["--eval_greedy"], "--eval_greedy: is a run's alone; a comparison measures sampled answers. Leave it out."),
         (["--steps", "-1"], "--steps: must be greater than 0, got -1."),
         (["--points", "0"], "--points: must be at least 1, got 0."),
         (["--methods", "rloo,rloo"], "--methods: must name each method once, got rloo,rloo."),

@@ -75,13 +75,13 @@ def test_a_prompt_counts_by_the_mean_of_its_answers(monkeypatch: pytest.MonkeyPa
     models: Any = SimpleNamespace(
         rewards_with=lambda folder: None, texts=lambda ids: [" ".join(f"word{i}" for i in row) for row in ids]
     )
-    config = SimpleNamespace(eval_samples=2, eval_prompts=2)
+    config = SimpleNamespace(eval_prompts=2)
     run: Any = SimpleNamespace(config=config, store=Layout("shared"), seed=lambda *words: 0)
-    found = jobs.measure(run, models, data, Path("policy"), Job("train"), whole=True)
+    found = jobs.measure(run, models, data, Path("policy"), Job("train"), 2, whole=True)
     assert found["rewards"] == [0.5, 0.5, 0.0] and len(found["kl_per_answer"]) == 6
     assert found["ended"] == [0.5] * 3 and found["length"] == [1.5] * 3 and len(found["degenerate"]) == 3
     assert [(text["prompt"], text["reward"]) for text in found["texts"]] == [("a", 1.0), ("b", 0.0), ("c", 0.0)]
-    jobs.measure(run, models, data, Path("policy"), Job("train", prompts="search"))
+    jobs.measure(run, models, data, Path("policy"), Job("train", prompts="search"), 2)
     assert counts == [2, 1]
 
 
@@ -102,14 +102,16 @@ def test_a_reward_model_is_measured_as_the_one_that_trains(monkeypatch: pytest.M
     measured: Any = SimpleNamespace(accuracy=lambda pairs, size: {"n": len(pairs)}, correlation=lambda rows, size: {})
     opened = list[Path]()
     models: Any = SimpleNamespace(reward_from=lambda folder: opened.append(folder) or measured)
-    config = SimpleNamespace(trains_reward=True, eval_batch_size=4)
+    config = SimpleNamespace(trains_reward=True, eval_batch_size=4, eval_samples=2)
     run: Any = SimpleNamespace(config=config, store=Layout("shared"))
     data: Any = SimpleNamespace(regressed=False, eval=rows, rows="2 rows")
     monkeypatch.setattr(jobs, "walk", lambda config, iteration: ())
     monkeypatch.setattr(jobs, "measure", lambda *args, **options: {})
     found = jobs._prepare(run, models, data, Job("prepare", "iteration"))
     assert found["reward_quality"] == {"n": 2} and opened == [Path("shared/reward/001")]
-    assert jobs._prepare(run, models, data, Job("prepare", "sft")) == {"start": {}, "rows": "2 rows"}, "its stage did"
+    assert jobs._prepare(run, models, data, Job("prepare", "sft")) == {"start": {"samples": 2}, "rows": "2 rows"}, (
+        "its stage did"
+    )
 
 
 def test_a_stop_while_measuring_costs_neither_the_training_nor_what_was_measured(
@@ -121,14 +123,20 @@ def test_a_stop_while_measuring_costs_neither_the_training_nor_what_was_measured
         done.append("train")
         return {"points": [(1, 0.5), (2, 1.0)], "steps": 2, "seconds": 1.0, "peak_mb": 1.0}
 
-    def measure(run: Any, models: Any, data: Any, policy: Path, job: Job, whole: bool) -> dict[str, Any]:
+    def measure(run: Any, models: Any, data: Any, policy: Path, job: Job, samples: int, whole: bool) -> dict[str, Any]:
         done.append(policy.name)
+        assert samples == 1, "as the start was, which an earlier version measured"
         if done.count("000002") == 1:
             raise KeyboardInterrupt
         return {"rewards": [0.25], "kl_per_answer": [0.5], "whole": whole}
 
     monkeypatch.setattr(jobs, "_trained", trained)
     monkeypatch.setattr(jobs, "measure", measure)
+    begun = tmp_path / Job("prepare").name
+    begun.mkdir()
+    (begun / "result.json").write_text(json.dumps({"start": {"rewards": [0.5]}}))
+    tmp_path /= "train"
+    tmp_path.mkdir()
     nothing: Any = None
     with pytest.raises(KeyboardInterrupt):
         jobs._train(nothing, nothing, nothing, Job("train"), tmp_path)
@@ -140,3 +148,10 @@ def test_a_stop_while_measuring_costs_neither_the_training_nor_what_was_measured
     (tmp_path / "trained.json").write_text("{}")
     with pytest.raises(InputError, match=r"trained.json': must be as zopro has written it, got a damaged file"):
         jobs._train(nothing, nothing, nothing, Job("train"), tmp_path)
+
+
+def test_trainings_are_measured_as_the_start_was(tmp_path: Path) -> None:
+    begun = tmp_path / Job("prepare", "iteration").name
+    begun.mkdir()
+    (begun / "result.json").write_text(json.dumps({"start": {"rewards": [0.5], "samples": 3}}))
+    assert jobs.samples_of(tmp_path, Job("train", "iteration")) == 3

@@ -123,6 +123,16 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines() -> None:
     assert (merged.beta, merged.iterations) == (0.2, 7) and merged.max_kl in (5, 6), "as YAML's merge keys have it"
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("010", 10), ("007", 7), ("08", 8), ("+010", 10), ("0x1F", 31)])
+def test_a_whole_number_is_decimal_as_on_the_command_line(typed: str, meant: int, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f"model: m\ntask: chat\ntrain_data: x\nseed: {typed}\nreward: [model, json]\nreward_weights: [{typed}, 1]\n"
+    )
+    config = load_config(file)
+    assert (config.seed, config.reward_weights) == (meant, [meant, 1])
+
+
 @pytest.mark.parametrize("typed", ["1.10", "007", "12:30:00", "1_000", "2026-11-30T10:00:00", "1e3", "0x1F"])
 def test_a_text_is_what_was_typed(typed: str) -> None:
     found = load("".join(f"{key}: {value}\n" for key, value in {**NEEDED, "output_dir": typed, "seed": "0x1F"}.items()))

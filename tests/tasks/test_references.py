@@ -13,6 +13,7 @@ from zopro.tasks.columns import columns_of
 PAIR = {"chosen": "better", "rejected": "worse"}
 NUMBERED = {"summary_0": "worse", "summary_1": "better", "choice": 1}
 SUMMARIES = [{"text": "better", "policy": "ref"}, {"text": "worse", "policy": "sup4"}]
+LISTED, NO_TEXT = ({"reference": ["", "first", "second"]}, "first"), ({"reference": 7}, "better")
 ROWS: dict[str, dict[str, Any]] = {
     "a text": {"text": "P.", **PAIR},
     "a post": {"post": "P.", **NUMBERED},
@@ -24,7 +25,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_a_summary_has_the_row_s_reference_else_the_better_one(row: dict[str, Any]) -> None:
-    for own, wanted in (({}, "better"), ({"reference": " "}, "better"), ({"reference": "REF"}, "REF")):
+    for own, wanted in (({}, "better"), ({"reference": " "}, "better"), ({"reference": "REF"}, "REF"), LISTED, NO_TEXT):
         made = example("summarization", row | own)
         assert made.reference == wanted and made.chosen == "better"
         assert columns_of(replace(made, columns=row | own))["answer"] == wanted

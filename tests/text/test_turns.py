@@ -71,6 +71,11 @@ def test_the_demo_s_template() -> None:
     assert turns("<bos><customer>Could I have three towels?<assistant>") == [("customer", "Could I have three towels?")]
 
 
+def test_the_demo_s_template_with_a_mark_of_another_in_what_is_asked() -> None:
+    assert turns("<customer>What is <|user|>?<assistant>") == [("customer", "What is <|user|>?")]
+    assert turns("<|user|>\n<assistant><|assistant|>") == [("user", "<assistant>")]
+
+
 TAGS = "Write XML: <user>Bob</user> and <tool>x</tool>. How do I close <assistant> tags?"
 OTHERS = f"{TAGS} What is <start_of_turn>user\n, or [INST], or <|user|>?"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,12 @@ import pytest
 import torch
 
 from tiny_trainers import adapted, es, llama, online, zopro
+from zopro import ZOPrOConfig
+from zopro.engine import Sampling
 from zopro.engine.local.causal import causal_parts, without_wrapping
+from zopro.engine.local.engine import LocalEngine
 from zopro.errors import InputError
+from zopro.train.arguments import without_autocast
 from zopro.train.guided import GuidedConfig, GuidedTrainer
 
 pytestmark = pytest.mark.usefixtures("random_state")
@@ -50,6 +56,32 @@ def test_answers_are_drawn_in_the_precision_that_was_asked_for(kind: str, bf16: 
     trainer.engine.sample = noted
     trainer.train()
     assert set(seen) == {(bf16, torch.bfloat16 if bf16 else torch.float32)} and trainer.state.global_step == 1
+
+
+def test_a_launcher_s_precision_is_no_choice_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But of a trainer of one's own, whose denominators then are no rollout's."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    theirs = zopro(tmp_path, eps=1e-3, surrogate="clipped", **SMALL, model=adapted())
+    assert theirs.accelerator.mixed_precision == "bf16" and not theirs._takes_rollout_logprobs(theirs.model)
+    arguments = without_autocast(ZOPrOConfig(str(tmp_path), bf16=False, use_cpu=True, report_to=[]))
+    assert arguments.mixed_precision == "no"
+    assert without_autocast(ZOPrOConfig(str(tmp_path), bf16=True, use_cpu=True, report_to=[])).mixed_precision == "bf16"
+
+
+def test_a_model_in_16_bits_answers_as_it_is(tmp_path: Path) -> None:
+    """Autocast would round its float32 adapters, and keep a GPU from captured graphs."""
+    entered: list[str] = []
+
+    @contextmanager
+    def autocast() -> Iterator[None]:
+        entered.append("")
+        yield
+
+    for dtype, times in ((torch.bfloat16, 0), (torch.float32, 1)):
+        entered.clear()
+        engine = LocalEngine(llama().to(dtype), autocast=autocast)
+        engine.sample([[5, 6]], 1, Sampling(2, [2], 0))
+        assert len(entered) == times
 
 
 @pytest.mark.parametrize("before", ["", "evaluate"])

@@ -64,7 +64,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     plan.add_argument(
         "--out", metavar="DIR", help="folder of the comparison (default: CONFIG's output_dir, else a new one)"
     )
-    add_configuration(command, without=("method", "iterations", "eval_greedy"), hidden=("output_dir",))
+    add_configuration(command, without=("method", "iterations"), hidden=("output_dir", "eval_greedy"))
     command.set_defaults(handler=run)
     return command
 
@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from zopro.loop.beforehand import check_beforehand
 
     config, plan = _configured(args), _planned(args)
+    if "key.eval_greedy" in vars(args):
+        raise InputError("--eval_greedy: is a run's alone; a comparison measures sampled answers. Leave it out.")
     if plan.start == "sft" and "key.policy_steps" in vars(args):
         raise InputError("--policy_steps: must be given with --start iteration, which trains them. Leave it out.")
     for method in plan.methods:

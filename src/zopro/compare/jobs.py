@@ -16,7 +16,7 @@ from typing import Any
 from transformers import SchedulerType, TrainerCallback
 
 from zopro.choices import METHODS
-from zopro.compare.kept import once
+from zopro.compare.kept import SAMPLES, once, result_of
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
 from zopro.loop import answers
@@ -58,7 +58,8 @@ def _prepare(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]:
         if stage.name != EVALUATION and not stage.done(run.store, iteration):
             stage.work(run, models, data, iteration)
     start = run.store.sft() if job.start == "sft" else run.store.policy(0)
-    found = {"start": measure(run, models, data, start, job, whole=True), "rows": data.rows}
+    start_point = measure(run, models, data, start, job, samples := run.config.eval_samples, whole=True)
+    found = {"start": {**start_point, SAMPLES: samples}, "rows": data.rows}
     if job.start == "iteration" and run.config.trains_reward:
         refined = models.reward_from(run.store.reward(_iteration(job)))
         found["reward_quality"] = held_out_quality(refined, data, run.config.eval_batch_size)
@@ -116,10 +117,10 @@ def _train(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict
     """What training and measuring find, each of which may be done already."""
     train = partial(_trained, run, models, data, job, folder)
     found = once(folder / "trained.json", ("points", "steps", "seconds", "peak_mb"), train)
-    points: list[dict[str, Any]] = []
+    samples, points = samples_of(folder.parent, job), list[dict[str, Any]]()
     for number, (step, seconds) in enumerate(found["points"], 1):
         policy, last = _point(folder, step), number == len(found["points"])
-        look = partial(measure, run, models, data, policy, job, whole=last)
+        look = partial(measure, run, models, data, policy, job, samples, whole=last)
         measured = once(policy.with_suffix(".json"), ("rewards", PER_ANSWER), look)
         points.append({"step": step, "seconds": seconds, **measured})
     return {**found, "points": points}
@@ -183,13 +184,22 @@ class Pace(TrainerCallback):
         self.save(step)
 
 
-def measure(run: Run, models: Models, data: Data, policy: Path, job: Job, whole: bool = False) -> dict[str, Any]:
-    """The mean reward of each held-out prompt's `eval_samples` answers (of one to each search prompt), the answers'
+def samples_of(jobs: Path, job: Job) -> int:
+    """How many answers to each held-out prompt the start was measured by: by so many are trainings. Earlier versions took
+    one, whatever the configuration said."""
+    begun = Job("prepare", job.start)
+    return int(result_of(jobs / begun.name / "result.json", begun)["start"].get(SAMPLES, 1))
+
+
+def measure(
+    run: Run, models: Models, data: Data, policy: Path, job: Job, samples: int, whole: bool = False
+) -> dict[str, Any]:
+    """The mean reward of each held-out prompt's `samples` answers (of one to each search prompt), the answers'
     log-ratios to the SFT policy, in nats, and the first ones as texts. With `whole`, on held-out prompts, also what
     `zopro.compare.state` reads."""
     tested, known = job.prompts == "test", list[bool]()
     items = data.eval if tested else search_items(run, data)
-    count = run.config.eval_samples if tested else 1
+    count = samples if tested else 1
 
     def question(model: Any) -> None:
         known.extend(right for _, right in ask(run, models, model) or ())

@@ -15,6 +15,7 @@ from zopro.errors import InputError
 from zopro.store.rundir import write_text
 from zopro.store.shown import PER_ANSWER, named
 
+SAMPLES = "samples"  # to each held-out prompt, of the start's measurement
 _RENAMED = {"learning_rates": "search_trials"}  # what earlier versions called a plan's options
 _NUMBERS = {"prepare": (), "inference": ("peak_mb",), "train": ("peak_mb", "seconds", "steps")}
 
@@ -28,6 +29,7 @@ def result_of(path: Path, job: Job) -> dict[str, Any]:
         if job.kind == "prepare":
             found["start"] = named(found["start"])
             fmean(found["start"]["rewards"])
+            int(found["start"].get(SAMPLES, 1))
         if job.kind == "train":
             found["points"] = list(map(named, found["points"]))
             for point in found["points"]:

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from zopro.choices import METHODS
-from zopro.compare.kept import finished, result_of
+from zopro.compare.kept import SAMPLES, finished, result_of
 from zopro.compare.page import write_page
 from zopro.compare.plan import PROBE_STEPS, Job, Plan
 from zopro.compare.plots import write_plots
@@ -32,7 +32,7 @@ from zopro.store.durable import plain
 from zopro.store.layout import Layout
 from zopro.store.lock import RunLock
 from zopro.store.rundir import check_folder, is_run, read_metrics, write_text
-from zopro.store.shown import PER_ANSWER, seconds
+from zopro.store.shown import PER_ANSWER, seconds, several
 from zopro.system import progress
 
 
@@ -90,6 +90,9 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
     start = prepared["start"]
     if plan.start == "sft":
         start[PER_ANSWER] = [0.0] * len(start["rewards"])  # by definition; earlier versions had estimated it
+    if (samples := start.get(SAMPLES, 1)) != config.eval_samples:  # by an earlier version
+        answers = several(samples, "answer")
+        progress.say(f"eval_samples: this comparison was begun with {answers} to each held-out prompt, and goes on so")
     if "rows" in prepared:  # earlier versions kept none
         progress.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]

@@ -20,7 +20,8 @@ from zopro.errors import InputError
 class _Loader(yaml.SafeLoader):
     """YAML in which no key stands twice; of two values PyYAML itself would drop the first. `<<` may be repeated.
 
-    Numbers and dates are kept as they are typed where a key's value is a text: 1.10 is no 1.1 in the name of a folder.
+    Whole numbers are decimal with leading zeros too, as on the command line. Numbers and dates are kept as they are typed
+    where a key's value is a text: 1.10 is no 1.1 in the name of a folder.
     """
 
     def compose_mapping_node(self, anchor: Any) -> Any:
@@ -33,11 +34,15 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(problem=problem, problem_mark=key.start_mark)
             lines[name] = key.start_mark.line + 1
         node.value = [(key, _as_typed(value) if key.value in _TEXTS else value) for key, value in node.value]
-        for key, value in node.value:
-            if value.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-9_]+", value.value):  # YAML 1.1 reads it as octal
-                problem = f"{key.value}: must be written without a leading 0, got {value.value}"
-                raise yaml.composer.ComposerError(problem=problem, problem_mark=value.start_mark)
         return node
+
+    def construct_yaml_int(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        leading = re.fullmatch(r"[-+]?0[0-9_]+", text)  # octal in YAML 1.1, but not on the command line
+        return int(text.replace("_", "")) if leading else super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _as_typed(node: Any) -> Any:

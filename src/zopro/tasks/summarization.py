@@ -79,9 +79,11 @@ def from_prompt(row: Row) -> Example:
 
 
 def _reference(row: Row, otherwise: str | None) -> str | None:
-    """The row's own, if it has one."""
+    """The row's own, of several texts the first; `otherwise` where it has none, or something that is no text."""
     own = row.get("reference")
-    return otherwise if blank(own) else as_text(own, "reference")
+    if isinstance(own, list):
+        own = next((text for text in own if not blank(text)), None)
+    return own if isinstance(own, str) and not blank(own) else otherwise
 
 
 def from_scitldr(row: Row) -> Example:

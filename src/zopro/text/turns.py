@@ -54,13 +54,13 @@ def turns(prompt: str) -> list[tuple[str, str]]:
 
 def _heads(prompt: str) -> list[re.Match[str]]:
     """Where turns begin, in the way of the family that the first one is of: others are spelled in what is said."""
-    first = _ANY_HEAD.search(prompt)
-    if first is not None:
-        family = next(head for head in _HEADS if head.match(prompt, first.start()))
-        return list(family.finditer(prompt))
-    bare = list(_BARE_HEAD.finditer(prompt))
-    rendered = bare and _BEGINS.fullmatch(prompt, 0, bare[0].start()) and bare[-1][1].lower() in ASKED
-    return bare if rendered else []
+    first, bare = _ANY_HEAD.search(prompt), list(_BARE_HEAD.finditer(prompt))
+    before = bool(bare) and (first is None or bare[0].start() < first.start())
+    if before and _BEGINS.fullmatch(prompt, 0, bare[0].start()) and bare[-1][1].lower() in ASKED:
+        return bare
+    if first is None:
+        return []
+    return list(next(head for head in _HEADS if head.match(prompt, first.start())).finditer(prompt))
 
 
 def unmarked(text: str) -> str:

@@ -86,7 +86,15 @@ def quiet_arguments(
         report_to=report_to,
         checkpoint_steps=checkpoint_steps,
     )
-    return on_one_gpu(kind(**shared, learning_rate=learning_rate, data_seed=seed, remove_unused_columns=False, **more))
+    arguments = kind(**shared, learning_rate=learning_rate, data_seed=seed, remove_unused_columns=False, **more)
+    return on_one_gpu(without_autocast(arguments))
+
+
+def without_autocast(arguments: Arguments) -> Arguments:
+    """Without the mixed precision of `accelerate launch`, unless the arguments themselves ask for one."""
+    if not (arguments.bf16 or arguments.fp16):
+        arguments.mixed_precision = "no"
+    return arguments
 
 
 def on_one_gpu(arguments: Arguments) -> Arguments:

@@ -266,7 +266,8 @@ class ESTrainer(DirectedTrainer):
 
     def _log_members(self, members: list[Scored]) -> float:
         """Numbers of the step for the training log; returns the mean reward."""
-        metrics, found = self._metrics["train"], numbers(members, self.reward_func_names, self.num_generations)
+        each = math.gcd(self.num_generations, len(members[0].rewards) // self.accelerator.num_processes)
+        metrics, found = self._metrics["train"], numbers(members, self.reward_func_names, each)
         for name, value in found.items():
             metrics[name].append(value)
         metrics["answers"] = [float(self._step * len(members) * len(members[0].rewards))]  # so far

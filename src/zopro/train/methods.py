@@ -20,7 +20,7 @@ from zopro.choices import DIRECTIONS
 from zopro.config import RunConfig
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.step import DirectionOptions, StepOptions, preset_rate
-from zopro.train.arguments import policy_arguments, scaled_gradients
+from zopro.train.arguments import policy_arguments, scaled_gradients, without_autocast
 from zopro.train.checkpoints import checkpointed
 from zopro.train.directed import moves
 from zopro.train.drawing import ROW
@@ -73,7 +73,7 @@ def _trainer(trainer_cls: type, arguments: Any, inputs: PolicyInputs, **extra: A
     return checkpointed(trainer_cls)(
         model=inputs.model,
         reward_funcs=inputs.reward_function,
-        args=arguments,
+        args=without_autocast(arguments),
         train_dataset=Dataset.from_dict(_columns(inputs)),
         processing_class=inputs.tokenizer,
         reference=inputs.reference,

@@ -64,11 +64,10 @@ def numbers(members: Sequence[Scored], functions: Sequence[str], each: int = 1) 
 
     Args:
         functions: names of the reward functions, all different.
-        each: a member's answers to a prompt, which lie side by side.
+        each: a member's answers to a prompt that lie side by side, a divisor of all.
     """
     means = [mean_of_finite(member.rewards) for member in members]
     reward = mean_of_finite(means)
-    each = math.gcd(each, len(members[0].rewards))  # a micro-batch may cut a prompt's answers: each part counts
     firsts = range(0, len(members[0].rewards), each)
     alike = [_deviation([r for m in members for r in m.rewards[first : first + each]]) for first in firsts]
     ended = [share for member in members for share in member.ended]

@@ -280,7 +280,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         In bfloat16 they are not: on a 270M model the log-probs of 32-token answers differed by 0.16 nats in the mean
         between decoding and one pass over the whole, next to RLOO's clip range of 0.2; in float32 by 1e-5.
         """
-        return bool(model.dtype == torch.float32) and not self.args.bf16
+        return bool(model.dtype == torch.float32) and self.accelerator.mixed_precision == "no"
 
     def _drawn_from(self, model: Any, rollout: Rollouts, completion_ids: Tensor) -> bool:
         """Whether these are the completions just drawn from this policy, so that their log-probs are known."""

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from zopro.rewards.functions import maths, reward_function
+from zopro.rewards.functions.numerals import number
 
 
 def right(text: str, answer: object) -> float | None:
@@ -97,6 +98,28 @@ def test_a_number_is_one_in_any_dress(text: str, answer: str) -> None:
 
 
 @pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize(
+    ("text", "answer", "wanted"),
+    [
+        ("\\boxed{6}", "6s^2", 0),
+        ("The area is 4s^2.", "4", 0),
+        ("It is 25 m^2.", "25", 1),
+        ("It falls at 9.8m/s^2.", "9.8", 1),
+        ("It turned 90^\\circ.", "90", 1),
+        ("The angle is 30^{\\circ}", "30", 1),
+        ("The answer is **8**(eight)", "8", 1),
+        ("It is 2**10", "10", 0),
+        ("She spends $4, so 6$ is left", "6", 1),
+    ],
+)
+@pytest.mark.usefixtures("_alone")
+def test_what_is_a_unit_a_power_or_money_and_what_is_not(text: str, answer: str, wanted: int) -> None:
+    if "s^2" in answer:
+        assert number(answer) is None
+    else:
+        assert right(text, answer) == wanted
+
+
 def test_a_formula_without_the_package_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     maths._say_that_it_is_missing.cache_clear()
     with caplog.at_level(logging.WARNING):

@@ -40,7 +40,7 @@ class LocalEngine:
     Args:
         model: in the mode (train, eval) that log-probs are to be taken in; sampling is in eval mode.
         weights: what of the model is displaced and moved; without it the engine is at theta only.
-        autocast: makes a context around whatever runs the model.
+        autocast: makes a context around whatever runs the model; in 16 bits it answers as it is.
         member_tokens: bound on members x rows x (prompt + new tokens) that answer in one pass of the base weights; each
             member holds its displaced matrices while it does. 0: one after another.
 
@@ -94,10 +94,15 @@ class LocalEngine:
                 evaluator.begin()
 
         def answer() -> Rollouts:
-            with self.autocast():
+            with self._answering():
                 return generate(self.model, prompts, num_generations=k, **self._drawing(options, len(at)))
 
         return self._at(at, answer)
+
+    def _answering(self) -> AbstractContextManager[Any]:
+        """Around sampling: of a model in 16 bits autocast would only round its float32 adapters, and keep a GPU from
+        decoding by captured graphs."""
+        return self.autocast() if self.model.dtype == torch.float32 else nullcontext()
 
     def _sample_together(
         self,
@@ -113,7 +118,7 @@ class LocalEngine:
         for members in self._groups(at, self.member_tokens, len(prompts) * k * longest):
             given = self._drawing(options, len(at))
             evaluator.begin()  # the same random numbers also from the global state
-            with self.autocast():
+            with self._answering():
                 drawn = generate(self.model, prompts, num_generations=k, members=members, **given)
             found += drawn.split(members.count)
         return found

@@ -26,7 +26,11 @@ _PART = re.compile(
 )
 """A run of mathematics outside of any delimiters: signs, numbers, commands, single letters."""
 _LATEX_LINE = re.compile(r"(?<!\\)\$(?=\S)((?:[^$\\]|\\.)+)(?<=\S)\$(?!\d)")  # as Pandoc tells a formula from money
-_PLAIN_WORD = re.compile(r"(?<![A-Za-z\\{])[A-Za-z]{3,}(?![A-Za-z(^])")
+_PLAIN_WORD = re.compile(
+    r"(?<![A-Za-z\\{])(?:[A-Za-z]{3,}|an|as|at|be|by|he|if|in|is|it|no|of|on|or|so|to|up|we)(?![A-Za-z(^])"
+)
+_NAMED = re.compile(r"\\[a-z]+\{[^{}]*\}")  # \text{ or }
+_BOLD = re.compile(r"(?<![\w)}*])\*\*(?=\S)([^*\n]+?)\*\*")  # Markdown's, which is no power
 _RELATION = re.compile(
     r"(?<![<>!])=|\u2248|\\(?:approx|equiv|simeq|to|rightarrow|[Rr]ightarrow|implies|Longrightarrow|therefore)(?![A-Za-z])"
 )
@@ -45,7 +49,7 @@ def formula_at_end(text: str) -> tuple[str, bool] | None:
     >>> formula_at_end(r"so $x = \frac{7}{2}$."), formula_at_end("2^3 = 8"), formula_at_end("It costs $5 or $7.")
     (('\\frac{7}{2}', True), None, None)
     """
-    text = _LAYOUT.sub(" ", without_areas(text[-READ:]).replace("{,}", ","))
+    text = _LAYOUT.sub(" ", without_areas(_BOLD.sub(r"\1 ", text[-READ:])).replace("{,}", ","))
     text = _RAISED.sub(lambda digits: f"^{{{normalize('NFKC', digits[0])}}}", text)
     found = deque(_SAYS.finditer(text), maxlen=1)
     if not found:
@@ -75,7 +79,7 @@ def _delimited(text: str, place: int) -> str | None:
     line = text[start:].partition("\n")[0].replace("$$", "  ")
     for formula in _LATEX_LINE.finditer(line):
         if formula.start() < place - start < formula.end():
-            return None if _PLAIN_WORD.search(formula[1]) else formula[1]
+            return None if _PLAIN_WORD.search(_NAMED.sub("", formula[1])) else formula[1]
     return None
 
 

@@ -17,17 +17,18 @@ NUMBER = re.compile(
 )
 _NAMED = r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|rm|it|sf)|mbox|underline)"
 _TEXT = re.compile(rf"{_NAMED}\{{([^{{}}]*)\}}")
-_DRESS = re.compile(
-    r"\\[$%!,;: ]|[$%°€£]|\\\(|\\\)|\{,\}|\^\s?(?:\\circ|\{\s?\\circ\s?\})(?![A-Za-z])|\\degree(?![A-Za-z])"
-)
+_DEGREES = re.compile(r"\^\s?(?:\\circ|\{\s?\\circ\s?\})(?![A-Za-z])|\\degree(?![A-Za-z])")
+_DRESS = re.compile(rf"\\[$%!,;: ]|[$%°€£]|\\\(|\\\)|\{{,\}}|{_DEGREES.pattern}")
 _LONG_UNITS = (
     "mm|cm|dm|km|in|inch|inches|ft|feet|foot|yd|yards?|mi|miles?|(?:centi|milli|kilo)?met(?:er|re)s?|units?|sec|seconds?"
 )
 _UNIT = rf"(?:[a-z]{{1,2}}/)?(?:{_LONG_UNITS}|[ms])"
+_UNIT_BESIDE = rf"(?:{_LONG_UNITS}|[a-z]{{1,2}}/[ms])"  # right behind a digit a lone letter is a variable: 6s^2
 _POWER = r"\$?\s?\^\s?(?:\{\s?-?[1-4]\s?\}|-?[1-4])\$?|[²³]"
 _AREA = re.compile(
     rf"{_NAMED}\{{\s*{_UNIT}(?:\s*\}}(?:{_POWER})|(?:{_POWER})\s*\}})"
-    rf"|(?:(?<=\d)|(?<=\d[ $~])|(?<=\d\\[,;: ])|(?<=\$[ ])){_UNIT}(?:{_POWER}|[23]\b)"
+    rf"|(?<=\d){_UNIT_BESIDE}(?:{_POWER}|[23]\b)"
+    rf"|(?:(?<=\d[ ~])|(?<=\d\$)|(?<=\d\\[,;: ])|(?<=\$[ ])){_UNIT}(?:{_POWER}|[23]\b)"
     rf"|(?<![A-Za-z\\])(?:{_LONG_UNITS})(?:{_POWER})"
 )
 """A unit to a power, in text or in LaTeX."""
@@ -57,12 +58,12 @@ def undressed(text: str) -> str:
 
 
 def without_areas(text: str) -> str:
-    """`text` without units to a power, whose exponents are no numbers: cm^2, m², ft2.
+    """`text` without units to a power, whose exponents are no numbers: cm^2, m², ft2; nor is the ring of degrees one.
 
     >>> without_areas("It is 25 cm^2, or 25 m2, not x^2.")
     'It is 25  , or 25  , not x^2.'
     """
-    return _AREA.sub(" ", text)
+    return _AREA.sub(" ", _DEGREES.sub("", text))
 
 
 def last_number(text: str) -> Fraction | None:
