@@ -27,6 +27,7 @@ from blocks import Block, blocks
 from one_run import no_embedding, no_figures
 from stocked import ANSWERED, MODELS, ROOT, ROWS, SHORT, fill, given, short
 from zopro import cli, demo
+from zopro.analysis.numbers import chance
 from zopro.cli import init
 from zopro.compare import run as comparing
 from zopro.compare import worker
@@ -34,6 +35,8 @@ from zopro.config import RunConfig
 from zopro.demo import model as demo_model
 from zopro.loop import pipeline
 from zopro.system.imports import importing
+from zopro.train import slope_check
+from zopro.zo import strategy
 
 LAB = sorted((ROOT / "docs/lab").glob("*.md"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -74,8 +77,12 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def quick(patch: pytest.MonkeyPatch) -> None:
-    """Without figures, libraries' logs and other processes; the demo's own settings short."""
+    """Without figures, searches for an eps, libraries' logs and other processes; the demo's own settings short."""
     no_figures(patch)
+    patch.setattr(comparing, "write_plots", lambda result, folder: [])
+    patch.setattr(chance, "DRAWS", chance.BATCH)
+    patch.setattr(slope_check, "auto_eps", lambda loss_at, scale: (1e-3, 1e-7))
+    patch.setattr(strategy, "search_eps", lambda loss_at, scale, sides: (1e-3, 1e-7, True))
     no_embedding(patch)
     for drawn in ("page", "_figures", "_share"):
         patch.setattr(pipeline.write, drawn, lambda *args, **kwargs: None)

@@ -43,6 +43,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.write(folder / HUB_ID, 0, [(question, "Leaves in hot water.") for question in questions] * 16, steps=2)
     settings = folder / HUB_ID / "config.json"
     settings.write_text(settings.read_text().replace('"max_position_embeddings": 128', '"max_position_embeddings": 1024'))
+    ends = folder / HUB_ID / "generation_config.json"
+    values = json.loads(ends.read_text())
+    values["eos_token_id"] = sorted({values["eos_token_id"], *range(2, 2000, 8)})  # answers end after a few tokens
+    ends.write_text(json.dumps(values))
     (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": question}) + "\n" for question in questions))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

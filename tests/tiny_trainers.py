@@ -81,10 +81,10 @@ def head_only(seed: int = 0) -> Any:
     return model
 
 
-def with_adapter(seed: int = 0, **options: Any) -> Any:
+def with_adapter(seed: int = 0, targets: Any = "all-linear", **options: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(llama(seed, **options), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        return get_peft_model(llama(seed, **options), LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM"))
 
 
 def settings(folder: Path, **options: Any) -> dict[str, Any]:

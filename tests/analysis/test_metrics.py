@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,18 @@ from safetensors.torch import save_file
 from scipy.spatial import procrustes
 
 from walks import MODULES, Walk, analysed, angles, cosines, defined_dcor, dense_walk, lora_walk
-from zopro.analysis.numbers import products
+from zopro.analysis.numbers import chance, products
 from zopro.analysis.numbers.shape import random_walks
 from zopro.analysis.reading import streaming
 from zopro.errors import InputError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws() -> Iterator[None]:
+    """Intervals and chance levels, which are not looked at here, take most of an analysis."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chance, "DRAWS", chance.BATCH)
+        yield
 
 
 def expected(p: np.ndarray, r: np.ndarray) -> dict[str, Any]:

@@ -17,52 +17,60 @@ from zopro.system import heap, memory
 from zopro.train import rloo
 from zopro.train.guided import GuidedConfig, GuidedTrainer
 
-PEAKS = """
+MEASURED = """
+import os, sys
 import torch
+from zopro.system.heap import expect_graph, return_freed_memory
 from zopro.system.memory import PeakMemory, peak_rss_mb
 device = torch.device("cpu")
-torch.ones(50_000_000)  # 200 MB, before
-memory = PeakMemory(device)
-before = memory.peak_mb()
-torch.ones(25_000_000)
-after, alone = memory.peak_mb(), peak_rss_mb()
-print(before, after, alone, PeakMemory(device).peak_mb())
+
+def peaks():
+    torch.ones(50_000_000)  # 200 MB, before
+    memory = PeakMemory(device)
+    before = memory.peak_mb()
+    torch.ones(25_000_000)
+    after, alone = memory.peak_mb(), peak_rss_mb()
+    print("peaks", before, after, alone, PeakMemory(device).peak_mb(), flush=True)
+
+def freed(what, *sizes):  # megabytes
+    return_freed_memory()
+    expect_graph(what == "graph")
+    before = PeakMemory(device).peak_mb()
+    for size in sizes:
+        large, small = zip(*[(torch.ones(size * 250_000), torch.ones(5_000)) for _ in range(450 // 3 // size)])
+        del large
+    print(what, PeakMemory(device).peak_mb() - before, flush=True)
+
+for job, *given in (peaks,), (freed, "passes", 31, 25, 19), (freed, "graph", 8, 4, 2):
+    if not os.fork():
+        job(*given)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
 
+@pytest.fixture(scope="module")
+def measured() -> dict[str, list[float]]:
+    """Each in a process of its own: in this one, what other tests have left may be given back at any moment."""
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {name: list(map(float, values)) for name, *values in lines}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark can be set back on Linux only")
-def test_the_peak_is_that_since_the_moment() -> None:
-    """In a process of its own: in this one, what other tests have left may be given back at any moment."""
-    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
-    before, after, alone, again = map(float, done.stdout.split())
+def test_the_peak_is_that_since_the_moment(measured) -> None:
+    before, after, alone, again = measured["peaks"]
     assert after - before == pytest.approx(100, abs=20)
     assert alone == pytest.approx(after, abs=1)
     assert again == pytest.approx(before, abs=20)
 
 
-FREED = """
-import sys
-import torch
-from zopro.system.heap import expect_graph, return_freed_memory
-from zopro.system.memory import PeakMemory, peak_rss_mb
-return_freed_memory()
-expect_graph(sys.argv[1] == "graph")
-before = PeakMemory(torch.device("cpu")).peak_mb()
-for size in map(int, sys.argv[2:]):  # megabytes
-    large, small = zip(*[(torch.ones(size * 250_000), torch.ones(5_000)) for _ in range(450 // 3 // size)])
-    del large
-held = PeakMemory(torch.device("cpu")).peak_mb() - before
-print(peak_rss_mb(), held)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-@pytest.mark.parametrize(("what", "sizes"), [("passes", ("31", "25", "19")), ("graph", ("8", "4", "2"))])
-def test_freed_tensors_go_back_to_the_system_though_small_ones_between_them_stay(what, sizes) -> None:
+@pytest.mark.parametrize("what", ["passes", "graph"])
+def test_freed_tensors_go_back_to_the_system_though_small_ones_between_them_stay(what, measured) -> None:
     """Those above either threshold of heap.py."""
-    command = [sys.executable, "-c", FREED, what, *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(done.stdout.split()[1]) < 30, "of 450 MB, with 3 MB in use"
+    (held,) = measured[what]
+    assert held < 30, "of 450 MB, with 3 MB in use"
 
 
 @pytest.mark.parametrize(

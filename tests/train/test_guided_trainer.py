@@ -35,7 +35,7 @@ def spsa(folder: Path, **options: Any) -> Any:
 
 
 def test_with_all_of_the_prompts_swept_it_takes_the_steps_of_back_propagation(tmp_path: Path) -> None:
-    own = {"learning_rate": 0.1, "max_steps": 3, "optim": "sgd", "max_grad_norm": 0.0}
+    own = {"learning_rate": 0.1, "max_steps": 2, "optim": "sgd", "max_grad_norm": 0.0}
     first_order = online(EngineRLOOTrainer, RLOOConfig, tmp_path, {"model": adapted(), **own})
     guided, partly = adam(tmp_path, tail=0, guard_every=0, **own), adam(tmp_path, local="none", guard_every=0, **own)
     before = weights(guided.model)
@@ -51,10 +51,11 @@ def test_with_all_of_the_prompts_swept_it_takes_the_steps_of_back_propagation(tm
 
 
 @pytest.mark.parametrize(
-    ("build", "local", "steps"), [(adam, "none", 20), (adam, "block", 10), (spsa, "chain", 10), (spsa, "block", 10)]
+    ("build", "local", "steps", "rate"),
+    [(adam, "none", 10, 0.1), (adam, "block", 5, 5e-2), (spsa, "chain", 6, 3e-2), (spsa, "block", 5, 3e-2)],
 )
-def test_the_reward_rises(build: Any, local: str, steps: int, tmp_path: Path) -> None:
-    trainer = build(tmp_path, local=local, max_steps=steps, seed=int(build is spsa))
+def test_the_reward_rises(build: Any, local: str, steps: int, rate: float, tmp_path: Path) -> None:
+    trainer = build(tmp_path, local=local, max_steps=steps, learning_rate=rate, seed=int(build is spsa))
     before = mean_reward(trainer)
     trainer.train()
     assert mean_reward(trainer) > before + 0.3
@@ -64,7 +65,7 @@ def test_steps_stay_orthogonal_to_what_is_avoided(tmp_path: Path) -> None:
     model = adapted()
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     avoid = {name: torch.randn(model.get_parameter(name).shape) for name in names}
-    trainer = spsa(tmp_path, model=model, avoid=avoid, max_steps=4)
+    trainer = spsa(tmp_path, model=model, avoid=avoid, max_steps=2)
     before = weights(trainer.model)
     trainer.train()
     after, moved = weights(trainer.model), 0
@@ -76,7 +77,7 @@ def test_steps_stay_orthogonal_to_what_is_avoided(tmp_path: Path) -> None:
 
 
 def test_a_mixture_moves_every_adapter(tmp_path: Path) -> None:
-    trainer = spsa(tmp_path, guide=0.5, max_steps=10)
+    trainer = spsa(tmp_path, guide=0.5, max_steps=6)
     before, start = mean_reward(trainer), weights(trainer.model)
     trainer.train()
     assert mean_reward(trainer) > before + 0.2
@@ -85,7 +86,7 @@ def test_a_mixture_moves_every_adapter(tmp_path: Path) -> None:
 
 
 def test_only_guided_adapters_move(tmp_path: Path) -> None:
-    trainer = adam(tmp_path, local="none", max_steps=3)
+    trainer = adam(tmp_path, local="none", max_steps=2)
     start = weights(trainer.model)
     trainer.train()
     moved = {name for name, tensor in weights(trainer.model).items() if not torch.equal(tensor, start[name])}
@@ -109,7 +110,7 @@ def test_micro_batches_add_up(tmp_path: Path) -> None:
 
 
 def test_the_guard_measures_the_slope_and_theta_stays(tmp_path: Path) -> None:
-    trainer = adam(tmp_path, guard_every=1, local="chain", max_steps=4)
+    trainer = adam(tmp_path, guard_every=1, local="chain", max_steps=2)
     start = weights(trainer.model)
     inputs = batch(trainer)
     loss = trainer.compute_loss(trainer.model, inputs)
@@ -184,7 +185,7 @@ class GuidedOnlineDPOTrainer(FeedbackScores, OnlineDPOTrainer):
 
 @pytest.mark.parametrize("trainer_cls", [GuidedOnlineDPOTrainer, zeroth_order(OnlineDPOTrainer)])
 def test_other_objectives_take_the_same_parts(trainer_cls: type, tmp_path: Path) -> None:
-    steps, rate = (10, 5e-2) if trainer_cls is GuidedOnlineDPOTrainer else (2, 1e-3)
+    steps, rate = (6, 5e-2) if trainer_cls is GuidedOnlineDPOTrainer else (2, 1e-3)
     options = {"model": adapted(), "beta": 0.1, "max_steps": steps, "learning_rate": rate}
     trainer = online(trainer_cls, GuidedConfig, tmp_path, options)
     before = mean_reward(trainer)

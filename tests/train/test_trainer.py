@@ -62,8 +62,8 @@ class Watch(TrainerCallback):
 
 @pytest.mark.parametrize("kind", SUPERVISED)
 def test_supervised_trainers_lower_their_loss_without_gradients(kind: str, tmp_path: Path) -> None:
-    zo, steps = ({"queries": 2}, 15) if kind != "DPO" else ({**QUICK, "queries": 2}, 30)
-    trainer = SUPERVISED[kind](tmp_path, zo, max_steps=steps)
+    zo, steps, rate = ({"queries": 2}, 8, 2e-2) if kind != "DPO" else ({**QUICK, "queries": 2}, 30, 3e-2)
+    trainer = SUPERVISED[kind](tmp_path, zo, max_steps=steps, learning_rate=rate)
     watch = Watch()
     trainer.add_callback(watch)
     before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
@@ -76,7 +76,7 @@ def test_supervised_trainers_lower_their_loss_without_gradients(kind: str, tmp_p
 
 @pytest.mark.parametrize("kind", ONLINE)
 def test_online_trainers_raise_their_reward_without_gradients(kind: str, tmp_path: Path) -> None:
-    trainer = ONLINE[kind](tmp_path, {"queries": 2, "check_slope": kind == "RLOO"}, max_steps=12, learning_rate=0.2)
+    trainer = ONLINE[kind](tmp_path, {"queries": 2, "check_slope": kind == "RLOO"}, max_steps=7, learning_rate=0.3)
     watch = Watch()
     trainer.add_callback(watch)
     before = mean_reward(trainer)
@@ -137,12 +137,12 @@ def test_log_has_what_was_measured_and_no_gradient_norm(tmp_path: Path) -> None:
 def test_gradient_accumulation_equals_the_larger_batch(kind: str, tmp_path: Path) -> None:
     finals, logged = [], []
     for size, accumulation in ((4, 1), (2, 2)):
-        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 3}
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 2}
         trainer = SUPERVISED[kind](tmp_path, QUICK, **options)
         trainer.train()
         finals.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
         logged.append([line["loss"] for line in lines(trainer)])
-        assert trainer.spsa.step_count == 3
+        assert trainer.spsa.step_count == 2
     assert torch.allclose(*finals, atol=3e-4)
     assert logged[1] == pytest.approx(logged[0], rel=1e-3)
 
@@ -202,7 +202,7 @@ def test_evaluation_and_callbacks_during_training_change_nothing(tmp_path: Path)
 
 @pytest.mark.parametrize(("kind", "zo"), [("SFT", {}), ("Reward", QUICK), ("DPO", QUICK)])
 def test_tokens_are_counted_once_and_not_once_a_side(kind: str, zo: dict[str, Any], tmp_path: Path) -> None:
-    ours, base = (SUPERVISED[kind](tmp_path, {"queries": 3, **zo}, base=base, max_steps=3) for base in (False, True))
+    ours, base = (SUPERVISED[kind](tmp_path, {"queries": 3, **zo}, base=base, max_steps=2) for base in (False, True))
     ours.train()
     base.train()
     tokens = [[line["num_tokens"] for line in lines(trainer)] for trainer in (ours, base)]
@@ -231,7 +231,7 @@ def test_virtual_perturbation_reaches_every_weight(build: Build, tmp_path: Path)
 
 
 def test_bf16_autocast_around_the_loss(tmp_path: Path) -> None:
-    trainer = sft(tmp_path, {"queries": 2, "check_slope": False}, bf16=True, max_steps=15)
+    trainer = sft(tmp_path, {"queries": 2, "check_slope": False}, bf16=True, max_steps=8, learning_rate=2e-2)
     before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     trainer.train()
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < before - 0.1

@@ -9,15 +9,16 @@ import json
 import math
 import re
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 from matplotlib.figure import Figure
 
+from pages import Page, read
 from walks import lora_walk
 from zopro.analysis.analyse import analyse
+from zopro.analysis.numbers import chance
 from zopro.analysis.page.answers import samples
 from zopro.analysis.page.charts import MAX_POINTS, Chart, Series, running_mean
 from zopro.analysis.page.curves import training_charts
@@ -47,6 +48,18 @@ def evaluation(iteration: int | None, reward: float, **more: float) -> dict:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    return written(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its report, made once: for tests that only read them."""
+    folder = written(tmp_path_factory.mktemp("finished"))
+    write_report(folder)
+    return folder
+
+
+def written(tmp_path: Path) -> Path:
     """A finished run of two iterations."""
     config = RunConfig(model=f"base{EVIL}", task="chat", train_data="rows.jsonl", seed=7)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
@@ -80,46 +93,13 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Page(HTMLParser):
-    """The elements of a page with their attributes, its text, and whether every element is closed."""
-
-    VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
-
-
 def page_of(run: Path) -> Page:
-    page = Page(write_report(run).read_text("utf-8"))
-    assert page.open == []
-    return page
+    write_report(run)
+    return read(run)
 
 
-def test_a_finished_run_gives_every_part(run):
-    page = page_of(run)
+def test_a_finished_run_gives_every_part(finished):
+    page = read(finished)
     assert "-0.500 → 1.250" in page.text
     assert "Win rate against SFT 0.700 95 % [0.500, 0.800], by the judge of task chat" in page.text
     assert "Time 7.0 s peak memory 800 MB" in page.text, "as the table of stages under it"
@@ -130,41 +110,44 @@ def test_a_finished_run_gives_every_part(run):
     samples = page.text[page.text.index("The first 20 held-out prompts") :]
     assert samples.index("base answer 0") < samples.index("sft answer 0") < samples.index("001 answer 0")
     assert "set by this run" in page.text and "packages.torch" in page.text
-    assert [p.name for p in run.glob("report*")] == ["report.html"]
+    assert [p.name for p in finished.glob("report*")] == ["report.html"]
 
 
-def test_what_models_and_data_say_is_escaped(run):
-    page = page_of(run)
+def test_what_models_and_data_say_is_escaped(finished):
+    page = read(finished)
     assert page.count("script") == 0
     assert page.text.count(EVIL) > 20 * 4
     assert "{{" not in page.text
 
 
-def test_the_page_stands_alone(run):
-    page = page_of(run)
+def test_the_page_stands_alone(finished):
+    page = read(finished)
     for tag, attributes in page.elements:
         assert tag not in {"script", "link", "img", "iframe"}
         assert not {"src", "onclick"} & set(attributes)
         for name in ("href", "xlink:href"):
             assert str(attributes.get(name, "#")).startswith("#"), "a place in the page"
-    html = (run / "report.html").read_text("utf-8")
+    html = (finished / "report.html").read_text("utf-8")
     assert "@import" not in html and "url(" not in html
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
 
 
-@pytest.fixture
-def analysed(run, tmp_path_factory):
-    """The run with an analysis, whose checkpoints have a name of their own making."""
-    folder = tmp_path_factory.mktemp("walks")
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory):
+    """The run with an analysis, whose checkpoints have a name of their own making, and the report of both."""
+    run, folder = written(tmp_path_factory.mktemp("run")), tmp_path_factory.mktemp("walks")
     policy, reward = (lora_walk(folder / name, seed=seed, steps=2).folder for seed, name in enumerate("pr"))
-    numbers = analyse(of_folder(policy, "policy"), of_folder(reward, "reward"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chance, "DRAWS", chance.BATCH)
+        numbers = analyse(of_folder(policy, "policy"), of_folder(reward, "reward"))
     numbers["trajectories"]["product"]["pca"]["policy"]["labels"][0] = f"</script>{EVIL}&"
     (run / "analysis.json").write_text(json.dumps(numbers))
+    write_report(run)
     return run
 
 
 def test_an_analysis_adds_trajectories_metrics_and_heat_maps(analysed):
-    page = page_of(analysed)
+    page = read(analysed)
     assert page.count("svg") == 7 + 10
     assert "update_angle_degrees" in page.text and "procrustes_disparity" in page.text
     assert "Angle between updates, degrees, by layer" in page.text and "layer 2" in page.text
@@ -178,7 +161,7 @@ def test_an_analysis_adds_trajectories_metrics_and_heat_maps(analysed):
 
 def test_only_our_own_scripts_can_run(analysed):
     """The content security policy names two scripts by their hash: ours, and the inflated plotly bundle."""
-    html = write_report(analysed).read_text("utf-8")
+    html = (analysed / "report.html").read_text("utf-8")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html).group(1)
     policy = unescape(policy)
     rule = next(rule for rule in policy.split(";") if rule.strip().startswith("script-src"))
@@ -193,8 +176,8 @@ def test_only_our_own_scripts_can_run(analysed):
     assert not re.search(r'(src|href)=(?!"#)', html.replace(scripts[""], ""))
 
 
-def test_charts_say_in_words_what_they_show(run):
-    labels = [attributes.get("aria-label") for tag, attributes in page_of(run).elements if tag == "svg"]
+def test_charts_say_in_words_what_they_show(finished):
+    labels = [attributes.get("aria-label") for tag, attributes in read(finished).elements if tag == "svg"]
     assert "Held-out reward, 95 % interval. Held-out reward, 95 % interval: -0.5 to 1.25" in labels
 
 
@@ -278,7 +261,7 @@ def test_bands_are_thinned_with_their_lines(count):
 
 
 def test_a_chart_takes_its_colours_from_the_page(analysed):
-    html = write_report(analysed).read_text("utf-8")
+    html = (analysed / "report.html").read_text("utf-8")
     drawn = "".join(re.findall(r"<svg .*?</svg>", html, re.S))
     assert not re.findall(r"(?:fill|stroke): (?!none|var\()", drawn), "every colour has a light and a dark form"
     names = set(re.findall(r"var\((--\w+)\)", drawn))

@@ -36,7 +36,7 @@ def engines(name: str, member_tokens: int = 0) -> tuple[LocalEngine, LocalEngine
 
 
 def drawing() -> Sampling:
-    return Sampling(6, [2], 0, generator=torch.Generator().manual_seed(0))
+    return Sampling(4, [2], 0, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
