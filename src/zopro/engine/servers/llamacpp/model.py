@@ -103,7 +103,7 @@ class Model:
         if self.most_cells is not None and tokens > self.most_cells:
             raise InputError(
                 f"prompts: with their answers must fit in {self.most_cells} tokens, the original context of "
-                f"{self.path.name}, beyond which llama.cpp reads short rows otherwise too (LongRoPE), got {tokens}. "
+                f"{self.path.name}, beyond which llama.cpp changes what short rows give too (LongRoPE), got {tokens}. "
                 "Shorten either."
             )
 

@@ -49,7 +49,7 @@ class Skeleton(PreTrainedModel, GenerationMixin):
         self.served_by, self.serve = served_by, served
         short = served_by.context_length < served_by.trained_context
         self.context_note = (
-            " (its original one, beyond which llama.cpp reads short rows otherwise too: LongRoPE)" if short else ""
+            " (its original one, beyond which llama.cpp changes what short rows give too: LongRoPE)" if short else ""
         )
         vocabulary, width = served_by.tensors["token_embd.weight"]
         with torch.device("meta"):
@@ -74,14 +74,14 @@ class Skeleton(PreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def check_tokens(self, tokenizer: Any, texts: Sequence[str]) -> list[str]:
-        """Nothing to remark. Raises InputError: llama.cpp encodes a text otherwise than `tokenizer`, which every prompt
+        """Nothing to remark. Raises InputError: llama.cpp encodes a text differently from `tokenizer`, which every prompt
         comes from."""
         for text in texts:
             theirs, ours = self.served_by.tokens(text), tokenizer(text, add_special_tokens=False)["input_ids"]
             if theirs != ours:
                 raise InputError(
                     f"model: must have the tokenizer of {self.served_by.path.name}, got one that encodes a prompt "
-                    f"otherwise than llama.cpp does: {text[:60]!r}. Name the one that the file was made of."
+                    f"differently from llama.cpp: {text[:60]!r}. Name the one that the file was made of."
                 )
         return []
 

@@ -82,7 +82,7 @@ def served(model: Any, folder: str = "") -> VLLMEngine:
 def check_tokens(fleet: Fleet, tokenizer: Any, texts: Sequence[str]) -> list[str]:
     """A line for each server that cannot be asked how it encodes a text: what stands before it lets /v1 through alone.
 
-    Raises InputError: a server encodes one otherwise than `tokenizer`, which every prompt comes from, or not at all.
+    Raises InputError: a server encodes one differently from `tokenizer`, which every prompt comes from, or not at all.
     """
     lines = []
     for server in fleet.servers:
