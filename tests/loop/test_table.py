@@ -89,14 +89,14 @@ def test_a_comparison_prepares_what_a_run_does_without_its_evaluations(
 
     stages = tuple(replace(stage, function=work(stage.name)) for stage in table.STAGES)
     monkeypatch.setattr(table, "STAGES", stages)
-    monkeypatch.setattr(jobs, "measure", lambda run, models, data, policy, job, whole: policy)
+    monkeypatch.setattr(jobs, "measure", lambda run, models, data, policy, *given, whole: {"of": policy})
     run.store.reward(0).mkdir(parents=True)
     models, rows = Mock(), {"rows": "", "eval": [], "regressed": False}
     given: Any = (run, models, type("Data", (), rows))
-    assert jobs._prepare(*given, Job("prepare", "sft"))["start"] == run.store.sft()
+    assert jobs._prepare(*given, Job("prepare", "sft"))["start"]["of"] == run.store.sft()
     assert done == [("sft",)], "the first reward model is there already"
     done.clear()
-    assert jobs._prepare(*given, Job("prepare", "iteration"))["start"] == run.store.policy(0)
+    assert jobs._prepare(*given, Job("prepare", "iteration"))["start"]["of"] == run.store.policy(0)
     assert done == [("sft",), ("policy", 0), ("pairs", 0), ("refine", 0)]
     assert models.reward_from.call_args[0] == (run.store.reward(1),), "rewards are by the refined one"
 
