@@ -113,8 +113,11 @@ class Short(Formatter):
         self.log = log
 
     def __call__(self, value: float, position: int | None = None) -> str:
-        gaps = [] if self.log else [high - low for low, high in pairwise(self.locs)]
-        return number(value, min(gaps, default=0.0))
+        return number(value, 0.0)
+
+    def format_ticks(self, values: Any) -> list[str]:
+        gap = 0.0 if self.log else min((high - low for low, high in pairwise(values)), default=0.0)
+        return [number(value, gap) for value in values]
 
 
 def draw(figure: Figure, chart: Chart) -> Axes:
