@@ -15,6 +15,7 @@ from zopro.analysis.reading.places import folder_at, run_at
 from zopro.errors import InputError, nearest, pip_install
 from zopro.store.durable import unwritable
 from zopro.store.layout import Layout
+from zopro.store.shown import several
 from zopro.system.imports import importing
 from zopro.system.progress import task
 from zopro.system.terminal import Page, Table
@@ -174,5 +175,6 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
         yield ""
     for kind, lacking in numbers["left_out"].items():
         more = " ..." if len(lacking) > 3 else ""
-        yield f"not compared, only in the {kind}: {len(lacking)} tensors ({', '.join(lacking[:3])}{more})"
+        count = several(len(lacking), "tensor")
+        yield f"not compared, only in the {kind}: {count} ({', '.join(lacking[:3])}{more})"
     yield f"report       {written['report']}"
