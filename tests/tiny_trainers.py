@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -36,6 +37,7 @@ from trl import (
 )
 
 from zopro import ESConfig, ESTrainer, ZOPrOConfig, ZOPrOTrainer, zeroth_order
+from zopro.zo.directions import targeted
 
 Build = Callable[..., Any]
 
@@ -222,3 +224,16 @@ def adapted() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def shares(monkeypatch: pytest.MonkeyPatch) -> set[float]:
+    """The shares of the previous update in steps to come."""
+    found: set[float] = set()
+    share = targeted.target_share
+
+    def noted(step: int, *rest: Any) -> float:
+        found.add(round(share(step, *rest), 6))
+        return share(step, *rest)
+
+    monkeypatch.setattr(targeted, "target_share", noted)
+    return found

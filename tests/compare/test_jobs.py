@@ -51,7 +51,7 @@ def test_answers_are_held_against_references_beside_a_reward_model() -> None:
     assert found == {"chrf": [pytest.approx(100), None]}
     several = Scores([1.0, 1.0], {"chrf": [0.5, 0.5], "mine": [math.nan, 0.5]})
     found = jobs._qualities(data, several, ["a", "b"], items)
-    assert {name: jobs.of_prompts(values, 1) for name, values in found.items()} == {
+    assert {name: jobs.prompt_means(values, 1) for name, values in found.items()} == {
         "chrf": [0.5, 0.5], "mine": [None, 0.5],
     }  # fmt: skip
 

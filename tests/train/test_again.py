@@ -10,9 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tiny_trainers import es, head_only, online, plain, sft, with_adapter, zopro
+from tiny_trainers import es, head_only, online, plain, sft, shares, with_adapter, zopro
 from zopro.train.guided import GuidedSPSAConfig, GuidedSPSATrainer
-from zopro.zo.directions import targeted
 
 pytestmark = pytest.mark.usefixtures("random_state")
 
@@ -63,16 +62,9 @@ def test_a_second_training_follows_the_update_anew(
     trainer = build(tmp_path, previous_update=mu, eps=1e-3, max_steps=2)
     trainer.train()
     trainer.args.max_steps = 3
-    shares: set[float] = set()
-    share = targeted.target_share
-
-    def noted(step: int, *rest: Any) -> float:
-        shares.add(round(share(step, *rest), 6))
-        return share(step, *rest)
-
-    monkeypatch.setattr(targeted, "target_share", noted)
+    found = shares(monkeypatch)
     trainer.train()
-    assert trainer.spsa.step_count == 5 and shares == {0.999, 0.4995, 0}
+    assert trainer.spsa.step_count == 5 and found == {0.999, 0.4995, 0}
 
 
 def test_two_adapters_that_train_at_once_have_noise_of_their_own(tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from tiny_trainers import PROMPTS, TOKENIZER, es, online, tea, with_adapter, zopro
+from tiny_trainers import PROMPTS, TOKENIZER, es, online, shares, tea, with_adapter, zopro
 from zopro.choices import METHODS
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.train.guided import GuidedSPSAConfig, GuidedSPSATrainer
 from zopro.train.methods import PolicyInputs
-from zopro.zo.directions import targeted
 
 pytestmark = pytest.mark.usefixtures("random_state")
 
@@ -71,19 +70,6 @@ def test_members_need_an_update_to_go_along(tmp_path: Path) -> None:
         InputError, match=r"^targeted: must be False without an update to follow, got True\. Pass previous"
     ):
         es(tmp_path, targeted=True, **FEW)
-
-
-def shares(monkeypatch: pytest.MonkeyPatch) -> set[float]:
-    """The shares of the previous update in steps to come."""
-    found: set[float] = set()
-    share = targeted.target_share
-
-    def noted(step: int, *rest: Any) -> float:
-        found.add(round(share(step, *rest), 6))
-        return share(step, *rest)
-
-    monkeypatch.setattr(targeted, "target_share", noted)
-    return found
 
 
 @pytest.mark.parametrize("build", [lambda folder, **o: es(folder, targeted=True, **FEW, **o), zopro])

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from transformers import SchedulerType, TrainerCallback
@@ -31,9 +30,11 @@ from zopro.loop.remembered import ask
 from zopro.loop.rewarding import Scores
 from zopro.loop.run import Run
 from zopro.loop.table import EVALUATION, walk
+from zopro.store import shown
 from zopro.store.layout import Layout
-from zopro.store.shown import PER_ANSWER, start
+from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
+from zopro.system.statistics import known_mean
 from zopro.tasks.metrics import metric
 from zopro.text.degenerate import degenerate
 from zopro.train.checkpoints import clear
@@ -58,8 +59,11 @@ def _prepare(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]:
         if stage.name != EVALUATION and not stage.done(run.store, iteration):
             stage.work(run, models, data, iteration)
     start = run.store.sft() if job.start == "sft" else run.store.policy(0)
-    start_point = measure(run, models, data, start, job, samples := run.config.eval_samples, whole=True)
-    found = {"start": {**start_point, SAMPLES: samples}, "rows": data.rows}
+    samples = run.config.eval_samples
+    found = {
+        "start": {**measure(run, models, data, start, job, samples, whole=True), SAMPLES: samples},
+        "rows": data.rows,
+    }
     if job.start == "iteration" and run.config.trains_reward:
         refined = models.reward_from(run.store.reward(_iteration(job)))
         found["reward_quality"] = held_out_quality(refined, data, run.config.eval_batch_size)
@@ -137,7 +141,7 @@ def _trained(run: Run, models: Models, data: Data, job: Job, folder: Path) -> di
         trainer.add_callback(pace)
         if run.config.max_kl and not METHODS[job.method].population:  # whose steps measure no KL
             where, rate = f"{job.method}, seed {job.seed}", METHODS[job.method].rate
-            the_start = start(run.config.sft_steps).the
+            the_start = shown.start(run.config.sft_steps).the
             trainer.add_callback(BoundCallback(run.config.max_kl, run.say, where, rate, the_start))
         pace.save = lambda step: models.policies.save(model, _point(folder, step))
         memory = PeakMemory(models.base.device)
@@ -206,44 +210,41 @@ def measure(
 
     rewards, seed = models.rewards_with(run.store.reward(_iteration(job))), run.seed("compare", job.prompts, job.seed)
     found = answers.measure(run, models, items, policy, seed, rewards, count, also=question if whole and tested else None)
-    worth = of_prompts(found.scores.total, count)
     texts = models.texts(found.ids if whole else found.ids[: SHOWN * count])
-    shown = [
+    first = [
         {"prompt": item.prompt, "completion": text, "reward": 0.0 if math.isnan(reward) else reward}
         for item, text, reward in zip(items[:SHOWN], texts[::count], found.scores.total[::count], strict=False)
     ]
-    rewarded = [0.0 if mean is None else mean for mean in worth]  # so that all methods are paired
-    measured: dict[str, Any] = {"rewards": rewarded, PER_ANSWER: found.log_ratios, "texts": shown}
+    rewarded = [mean or 0.0 for mean in prompt_means(found.scores.total, count)]  # so that all methods are paired
+    measured: dict[str, Any] = {"rewards": rewarded, PER_ANSWER: found.log_ratios, "texts": first}
     if whole and tested:
         asked = [item for item in items for _ in range(count)]
-        measured["degenerate"] = of_prompts(
+        measured["degenerate"] = prompt_means(
             [
                 degenerate(text, item.example.asked, item.example.reference) is not None
                 for text, item in zip(texts, asked, strict=True)
             ],
             count,
         )
-        measured["ended"] = of_prompts(answers.ends(models, found.ids), count)
-        measured["length"] = of_prompts([*map(len, found.ids)], count)
+        measured["ended"] = prompt_means(answers.ends(models, found.ids), count)
+        measured["length"] = prompt_means([*map(len, found.ids)], count)
         measured["quality"] = {
-            name: of_prompts(values, count) for name, values in _qualities(data, found.scores, texts, asked).items()
+            name: prompt_means(values, count) for name, values in _qualities(data, found.scores, texts, asked).items()
         }
         measured["known"] = known
         measured["other"] = answers.divergences(run, models, data.other, policy, run.seed("compare", "other", job.seed))
     return measured
 
 
-def of_prompts(values: Sequence[float | None], count: int) -> list[float | None]:
+def prompt_means(values: Sequence[float | None], count: int) -> list[float | None]:
     """The mean of each prompt's `count` values, of those that are numbers; None where none is.
 
-    >>> of_prompts([1.0, 0.0, None, 0.5, None, float("nan")], 2)
+    >>> prompt_means([1.0, 0.0, None, 0.5, None, float("nan")], 2)
     [0.5, 0.5, None]
     """
-    means = []
-    for first in range(0, len(values), count):
-        known = [float(x) for x in values[first : first + count] if x is not None and not math.isnan(x)]
-        means.append(fmean(known) if known else None)
-    return means
+    numbers = [math.nan if value is None else float(value) for value in values]
+    means = (known_mean(numbers[first : first + count]) for first in range(0, len(numbers), count))
+    return [None if math.isnan(mean) else mean for mean in means]
 
 
 def _qualities(data: Data, scores: Scores, texts: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:

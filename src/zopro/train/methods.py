@@ -87,7 +87,7 @@ def _columns(inputs: PolicyInputs) -> dict[str, list[Any]]:
     return {"prompt": inputs.prompts, **named}
 
 
-def _updates(inputs: PolicyInputs, targeted: bool = True, noise: str = "") -> dict[str, Mapping[str, Tensor]]:
+def _updates(inputs: PolicyInputs, targeted: bool, noise: str = "") -> dict[str, Mapping[str, Tensor]]:
     """What directions are made of: the updates that are followed and avoided, or the one that noise is made of."""
     if not inputs.previous_update:
         return {}
@@ -118,7 +118,7 @@ def _zeroth_order(
         weight_decay=config.weight_decay,
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
     )
-    updates = _updates(inputs) if targeted else {}
+    updates = _updates(inputs, targeted)
     return _trainer(trainer_cls, arguments, inputs, **updates)
 
 
@@ -189,7 +189,7 @@ def guided(inputs: PolicyInputs) -> Trainer:
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
         guide=1.0 if config.guide == "spsa" else 0.5,
     )
-    updates = _updates(inputs) if along.guide < 1 else {}
+    updates = _updates(inputs, along.guide < 1)
     return _trainer(GuidedSPSATrainer, along, inputs, avoid=avoid, **updates)
 
 
