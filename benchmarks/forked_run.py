@@ -28,7 +28,7 @@ class Run:
                 os.dup2(writing, descriptor)
             if crashes_at is not None:
                 _crash_at(out, crashes_at)
-            os._exit(_main(["run", str(config), "--output_dir", str(out), *options]))
+            os._exit(zopro_here(["run", str(config), "--output_dir", str(out), *options]))
         os.close(writing)
         self._text: list[str] = []
         self._reader = threading.Thread(target=self._read, args=(reading,))
@@ -72,9 +72,14 @@ def _crash_at(out: Path, pattern: str) -> None:
     os.replace = replace  # type: ignore[assignment]
 
 
-def _main(argv: list[str]) -> int:
+def zopro_here(argv: list[str]) -> int:
+    """`zopro ARGV` in a process that was forked just now; its exit code."""
+    import torch
+
     from zopro.cli import main
 
+    # Torch makes a fork's thread pool anew at its first use: two threads that load a model would race for it.
+    torch.set_num_threads(torch.get_num_threads())
     try:
         return main(argv)
     except BaseException as error:

@@ -31,6 +31,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from forked_run import zopro_here
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "task": "preference", "judge": "python:tiny_runs:prefers_short", "device": "cpu", "seed": 1, "iterations": 2,
@@ -121,20 +123,10 @@ def run(ranks: int, command: list[str], log: Path) -> str:
             descriptor = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            os._exit(_main(command))
+            os._exit(zopro_here(command))
         children[pid] = said
     failed = [said for pid, said in children.items() if os.waitpid(pid, 0)[1]]
     return (failed[0].read_text(errors="replace").strip().splitlines() or ["it crashed"])[-1] if failed else ""
-
-
-def _main(command: list[str]) -> int:
-    from zopro.cli import main
-
-    try:
-        return main(command)
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
-        return 70
 
 
 # In the process that compares; it has no zopro.
