@@ -10,6 +10,8 @@ import pytest
 from walks import dense_walk, lora_walk
 from zopro.analysis.analyse import analyse
 from zopro.analysis.numbers import chance
+from zopro.analysis.numbers.series import BETWEEN, WITHIN, SixSums
+from zopro.analysis.numbers.summary import whole
 from zopro.analysis.reading.checkpoints import of_folder
 
 
@@ -82,12 +84,36 @@ def test_an_interval_is_of_the_draws_that_are_defined(tmp_path, moving, known):
     """Of six tensors drawn again three that move are left out 1 time in 64; one is left out 1 time in 3."""
     p, r = np.random.default_rng(0).normal(size=(2, 4, 600)).cumsum(1)
     p[:, 100 * moving :] = 1.0
-    found = analysed(tmp_path, p, r)["intervals"]
+    numbers = analysed(tmp_path, p, r)
+    found, shuffled = numbers["intervals"], numbers["permutation"]
     for name in ("update_angle_degrees", "update_pearson", "policy_momentum_cosine", "procrustes_disparity"):
         pairs = found[name]["product"]
         pair = pairs if name == "procrustes_disparity" else pairs[-1]
         assert (pair is not None) == known and (not known or pair[0] < pair[1])
     assert None not in found["reward_momentum_cosine"]["product"][1:]
+    assert all(shuffled[name]["product"] == [None] * 3 for name in ("update_pearson", "policy_momentum_cosine"))
+    assert None not in shuffled["reward_momentum_cosine"]["product"][1:]
+
+
+@pytest.mark.parametrize("tensors", [5, 6, 20])
+@pytest.mark.parametrize("moved", [5, 6])
+@pytest.mark.parametrize("metric", [BETWEEN[0], BETWEEN[2], WITHIN[0], WITHIN[2]], ids=lambda metric: metric.name)
+def test_signs_that_are_all_alike_lie_outside_or_say_nothing(metric, moved, tensors):
+    """All signs of five tensors are alike in 1 of 32 cases on either side, which is more than 2.5 %."""
+    generator = np.random.default_rng(moved)
+    u = np.zeros((tensors, 50))
+    u[:moved] = generator.normal(size=(min(moved, tensors), 50))
+    v = u + 0.3 * (u != 0) * generator.normal(size=u.shape)
+    ab, aa, bb = ((x * y).sum(1, keepdims=True) for x, y in ((u, v), (u, u), (v, v)))
+    count = np.full((tensors, 1), 50.0)
+    sums = SixSums(ab, aa, bb, u.sum(1, keepdims=True), v.sum(1, keepdims=True), count, 1e-12 * aa, 1e-12 * bb)
+    for seed in range(20):
+        tails = chance.sign_flips(metric, sums, whole(sums), seed)
+        if min(moved, tensors) < 6:
+            assert tails is None or np.isnan(tails).all()
+        else:
+            low, high = tails[:, 0]
+            assert not low <= metric.value(whole(sums))[0, 0] <= high
 
 
 def test_random_walks_have_a_disparity_inside_the_band(tmp_path):

@@ -6,15 +6,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from walks import dense_walk, lora_walk, write
 from zopro.analysis.analyse import analyse
+from zopro.analysis.command import _text
 from zopro.analysis.reading.checkpoints import AdapterOptions, of_folder, of_run
 from zopro.analysis.reading.parts import Part, pair
 from zopro.errors import InputError
+from zopro.system.terminal import Page
 from zopro.system.threads import torch_threads
 from zopro.weights.adapters import weight_name
 
@@ -44,6 +47,16 @@ def test_names_are_ordered_naturally(tmp_path):
     tree(tmp_path, *reversed(names))
     (tmp_path / "logs").mkdir()
     assert [c.label for c in of_folder(tmp_path, "policy").checkpoints] == names
+
+
+def test_what_lies_beside_a_trainers_checkpoints_is_said(tmp_path, caplog):
+    """Its last weights above them are not taken; other folders are, in the order of their names."""
+    tree(tmp_path, ".", "checkpoint-9", "checkpoint-10")
+    assert [c.label for c in of_folder(tmp_path, "policy").checkpoints] == ["checkpoint-9", "checkpoint-10"]
+    assert caplog.messages == [f"--policy: takes the 2 checkpoints inside '{tmp_path}', not its own weights."]
+    tree(tmp_path, "best")
+    assert len(of_folder(tmp_path, "policy").checkpoints) == 3
+    assert "in this order: best, checkpoint-9, checkpoint-10. Move away" in caplog.messages[-1]
 
 
 def test_single_files_are_checkpoints_too(tmp_path):
@@ -129,17 +142,27 @@ def test_a_reward_model_that_is_not_refined_yet_is_none(tmp_path):
     numbers = analyse(policy, reward)
     assert numbers["reward"] == reward.checkpoints == [] and numbers["iterations"] == [0]
     assert numbers["metrics"]["policy_update_norm"]["factors"] == [pytest.approx(10**0.5)]
+    printed = Page(*_text(numbers, {"report": "report.html"}))
+    assert "in 1 weight)" in printed and "The policy moved by a length of" in printed and "by chance" not in printed
     with pytest.raises(InputError, match=r"^--reward-ema: must be 1 for a run without a reward model, got 0\.5\.$"):
         analyse(policy, reward, reward_ema=0.5)
 
 
-@pytest.mark.parametrize("missing", ["sft", "reward/000", "policy/000/adapter_model.safetensors"])
-def test_a_run_that_lacks_something(tmp_path, missing):
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("sft", "sft: must be there, .* Restore it"),
+        ("reward/000", "must"),
+        ("policy/000/adapter_model.safetensors", "must"),
+        ("policy", "at least 2 checkpoints to compare, got .*sft. Save more of them, or train on"),
+    ],
+)
+def test_a_run_that_lacks_something(tmp_path, missing, said):
     run = run_directory(tmp_path / "run")
     (run / missing).rename(tmp_path / "away")
     if missing == "reward/000":
         (run / "reward/001").rename(tmp_path / "away too")
-    with pytest.raises(InputError, match="must"):
+    with pytest.raises(InputError, match=said):
         of_run(run)
 
 
@@ -161,6 +184,12 @@ def test_a_whole_model_with_nan(tmp_path):
     broken = dense_walk(tmp_path / "q", points).folder
     assert str(broken / "step1") in refused(broken, reward)
     assert str(broken / "step1") in refused(policy, broken)
+
+
+def test_numbers_that_are_too_large_to_be_squared(tmp_path):
+    points = np.outer([0.0, 1.0, 3.0], np.full(30, 1e160))
+    policy, reward = dense_walk(tmp_path / "p", points).folder, dense_walk(tmp_path / "r", points).folder
+    assert refused(policy, reward).startswith("model.layers.0.mlp.down_proj.weight: must be of numbers whose squares")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1, -30])
@@ -195,6 +224,14 @@ def test_the_two_must_be_of_one_model(tmp_path):
     for name in "12":
         write(reward / name, {"other.lora_A.weight": torch.ones(2, 6), "other.lora_B.weight": torch.ones(4, 2)})
     assert "weights in common" in refused(policy, reward)
+
+
+def test_square_weights_are_stored_in_one_way(tmp_path):
+    for side, turned in (("p", False), ("r", True)):
+        for name in "12":
+            write(tmp_path / side / name, {A: torch.ones(2, 4), B: torch.ones(4, 2)}, {"fan_in_fan_out": turned})
+    message = refused(tmp_path / "p", tmp_path / "r")
+    assert str(tmp_path / "r/1") in message and "must have the fan_in_fan_out of" in message
 
 
 def test_folders_that_hold_no_checkpoints(tmp_path):

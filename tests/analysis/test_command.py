@@ -160,6 +160,12 @@ def test_bad_input(folders, run, capsys, monkeypatch):
     assert "--out" in refused(capsys, *folders, "--out", "file")
     wanted = "--out: must be a folder that can be written to, got 'file/x' (Not a directory). Choose another."
     assert refused(capsys, *folders, "--out", "file/x") == wanted
+    Path("link").symlink_to("nothing/here")
+    with monkeypatch.context() as patch:
+        patch.setattr("zopro.analysis.analyse.analyse", lambda *sides, **options: {})
+        assert "--out: must be a folder that can be written to, got 'link' (" in refused(capsys, "run", "--out", "link")
+    said = refused(capsys, "--policy", "run/policy", "--reward", "./run/reward")
+    assert said.startswith("--policy: must not be a run's beside its --reward") and said.endswith(f"analyse {run}")
     with monkeypatch.context() as patch:
         patch.setattr(command, "unwritable", lambda folder: "Permission denied")
         assert "got 'run' (Permission denied)" in refused(capsys, "run")

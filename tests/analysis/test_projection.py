@@ -44,6 +44,15 @@ def test_points_that_are_all_equal_stay_where_they_are():
         assert not project(method, np.ones((5, 5)), NOTHING, 2).any()
 
 
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_three_points_have_no_neighbourhoods(method):
+    """t-SNE drew two policies and the last step repeated on one spot."""
+    pytest.importorskip(PACKAGES[method])
+    points = np.random.default_rng(0).normal(size=(2, 8))
+    gram, others = points @ points.T, extrapolations([0, 1], 2)
+    np.testing.assert_array_equal(project(method, gram, others, 2), pca(gram, others, 2)[0])
+
+
 def test_distances_are_exact():
     points = np.random.default_rng(0).normal(size=(5, 8))
     wanted = np.linalg.norm(points[:, None] - points, axis=-1)

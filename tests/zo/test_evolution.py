@@ -209,6 +209,18 @@ def test_rewards_must_fit_the_population(rewards: Any, said: str) -> None:
         told(ESStrategy(population=2), rewards)
 
 
+def test_a_reward_that_is_none_is_one_that_is_missing() -> None:
+    given = [[1.0, None], [2.0, 5.0]]
+    records = [told(ESStrategy(population=2), rows) for rows in (given, [[1.0, math.nan], [2.0, 5.0]])]
+    assert repr(records[0]) == repr(records[1])
+    assert told(ESStrategy(population=2), [None, 1.0]).skipped
+    rewards = iter(given)
+    es = ES([torch.zeros(2)], population=2)
+    assert es.step(lambda: next(rewards)) == 1.5
+    with pytest.raises(ValueError, match=r"evaluate: must return a reward, or a list .*, got None"):
+        es.step(lambda: None)
+
+
 def test_sigma_auto_needs_rewards_of_prompts() -> None:
     with pytest.raises(ValueError, match="sigma: 'auto' must be told the rewards of at least 2 prompts"):
         told(ESStrategy(population=2, sigma="auto"), [1.0, 2.0])

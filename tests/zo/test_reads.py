@@ -140,6 +140,28 @@ def test_reads_that_are_hard_to_see_count(kind: str) -> None:
         assert "2.weight" not in moved(before, model)
 
 
+def test_a_coarse_loss_leaves_nothing_out_that_is_not_seen() -> None:
+    """An error rate may well be the same far away; that it changes near theta says that something is read."""
+    model = nn.Linear(4, 2)
+    values = iter([0.5, 0.25, *[0.5] * 5])  # both sides of the step; what a further look would find
+    opt = SPSA(model.named_parameters())
+    opt.step(lambda: next(values))
+    assert not opt.unread.left_out and opt.unread.read == {"weight", "bias"}
+
+
+def test_virtual_displacements_that_reach_nothing_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    scripted = torch.jit.trace(layer, x)
+    opt = SPSA(layer.named_parameters(), perturbation="virtual")
+    for _ in range(2):
+        opt.step(lambda: scripted(x).square().sum())
+    assert [m for m in caplog.messages if "perturbation: 'virtual' displaces nothing" in m] == caplog.messages[:1]
+    caplog.clear()
+    seen = SPSA(layer.named_parameters(), perturbation="virtual")
+    seen.step(lambda: 0 * layer(x).sum())
+    assert not caplog.messages
+
+
 def test_what_was_compiled_reads_displaced_weights() -> None:
     found, ids = [], torch.arange(6).view(1, 6)
     for kind in ("in_place", "virtual"):

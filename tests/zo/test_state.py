@@ -62,6 +62,7 @@ def test_replay_of_records_is_bit_identical(dtype: torch.dtype) -> None:
     for record in records:
         player.replay(type(record)(**dataclasses.asdict(record)))
     assert same(weights(start), weights(module))
+    assert player.step_count == opt.step_count, "a further step is no step 0"
 
 
 # Copies.

@@ -205,7 +205,7 @@ def test_a_displaced_policy_is_read_as_it_would_be_published() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"queries": 0}, "queries: must be at least 1"), ({"sides": 3}, "sides: must be 1 or 2")],
+    [({"queries": 0}, "queries: must be a whole number of at least 1"), ({"sides": 3}, "sides: must be 1 or 2")],
 )
 def test_bad_options_get_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -11,10 +11,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from torch import Tensor
+from torch import Tensor, nn
 
 from tiny_updates import PARAMS, SHAPES, random_update, same
-from zopro.zo import Directions, Gaussian, Signs, Targeted, target_share
+from zopro.zo import SPSA, Directions, Gaussian, Signs, Targeted, target_share
 
 values = st.floats(-10, 10, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
 
@@ -173,6 +173,16 @@ def test_what_an_update_lacks_is_said(caplog: pytest.LogCaptureFixture) -> None:
     Targeted({}, {}, 4).check(params)
     Targeted(dict(params), {}, 4).check(params)
     assert not caplog.text
+
+
+def test_an_update_of_more_than_is_trained_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a whole model, of which a part is frozen: its length would be that of all steps."""
+    w, frozen = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2), requires_grad=False)
+    named, still = [("w", w), ("frozen", frozen)], {"w": torch.ones(2), "frozen": torch.zeros(2)}
+    SPSA(named, directions=Targeted(still, {}, 10))
+    assert not caplog.messages
+    SPSA(named, directions=Targeted(still | {"frozen": torch.ones(2)}, {}, 10))
+    assert caplog.text.count("previous_update: 1 of its tensors are not trained, such as frozen") == 1
 
 
 NAN, ONES = torch.full((4, 6), torch.nan), torch.ones(4, 6)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zopro.analysis.reading.places import folder_at, run_at
+from zopro.analysis.reading.places import folder_at, refuse_parts_of_run, run_at
 from zopro.errors import InputError, nearest, pip_install
 from zopro.store.durable import unwritable
 from zopro.store.layout import Layout
@@ -93,6 +93,10 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             projections=projections,
             seed=args.seed,
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, PermissionError) as error:  # in /proc, or a link to nothing
+        raise _not_writable(out, error.strerror) from None
     with task("writing report and figures"):
         written = write.everything(out, numbers, source=None if args.run is None else Path(args.run))
     return {**numbers, **written}, Page(*_text(numbers, written))
@@ -110,6 +114,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("policy", "reward"):
         if folder := getattr(args, name):
             folder_at(folder, name)
+    if args.policy:
+        refuse_parts_of_run(args.policy, args.reward)
     if args.run is not None:
         run_at(Path(args.run))
     _check_out(args.out, args.run)
@@ -122,9 +128,13 @@ def _check_out(chosen: str | None, run: str | None) -> None:
     if out.is_file():
         raise InputError(f"--out: must be a folder, got the file '{out}'.")
     if reason := unwritable(out):
-        raise InputError(f"--out: must be a folder that can be written to, got '{out}' ({reason}). Choose another.")
+        raise _not_writable(out, reason)
     if Layout(out).config().exists() and (run is None or out.resolve() != Path(run).resolve()):
         raise InputError(f"--out: must not be another run, whose report it would replace, got '{out}'. Choose another.")
+
+
+def _not_writable(out: Path, reason: str | None) -> InputError:
+    return InputError(f"--out: must be a folder that can be written to, got '{out}' ({reason}). Choose another.")
 
 
 def _projections(words: str) -> list[str]:
@@ -147,6 +157,7 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
     """A table for each view, each value with the band of random directions; numbers as in the report."""
     from zopro.analysis.numbers.summary import PROCRUSTES
     from zopro.analysis.page.figures import band_of, decimals, short, span
+    from zopro.analysis.page.findings import findings
 
     def chance(name: str, digits: int | None = None) -> str:
         return span(band_of(numbers, name, view), digits) or short(None)
@@ -160,7 +171,7 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
         "policy_extrapolation_error",
     ]
     for view in numbers["views"]:
-        yield f"{view} ({numbers['dimension'][view]:,} coordinates in {numbers['tensors']} weights)"
+        yield f"{view} ({numbers['dimension'][view]:,} coordinates in {several(numbers['tensors'], 'weight')})"
         iterations = numbers["iterations"]
         rows = [("iteration", *map(str, iterations), "by chance (95 %), last")]
         for name in names:
@@ -171,10 +182,12 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
         if numbers["reward"]:
             value = numbers["metrics"][PROCRUSTES][view]
             rows.append((PROCRUSTES, short(value), *[""] * (len(iterations) - 1), chance(PROCRUSTES)))
-        yield Table(rows, right=True)
+        if len(rows) > 1:
+            yield Table(rows, right=True)
         yield ""
     for kind, lacking in numbers["left_out"].items():
         more = " ..." if len(lacking) > 3 else ""
         count = several(len(lacking), "tensor")
         yield f"not compared, only in the {kind}: {count} ({', '.join(lacking[:3])}{more})"
+    yield findings(numbers)
     yield f"report       {written['report']}"

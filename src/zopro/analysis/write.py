@@ -51,7 +51,6 @@ def everything(out: Path, numbers: dict[str, Any], source: Path | None = None) -
 
     A warning names the run's files that are damaged, and what the report lacks for it.
     """
-    out.mkdir(parents=True, exist_ok=True)
     if damaged := unread(source or out):
         log.warning("the report lacks what cannot be read in %s: %s. Restore it.", source or out, ", ".join(damaged))
     _write(out, numbers)

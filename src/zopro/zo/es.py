@@ -10,6 +10,7 @@ scored can be improved: no loss is wanted, rewards need not be smooth, and more 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -154,6 +155,10 @@ class ES(Recorded):
 
 
 def _numbers(reward: Any) -> list[float]:
-    """What an evaluation returned: one reward, or one for each prompt."""
+    """What an evaluation returned: one reward, or one for each prompt, None where there is none."""
+    if reward is None:
+        raise ValueError("evaluate: must return a reward, or a list of one for each prompt, got None. Return them.")
+    if isinstance(reward, list | tuple):
+        reward = [math.nan if one is None else one for one in reward]
     values: list[float] = there.in_float64(torch.as_tensor(reward)).flatten().tolist()
     return values

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from zopro.zo.displacement import Displacement
 from zopro.zo.perturbation import Perturbation
@@ -93,4 +95,23 @@ class Evaluator:
         return not all(torch.equal(now, before) for now, before in states)
 
     def _call(self, function: Callable[[], Any]) -> Any:
-        return function() if self.watch is None else self.watch(function)
+        try:
+            return function() if self.watch is None else self.watch(function)
+        except RuntimeError as error:
+            if "does not require grad" in str(error):
+                raise RuntimeError(
+                    "closure: must need no gradient, as no graph is built. Return loss or rewards without backward(); "
+                    "where a gradient is part of them, take torch.enable_grad() and perturbation='in_place'."
+                ) from error
+            raise
+
+
+def one_number(loss: Any) -> float:
+    """What a closure returned. Raises ValueError: it is not one number."""
+    if not isinstance(loss, Tensor):
+        with suppress(TypeError, ValueError):
+            return float(loss)
+    elif loss.numel() == 1:
+        return float(loss)
+    got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise ValueError(f"closure: must return one number, the loss, got {got}. Return the mean over the batch.")

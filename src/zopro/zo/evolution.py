@@ -25,13 +25,13 @@ from zopro.choices import SHAPINGS
 from zopro.zo import shaping as shapes
 from zopro.zo import sigma as sigmas
 from zopro.zo.displacement import Displacement
-from zopro.zo.groups import Group
+from zopro.zo.groups import Group, number
 from zopro.zo.records import StepRecord
 
 logger = logging.getLogger(__name__)
 
-Rewards = Sequence[float] | Sequence[Sequence[float]] | Tensor
-"""One for each member, or for each member one for each prompt."""
+Rewards = Sequence[float | None] | Sequence[Sequence[float | None]] | Tensor
+"""One for each member, or for each member one for each prompt. None or NaN where there is none."""
 
 
 class ESStrategy:
@@ -76,10 +76,10 @@ class ESStrategy:
         seed: int = 0,
         groups: list[Group] | None = None,
     ) -> None:
-        if population < 2 or (antithetic and population % 2):
+        if not hasattr(population, "__index__") or population < 2 or (antithetic and population % 2):
             rule = "an even number of at least 2 (members come in pairs)" if antithetic else "at least 2"
             raise ValueError(f"population: must be {rule}, got {population}")
-        if sigma != "auto" and not (isinstance(sigma, int | float) and 0 < sigma < math.inf):
+        if sigma != "auto" and not 0 < number(sigma) < math.inf:
             raise ValueError(f"sigma: must be a number greater than 0 or 'auto', got {sigma!r}")
         if shaping not in SHAPINGS:
             raise ValueError(f"shaping: must be one of {', '.join(SHAPINGS)}, got {shaping!r}")
@@ -208,6 +208,10 @@ def _rows(values: Rewards, members: int) -> list[list[float]]:
 def _row(value: Any) -> list[float]:
     """A member's rewards: of a number of any kind, or of many."""
     try:
-        return [float(value)]
+        return [_reward(value)]
     except (TypeError, ValueError, RuntimeError):
-        return [float(one) for one in value]
+        return [_reward(one) for one in value]
+
+
+def _reward(value: Any) -> float:
+    return math.nan if value is None else float(value)

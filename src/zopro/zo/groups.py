@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Group = dict[str, Any]  # as torch keeps it: "params", its options, and "param_names" where the user gave names
@@ -38,19 +39,46 @@ def trained(groups: list[Group], free: list[Tensor]) -> list[Entry]:
 
 
 def check(groups: list[Group]) -> None:
-    """Raise ValueError for an option out of range, a tensor that cannot be displaced, or a name used twice."""
+    """Raise ValueError for an option out of range, a tensor that cannot be displaced, or a name or tensor used twice."""
     for group in groups:
         lr, eps, decay = group["lr"], group["eps"], group["weight_decay"]
-        if not 0 <= lr < math.inf:
-            raise ValueError(f"lr: must be finite and must not be negative, got {lr}")
-        if eps != "auto" and not (isinstance(eps, float | int) and eps > 0):
+        if not 0 <= number(lr) < math.inf:
+            raise ValueError(f"lr: must be finite and must not be negative, got {lr!r}")
+        if eps != "auto" and not 0 < number(eps) < math.inf:
             raise ValueError(f"eps: must be a number greater than 0 or 'auto', got {eps!r}")
-        if not decay >= 0:
-            raise ValueError(f"weight_decay: must not be negative, got {decay}")
+        if not 0 <= number(decay) < math.inf:
+            raise ValueError(f"weight_decay: must be finite and must not be negative, got {decay!r}")
     names = set()
+    at: dict[int, str] = {}  # address -> name
     for name, tensor, _ in named(groups):
         if name in names:
             raise ValueError(f"params: names must differ, or tensors would share their noise, got {name!r} twice")
-        if not (tensor.is_floating_point() or (isinstance(tensor, nn.Parameter) and not tensor.requires_grad)):
-            raise ValueError(f"params: {name!r} must be floating point, got {tensor.dtype}. Train adapters over it.")
         names.add(name)
+        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            continue
+        if not (tensor.is_floating_point() and torch.finfo(tensor.dtype).bits >= 16):
+            raise ValueError(
+                f"params: {name!r} must be floating point of 16 bits or more, got {tensor.dtype}. Train adapters over it."
+            )
+        if (address := _address(tensor)) in at:
+            raise ValueError(
+                f"params: tensors must not share memory, which would move twice, got {at[address]!r}, {name!r}. Name one."
+            )
+        if address:
+            at[address] = name
+
+
+def number(value: Any) -> float:
+    """A number of any kind; NaN for what is none."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor begins; 0 where it has no memory of its own. Parts of one buffer that begin apart may be trained."""
+    try:
+        return tensor.data_ptr() if tensor.numel() else 0
+    except RuntimeError:
+        return 0

@@ -78,9 +78,11 @@ class Recorded(torch.optim.Optimizer):
         group.setdefault("auto_eps", group["eps"] == "auto")  # the group's eps becomes a number once it is chosen
         try:
             groups.check(self.param_groups)
-        except ValueError:
+        except BaseException:
             self.param_groups.pop()
             raise
+        if group["eps"] != "auto":
+            group["eps"] = float(group["eps"])
         self.weights.add_free(group)
 
     def _current(self) -> None:
@@ -115,10 +117,12 @@ class Recorded(torch.optim.Optimizer):
     def replay(self, record: StepRecord) -> None:
         """Apply a recorded step to the parameters without any evaluation: bit-equal to when it was taken.
 
-        What is frozen stays, as does what stayed then. Records are replayed in order from the first.
+        What is frozen stays, as does what stayed then. Records are replayed in order from the first, and steps go on
+        after the last. What a strategy keeps (a chosen eps, the mean square of g) comes with a `state_dict`.
         """
         self._current()
         self.weights.apply(record)
+        self.step_count = record.step + 1
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

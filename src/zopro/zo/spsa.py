@@ -22,8 +22,9 @@ import torch
 from zopro.zo import groups
 from zopro.zo.directions import Directions, Gaussian
 from zopro.zo.displacement import Displacement, Values
-from zopro.zo.evaluation import Closure, Evaluator
+from zopro.zo.evaluation import Closure, Evaluator, one_number
 from zopro.zo.optimizer import Of, Recorded
+from zopro.zo.perturbation import Virtual
 from zopro.zo.ranks import Ranks, losses_of_all
 from zopro.zo.records import Estimate, StepRecord
 from zopro.zo.strategy import SPSAStrategy
@@ -120,7 +121,7 @@ class SPSA(Recorded):
                 it must not move by more than a tenth (in bfloat16 a model's losses depend on how they are computed).
         """
         evaluator = self.evaluator()
-        return self.measure_by(lambda at: evaluator.results(closure, at, float), evaluator, loss_at_theta)
+        return self.measure_by(lambda at: evaluator.results(closure, at, one_number), evaluator, loss_at_theta)
 
     def evaluator(self) -> Evaluator:
         """A way to be at displacements of the coming step in this process; it keeps the random state of now."""
@@ -149,10 +150,13 @@ class SPSA(Recorded):
             evaluator.watch = None if reads is None else reads.watch
         self.strategy.calibrate(self.step_count, losses, self.weights.scale)
         estimate = self.strategy.estimate(losses(self.strategy.ask(self.step_count, loss_at_theta)))
-        if evaluator is not None and reads is not None and estimate.finite and estimate.differs:
+        if evaluator is not None and reads is not None and estimate.finite:
             evaluator.watch = None
-            first = self.strategy.first(self.step_count)
-            self.unread.look(reads, lambda: losses([first]), self.ranks, movable)
+            if estimate.differs:
+                first = self.strategy.first(self.step_count)
+                self.unread.look(reads, lambda: losses([first]), self.ranks, movable)
+            elif not reads.touched and self.ranks is None and isinstance(evaluator.reading, Virtual):
+                self.unread.warn_of_virtual()
         moved = displaced - self.unread.left_out.keys()
         left_out = {name for name, _, _ in groups.named(self.param_groups)} - moved
         return dataclasses.replace(estimate, left_out=frozenset(left_out))

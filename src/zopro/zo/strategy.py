@@ -77,8 +77,8 @@ class SPSAStrategy:
         over_std: bool = False,
         groups: list[Group] | None = None,
     ) -> None:
-        if queries < 1:
-            raise ValueError(f"queries: must be at least 1, got {queries}")
+        if not hasattr(queries, "__index__") or queries < 1:
+            raise ValueError(f"queries: must be a whole number of at least 1, got {queries!r}")
         if sides not in (1, 2):
             raise ValueError(f"sides: must be 1 or 2, got {sides}")
         if second_moment_beta is not None and not 0 <= second_moment_beta < 1:

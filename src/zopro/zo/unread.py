@@ -33,9 +33,20 @@ class Unread:
         left_out: name -> whether a torch function was given the tensor all the same.
     """
 
+    _said = False
+
     def __init__(self) -> None:
         self.read: set[str] = set()
         self.left_out: dict[str, bool] = {}
+
+    def warn_of_virtual(self) -> None:
+        """Say, once, that virtual displacements reach nothing: no torch function is given a tensor."""
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "perturbation: 'virtual' displaces nothing that this loss is seen to read (TorchScript?), and it stays "
+                "equal. Use perturbation='in_place'."
+            )
 
     def watch(self, named: Sequence[Entry]) -> Reads | None:
         """What is to watch a measurement: for the tensors that are not known to be read."""
@@ -58,7 +69,8 @@ class Unread:
         bits = bits if ranks is None else ranks.any(bits, 2 * count)
         used, touched = bits & (1 << count) - 1, bits >> count
         new = [index for index, name in enumerate(watched) if name not in self.left_out]
-        unread = set(_confirmed(reads.tensors, new, used, touched, losses))
+        displaced = len(named) - len(self.left_out)
+        unread = set(_confirmed(reads.tensors, new, used, touched, losses, displaced))
         begun = 0
         for index, name in enumerate(watched):
             if index in unread:
@@ -85,14 +97,18 @@ class Unread:
         self.read, self.left_out = set(state["read"]), dict(state["left_out"])
 
 
-def _confirmed(tensors: Sequence[Tensor], new: list[int], used: int, touched: int, losses: Losses) -> list[int]:
-    """Those of the `new` indices that the loss does not read."""
+def _confirmed(
+    tensors: Sequence[Tensor], new: list[int], used: int, touched: int, losses: Losses, displaced: int
+) -> list[int]:
+    """Those of the `new` indices that the loss does not read: never all that were displaced, since it has changed."""
     expected, asked = list[float](), list[int]()
     # A kernel that is not seen hides what leads to it. What no function was given is then still worth the question.
     for read in (used, used | touched):
         left = [index for index in new if not read >> index & 1]
         if not left or left == asked:
             break
+        if len(left) == displaced:
+            continue
         expected = expected or losses()
         if all(_further(part, losses) == expected for part in _parts([tensors[index] for index in left])):
             return left

@@ -21,13 +21,15 @@ from typing import Final
 import numpy as np
 from scipy.special import betaincinv
 
-from zopro.analysis.numbers.series import Metric, SixSums, extrapolation_error, pearson
+from zopro.analysis.numbers.series import ZERO, Metric, SixSums, extrapolation_error, pearson
 from zopro.analysis.numbers.shape import disparity_of_points, distance_correlation, procrustes_disparity, random_walks
 
 DRAWS = 1000  # of bootstrap and sign-flip samples
 SHUFFLES = 39  # of a distance correlation, each O(D log D): 39 give the 2.5 % and 97.5 % points as its extremes
 BATCH = 50  # draws of trajectories held at a time
 MIN_PARTS = 5  # tensors below which resampling them says nothing
+MIN_SIGNS = 6  # tensors that moved: of fewer, all signs are alike in more than 2.5 % of the cases
+APART = 1 - 1e-9  # keeps such a case outside of the band, whatever rounding does
 UNDEFINED = 0.05  # of the draws: where the value is defined in fewer than the others, there is no interval
 TAILS = (0.025, 0.975)
 EXPECTED: Final = "weibull"  # numpy's way to say between which values one more draw lies in so many of 100 cases
@@ -74,19 +76,27 @@ def bootstrap(metric: Metric, sums: SixSums, seed: int) -> np.ndarray | None:
 
 
 def sign_flips(metric: Metric, sums: SixSums, total: SixSums, seed: int) -> np.ndarray | None:
-    """[2, iterations] low and high if the sign of every tensor's inner product were a coin's."""
+    """[2, iterations] low and high if the sign of every tensor's inner product were a coin's; NaN where too few moved."""
     parts = len(sums.count)
-    if parts < MIN_PARTS:
+    if parts < MIN_SIGNS:
         return None
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (DRAWS, parts))
+    ab = np.nan_to_num(sums.ab)
+    moved = np.abs(ab) > ZERO * np.sqrt(np.abs(np.nan_to_num(sums.aa * sums.bb))).max(0)
+    enough = np.where(moved.sum(0) < MIN_SIGNS, np.nan, 1.0)
     if metric.value is pearson:
         mean_a, mean_b = total.a1 / total.count, total.b1 / total.count
         covariance = sums.ab - mean_a * sums.b1 - mean_b * sums.a1 + sums.count * mean_a * mean_b
         spread = np.sqrt((total.aa - total.a1 * mean_a) * (total.bb - total.b1 * mean_b))
         spread = np.where(np.isnan(pearson(total)), np.nan, spread)
-        return _tails(signs @ covariance / spread)
-    flipped = np.broadcast_to(signs @ np.nan_to_num(sums.ab) + 0 * total.ab, (DRAWS, sums.ab.shape[1]))
-    return _tails(metric.value(replace(total, ab=flipped)))
+        return _tails(enough * _flipped(signs, covariance) / spread)
+    return _tails(metric.value(replace(total, ab=enough * _flipped(signs, ab) + 0 * total.ab)))
+
+
+def _flipped(signs: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """[draws, iterations] sums over parts of inner products [n, iterations] with these signs."""
+    most = APART * np.abs(inner).sum(0)
+    return np.clip(signs @ inner, -most, most)
 
 
 def resampled(metric: Metric) -> bool:

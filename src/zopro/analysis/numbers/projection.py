@@ -38,7 +38,7 @@ def project(method: str, gram: np.ndarray, others: np.ndarray, dimensions: int, 
         seed: of t-SNE and UMAP.
     """
     start, _ = pca(gram, others, dimensions)
-    if method == "pca" or len(start) < 3 or np.ptp(start) == 0:
+    if method == "pca" or len(start) < 4 or np.ptp(start) == 0:
         return start
     rows = np.concatenate([np.eye(len(gram)), others])
     distances = distance_matrix(rows @ gram @ rows.T)

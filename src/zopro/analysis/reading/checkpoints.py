@@ -10,6 +10,7 @@ is refused with the name of the file.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from zopro.store.layout import Layout, numbered
 from zopro.weights.adapters import weight_files, weight_name
 from zopro.weights.names import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILES
 from zopro.weights.tensors import Stored, read_header
+
+log = logging.getLogger(__name__)
 
 BEYOND = (
     *("use_dora", "lora_bias", "use_qalora", "use_bdlora", "target_parameters"),
@@ -80,7 +83,9 @@ class Trajectory:
     def __post_init__(self) -> None:
         if len(self.checkpoints) == 1 or (self.name == "policy" and not self.checkpoints):
             where = self.checkpoints[0].path if self.checkpoints else "none"
-            raise InputError(f"{self.name}: must have at least 2 checkpoints to compare, got {where}.")
+            raise InputError(
+                f"{self.name}: must have at least 2 checkpoints to compare, got {where}. Save more of them, or train on."
+            )
         for checkpoint in self.checkpoints[1:]:
             _same_tensors(self.checkpoints[0], checkpoint)
 
@@ -107,6 +112,8 @@ def of_run(run: Path) -> tuple[Trajectory, Trajectory]:
         InputError: `run` is no run directory, has no policy yet, or lacks a checkpoint before its newest one.
     """
     layout = run_at(run)
+    if not layout.sft().is_dir():
+        raise InputError(f"{layout.sft()}: must be there, as the policies begin from it, got no such folder. Restore it.")
     policy = [read(layout.sft(), start_of(read_config(run)).name)]
     for number, folder in _complete(layout.policies(), layout.policy).items():
         policy += _snapshots(layout, "policy", number)
@@ -131,19 +138,27 @@ def _complete(folder: Path, place: Callable[[int], Path]) -> dict[int, Path]:
 def of_folder(folder: str | Path, name: str) -> Trajectory:
     """A folder of checkpoints, in the natural order of their names (checkpoint-9 before checkpoint-10).
 
-    Each is a folder with an adapter or a model, or a .safetensors file of its own.
+    Each is a folder with an adapter or a model, or a .safetensors file of its own. Weights beside such folders, as a
+    trainer leaves them at its end, are not taken.
     """
     folder = folder_at(folder, name)
-    if weight_files(folder):
-        raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}', which is one. Give the one above.")
     inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     places = [entry for entry in inside if entry.is_dir() and (weight_files(entry) or _pickled(entry))]
+    if weight_files(folder):
+        if len(places) < 2:
+            raise InputError(
+                f"--{name}: must be a folder of checkpoints, got '{folder}', which is one. Give the one above."
+            )
+        log.warning("--%s: takes the %d checkpoints inside '%s', not its own weights.", name, len(places), folder)
     places = places or [entry for entry in inside if entry.suffix == ".safetensors"]
     if not places:
         raise InputError(
             f"--{name}: must hold folders with {ADAPTER_FILE} or {MODEL_FILES}, got '{folder}', which has none."
         )
     places.sort(key=natural)
+    if len({re.sub(r"\d+", "", place.name) for place in places}) > 1:
+        order = ", ".join(place.name for place in places)
+        log.warning("--%s: takes these in this order: %s. Move away what is no part of it.", name, order)
     return Trajectory(name, [read(place, place.stem if place.is_file() else place.name) for place in places])
 
 

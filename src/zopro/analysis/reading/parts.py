@@ -141,6 +141,13 @@ def _check(part: Part) -> None:
             raise InputError(
                 f"{_path(row)}: '{part.name}' must have the size {_size(first)} as in {_path(first)}, got {_size(row)}."
             )
+    pairs = [row for row in part.rows if isinstance(row, Factors)]
+    for row in pairs:
+        if row.transposed != pairs[0].transposed:  # which square weights do not show
+            raise InputError(
+                f"{row.a.path}: '{part.name}' must have the fan_in_fan_out of {pairs[0].a.path}, got the other. Restore "
+                "adapter_config.json."
+            )
 
 
 def _size(row: Stored | Factors) -> tuple[int, ...]:

@@ -18,6 +18,17 @@ def run_at(run: Path) -> Layout:
     return layout
 
 
+def refuse_parts_of_run(policy: str | Path, reward: str | Path) -> None:
+    """Raise `InputError` for the two folders of a run: its policies begin after iteration 0, its reward models before."""
+    sides = Path(policy).resolve(), Path(reward).resolve()
+    layout = Layout(sides[0].parent)
+    if sides == (layout.policies(), layout.rewards()) and layout.sft().is_dir():
+        raise InputError(
+            f"--policy: must not be a run's beside its --reward, since its first policy is in {layout.sft()}, got "
+            f"'{policy}'. Give the run: zopro analyse {layout.path}"
+        )
+
+
 def folder_at(folder: str | Path, name: str) -> Path:
     """A folder of checkpoints, for `--name`. Raises `InputError`: there is none."""
     if not Path(folder).is_dir():

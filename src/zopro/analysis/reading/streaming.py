@@ -100,6 +100,15 @@ class Sums:
         return wanted[low:high] - first
 
     def result(self) -> Grams:
+        """All of it. Raises `InputError` for finite numbers whose products are not."""
+        if not np.isfinite(self.total).all():
+            infinite = (
+                part.name for part, gram in zip(self.parts, self.gram, strict=True) if not np.isfinite(gram).all()
+            )
+            name = next(infinite, "weights")
+            raise InputError(
+                f"{name}: must be of numbers whose squares are finite, got larger ones. Leave that checkpoint out."
+            )
         values = [piece for pieces in self.found for piece in pieces]
         coordinates = np.concatenate(values, 1) if values else np.zeros((len(self.points.main), 0))
         return Grams(self.view, self.parts, self.counts, self.gram, self.sums, self.total, coordinates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from zopro.zo.directions.base import Directions, check_update, norm_of, norms, w
 from zopro.zo.directions.gaussian import Gaussian
 from zopro.zo.directions.rows import Rows
 from zopro.zo.schedules import target_share
+
+logger = logging.getLogger(__name__)
 
 ROUNDING = 1e-6  # root mean square of noise below which projections have left nothing of it
 
@@ -31,12 +34,12 @@ class Targeted(Directions):
     reward update, and moves along mu only; so does one whose noise is parallel to it, which `Signs` can be.)
 
     Args:
-        previous_update: name -> mu; shapes of the parameters. May be a lazy mapping.
+        previous_update: name -> mu; shapes of the parameters, and of no others than are trained. May be a lazy mapping.
         reward_update: name -> v; may lack tensors (a policy's head has no counterpart), may be empty.
         total_steps: steps of this iteration, N.
         decay: "linear" (0 at step N - 1) or "exponential".
-        normalize: scale all of z by one factor so that mu has root mean square 1, which gives `lr` and `eps` the
-            meaning they have for Gaussian directions. False keeps the paper's scale.
+        normalize: scale all of z by one factor so that mu, the whole of it, has root mean square 1, which gives `lr` and
+            `eps` the meaning they have for Gaussian directions. False keeps the paper's scale.
         noise: where n is drawn from, with entries of root mean square 1; by default `Gaussian()`, as in the paper.
 
     Raises:
@@ -88,6 +91,11 @@ class Targeted(Directions):
         check_update("previous_update", self.previous_update, shapes)
         check_update("reward_update", self.reward_update, shapes)
         warn_of_missing("previous_update", self.previous_update, shapes)
+        if more := [name for name in self._norms if name not in shapes]:
+            logger.warning(
+                "previous_update: %d of its tensors are not trained, such as %s, and take part in the length of the "
+                "others' steps. Leave them out.", len(more), more[0],
+            )  # fmt: skip
 
     def tensor(self, name: str, like: Tensor, seed: int, step: int) -> Tensor:
         noise = self._orthogonal_noise(name, like, seed, step)
