@@ -54,8 +54,8 @@ def diverging(key: str, value: float) -> Iterator[None]:
         yield
     except (Diverged, FloatingPointError) as error:
         raise InputError(
-            f"{key}: must be low enough to train with, got {value:g}: {getattr(error, 'what', error)}. Nothing of this "
-            "stage was saved. Lower it in a new output_dir."
+            f"{key}: must be low enough to train with, got {value:g}: {str(getattr(error, 'what', error)).rstrip('.')}. "
+            "Nothing of this stage was saved. Lower it in a new output_dir."
         ) from error
 
 

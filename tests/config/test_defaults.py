@@ -29,7 +29,7 @@ def test_what_a_method_has_of_its_own_is_known_to_the_configuration() -> None:
     from zopro.train.methods import evolution_paper
 
     keys = {key.name for key in dataclasses.fields(RunConfig)}
-    assert all(set(METHODS[name].fixed) <= keys for name in METHODS)
+    assert all({entry.partition("=")[0] for entry in METHODS[name].fixed} <= keys for name in METHODS)
     said = inspect.getsource(evolution_paper)
     assert all(f"{name}=" in said for name in PUBLISHED)
 
@@ -37,4 +37,12 @@ def test_what_a_method_has_of_its_own_is_known_to_the_configuration() -> None:
 def test_only_what_was_set_is_named() -> None:
     config = RunConfig.from_dict({**NEEDED, "method": "es-paper", "anchor": 0.1, "greedy": True, "population": 8})
     assert config.unheeded_by("es-paper") == ["greedy", "anchor"] and config.unheeded_by("es") == []
-    assert RunConfig.from_dict({**NEEDED, "noise": "gaussian"}).unheeded_by("fzoo") == ["noise"]
+    for evaluation, named in (("together", ["noise", "evaluation"]), ("batched", ["noise"]), ("sequential", ["noise"])):
+        config = RunConfig.from_dict({**NEEDED, "noise": "gaussian", "evaluation": evaluation})
+        assert config.unheeded_by("fzoo") == named
+
+
+def test_a_judge_that_nobody_asks_is_named() -> None:
+    asked = {**NEEDED, "judge": "python:no_such_module:f", "uncertain_share": 0.5, "refine_steps": 3}
+    assert RunConfig.from_dict(asked).unused() == ["refine_steps", "uncertain_share", "judge"]
+    assert RunConfig.from_dict({**asked, "reward": "model"}).unused() == RunConfig.from_dict(NEEDED).unused() == []

@@ -68,6 +68,21 @@ def test_what_cannot_be_read_is_one_line(key: str, given: Any, rule: str) -> Non
     assert str(caught.value) == f"{key}: must be {rule}, got {given!r}."
 
 
+@pytest.mark.parametrize("key", ["engine_timeout", "judge_timeout", "judge_request_timeout", "reward_timeout"])
+def test_for_ever_is_longer_than_can_be_waited(key: str) -> None:
+    assert getattr(config(**{key: 1e9}), key) == 1e9
+    with pytest.raises(InputError, match=rf"^{key}: must be at most 1e\+09, got 10000000000"):
+        config(**{key: 1e10})
+    with pytest.raises(InputError, match=r"^judge_max_retries: must be at most 1000, got 1001"):
+        config(judge_max_retries=1001)
+
+
+@pytest.mark.parametrize("key", ["eps", "sigma", "weight_decay"])
+def test_what_breaks_any_model_is_not_laid_to_the_learning_rate(key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key}: must be at most 1e\+06, got '?1e\+30"):
+        config(**{key: 1e30})
+
+
 @pytest.mark.parametrize("key", ["output_dir", "model", "train_data", "eval_data", "other_data", "adapter_folder"])
 def test_a_path_begins_at_home(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/at/home")

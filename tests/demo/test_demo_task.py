@@ -139,6 +139,33 @@ def test_a_folder_in_use_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_only_what_a_stopped_demo_has_left_is_written_over(tmp_path, monkeypatch):
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "write", stopped)
+    rows, run = tmp_path / "demo/train.jsonl", str(tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            demo.run(run, quiet=True)
+    for name, seed in (("train.jsonl", 1), ("train.jsonl", 0), ("test.jsonl", 0)):
+        if not seed:
+            rows.unlink()
+            rows = tmp_path / "demo" / name
+            rows.write_text("my own rows")
+        with pytest.raises(InputError, match=f"^output_dir: must be empty, or what a stopped zopro demo of seed {seed}"):
+            demo.run(run, seed=seed, quiet=True)
+    assert rows.read_text() == "my own rows"
+    assert task.is_own(tmp_path / "new", 0) and not task.is_own(rows, 0)
+
+
+def test_a_second_demo_in_one_folder_is_refused_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.RunLock, "acquire", lambda lock: (_ for _ in ()).throw(InputError("in use")))
+    with pytest.raises(InputError, match="in use"):
+        demo.run(str(tmp_path / "run"), quiet=True)
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
     """The pipeline is replaced; that the whole demo works and wins is measured by `make demo`."""
     perfect = "Certainly, here are two red cups. Thank you."

@@ -131,6 +131,11 @@ def test_passing_trouble_is_waited_out(server, trouble):
     assert len(server.requests) == 2 + 6
 
 
+def test_the_longest_times_are_waited(server):
+    server.behave = lambda number, asked, handler: handler.say(200, chat(shorter(asked)))
+    assert judge_pairs(judge(server, timeout=1e9, max_retries=1000), PROMPTS, PAIRS, NONE).winners == [0, 1, 0]
+
+
 def test_the_wait_is_as_long_as_the_endpoint_asks(server):
     times: list[float] = []
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
+import torch
 
 from pairs import NONE, PAIRS, PROMPTS, TASK
 from zopro.errors import InputError
@@ -56,6 +58,26 @@ def test_python_judges_are_found_in_the_working_directory(monkeypatch, tmp_path)
         CallableJudge("json")
     with pytest.raises(InputError, match="must be callable"):
         CallableJudge("json:__name__")
+
+
+@pytest.mark.parametrize(
+    ("measure", "got"),
+    [
+        (lambda rows: {"x": rows[0]["nothing"]}, "but raised KeyError: 'nothing'"),
+        (lambda rows: 3.5, "got 3.5"),
+        (lambda rows: {"x": "3"}, "got '3' as 'x'"),
+        (lambda rows: time.sleep(1), "but raised Late: no answer within 0.01 seconds"),
+        (7, "but raised TypeError: 'int' object is not callable"),
+    ],
+)
+def test_what_an_in_summary_does_wrong_is_one_line(measure, got):
+    def first(prompts, completions, references): ...
+
+    first.in_summary = measure
+    with pytest.raises(InputError, match=f"^judge: in_summary of first must return numbers by name, {got}. Fix it"):
+        CallableJudge(first, timeout=0.01).in_summary([{"prompt": "a"}])
+    first.in_summary = lambda rows: {"rows": len(rows), "share": torch.tensor(0.5), "unknown": None}
+    assert CallableJudge(first).in_summary([{}]) == {"rows": 1, "share": 0.5, "unknown": None}
 
 
 def test_only_a_function_of_ones_own_adds_to_the_summary() -> None:

@@ -65,6 +65,12 @@ def test_the_card_is_beside_the_adapter_and_says_what_was_done(run: Path, tmp_pa
     assert "| iteration 1 | 2.500 [1.250, 1.750] | 0.750 [0.500, 0.875] | 0.50 |" in text
     assert "1 of the 2 easy questions" in text and "What is 2 + 2? Now: Five." in text and "Cold" not in text
     assert "On 7 held-out prompts. Wins are by the judge" in text
+    path = Layout(run).evaluation(1, ".json")
+    whole = path.read_text()
+    for prompts, told in ((7, "On 7 held-out prompts. W"), (8, "On 8 held-out prompts, 7 of them with a reward. W")):
+        path.write_text(json.dumps({**json.loads(whole), "prompts": prompts}))
+        assert told in card(find_policy(run), "me/base")
+    path.write_text(whole)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
@@ -93,6 +99,21 @@ def test_neither_paths_nor_addresses_of_rewards_judges_and_engines_are_written(r
     policy.config.engine, policy.config.judge = "vllm:http://10.0.0.1:8000", f"model:{secret}"
     text = card(policy, "me/base")
     assert "secret" not in text and "10.0.0.1" not in text and "`model:scorer` x 1 + `length:1-8` x 0.5" in text
+
+
+@pytest.mark.parametrize(
+    ("reward", "weight", "said"),
+    [
+        ("model", 1.0, "a reward model that was trained"),
+        ("model", -1.0, "`model` x -1."),
+        ("json", 1.0, "the reward `json`."),
+        ("json", 0.5, "`json` x 0.5."),
+    ],
+)
+def test_a_reward_has_its_weight(run: Path, reward: str, weight: float, said: str) -> None:
+    policy = find_policy(run)
+    policy.config.reward, policy.config.reward_weights = [reward], [weight]
+    assert f"It was optimised for {said}" in card(policy, "me/base")
 
 
 @pytest.mark.parametrize(("adapter", "library"), [(True, "peft"), (False, "transformers")])

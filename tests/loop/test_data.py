@@ -74,4 +74,7 @@ def test_a_judge_that_compares_with_references_needs_one(
     assert "judge: no row has a reference, so chrf has no verdict: every win rate will be 0.5" in capsys.readouterr().err
     with progress.reporting():
         open_all(config(folder, tmp_path / "no judge", **given, reward="length:1-9"))
-    assert "no verdict" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no verdict" not in said
+    unused = "reward_steps, reward_batch_size, refine_steps, pair_prompts: of no effect, as no reward model is trained"
+    assert f"{unused} (reward: length:1-9)" in said

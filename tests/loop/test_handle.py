@@ -58,6 +58,14 @@ def test_a_run_that_is_resumed_has_a_name() -> None:
         zopro.run({"model": "m", "task": "chat", "train_data": "rows.jsonl"}, resume=True)
 
 
+def test_what_contradicts_itself_is_refused_before_anything_is_loaded(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zopro.loop.pipeline.run", lambda *given, **options: pytest.fail("it began"))
+    with pytest.raises(InputError, match=r"^queries: must be 1 with guide: spsa"):
+        zopro.run(run.config, method="guided", guide="spsa", queries=2, output_dir=tmp_path / "run")
+
+
 def test_the_command_s_flags_are_arguments_here(run: Any) -> None:
     for options, said in (
         ({"temperature": -1}, "^temperature: must not be negative, got -1"),

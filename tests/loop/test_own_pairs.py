@@ -69,6 +69,8 @@ def test_the_best_and_the_worst_of_each_prompt(folder: Path, capsys: pytest.Capt
     spread = [sum(row["chosen_reward"] - row["rejected_reward"] for row in some) / len(some) for some in (rows, more)]
     assert spread[1] > spread[0], "of more answers the best is better and the worst worse"
     assert own_pairs(settings(folder), 10)[0] == rows
+    few, _ = own_pairs(settings(folder, eval_batch_size=3), 2)
+    assert all(letters([row["chosen"]]) == [row["chosen_reward"]] for row in few) and few
     with reporting():
         others, _ = own_pairs(settings(folder), 7, held_out=True)
     assert "pairs: 7 prompts were asked for, and there are 6: eval_prompts is 6" in capsys.readouterr().err
@@ -87,6 +89,7 @@ def test_a_run_reads_them(name: str, folder: Path, tmp_path: Path, capsys: pytes
     found = json.loads(line)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert found["pairs"] == len(rows) and found["out"] == str(out)
+    assert found["cut_off"] == len(rows), "random tokens do not end"
     assert all(isinstance(row["chosen"], list) == (name == "turns") for row in rows)
     examples = sorted(read(out, "preference"), key=lambda example: example.row)
     texts = [row["chosen"] if name == "asked" else row["chosen"][0]["content"] for row in rows]

@@ -24,6 +24,7 @@ from zopro.errors import InputError
 from zopro.loop import pipeline
 from zopro.loop.opening import open_all
 from zopro.loop.policies import Policies
+from zopro.loop.run import Run
 from zopro.loop.stages import sample_pairs
 from zopro.rewards import RewardModel
 from zopro.store.rundir import RunDirectory, read_rows
@@ -191,6 +192,8 @@ def test_methods_and_warm_starts_run_the_same_loop(
 ) -> None:
     settings = config(folder, tmp_path / "run", eval_prompts=2, pair_prompts=2, **options)
     references: list[str] = []
+    said: list[str] = []
+    monkeypatch.setattr(Run, "say", lambda run, line: said.append(line))
 
     def targeted(inputs: Any) -> Any:
         references.append(inputs.model.config._name_or_path)
@@ -212,6 +215,10 @@ def test_methods_and_warm_starts_run_the_same_loop(
         assert set(first_order) == {0}
     else:
         assert not first_order, "no step of this run may back-propagate through the policy"
+    alone = "policy 0: rloo starts by itself, whatever warm_start says"
+    assert (alone in said) is (options.get("method") == "rloo")
+    untaken = [line.split(":")[1] for line in said if "there is no update" in line]
+    assert untaken == ([" guide", " guide_avoid_reward"] if "guide_avoid_reward" in options else [])
 
 
 def test_ties_end_no_run_and_iteration_share_sets_its_steps(

@@ -24,7 +24,7 @@ def test_it_is_said_once_after_a_few_steps_and_the_rate_it_names_would_do() -> N
     assert told(*[4e-6] * (ENOUGH - 1)) == told(None, None, None) == []
     (line,) = told(None, 2e-6, 4e-6, 6e-6, *[1e-9] * 20)
     assert line == (
-        "policy 0: 60 steps at learning_rate: 0.0001 make a KL of about 0.0002 nats an answer, which changes none. "
+        "policy 0: 60 steps at learning_rate: 0.0001 make a KL of about 0.0002 nats an answer, too little to change one. "
         "At 0.006 they make about 1."
     )
     rate = float(re.findall(r"At (\S+) they", line)[0])

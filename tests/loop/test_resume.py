@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import zopro
 from one_run import no_report
@@ -125,6 +126,7 @@ def test_a_demo_that_was_moved_goes_on_to_the_same_bits_and_numbers(
         (made / lost).unlink()
     made.rename(moved)
     run = zopro.run(moved / "config.yaml", resume=True, quiet=True)
+    assert yaml.safe_load((moved / "config.yaml").read_text())["output_dir"] == str(moved)
     assert run.path == moved and fingerprint(moved) == bits
     assert run.summary["evaluations"] == before and before[0]["truth"] == 6
     assert len(run.generate("tea or cake?", max_new_tokens=2)) == 1
@@ -139,8 +141,6 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_resumes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A real limit of the kernel's, on the size of files, at the third step of SPSA."""
-    import yaml
-
     options = {"policy_steps": 4, "checkpoint_steps": 2, "warm_start": "spsa", "iterations": 1}
     settings = config(folder, tmp_path / "run", **options)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.to_dict()))

@@ -10,6 +10,7 @@ import pytest
 
 from one_run import no_report
 from tiny_runs import config, write_inputs
+from zopro import demo
 from zopro.loop import pipeline
 
 PROMPTS = ("tea?", "cake?", "milk?", "bread?")
@@ -33,7 +34,9 @@ def test_what_has_no_reward_is_not_counted(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         no_report(patch)
-        before, after = pipeline.run(made, quiet=True)["evaluations"]
+        found = pipeline.run(made, quiet=True)
+    before, after = found["evaluations"]
     assert before["n"] == after["n"] == 1, "milk alone"
+    assert "4 held-out prompts  reward [95 %]" in demo.table(found)
     assert before["reward"] is not None and "greedy_reward" not in before and before["greedy_length"] >= 0
     assert after["win_rate"] in (0.0, 0.5, 1.0) and after["win_rate_high"] - after["win_rate_low"] > 0.6

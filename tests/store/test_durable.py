@@ -60,6 +60,8 @@ def test_what_cannot_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path, m
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     assert unwritable(tmp_path / "a/b/c") is None and unwritable(tmp_path / "file/a") == "Not a directory"
+    (tmp_path / "link").symlink_to("nowhere")
+    assert unwritable(tmp_path / "link") == unwritable(tmp_path / "link/a") == "No such file or directory"
     monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may write everywhere
     assert unwritable(tmp_path / "a") == "Permission denied"
 

@@ -113,6 +113,7 @@ def test_the_names_are_those_on_users_disks(tmp_path: Path) -> None:
         "environment.json": run.environment(),
         "metrics.jsonl": run.metrics(),
         "usage.json": run.usage(),
+        "data.json": run.data(),
         "engine.json": run.engine(),
         "summary.json": run.summary(),
         "analysis.json": run.analysis(),

@@ -60,7 +60,7 @@ class Method(Choice):
     rate: the key of its learning rate. preset: the one it always has. population: every member of one answers a step's
     prompts once, in place of num_generations answers to each. one_sided, queries: its differences, whatever `sides` and
     a `queries` of 1 say. follows_update: its steps go along the previous update, where there is one. fixed: options that
-    are its own, whatever the configuration says.
+    are its own, whatever the configuration says; KEY=VALUE: where it says this.
     """
 
     uses: str = FUNCTION_VALUES
@@ -128,7 +128,7 @@ METHODS = Registry(
         self_starting=True,
         one_sided=True,
         queries=8,
-        fixed=("noise",),
+        fixed=("noise", "evaluation=together"),
     ),
     *(
         Method(

@@ -244,9 +244,22 @@ class RunConfig(_Options):
         >>> RunConfig(model="m", task="chat", train_data="x", anchor=0.1).unheeded_by("es-paper")
         ['anchor']
         """
+        own = [entry.partition("=")[::2] for entry in METHODS[method].fixed]
+        return [name for name in self.changed(*dict(own)) if dict(own)[name] in ("", str(getattr(self, name)))]
+
+    def unused(self) -> list[str]:
+        """Keys of the reward model, the pairs and their judge that are set where no reward model is trained."""
+        groups = () if self.trains_reward else (RewardOptions, PairOptions)
+        return self.changed(*(key.name for group in groups for key in dataclasses.fields(group)))
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of some keys that are not the defaults.
+
+        >>> RunConfig(model="m", task="chat", train_data="x", anchor=0.1).changed("anchor", "beta")
+        ['anchor']
+        """
         keys = {key.name: key for key in dataclasses.fields(self)}
-        default = {name: default_of(keys[name], self.task, self.engine) for name in METHODS[method].fixed}
-        return [name for name, value in default.items() if getattr(self, name) != value]
+        return [name for name in names if getattr(self, name) != default_of(keys[name], self.task, self.engine)]
 
     def method_of(self, iteration: int) -> str:
         """The method that optimises an iteration."""

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from zopro.config import GROUPS, RunConfig
+from zopro.config.defaults import default_of
 from zopro.config.values import text
 
 FIRST = (
@@ -56,12 +57,11 @@ def add_configuration(
                 action.full_help = _help(field)  # type: ignore[attr-defined]
             if name in FIRST and name not in hidden:
                 action.help = _help(field)
-            if "_" in name:
-                section.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **shared)
 
 
 def _help(field: Any) -> str:
-    about, default = field.metadata["help"], field.default
+    about, default = field.metadata["help"], default_of(field)
+    default = ",".join(default) if isinstance(default, list) else default
     if isinstance(default, int | float | str) and default != "":
         about += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
     return str(about).replace("%", "%%")

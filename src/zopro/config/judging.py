@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from zopro.choices import JUDGES
-from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
+from zopro.config.fields import LONGEST, at_most, check, check_choices, not_negative, option, positive
 
 OPENAI_URL, OPENAI_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 
@@ -46,7 +46,8 @@ class PairOptions:
         check_choices(self, PairOptions)
         positive(self, "pair_prompts", "judge_request_timeout", "judge_concurrency")
         not_negative(self, "judge_timeout", "judge_max_retries")
-        at_most(self, 1e9, "judge_timeout", "judge_request_timeout")  # threads cannot wait for longer
+        at_most(self, LONGEST, "judge_timeout", "judge_request_timeout")
+        at_most(self, 1000, "judge_max_retries")
         check(0 < self.uncertain_share <= 1, "uncertain_share", "must lie in (0, 1]", self.uncertain_share)
         # What is wrong here may be a key in the wrong place: it is not repeated.
         check(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zopro.choices import ENGINES
 from zopro.config.addresses import check_addresses
-from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
+from zopro.config.fields import LONGEST, at_most, check, check_choices, not_negative, option, positive
 from zopro.errors import InputError
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -80,6 +80,7 @@ class ModelOptions:
         positive(self, "engine_timeout")
         not_negative(self, "lora_r")
         at_most(self, 65_536, "lora_r")
+        at_most(self, LONGEST, "engine_timeout")
         positive(self, "lora_alpha")
         one = not (self.load_in_4bit and self.load_in_8bit)
         check(one, "load_in_8bit", "must be false with load_in_4bit: true", self.load_in_8bit)

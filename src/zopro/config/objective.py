@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from zopro.choices import REWARDS
-from zopro.config.fields import at_most, check, check_choices, not_negative, option
+from zopro.config.fields import LONGEST, at_most, check, check_choices, not_negative, option
 from zopro.errors import InputError
 
 
@@ -41,12 +41,13 @@ class ObjectiveOptions:
         twice = next((name for name in self.reward if self.reward.count(name) > 1), None)
         check(twice is None, "reward", "must name each reward once", self.reward)
         fits = len(self.reward_weights) in (0, len(self.reward))
-        check(fits, "reward_weights", f"must be one for each of {len(self.reward)} rewards", self.reward_weights)
+        remedy = "With other rewards give their weights too."
+        check(fits, "reward_weights", f"must be one for each of {len(self.reward)} rewards", self.reward_weights, remedy)
         check(all(self.reward_weights), "reward_weights", "must not be 0", self.reward_weights, "Leave the reward out.")
         for weight in self.reward_weights:
             check(abs(weight) <= 1e9, "reward_weights", "must be at most 1e9", weight)
         not_negative(self, "reward_timeout")
-        at_most(self, 1e9, "reward_timeout")  # threads cannot wait for longer
+        at_most(self, LONGEST, "reward_timeout")
 
     @property
     def weights(self) -> list[float]:

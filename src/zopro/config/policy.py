@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zopro.config.fields import at_most, check, check_choices, not_negative, option, positive
+from zopro.config.fields import LARGEST_SCALE, at_most, check, check_choices, not_negative, option, positive
 
 ADVANTAGES = ("rloo", "grpo")
 
@@ -54,6 +54,7 @@ class PolicyOptions:
         not_negative(self, "policy_steps", "beta", "max_kl", "learning_rate", "weight_decay")
         positive(self, "prompts_per_step", "first_order_learning_rate", "es_learning_rate")
         at_most(self, 1_000_000, "prompts_per_step", "num_generations")
+        at_most(self, LARGEST_SCALE, "weight_decay")
         check(1e-6 <= self.temperature <= 1e6, "temperature", "must lie in [1e-6, 1e6]", self.temperature)
         check(
             self.num_generations >= 2,

@@ -16,7 +16,9 @@ from typing import Any
 from zopro.config import RunConfig
 from zopro.demo import task
 from zopro.demo.summary_table import table
+from zopro.errors import InputError
 from zopro.store.layout import Layout
+from zopro.store.lock import RunLock
 from zopro.store.rundir import RunDirectory, read_rows
 from zopro.system import progress
 from zopro.system.imports import importing
@@ -76,7 +78,14 @@ def run(out: str | None = None, *, seed: int = 0, iterations: int = 3, quiet: bo
         iterations=iterations,
     )
     RunDirectory(config, resume=False)  # refuses an unsuitable directory before anything is made
+    if not task.is_own(made, seed):
+        rule = f"must be empty, or what a stopped zopro demo of seed {seed} has left"
+        raise InputError(f"output_dir: {rule}, got {directory} with other files in {made.name}. Choose another folder.")
     with contextlib.ExitStack() as here:
+        lock = RunLock(directory)
+        here.callback(lock.release)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
         here.enter_context(progress.reporting(quiet))
         with importing():
             import torch

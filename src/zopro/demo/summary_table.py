@@ -42,7 +42,7 @@ def _evaluations(lines: Sequence[Mapping[str, Any]], start: shown.Start) -> Iter
         any(line.get(name) is not None for line in lines) for name in ("accuracy", "greedy_reward", "pass_at_k")
     )
     yield [
-        shown.several(lines[0]["n"], "held-out prompt"),
+        shown.several(lines[0].get("prompts", lines[0]["n"]), "held-out prompt"),
         "reward [95 %]",
         f"wins against {start.the} [95 %]",
         "KL per answer",

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from zopro.store.durable import write_text
+
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "pink")
 THINGS = (
@@ -140,12 +142,22 @@ def files(folder: str | Path) -> tuple[Path, Path]:
 
 def write(folder: str | Path, seed: int, train_rows: int = 2000, test_rows: int = 200) -> tuple[Path, Path]:
     """Write train.jsonl and test.jsonl under `folder` and return their paths; their requests share no combination."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    shuffled = orders(seed)
-    held_out, seen = shuffled[:test_rows], shuffled[test_rows:]
-    paths = files(target)
-    for path, count, among, offset in ((paths[0], train_rows, seen, 0), (paths[1], test_rows, held_out, 1)):
-        rows = generate(count, 2 * seed + offset, among)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    paths = files(folder)
+    for path, text in zip(paths, _texts(seed, train_rows, test_rows), strict=True):
+        write_text(path, text)
     return paths
+
+
+def is_own(folder: Path, seed: int) -> bool:
+    """Whether all that is in `folder` is what `write` of this seed has begun: the rows to train on come first, whole."""
+    if not folder.exists() or (folder.is_dir() and all(path.name.endswith(".partial") for path in folder.iterdir())):
+        return True
+    train, _ = files(folder)
+    return train.is_file() and train.read_bytes() == _texts(seed)[0].encode()
+
+
+def _texts(seed: int, train_rows: int = 2000, test_rows: int = 200) -> list[str]:
+    shuffled = orders(seed)
+    parts = (train_rows, shuffled[test_rows:]), (test_rows, shuffled[:test_rows])
+    rows = (generate(count, 2 * seed + offset, among) for offset, (count, among) in enumerate(parts))
+    return ["".join(json.dumps(row) + "\n" for row in part) for part in rows]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from zopro.config.fields import LONGEST
 from zopro.config.judging import OPENAI_KEY, OPENAI_URL
 from zopro.errors import InputError, pip_install
 from zopro.system import guard
@@ -97,7 +98,7 @@ class OpenAIJudge:
         self.name = f"openai:{model}"
         self.concurrency = concurrency
         # Longer than a pair can take in earnest; an endpoint that sends a byte a second gets past `timeout`.
-        self.longest = (max_retries + 1) * (2 * _READINGS * timeout + _LONGEST_WAIT)
+        self.longest = min((max_retries + 1) * (2 * _READINGS * timeout + _LONGEST_WAIT), LONGEST)
         self._model, self._key, self._openai = model, key, openai
         self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=max_retries)
         self._sampling: dict[str, Any] = {"temperature": 0.0}

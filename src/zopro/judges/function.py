@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from zopro.choices import imported
 from zopro.errors import InputError
@@ -15,8 +16,9 @@ class CallableJudge:
     """A Python callable, or the "module:function" that names one, called with (prompts, completions, references).
 
     Modules of the working directory are found as well. timeout: seconds for one call, 0 for no limit (see
-    `zopro.system.guard.call`). in_summary: the callable's attribute of this name, if it has one: what a run's summary
-    says of each evaluation besides, made of its rows. Raises `InputError` if there is no such callable.
+    `zopro.system.guard.call`). in_summary: the callable's attribute of this name, if it has one, with its answers
+    checked: what a run's summary says of each evaluation besides, made of its rows. Raises `InputError`: there is no such
+    callable.
     """
 
     kept = True
@@ -25,7 +27,8 @@ class CallableJudge:
         self.function: Judge = imported(target, "judge") if isinstance(target, str) else target
         self.name = f"python:{target}" if isinstance(target, str) else ""
         self.timeout = timeout
-        self.in_summary = getattr(self.function, "in_summary", None)
+        measure = getattr(self.function, "in_summary", None)
+        self.in_summary = None if measure is None else self._checked(measure)
         if not callable(self.function):
             raise InputError(f"judge: must be callable, got {target!r}.")
 
@@ -34,3 +37,31 @@ class CallableJudge:
     ) -> Sequence[int | NoVerdict]:
         # A generator would do its work where it is read: not under the time limit.
         return guard.call(lambda: list(self.function(prompts, completions, references)), self.timeout)
+
+    def _checked(self, measure: Callable[..., Any]) -> Callable[..., dict[str, float | None]]:
+        def numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+            try:
+                said = guard.call(measure, self.timeout, rows)
+            except Exception as error:
+                raise self._unusable(f"but raised {guard.reason(error)}") from error
+            if not isinstance(said, Mapping):
+                raise self._unusable(f"got {said!r:.60}")
+            return {str(name): self._number(name, value) for name, value in said.items()}
+
+        return numbers
+
+    def _number(self, name: object, value: Any) -> float | None:
+        if value is None or type(value) in (int, float):
+            return value
+        try:
+            if isinstance(value, str):
+                raise TypeError
+            return float(value)
+        except Exception:  # whatever the conversion of the user's object raises
+            raise self._unusable(f"got {value!r:.60} as {name!r}") from None
+
+    def _unusable(self, found: str) -> InputError:
+        who = self.name or getattr(self.function, "__name__", type(self.function).__name__)
+        return InputError(
+            f"judge: in_summary of {who} must return numbers by name, {found}. Fix it, then continue with --resume."
+        )

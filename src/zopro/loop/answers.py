@@ -53,10 +53,13 @@ def sample(
 def sample_all(
     run: Run, models: Models, model: Any, items: Sequence[Item], seed: int, count: int = 1, greedy: bool = False
 ) -> Iterator[Rollouts]:
-    """`count` completions of each item, `eval_batch_size` rows at a time, each batch by the seed after the last one's."""
-    size = max(1, run.config.eval_batch_size // count)
-    for number, batch in enumerate(progress.counted([*batches(items, size)], "answering")):
-        yield sample(run, models, model, batch, seed + number, count, greedy)
+    """`count` completions of each item, one item's after the other's, at most `eval_batch_size` at a time, each batch by
+    the seed after the last one's."""
+    size = run.config.eval_batch_size
+    counts = [min(size, count - first) for first in range(0, count, size)]  # several for an item that is a batch itself
+    asked = [(batch, part) for batch in batches(items, max(1, size // count)) for part in counts]
+    for number, (batch, part) in enumerate(progress.counted(asked, "answering")):
+        yield sample(run, models, model, batch, seed + number, part, greedy)
 
 
 @dataclass(frozen=True)

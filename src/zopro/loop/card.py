@@ -107,14 +107,16 @@ def _rewards(config: RunConfig) -> list[str]:
 
 def _wanted(policy: Policy, summary: Line) -> str:
     config = policy.config
-    if config.trains_reward and config.reward == ["model"]:
+    if config.reward == ["model"] and config.weights == [1.0]:
         known = shown.quality(summary.get("reward_quality", {}))
         judge = f"pairs that {shown.judge(config.judge, config.task)} decided"
         refined = f", and refined after each iteration before this one on {judge}" if policy.iteration else ""
         trained = f"trained on their preferences (on held-out rows: {known})"
         return f"It was optimised for a reward model that was {trained}{refined}."
+    if config.weights == [1.0]:
+        return f"It was optimised for the reward `{_rewards(config)[0]}`."
     parts = [f"`{name}` x {weight:g}" for name, weight in zip(_rewards(config), config.weights, strict=True)]
-    return f"It was optimised for {' + '.join(parts) if len(parts) > 1 else f'the reward `{_rewards(config)[0]}`'}."
+    return f"It was optimised for {' + '.join(parts)}."
 
 
 def _stages(policy: Policy, metrics: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
@@ -179,7 +181,9 @@ def _gains(policy: Policy, run: Layout) -> Iterator[str]:
         if last.get(f"{name}_gain") is not None
     ]
     paired = f" Gained, paired by prompt: {', '.join(gained)}." if gained else ""
-    yield f"On {last['n']} held-out prompts. {judge}{paired}"
+    prompts = last.get("prompts", last["n"])
+    rewarded = f", {last['n']} of them with a reward" if last["n"] < prompts else ""
+    yield f"On {prompts} held-out prompts{rewarded}. {judge}{paired}"
 
 
 def _forgotten(line: Line) -> str:

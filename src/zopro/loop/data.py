@@ -84,14 +84,16 @@ def load_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
 
 
 def _unjudged(config: RunConfig, found: tasks.TaskData) -> Iterator[str]:
-    """A line where a judge that compares with references finds none."""
+    """A line where a judge is named that nobody asks, or one that compares with references finds none."""
+    if unused := config.unused():
+        yield f"{', '.join(unused)}: of no effect, as no reward model is trained (reward: {', '.join(config.reward)})"
     judge = found.task.default_judge if config.judge == "auto" else config.judge
     if not config.trains_reward or judge not in tasks.METRICS:
         return
     if all(example.reference is None for example in (*found.train, *found.eval)):
         yield (
             f"judge: no row has a reference, so {judge} has no verdict: every win rate will be 0.5, and no reward model "
-            "will be refined. Give rows with a reference, or take another judge: model, openai:NAME, python:MODULE:NAME."
+            "will be refined. Give rows with a reference, or take another judge: model, openai:MODEL, python:MODULE:NAME."
         )
 
 

@@ -54,6 +54,7 @@ def evaluate(run: Run, models: Models, data: Data, iteration: int | None = None)
     line |= {
         **reward_interval(prompts, "reward", "sampled_reward"),
         "n": sum("sampled_reward" in prompt for prompt in prompts),
+        "prompts": len(prompts),
         shown.PER_ANSWER: kl_per_answer(found.log_ratios),
     }
     of = "evaluation" if iteration is None else f"evaluation {iteration}"

@@ -18,7 +18,7 @@ from zopro.config import RunConfig
 from zopro.config.reading import load_config
 from zopro.errors import InputError
 from zopro.loop import pipeline
-from zopro.loop.beforehand import own_folder
+from zopro.loop.beforehand import check_beforehand, own_folder
 from zopro.loop.finished import kept_policy
 from zopro.loop.voices import NAMES, Messages, Voices, manner_of
 from zopro.store.durable import read_json
@@ -208,5 +208,6 @@ def run(
         raise InputError("output_dir: must be given where several processes share a run, got nothing. Name a folder.")
     if resume and not settings.output_dir:
         raise InputError("output_dir: must be given to resume a run, got none. Name its folder, or give RUN/config.yaml.")
+    check_beforehand(settings, resume)
     summary = pipeline.run(settings, resume=resume, quiet=quiet)
     return load(summary.get("run", settings.output_dir))

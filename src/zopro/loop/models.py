@@ -19,7 +19,7 @@ from zopro.engine.local.models import context_of, resolve_device, resolve_dtype,
 from zopro.engine.local.quantised import check_trainable
 from zopro.engine.local.starts import load_start, tokenizer_home
 from zopro.engine.local.targets import check_targets, new_adapter
-from zopro.engine.opening import open_base
+from zopro.engine.opening import end, open_base
 from zopro.errors import InputError
 from zopro.judges import Judge, make_judge
 from zopro.loop.data import Data
@@ -88,7 +88,7 @@ class Models:
         if getattr(self.judge, "model", None) is self.base:
             yield (
                 "judge: the base model itself decides pairs and win rates; a small one is hardly better than chance. "
-                "Better ones: model:PATH, openai:NAME, python:MODULE:FUNCTION"
+                "Better ones: model:PATH, openai:MODEL, python:MODULE:FUNCTION"
             )
         room = getattr(self.judge, "room", None)  # of a causal model
         if room is not None and room < 2 * self.policies.config.max_completion_length:
@@ -114,6 +114,24 @@ def load_models(
     functions = _functions(config, device)
     check_own(config)
     base = _load_base(config, device)
+    try:
+        return _models(config, tokenizer, data, base, functions, resumes, before)
+    except BaseException:
+        end(base)
+        raise
+
+
+def _models(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    base: Any,
+    functions: dict[str, Any],
+    resumes: bool,
+    before: Said | None,
+) -> Models:
+    """`load_models`, of a base model that is loaded."""
+    device = resolve_device(config.device)
     _check_context(base, config)
     frame = frame_of(tokenizer, declared_stops(base))
     check_trainable(base, config.lora_r)

@@ -6,10 +6,13 @@ train_sft(run, models, data)
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from zopro.config import RunConfig
 from zopro.engine.local.starts import start_note, tokenizer_home
+from zopro.engine.opening import end
+from zopro.loop import rows
 from zopro.loop.data import Data, load_data
 from zopro.loop.learned import check_answers, check_answers_early
 from zopro.loop.models import Models, load_models
@@ -45,19 +48,27 @@ def open_all(
         InputError: data, model, lengths or run directory do not fit; see the message.
     """
     run = open_run(config, resume, processes or Processes(), began, writes)
-    with task("loading the tokenizer"):
-        tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
-    with task("reading the data"):
-        data = load_data(config, tokenizer)
-        check_answers_early(config, data, frame_of(tokenizer))
-    with task(f"loading {Path(config.model).name}"):
-        models = load_models(config, tokenizer, data, resumes=writes, before=kept(run.store))
-        check_answers(config, data, models.frame)
-    if writes:
-        run.store.create()
-        if models.said is not None:
-            keep(run.store, models.said)
-    run.processes.wait()
-    for line in filter(None, (start_note(config.model), data.rows, *data.remarks, *models.remarks())):
-        run.say(line)
+    with ExitStack() as opened:
+        opened.callback(run.store.lock.release)
+        with task("loading the tokenizer"):
+            tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
+        with task("reading the data"):
+            data = load_data(config, tokenizer)
+            known = rows.told(data)
+            if writes:
+                rows.check_same(run.store, config, known)
+            check_answers_early(config, data, frame_of(tokenizer))
+        with task(f"loading {Path(config.model).name}"):
+            models = load_models(config, tokenizer, data, resumes=writes, before=kept(run.store))
+            opened.callback(end, models.base)
+            check_answers(config, data, models.frame)
+        if writes:
+            run.store.create()
+            rows.keep(run.store, known)
+            if models.said is not None:
+                keep(run.store, models.said)
+        run.processes.wait()
+        for line in filter(None, (start_note(config.model), data.rows, *data.remarks, *models.remarks())):
+            run.say(line)
+        opened.pop_all()
     return run, models, data

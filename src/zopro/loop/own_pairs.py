@@ -20,6 +20,7 @@ from zopro.errors import InputError
 from zopro.loop.answers import batches, ended, sample_all
 from zopro.loop.beforehand import check_own_pairs
 from zopro.loop.data import Item
+from zopro.loop.learned import ending_within
 from zopro.loop.opening import open_all
 from zopro.loop.unended import unended
 from zopro.tasks.columns import answer_as_given, prompt_as_given
@@ -35,7 +36,8 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
 
     Returns:
         Rows in TRL's preference format (prompt, chosen, rejected: texts, or messages where the row has messages), with
-        reference, chosen_reward and rejected_reward; and numbers: prompts, pairs, the mean of both rewards.
+        reference, chosen_reward and rejected_reward; and numbers: prompts, pairs, cut_off (pairs with an answer that does
+        not end within max_completion_length, from which a run of this length does not learn), the mean of both rewards.
 
     Raises:
         InputError: what a run would refuse, a reward that has to be trained, or no prompt whose answers differ in reward.
@@ -49,10 +51,11 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
     each, rows, ids = config.num_generations, list[dict[str, Any]](), list[list[int]]()
     try:
         with models.policies.open(None) as model:
-            parts = batches(items, max(1, config.eval_batch_size // each))
             sampled = sample_all(run, models, model, items, run.seed("own pairs"), each)
-            for part, rollout in zip(parts, sampled, strict=True):
-                answers = rollout.answers()
+            for part in batches(items, max(1, config.eval_batch_size // each)):
+                answers = list[list[int]]()
+                while len(answers) < len(part) * each:
+                    answers += next(sampled).answers()
                 scores = models.rewards.score([item for item in part for _ in range(each)], answers).total
                 for item, texts, rewards in zip(
                     part, batches(models.texts(answers), each), batches(scores, each), strict=True
@@ -68,8 +71,15 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
         )
     if note := unended("pairs", 1 - ended(models, ids), len(ids), config.max_completion_length):
         run.say(note)
+    fits = ending_within(models.frame, config)
+    cut = sum(not fits(_text(row["chosen"]), _text(row["rejected"])) for row in rows)
     means = {name: fmean(row[name] for row in rows) for name in ("chosen_reward", "rejected_reward")}
-    return rows, {"prompts": len(items), "pairs": len(rows), **means}
+    return rows, {"prompts": len(items), "pairs": len(rows), "cut_off": cut, **means}
+
+
+def _text(answer: Any) -> str:
+    """Of an answer as a row has it: a text, or messages."""
+    return answer if isinstance(answer, str) else str(answer[-1]["content"])
 
 
 def _row(item: Item, texts: Sequence[str], rewards: Sequence[float]) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from zopro.loop.improvement import not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.run import Run
-from zopro.loop.summary import headline, measured, summary
+from zopro.loop.summary import Measure, headline, measured, summary
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.store.durable import plain, read_json, stopped_by_full_disk
 from zopro.store.layout import Layout
@@ -119,8 +119,7 @@ def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], liv
     if not processes.first:
         return {}
     with progress.task("writing the report"):
-        measure = getattr(models.judge, "in_summary", None)
-        found = summary(store, config, processes.size, store.usage.close(), measure)
+        found = summary(store, config, processes.size, store.usage.close(), _measure(models))
         write.page(store.path, found)
     write_text(store.layout.summary(), json.dumps(plain(found), indent=2, ensure_ascii=False))  # last: now all is there
     return found
@@ -145,11 +144,19 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
             continue
         store.verdicts(stage.name, iteration).unlink(missing_ok=True)
         clear(store.trainer(stage.name, iteration))
+        if stage.name == EVALUATION and iteration is None and (measure := _measure(models)) is not None:
+            measure(read_rows(store.evaluation(None)))  # one that fails does so now, and not after hours
         if stage.name == EVALUATION and iteration is not None:
             _say_result(run, iteration)
             if iteration + 1 < config.iterations and not live:
                 with progress.task("writing the report so far"):
                     write.refresh(store.path)
+
+
+def _measure(models: Models) -> Measure | None:
+    """More numbers of each evaluation, which a judge of the user's may have."""
+    found: Measure | None = getattr(models.judge, "in_summary", None)
+    return found
 
 
 def _say_result(run: Run, iteration: int) -> None:

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from zopro.choices import METHODS
+from zopro.config import RunConfig
 from zopro.errors import diverging
 from zopro.loop.bound import BoundCallback
 from zopro.loop.data import Data, Item
@@ -25,6 +27,7 @@ from zopro.store import shown
 from zopro.store.rundir import whole_folder
 from zopro.system import progress
 from zopro.system.random_state import preserve_random_state
+from zopro.system.statistics import at_least
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import fit
 from zopro.train.methods import PolicyInputs
@@ -33,7 +36,7 @@ from zopro.train.methods import PolicyInputs
 def policy_steps(run: Run, data: Data) -> int:
     """Steps of one iteration: as configured, or what iteration_share of the training prompts amounts to."""
     config = run.config
-    return config.policy_steps or math.ceil(config.iteration_share * len(data.train) / config.prompts_per_step)
+    return config.policy_steps or at_least(config.iteration_share, len(data.train) / config.prompts_per_step)
 
 
 def iteration_items(run: Run, data: Data, iteration: int, count: int) -> list[Item]:
@@ -83,7 +86,19 @@ def policy_trainer(
         trainer.clock = progress.Spans()
         if getattr(trainer, "follows_update", False) and not (origin.iteration or config.sft_steps):
             run.say("policy 0: without SFT steps there is no update to follow, so steps go along noise alone")
+        for line in _missing(config, origin.method, mu, v):
+            run.say(f"policy {origin.iteration}: {line}")
         yield trainer, model
+
+
+def _missing(config: RunConfig, method: str, mu: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> Iterator[str]:
+    """A line for each key that asks for an update which is not there."""
+    follows = {"targeted": config.targeted and method == "es"}
+    follows |= {"guide: mixed": config.guide == "mixed" and method == "guided"}
+    for key in (key for key, asked in follows.items() if asked and not mu):
+        yield f"{key}: there is no update yet to follow, and noise takes its place"
+    if config.guide_avoid_reward and method == "guided" and not v:
+        yield "guide_avoid_reward: there is no update of a reward model to avoid"
 
 
 def ranks_share(run: Run, iteration: int) -> bool:
@@ -103,6 +118,8 @@ def train_policy(run: Run, models: Models, data: Data, iteration: int) -> None:
     """
     config, store, policies = run.config, run.store, models.policies
     origin = _origin(run, iteration)
+    if not iteration and METHODS[config.method].self_starting and config.changed("warm_start"):
+        run.say(f"policy 0: {config.method} starts by itself, whatever warm_start says")
     if iteration and origin.previous_update and origin.previous_update[0] != origin.start:
         made = origin.name(origin.previous_update[0])
         run.say(f"policy {iteration}: the iteration before left the policy as it was; mu is the update that made {made}")

@@ -26,15 +26,15 @@ def too_short(where: str, rate: str, value: float, steps: int, step_kl: float, f
         follows: the steps go along one update and add up, so that their KL grows with the square of their number.
 
     >>> too_short("policy 0", "learning_rate", 1e-4, 60, 4e-6)
-    'policy 0: 60 steps at learning_rate: 0.0001 make a KL of about 0.0002 nats an answer, which changes none. At 0...
+    'policy 0: 60 steps at learning_rate: 0.0001 make a KL of about 0.0002 nats an answer, too little to change o...
     >>> too_short("policy 0", "learning_rate", 1e-2, 60, 4e-2)
     """
     reached = step_kl * steps ** (2 if follows else 1)
     if not 0 < reached < HARDLY:
         return None
     return (
-        f"{where}: {steps} steps at {rate}: {value:g} make a KL of about {reached:.1g} nats an answer, which changes "
-        f"none. At {value / math.sqrt(reached):.1g} they make about 1."
+        f"{where}: {steps} steps at {rate}: {value:g} make a KL of about {reached:.1g} nats an answer, too little "
+        f"to change one. At {value / math.sqrt(reached):.1g} they make about 1."
     )
 
 

@@ -80,6 +80,6 @@ def open_run(
     Raises:
         InputError: the directory is of another configuration, or in use; or nothing can report to `report_to`.
     """
-    store = RunDirectory(config, resume, processes.first and writes, began)
     check_reports(config.report_to)
+    store = RunDirectory(config, resume, processes.first and writes, began)
     return Run(config, store, processes)

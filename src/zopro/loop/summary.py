@@ -12,7 +12,7 @@ from zopro.store.durable import read_json
 from zopro.store.journal import read
 from zopro.store.rundir import RunDirectory, read_rows
 
-Measure = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float]]
+Measure = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float | None]]
 SAMPLES_SHOWN = 5
 OTHER = "other"  # seconds beside the stages: loading, analysis and figures, and what a crashed process did not record
 

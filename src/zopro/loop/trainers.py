@@ -16,7 +16,7 @@ from zopro.config import RunConfig
 from zopro.loop.data import Item
 from zopro.loop.policies import Policies
 from zopro.system.launch import alone
-from zopro.system.random_state import preserve_random_state
+from zopro.system.random_state import derived_seed, preserve_random_state
 from zopro.train.methods import PolicyInputs
 from zopro.weights.adapters import tensor_name
 
@@ -60,7 +60,7 @@ def try_method(config: RunConfig, policies: Policies, tokenizer: PreTrainedToken
             reward_update=adapter if config.trains_reward and not first else {},  # as a first iteration has none
             reference=None if policies.full else adapter,
             steps=1,
-            seed=config.seed,
+            seed=derived_seed(config.seed, "policy", 0),
             folder=Path(folder),
         )
         trainer_of(config.method, inputs)

@@ -106,9 +106,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why nothing can be written in `folder`, by it or the nearest one above it that is there; None where it can be."""
+    """Why nothing can be written in `folder`, by it or the nearest one above it that is there; None where it can be.
+
+    A link that leads nowhere is there, and nothing can be written in it.
+    """
     try:
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
         os.scandir(nearest).close()
     except OSError as error:
         return error.strerror

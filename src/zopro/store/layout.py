@@ -95,6 +95,10 @@ class Layout(Outputs):
     def usage(self) -> Path:
         return self.path / "usage.json"
 
+    def data(self) -> Path:
+        """How many rows the run began with, and hashes to know them by."""
+        return self.path / "data.json"
+
     def engine(self) -> Path:
         """What a model that is served said at the start, to know it by."""
         return self.path / "engine.json"

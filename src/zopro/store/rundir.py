@@ -122,8 +122,12 @@ class RunDirectory(Outputs):
         self.lock = RunLock(self.path)
         if self.resumed:
             self.lock.acquire()
-            fix_end(self.metrics_path)
-            self.usage.go_on(self.metrics())
+            try:
+                fix_end(self.metrics_path)
+                self.usage.go_on(self.metrics())
+            except BaseException:
+                self.lock.release()  # whoever keeps the error keeps this object
+                raise
 
     def create(self) -> None:
         """Write the configuration and the environment; nothing of the run is on disk before this.
@@ -142,7 +146,9 @@ class RunDirectory(Outputs):
             write_text(self.layout.environment(), json.dumps(environment(), indent=2))
         values = self._config.to_dict()
         begun = begun_with(self.path, self._config) if self.resumed else {}
-        values["output_dir"] = begun.get("output_dir", values["output_dir"])  # however it was named to continue it
+        named = begun.get("output_dir", "")
+        if named and Path(named).exists() and self.path.samefile(named):  # else the run was moved
+            values["output_dir"] = named
         if self.writes and begun != values:
             write_text(self.layout.config(), yaml.safe_dump(values, sort_keys=False))
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from zopro.errors import Diverged, InputError, nearest
 from zopro.weights.adapters import tensor_name
+from zopro.weights.saving import LARGEST_WEIGHT
 from zopro.zo import SPSA
 
 ADAPTER = "default"  # the only adapter that TRL trains
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
-LARGEST_WEIGHT = 1e6  # no language model has one near it
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

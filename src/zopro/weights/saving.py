@@ -17,6 +17,8 @@ from torch import Tensor
 
 from zopro.errors import Diverged
 
+LARGEST_WEIGHT = 1e6  # no language model has one near it
+
 
 def save_weights(model: Any, folder: Path) -> None:
     """Write the active adapter of a PEFT model, or a whole model, into `folder` (see `zopro.store.durable.whole_folder`).
@@ -52,19 +54,22 @@ def check_whole(model: Any) -> None:
     """Refuse weights that are no model any more: the active adapter's or all, and what comes of them for a few tokens.
 
     Raises:
-        Diverged: a tensor, or the model's output, has NaN or infinity in it.
+        Diverged: a tensor, or the model's output, has NaN or infinity in it; or a weight is beyond all use.
     """
     adapter = f".{model.active_adapter}." if isinstance(model, PeftModel) else ""
-    refuse_not_finite((name, p) for name, p in model.named_parameters() if adapter in f"{name}.")
-    if getattr(model, "serve", None) is not None:
-        return  # another engine runs it
-    was_training = model.training
-    try:
-        logits = model.eval()(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False).logits
-    finally:
-        model.train(was_training)
-    if not bool(logits.isfinite().all()):
-        raise Diverged("the model's output is not finite")
+    weights = [(name, weight) for name, weight in model.named_parameters() if adapter in f"{name}."]
+    refuse_not_finite(weights)
+    if getattr(model, "serve", None) is None:  # else another engine runs it
+        was_training = model.training
+        try:
+            logits = model.eval()(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False).logits
+        finally:
+            model.train(was_training)
+        if not bool(logits.isfinite().all()):
+            raise Diverged("the model's output is not finite")
+    for name, weight in weights:
+        if weight.is_floating_point() and weight.numel() and (largest := float(weight.abs().max())) >= LARGEST_WEIGHT:
+            raise Diverged(f"{name} has weights of {largest:.2g}")
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
