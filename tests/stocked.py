@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ SHORT = {
 ANSWERED = ("translations.jsonl", "summaries.jsonl", "other.jsonl")
 """Rows with a prompt and an answer."""
 
+DATA: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+    "hh_rlhf": lambda row: {
+        which: f"\n\nHuman: {row['prompt']}\n\nAssistant: {row[which]}" for which in ("chosen", "rejected")
+    },
+    "scitldr": lambda row: {"source": [row["prompt"], row["rejected"]], "target": [row["chosen"]]},
+    "wmt/wmt20_mlqe_task1:en-de": lambda row: {
+        "translation": {"en": row["prompt"], "de": row["chosen"]}, "z_mean": len(row["chosen"]) % 7 / 5
+    },
+}  # fmt: skip
+"""Folders of data sets, by their place or by their id on the Hub, and what each makes of a row."""
+
 MODELS = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "HuggingFaceTB/SmolLM2-1.7B-Instruct",
@@ -56,13 +68,14 @@ def fill(folder: Path) -> dict[str, Any]:
     tokenizer.chat_template = CHAT_TEMPLATE
     tiny_model("llama", tokenizer, num_hidden_layers=1, max_position_embeddings=512).save_pretrained(folder / "PATH")
     tokenizer.save_pretrained(folder / "PATH")
-    told = [{"chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['chosen']}",
-             "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: {r['rejected']}"} for r in talk]  # fmt: skip
-    for name, part in (("train", told[:32]), ("test", told[32:])):
-        for place in ("shared/data/hh_rlhf", "hh_rlhf"):
-            (folder / place).mkdir(parents=True, exist_ok=True)
-            with gzip.open(folder / place / f"{name}.jsonl.gz", "wt") as file:
-                file.writelines(json.dumps(row) + "\n" for row in part)
+    for place, written in DATA.items():
+        (folder / place).mkdir(parents=True)
+        for name, part in (("train", talk[:32]), ("test" if place == "hh_rlhf" else "dev", talk[32:])):
+            text = "".join(json.dumps(written(row)) + "\n" for row in part)
+            if place == "hh_rlhf":
+                (folder / f"{place}/{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+            else:
+                (folder / f"{place}/{name}.jsonl").write_text(text)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
     answered = [{"prompt": f"Once more: {row['prompt']}", "answer": row["chosen"]} for row in talk]
     for name in ANSWERED:

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, ProgressCallback
 import zopro
 from blocks import Block, blocks
 from one_run import no_embedding, no_figures
-from stocked import ANSWERED, MODELS, ROOT, ROWS, SHORT, fill, given, short
+from stocked import ANSWERED, DATA, MODELS, ROOT, ROWS, SHORT, fill, given, short
 from zopro import cli, demo
 from zopro.analysis.numbers import chance
 from zopro.cli import init
@@ -104,19 +104,17 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """A folder for a page, with links to the stock."""
     here = tmp_path / "here"
     here.mkdir()
-    for name in ("PATH", "CONFIG.yaml", "rows.jsonl", "hh_rlhf", *ANSWERED):
+    for name in ("PATH", "CONFIG.yaml", "rows.jsonl", *ANSWERED, *(data.split("/")[0] for data in DATA)):
         (here / name).symlink_to(stock / name)
     for name in MODELS[:-1]:
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).symlink_to(stock / "PATH")
-    (tmp_path / "shared").symlink_to(stock / "shared")
     shutil.copytree(stock / "examples", here / "examples")
     (here / "examples/HuggingFaceTB").symlink_to(here / "HuggingFaceTB")
     shutil.copytree(stock / "RUN", here / "RUN")
     shutil.copy(stock / "CONFIG.yaml", here / "config.yaml")
-    (here / "theirs").mkdir()
     for part in ("policy", "reward"):
-        (here / "theirs" / part).symlink_to(stock / "RUN" / part)
+        shutil.copytree(stock / "RUN" / part, here / "theirs" / part)
     monkeypatch.chdir(here)
     monkeypatch.syspath_prepend(here)
     quick(monkeypatch)

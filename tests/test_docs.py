@@ -55,6 +55,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not outside
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "CHANGELOG"], ids=lambda page: page.name)
+def test_files_that_it_names_are_there(page: Path) -> None:
+    named = re.findall(r"(?<![\w/])(?:src|tests|benchmarks|examples)/[\w./-]+\.\w+", page.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_a_broken_link_is_seen() -> None:
     text = "# A b\n[x](#a-b) [x](nowhere.md) [x](data.md#nothing)\n\n    [x](code.md)\n\n`[x](quoted.md)` [x](faq.md)"
     assert list(broken(DOCS / "new.md", text.replace("#a-b", "faq.md"))) == ["nowhere.md", "data.md#nothing"]
@@ -79,6 +85,8 @@ def test_the_menu_has_every_page_once() -> None:
 def test_the_python_page_has_every_public_name() -> None:
     page = (DOCS / "api.md").read_text("utf-8")
     assert set(re.findall(r'heading: "zopro\.(\w+)"', page)) == {*zopro.__all__} - {"__version__"}
+    listed = "".join(re.findall(r"(?m)^\|(.*?)\|", page.partition("\n## ")[0]))
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted({*zopro.__all__} - {"__version__"})
     homes = {f"{home}.{name}" for name, home in zopro._HOME.items()}
     assert set(re.findall(r"(?m)^::: (\S+)$", page)) == homes
 

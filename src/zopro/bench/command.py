@@ -47,7 +47,10 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "sides": (int, "2: central differences, 1: forward differences (default: 2)"),
     "evaluation": (str, "sequential, both sides together in one pass, or all queries batched (default: sequential)"),
     "queries": (int, "directions averaged in a step (default: 1)"),
-    "directions": (str, "targeted, gaussian, rademacher or low_rank (default: targeted)"),
+    "directions": (
+        str,
+        "targeted, as method zopro's, or gaussian, rademacher or low_rank noise alone (default: targeted)",
+    ),
     "steps": (int, "steps measured after one to warm up (default: 5)"),
     "seed": (int, "seed of prompts, weights and directions (default: 0)"),
 }

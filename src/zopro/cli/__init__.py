@@ -117,7 +117,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        "demo", help="the whole loop on a tiny embedded model and task, offline"
+        "demo",
+        help="the whole loop on a tiny embedded model and task, offline",
+        description="Run the whole loop on a tiny model and task that come with zopro: no download, no GPU. Ends with a "
+        "table, answers before and after, and the path of the report.",
     )
     command.add_argument("--out", metavar="DIR", help="run directory (default: a new one)")
     command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
@@ -144,7 +147,10 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
 
 def _add_replay(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        "replay", help="the policy of any zeroth-order step, rebuilt from its journal without a forward pass"
+        "replay",
+        help="the policy of any zeroth-order step, rebuilt from its journal without a forward pass",
+        description="Rebuild the policy after step S of a zeroth-order iteration, from the policy that the iteration "
+        "started from and its journal. Needs no base model, no data and no forward pass.",
     )
     command.add_argument("run", metavar="RUN", help="run directory")
     command.add_argument("--iteration", type=int, metavar="I", help="policy iteration (default: newest with a journal)")
@@ -158,6 +164,8 @@ def _add_generate(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "generate",
         help="see what changed: answers of the base model, of what the run began with and of the aligned policy",
+        description="Answer each TEXT by the base model, by what the run began with and by the aligned policy, side by "
+        "side. A TEXT is one message of a user, in the model's chat template.",
     )
     export.add_policy(command)
     command.add_argument("--prompt", metavar="TEXT", nargs="+", action="extend", required=True, help="what to answer")

@@ -32,7 +32,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("task", metavar="TASK", nargs="?", default="chat", help=f"{', '.join(TASKS)} (default: chat)")
     command.add_argument("--model", metavar="MODEL", help=f"a Hub id or a local folder (default: {SMALL_MODEL})")
-    command.add_argument("--data", metavar="ROWS", help="training rows: a file, a folder or a Hub id")
+    needed = " and ".join(task for task in TASKS if task not in SHIPPED)
+    about = f"training rows: a file, a folder or a Hub id; must be given for {needed}"
+    command.add_argument("--data", metavar="ROWS", help=about)
     command.add_argument("--out", metavar="FILE", help="the new file (default: TASK.yaml)")
     command.set_defaults(handler=run)
     return command
@@ -69,7 +71,9 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     _write(config, template(args.task, args.model or "", args.data or str(rows), str(config)), rows, args.task)
     written = {"config": str(config), "rows": None if rows is None else str(rows)}
     what = f"{config} written" + ("" if rows is None else f", and rows to try it on: {rows}")
-    return written, f"{what}\nThen: zopro run {shlex.quote(str(config))}"
+    checked = args.task == "verifiable" and args.data  # by `maths`, which reads the rows' answers
+    more = ", with a --reward that needs no answer if the rows have none" if checked else ""
+    return written, f"{what}\nThen: zopro run {shlex.quote(str(config))}{more}"
 
 
 def _write(config: Path, text: str, rows: Path | None, task: str) -> None:

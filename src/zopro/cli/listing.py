@@ -12,7 +12,10 @@ from zopro.system.terminal import Page, Table
 
 def add_methods(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        "methods", help="what a policy can be optimised by, and all other names that a configuration may hold"
+        "methods",
+        help="what a policy can be optimised by, and all other names that a configuration may hold",
+        description="List the methods, and what each uses: function values only, or back-propagation. Then all other "
+        "names that a configuration may hold: noise, judges, tasks, rewards, engines.",
     )
     command.set_defaults(handler=_methods)
     return command
@@ -20,7 +23,10 @@ def add_methods(commands: Any) -> argparse.ArgumentParser:
 
 def add_schema(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        "config-schema", help="the configuration as a JSON schema, for editors"
+        "config-schema",
+        help="the configuration as a JSON schema, for editors",
+        description="Print the keys of a configuration as a JSON schema, from which editors complete names and mark "
+        "mistakes.",
     )
     command.set_defaults(handler=_schema)
     return command

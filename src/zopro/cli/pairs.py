@@ -51,4 +51,9 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     text = f"{found['pairs']} pairs of {found['prompts']} prompts written to {out}: rewards {rewards} on average"
     if equal := found["prompts"] - found["pairs"]:
         text += f"\n{equal} prompt{'s have' if equal > 1 else ' has'} none: no two of their answers differ in reward"
+    if cut := found["cut_off"]:
+        text += (
+            f"\n{cut} of the pairs {'have' if cut > 1 else 'has'} an answer that is cut off at max_completion_length: "
+            f"{config.max_completion_length}. A run of this length does not learn from them: sample with a larger one"
+        )
     return {**found, "out": str(out)}, text

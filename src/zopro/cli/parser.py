@@ -1,4 +1,5 @@
 """How `zopro` reads what is typed: argparse, whose errors are one line that says what is wrong and what to type instead.
+Options have hyphens or underscores in their names, as people type them.
 
 zopro run config.yaml --eval_greedy --iteratons 3    # --iteratons: no such option of 'zopro run'. Did you mean ...
 """
@@ -40,14 +41,19 @@ class Parser(argparse.ArgumentParser):
 
     def _looked_through(self, words: Sequence[str]) -> Iterator[str]:
         before: argparse.Action | None = None
+        names = {name.replace("_", "-"): name for name in self._option_string_actions}
         for place, word in enumerate(words):
             if word == "--":
                 yield from words[place:]
                 return
-            option = self._option_string_actions.get(word)
             value = " " in word or (before is not None and before.nargs in (None, "+"))  # or argparse says what it is
-            if word.startswith("--") and not value and word.split("=")[0] not in self._option_string_actions:
-                raise self._unknown(word)
+            typed, equals, rest = word.partition("=")
+            if word.startswith("--") and typed not in self._option_string_actions:
+                name = names.get(typed.replace("_", "-"))
+                if name is None and not value:
+                    raise self._unknown(word)
+                word = f"{name or typed}{equals}{rest}"
+            option = self._option_string_actions.get(word)
             if option is not None and option.nargs == "?" and not _truth(words[place + 1 : place + 2]):
                 word += f"={option.const}"
             yield word
