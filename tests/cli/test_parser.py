@@ -8,6 +8,7 @@ import pytest
 
 from commands import refused
 from zopro import cli
+from zopro.cli.parser import Parser
 from zopro.config import RunConfig
 
 
@@ -48,6 +49,14 @@ def test_a_value_that_is_missing_does_not_begin_with_a_dash(more: list[str], cap
     assert "VALUE" not in refused(capsys, "data", "arithmetic", "--rows", "4", "--out", "x", "--difficulty", *more)
 
 
+def test_a_text_that_looks_like_an_option_stays_a_text() -> None:
+    parser = Parser(prog="zopro")
+    parser.add_argument("--prompt")
+    parser.add_argument("--max-new-tokens")
+    text = "--max_new_tokens=5 is what?"
+    assert [*parser._looked_through(["--prompt", text, "--max_new_tokens=5"])] == ["--prompt", text, "--max-new-tokens=5"]
+
+
 def test_what_stands_after_an_option_of_many_values_is_said_to_come_before_it(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "generate", "--prompt", "tea", "RUN")
     assert line.endswith(" Give RUN before --prompt, which takes every word after it.")
@@ -57,6 +66,23 @@ def test_what_stands_after_an_option_of_many_values_is_said_to_come_before_it(ca
 def test_a_boolean_key_takes_a_truth_value_alone(made: list[RunConfig]) -> None:
     assert cli.main(["run", "--eval_greedy", "config.yaml", "--easy_questions", "7", "--lora-freeze-a", "No"]) == 0
     assert (made[0].eval_greedy, made[0].easy_questions, made[0].lora_freeze_a) == (True, 7, False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("run X --dry_run --lora-r=4 --eval-greedy", "run X --dry-run --lora_r 4 --eval_greedy true"),
+        ("bench step --num_generations 4", "bench step --num-generations 4"),
+        ("generate R --max_new_tokens=3 --prompt a_b", "generate R --max-new-tokens 3 --prompt a_b"),
+    ],
+)
+def test_hyphens_and_underscores_in_a_name_are_the_same(typed: str, meant: str) -> None:
+    assert cli._parser().parse_args(typed.split()) == cli._parser().parse_args(meant.split())
+
+
+def test_every_command_says_what_it_does() -> None:
+    commands = next(action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
+    assert [name for name, command in commands.items() if not command.description] == []
 
 
 PATHS = {"RUN": ["generate", "X", "--prompt", "x"], "CONFIG": ["run", "X"]} | {

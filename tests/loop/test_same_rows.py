@@ -14,6 +14,7 @@ from tiny_runs import config, rows
 from zopro.errors import InputError
 from zopro.loop import models
 from zopro.loop.opening import open_all
+from zopro.loop.rows import told
 
 
 def write(path: Path, data: list[dict[str, Any]]) -> str:
@@ -63,6 +64,22 @@ def test_other_rows_are_refused_and_the_same_ones_elsewhere_are_not(
     (tmp_path / "run/data.json").unlink()  # of an earlier version
     write(tmp_path / "moved.jsonl", rows()[9:])
     opened(type(begun)(**settings), resume=True)
+
+
+def test_a_copy_goes_on_where_the_first_place_may_not_be_seen(begun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*given: Any) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "samefile", refuses)
+    opened(begun, resume=True)
+
+
+def test_what_reward_functions_read_is_part_of_a_row(begun: Any) -> None:
+    _, _, data = open_all(begun, resume=True)
+    before = told(data)
+    for item in (data.eval[0], data.other[0]):
+        object.__setattr__(item.example, "columns", {"target": 7})
+    assert {part for part, now in told(data).items() if now != before[part]} == {"eval"}, "another task has no rewards"
 
 
 def test_a_model_that_was_started_ends_where_something_does_not_fit(begun: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from zopro.zo import SPSA, Targeted
+from zopro.zo import SPSA, ESStrategy, Targeted
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,7 @@ def test_one_memory_is_trained_once() -> None:
 def test_numbers_of_any_kind_are_numbers(eps: Any) -> None:
     opt = SPSA([torch.ones(2)], lr=torch.tensor(0.1), eps=eps, measure_noise=True, queries=np.int64(2))
     assert opt.param_groups[0]["eps"] == 0.5 and type(opt.param_groups[0]["eps"]) is float
+    assert type(ESStrategy(sigma=eps).groups[0]["eps"]) is float  # weights_only reads no state with a NumPy number
 
 
 @pytest.mark.parametrize("options", [{"lr": "1e-3"}, {"lr": -1}, {"eps": object()}])

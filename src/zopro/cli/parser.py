@@ -46,9 +46,11 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 yield from words[place:]
                 return
-            value = " " in word or (before is not None and before.nargs in (None, "+"))  # or argparse says what it is
+            takes = before is not None and before.nargs in (None, "+")
+            value = " " in word or takes  # or argparse says what it is
             typed, equals, rest = word.partition("=")
-            if word.startswith("--") and typed not in self._option_string_actions:
+            text = " " in word and takes
+            if word.startswith("--") and typed not in self._option_string_actions and not text:
                 name = names.get(typed.replace("_", "-"))
                 if name is None and not value:
                     raise self._unknown(word)

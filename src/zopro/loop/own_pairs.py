@@ -62,6 +62,7 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
                 ):
                     rows += filter(None, [_row(item, texts, rewards)])
                 ids += answers
+            assert next(sampled, None) is None
     finally:
         end(models.base)
     if not rows:

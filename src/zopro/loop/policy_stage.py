@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,6 @@ from zopro.store import shown
 from zopro.store.rundir import whole_folder
 from zopro.system import progress
 from zopro.system.random_state import preserve_random_state
-from zopro.system.statistics import at_least
 from zopro.train.callbacks import be_quiet
 from zopro.train.checkpoints import fit
 from zopro.train.methods import PolicyInputs
@@ -36,7 +36,7 @@ from zopro.train.methods import PolicyInputs
 def policy_steps(run: Run, data: Data) -> int:
     """Steps of one iteration: as configured, or what iteration_share of the training prompts amounts to."""
     config = run.config
-    return config.policy_steps or at_least(config.iteration_share, len(data.train) / config.prompts_per_step)
+    return config.policy_steps or math.ceil(config.iteration_share * len(data.train) / config.prompts_per_step)
 
 
 def iteration_items(run: Run, data: Data, iteration: int, count: int) -> list[Item]:

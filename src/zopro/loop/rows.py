@@ -19,18 +19,19 @@ from zopro.store.rundir import RunDirectory, write_text
 
 Told = dict[str, dict[str, Any]]
 """Of the held-out rows (first, as their prompts do not train), the training rows and those of another task: how many they
-are, and the hash of what they say in their order. Of their messages, not of the text that a chat template makes of them,
-which may have the date in it."""
+are, and the hash of what they say in their order, to models and to reward functions. Of their messages, not of the text
+that a chat template makes of them, which may have the date in it."""
 
 
 def told(data: Data) -> Told:
-    return {"eval": _told(data.eval), "train": _told(data.train), "other": _told(data.other)}
+    return {"eval": _told(data.eval), "train": _told(data.train), "other": _told(data.other, columns=False)}
 
 
-def _told(items: Iterable[Item]) -> dict[str, Any]:
+def _told(items: Iterable[Item], columns: bool = True) -> dict[str, Any]:
     found, rows = sha256(), 0
     for example in (item.example for item in items):
-        said = (example.prompt, example.tools, example.chosen, example.rejected, example.score, example.reference)
+        said: tuple[Any, ...] = (example.prompt, example.tools, example.chosen, example.rejected, example.score)
+        said += (example.reference, example.columns if columns else None)
         found.update(json.dumps(said, sort_keys=True, default=str).encode() + b"\n")
         rows += 1
     return {"rows": rows, "sha256": found.hexdigest()}
@@ -49,7 +50,8 @@ def check_same(store: RunDirectory, config: RunConfig, rows: Told) -> None:
             what = {"train": "to train on", "eval": "that are held out", "other": "of another task"}[part]
             raise InputError(
                 f"{keys[part]}: must give the rows that the run began with, in their order, got others {what}"
-                f"{counts}. Restore them, or begin a run in another output_dir."
+                f"{counts}. Restore them, or begin a run in another output_dir. Where only a template's date or a "
+                f"library has changed which prompts fit max_prompt_length, delete {path}."
             )
 
 

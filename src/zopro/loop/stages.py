@@ -6,6 +6,7 @@ in the run directory. `zopro.loop.table` has all of them in their order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,6 @@ from zopro.rewards.sequences import Sequences
 from zopro.store import shown
 from zopro.store.rundir import read_rows, whole_folder
 from zopro.system.random_state import preserve_random_state
-from zopro.system.statistics import at_least
 from zopro.text.chat import shared_length
 from zopro.train.arguments import quiet_arguments, scaled_gradients
 from zopro.train.callbacks import be_quiet
@@ -129,7 +129,7 @@ def sample_pairs(run: Run, models: Models, data: Data, iteration: int) -> None:
         rows = _answers(run, models, model, items, run.seed("samples", iteration))
         for row, value in zip(rows, _rewards(run, reward, rows), strict=True):
             row["reward"] = value
-        count = at_least(config.uncertain_share, len(rows))
+        count = math.ceil(config.uncertain_share * len(rows))
         uncertain = sorted(rows, key=lambda row: abs(row["reward"]))[:count]
         seconds = _answers(run, models, model, [row["item"] for row in uncertain], run.seed("second", iteration))
     for second, value in zip(seconds, _rewards(run, reward, seconds), strict=True):

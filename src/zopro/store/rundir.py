@@ -146,9 +146,9 @@ class RunDirectory(Outputs):
             write_text(self.layout.environment(), json.dumps(environment(), indent=2))
         values = self._config.to_dict()
         begun = begun_with(self.path, self._config) if self.resumed else {}
-        named = begun.get("output_dir", "")
-        if named and Path(named).exists() and self.path.samefile(named):  # else the run was moved
-            values["output_dir"] = named
+        with suppress(OSError):  # not there, or of somebody else: the run was moved
+            if (named := begun.get("output_dir")) and self.path.samefile(named):
+                values["output_dir"] = named
         if self.writes and begun != values:
             write_text(self.layout.config(), yaml.safe_dump(values, sort_keys=False))
 

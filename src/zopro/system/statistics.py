@@ -1,4 +1,4 @@
-"""Means with 95 % intervals: of independent values, of wins, and of values that are paired by prompt and seed; shares."""
+"""Means with 95 % intervals: of independent values, of wins, and of values that are paired by prompt and seed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ Z95 = NormalDist().inv_cdf(0.975)
 """Standard errors on either side of a mean that make a 95 % normal interval."""
 
 Interval = tuple[float, float, float]  # mean, low, high; the bounds are NaN where nothing was repeated
-
-
-def at_least(share: float, of: float) -> int:
-    """The fewest whole things that are a share of so many, without one more for what rounding adds.
-
-    >>> at_least(0.55, 100), at_least(0.551, 100), at_least(1e-30, 100)
-    (55, 56, 1)
-    """
-    return math.ceil(share * of * (1 - 1e-12))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

@@ -68,8 +68,10 @@ def check_whole(model: Any) -> None:
         if not bool(logits.isfinite().all()):
             raise Diverged("the model's output is not finite")
     for name, weight in weights:
-        if weight.is_floating_point() and weight.numel() and (largest := float(weight.abs().max())) >= LARGEST_WEIGHT:
-            raise Diverged(f"{name} has weights of {largest:.2g}")
+        if weight.is_floating_point() and weight.numel():
+            low, high = weight.aminmax()  # which copies nothing
+            if (largest := max(-float(low), float(high))) >= LARGEST_WEIGHT:
+                raise Diverged(f"{name} has weights of {largest:.2g}")
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:

@@ -86,6 +86,7 @@ class ESStrategy:
         for name, value in (("momentum", momentum), ("second_moment", second_moment), ("anchor", anchor)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}: must lie in [0, 1), got {value}")
+        sigma = sigma if isinstance(sigma, str) else float(sigma)
         one = {"lr": lr, "eps": sigma, "weight_decay": weight_decay, "auto_eps": sigma == "auto"}
         self.groups: list[Group] = [one] if groups is None else groups
         self.population, self.antithetic, self.shaping, self.normalize = population, antithetic, shaping, normalize
