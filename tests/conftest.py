@@ -110,6 +110,34 @@ def _cards_are_compiled_once() -> None:
     jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)  # type: ignore[method-assign]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _seeds_of_no_device_are_not_noted() -> None:
+    """Torch keeps each seed for a device to come, with its caller's stack: 2 ms each time."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for module in (torch.cuda.random, torch.xpu.random, torch.mtia):
+            module._lazy_call = lambda call, **seeds: None  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rows_in_memory_have_any_name() -> None:
+    """datasets pickles rows and functions to name what it would keep on the disk: 5 ms each time."""
+    if "datasets" in sys.modules:
+        from datasets import arrow_dataset, fingerprint
+
+        for module in (arrow_dataset, fingerprint):
+            module.generate_fingerprint = module.update_fingerprint = lambda *_: fingerprint.generate_random_fingerprint()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_block_is_compiled_alone() -> None:
+    """accelerate looks through all modules for such a block whenever it unwraps a model: 1 ms each time."""
+    from accelerate.utils import other
+
+    other.has_compiled_regions = lambda module: False
+
+
 @pytest.fixture
 def random_state() -> Generator[None, None, None]:
     """Torch's global state, seeded for the test and given back after it."""

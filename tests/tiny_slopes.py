@@ -35,7 +35,6 @@ from tiny_trainers import (
     llama,
     quiet,
     settings,
-    tea,
     with_adapter,
     word_tokenizer,
 )
@@ -104,6 +103,11 @@ def policy(targets: Any = ("v_proj", "down_proj"), **options: Any) -> Any:
     return model
 
 
+def letters(completions: list[str], **kwargs: Any) -> list[float]:
+    """A reward that answers seldom share: the first rows that a check looks at have a slope."""
+    return [len(text) / 10 for text in completions]
+
+
 def classes(name: str) -> tuple[type, type]:
     """A trainer of transformers or TRL, and its configuration; skips where TRL has none of the name."""
     for trainer_cls, config_cls in CONFIGS.items():
@@ -124,7 +128,10 @@ def build(trainer_cls: type, folder: Path, zo: dict[str, Any] | None = None, mod
         data["processing_class"] = word_tokenizer()
         data["processing_class"].chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     wanted = inspect.signature(trainer_cls).parameters
-    data.update({key: value for key, value in {"reward_funcs": tea, "teacher_model": llama(1)}.items() if key in wanted})
+    if "reward_funcs" in wanted:
+        data["reward_funcs"] = letters
+    if "teacher_model" in wanted:
+        data["teacher_model"] = llama(1)
     if model is None:
         model = llama(cls=LlamaForSequenceClassification, num_labels=1) if trainer_cls is RewardTrainer else policy()
     own = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 4, **OPTIONS.get(name, {})}

@@ -1,6 +1,6 @@
 """Every trainer under test on a tiny problem of its own: a tokenizer of ten words, one layer of width 16.
 
-A further trainer is a further row of `SUPERVISED` or `ONLINE`: (folder, SPSA's options, config's options) -> trainer.
+A further trainer is a further row of `SUPERVISED`: (folder, SPSA's options, config's options) -> trainer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from transformers import (
 from trl import (
     DPOConfig,
     DPOTrainer,
-    GRPOConfig,
-    GRPOTrainer,
     RewardConfig,
     RewardTrainer,
     RLOOConfig,
@@ -182,10 +180,6 @@ def rloo(folder: Path, zo: dict[str, Any], **options: Any) -> Any:
     return online(zeroth_order(RLOOTrainer, **zo), RLOOConfig, folder, options)
 
 
-def grpo(folder: Path, zo: dict[str, Any], **options: Any) -> Any:
-    return online(zeroth_order(GRPOTrainer, **zo), GRPOConfig, folder, options)
-
-
 def zopro(folder: Path, **options: Any) -> Any:
     return online(ZOPrOTrainer, ZOPrOConfig, folder, options)
 
@@ -197,7 +191,6 @@ def es(folder: Path, **options: Any) -> Any:
 
 
 SUPERVISED: dict[str, Build] = {"Trainer": plain, "SFT": sft, "Reward": reward, "DPO": dpo}
-ONLINE: dict[str, Build] = {"RLOO": rloo, "GRPO": grpo}
 
 
 def lines(trainer: Any) -> list[dict[str, Any]]:
@@ -219,11 +212,15 @@ def mean_reward(trainer: Any) -> float:
 
 
 def adapted() -> Any:
-    """Wide enough for back-propagation to reach a reward of 0.98, with the settings of test_guided_trainer."""
+    """Wide enough for back-propagation to reach a reward of 0.98, with the settings of test_guided_trainer.
+
+    On three kinds of layers: a step on all seven takes nearly twice as long.
+    """
     model = llama(hidden_size=32, intermediate_size=64, num_hidden_layers=2, initializer_range=0.3)
+    config = LoraConfig(r=8, target_modules=["v_proj", "o_proj", "down_proj"], task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+        return get_peft_model(model, config)
 
 
 def shares(monkeypatch: pytest.MonkeyPatch) -> set[float]:

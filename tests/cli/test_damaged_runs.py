@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("quietly")
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, and what a stop in its SFT would have left of the trainer."""
     folder = tmp_path_factory.mktemp("finished")
-    settings = config(inputs, folder / "run", iterations=1, policy_steps=1, warm_start="spsa", checkpoint_steps=1)
+    small = {"reward_steps": 1, "pair_prompts": 2, "eval_prompts": 2, "policy_steps": 1, "iterations": 1}
+    settings = config(inputs, folder / "run", **small, warm_start="spsa", checkpoint_steps=1)
     with pytest.MonkeyPatch.context() as patch:
         no_report(patch)
         patch.setattr(pipeline, "clear", lambda folder: None)
@@ -76,20 +77,14 @@ def test_a_record_that_is_gone(copy, capsys):
     assert "environment.json': must be there" in resume(capsys, copy)
 
 
-CHECKPOINT = [
-    *("parameters.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "counters.json"),
-]
-
-
-@pytest.mark.parametrize("name", CHECKPOINT)
-def test_a_damaged_checkpoint_is_named(name, copy, capsys):
+def test_a_damaged_checkpoint_is_named(copy, capsys):
+    """Each of its files: tests/train/test_construction.py."""
     for output in ("sft", "reward", "policy", "evaluations", "iterations"):
         shutil.rmtree(copy / output)
-    file = copy / "trainer" / "sft" / "checkpoint-1" / name
+    file = copy / "trainer" / "sft" / "checkpoint-1" / "optimizer.pt"
     assert file.is_file()
-    for noise in NOISE[:2]:
-        file.write_bytes(noise)
-        assert str(file.parent) in resume(capsys, copy)
+    file.write_bytes(NOISE[1])
+    assert str(file.parent) in resume(capsys, copy)
 
 
 def test_a_run_of_another_version(copy, capsys):

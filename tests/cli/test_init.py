@@ -71,6 +71,11 @@ def test_what_it_does_not_do(argv: list[str], line: str, capsys: pytest.CaptureF
 
 
 def test_the_file_says_how_it_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").touch()
+    assert cli.main(["init", "verifiable", "--data", "rows.jsonl"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "verifiable.yaml, with a --reward that needs no answer if the rows have none\n"
+    )
     assert cli.main(["init", "chat", "--out", "sub/my own.yaml"]) == 0
     assert Path("sub/my own.yaml").read_text().startswith("# A first run: zopro run 'sub/my own.yaml'. Every key")
     assert capsys.readouterr().out.endswith("Then: zopro run 'sub/my own.yaml'\n")

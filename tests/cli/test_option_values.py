@@ -6,10 +6,17 @@ import re
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
-from commands import refused_at_once
+from commands import refused, refused_at_once
+from tiny import tiny_model, tiny_tokenizer
 from zopro.choices import METHODS
+from zopro.config import RunConfig
 from zopro.config.reading import FIELDS
+from zopro.engine.local.targets import check_targets
+from zopro.errors import InputError
+from zopro.loop.own import check_own
 
 pytestmark = pytest.mark.usefixtures("quietly")
 
@@ -18,13 +25,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"lora_target_modules": "q_proj,nope"},
         "'nope' fits none of the model's. There are",
     ),
-    "a regular expression for nothing": ({"lora_target_modules": "q_proj|v_proj"}, "must match whole names such as"),
-    "no regular expression": ({"lora_target_modules": "("}, "it is no regular expression"),
     "norms": ({"lora_target_modules": "q_proj,input_layernorm"}, "Target module LlamaRMSNorm"),
     "a block": ({"lora_target_modules": "mlp"}, "Target module LlamaMLP"),
-    "the head": ({"lora_target_modules": "q_proj,lm_head"}, "the output head cannot carry one"),
-    "the reward model's head": ({"lora_target_modules": "score"}, "'score' fits none of the model's"),
-    "all-linear and more": ({"lora_target_modules": "all-linear,lm_head"}, "'all-linear' fits none"),
     "no module": ({"lora_target_modules": ","}, "must be all-linear, names"),
     "a report to nobody": ({"report_to": "wadnb"}, "report_to: must be of .*Did you mean 'wandb'"),
     "an accelerator that is not here": ({"device": "meta"}, "device: must be auto, cpu, cuda or mps, got 'meta'"),
@@ -45,19 +47,26 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "noise of no module": ({"noise": "python:no_such_module:Sparse"}, "noise: cannot import 'no_such_module'"),
     "a module that ends the process": ({"noise": "python:ends:N"}, r"noise: cannot import 'ends' \(SystemExit: 0\)"),
     "noise that takes arguments": ({"noise": "python:math:sqrt"}, "noise: must be a class of zopro.zo.Directions"),
-    **{
-        f"noise {what}": ({"noise": f"python:hostile_noise:{name}"}, f"noise: .*'python:hostile_noise:{name}'.* {words}")
-        for name, what, words in (
-            ("Raises", "that raises", "which raised RuntimeError: no luck"),
-            ("Nothing", "that gives nothing", "which made NoneType"),
-            ("Double", "of another precision", r"is of torch.float64 and shape .*, must be of float32"),
-            ("Flat", "of another shape", r"shape \(128,\)"),
-            ("Infinite", "that is infinite", "entries that are not finite"),
-            ("Kept", "that is kept", "the same tensor at each call"),
-            ("Free", "of no seed", "differs between two calls"),
-        )
-    },
+    "noise that raises": (
+        {"noise": "python:hostile_noise:Raises"},
+        "noise: .*'python:hostile_noise:Raises'.* which raised RuntimeError: no luck",
+    ),
     "noise that is none": ({"noise": "python:builtins:dict"}, "noise: must be a class .* which made dict"),
+}
+TARGETS = {
+    "q_proj|v_proj": "must match whole names such as",
+    "(": "it is no regular expression",
+    "q_proj,lm_head": "the output head cannot carry one",
+    "score": "'score' fits none of the model's",  # the reward model's head
+    "all-linear,lm_head": "'all-linear' fits none",
+}
+NOISE = {
+    "Nothing": "which made NoneType",
+    "Double": "is of torch.float64 and shape .*, must be of float32",
+    "Flat": r"shape \(128,\)",
+    "Infinite": "entries that are not finite",
+    "Kept": "the same tensor at each call",
+    "Free": "differs between two calls",
 }
 
 
@@ -65,6 +74,28 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 def test_an_option_that_does_not_fit(name, inputs, tmp_path, capsys):
     options, words = OPTIONS[name]
     assert re.search(words, refused_at_once(capsys, inputs, tmp_path, **options))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model("llama", tiny_tokenizer(), num_hidden_layers=1)
+
+
+def options(**given: str) -> RunConfig:
+    return RunConfig(model="m", task="chat", train_data="x", **given)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_modules_that_an_adapter_cannot_be_put_on(targets, model):
+    with pytest.raises(InputError, match=f"^lora_target_modules: must .*{TARGETS[targets]}"):
+        check_targets(model, options(lora_target_modules=targets))
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_that_no_step_can_be_made_of(name):
+    noise = f"python:hostile_noise:{name}"
+    with pytest.raises(InputError, match=f"^noise: .*'{noise}'.* {NOISE[name]}"):
+        check_own(options(noise=noise), ("w", torch.zeros(4, 32)))
 
 
 def test_a_report_to_what_is_not_installed(inputs, tmp_path, capsys, monkeypatch):
@@ -75,8 +106,12 @@ def test_a_report_to_what_is_not_installed(inputs, tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if field.type in ("int", "float")])
 def test_numbers_that_nothing_can_hold(key, inputs, tmp_path, capsys):
+    data = {"model": str(inputs / "model"), "task": "preference", "train_data": str(inputs / "rows.jsonl")}
     for value in (-1, 10**20 if FIELDS[key].type == "int" else 1e300):
-        assert refused_at_once(capsys, inputs, tmp_path, **{key: value}).startswith(f"{key}: must ")
+        settings = {**data, "judge": "python:tiny_runs:prefers_short", "output_dir": str(tmp_path / "run"), key: value}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        assert refused(capsys, "run", tmp_path / "config.yaml").startswith(f"{key}: must ")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_can_be_written_nowhere(inputs, tmp_path, capsys, monkeypatch):

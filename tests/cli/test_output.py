@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from zopro import cli
 
 ZOPRO = f"{sys.executable} -m zopro"
 
@@ -26,13 +29,13 @@ def shell(command: str, folder: Path, **variables: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("words", ["methods", "methods --json", "--help"])
+@pytest.mark.parametrize("words", ["methods --json", "--help"])
 def test_a_full_disk_at_stdout_is_one_line(words: str, tmp_path: Path) -> None:
     code, _, err = shell(f"{ZOPRO} {words} > /dev/full", tmp_path, PYTHONUNBUFFERED="")
     assert code == 1 and err.startswith("zopro: stopped: the disk is full (") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
 def test_a_closed_stream_is_nowhere(closed: str, tmp_path: Path) -> None:
     assert shell(f"{ZOPRO} methods {closed}", tmp_path)[::2] == (0, "")
 
@@ -51,20 +54,25 @@ def test_an_error_that_nobody_reads_has_its_code(tmp_path: Path) -> None:
     assert shell(f"{ZOPRO} methods --nope 2>&1 | true", tmp_path)[0] == 2
 
 
-def test_a_broken_pipe_of_something_else_is_our_bug(tmp_path: Path) -> None:
-    code = "from zopro import cli\ndef f(args): raise BrokenPipeError(32, 'Broken pipe')\n"
-    code += "cli.listing._methods = f\ncli.main(['methods'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+def test_a_broken_pipe_of_something_else_is_our_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli.listing, "_methods", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["methods"])
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
-def test_characters_that_stdout_lacks_are_escaped(encoding: str, tmp_path: Path) -> None:
-    code, out, err = shell(
-        f"{ZOPRO} init chat --out '\u0142.yaml'", tmp_path, PYTHONIOENCODING=encoding, LC_ALL="C.UTF-8"
-    )
-    assert (code, err) == (0, "") and ("\\u0142.yaml written" in out) is (encoding != "utf-8")
-    code, out, err = shell(
-        f"{ZOPRO} init chat --json --out 'é\U0001f600.yaml'", tmp_path, PYTHONIOENCODING=encoding, LC_ALL="C.UTF-8"
-    )
-    assert json.loads(out)["config"] == "é\U0001f600.yaml"
+def test_characters_that_stdout_lacks_are_escaped(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = []
+    for words in (["--out", "\u0142.yaml"], ["--json", "--out", "é\U0001f600.yaml"]):
+        stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert cli.main(["init", "chat", *words]) == 0
+        assert not stderr.buffer.getvalue()
+        printed.append(stdout.buffer.getvalue().decode())
+    assert ("\\u0142.yaml written" in printed[0]) is (encoding != "utf-8")
+    assert json.loads(printed[1])["config"] == "é\U0001f600.yaml"

@@ -1,4 +1,4 @@
-"""GRPO's advantages in every trainer: TRL's numbers, and rewards that rise with and without a backward pass."""
+"""GRPO's advantages in every trainer: TRL's numbers, and rewards that rise."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ pytestmark = pytest.mark.usefixtures("random_state")
 
 
 TRAINERS: dict[str, tuple[type, type, dict[str, Any]]] = {
-    "first-order": (EngineRLOOTrainer, RLOOConfig, {"learning_rate": 3e-2, "max_steps": 15}),
-    "zeroth-order": (ZOPrOTrainer, ZOPrOConfig, {"queries": 4, "max_steps": 15}),
-    "one-sided": (ZOPrOTrainer, ZOPrOConfig, {"queries": 4, "max_steps": 15, "sides": 1}),
-    "guided": (GuidedTrainer, GuidedConfig, {"model": adapted, "learning_rate": 3e-2, "max_steps": 15}),
+    "first-order": (EngineRLOOTrainer, RLOOConfig, {}),
+    "zeroth-order": (ZOPrOTrainer, ZOPrOConfig, {}),
+    "guided": (GuidedTrainer, GuidedConfig, {"model": adapted}),
 }
 
 
@@ -41,11 +40,12 @@ def fixed(completions: list[str], **kwargs: Any) -> list[float | None]:
 
 
 @pytest.mark.filterwarnings("ignore:.*returned None")
-def test_they_are_trl_s_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_they_are_trl_s_numbers(kind: str, tmp_path: Path) -> None:
     rows = [{"prompt": prompt} for prompt in PROMPTS for _ in range(8)]
     found = []
     peer = online(GRPOTrainer, GRPOConfig, tmp_path, {})
-    for trainer in (built("zeroth-order", tmp_path, advantage="grpo"), peer):
+    for trainer in (built(kind, tmp_path, advantage="grpo"), peer):
         trainer.reward_funcs = [fixed]
         trainer.model.train()
         found.append(trainer._generate_and_score_completions(rows)["advantages"])
@@ -54,9 +54,10 @@ def test_they_are_trl_s_numbers(tmp_path: Path) -> None:
     assert math.isclose(float(found[0][16:24].std()), 1, rel_tol=1e-3)
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
-def test_the_reward_rises(kind: str, tmp_path: Path) -> None:
-    trainer = built(kind, tmp_path, advantage="grpo")
+def test_the_reward_rises(tmp_path: Path) -> None:
+    """One-sided, which takes the loss at theta as known."""
+    options = {"queries": 4, "sides": 1, "eps": 1e-3, "max_steps": 8, "learning_rate": 0.3}
+    trainer = built("zeroth-order", tmp_path, advantage="grpo", **options)
     before = mean_reward(trainer)
     trainer.train()
     assert mean_reward(trainer) > before + 0.1

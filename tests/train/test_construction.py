@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from zopro import zeroth_order
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.beforehand import check_beforehand
-from zopro.train.checkpoints import checkpointed
+from zopro.train.checkpoints import checkpointed, fit
 from zopro.train.guided import GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
 from zopro.train.online_dpo import OnlineDPOTrainer
 from zopro.train.rloo import EngineRLOOTrainer
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("random_state")
 
 def build(kind: str, folder: Path, model: Any = None, **options: Any) -> Any:
     trainer, config = TRAINERS[kind]
-    fixed = {"beta": 0.1, "max_steps": 3, "gradient_checkpointing": False}
+    fixed = {"beta": 0.1, "max_steps": 3, "max_completion_length": 3, "gradient_checkpointing": False}
     if issubclass(config, ZOPrOConfig):
         fixed["eps"] = 1e-2
     return online(trainer, config, folder, {"model": model or with_adapter(), **fixed, **options})
@@ -156,11 +157,9 @@ def test_a_model_in_memory_has_no_reference_policy_and_no_tokenizer(kind: str, t
 CONFIGS = {
     "AdaLoRA": AdaLoraConfig(r=2, total_step=10, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"),
     "Poly": PolyConfig(r=2, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"),
-    "activated LoRA": LoraConfig(
-        r=2, alora_invocation_tokens=[2], target_modules="all-linear", task_type="CAUSAL_LM"
-    ),
+    "activated LoRA": LoraConfig(r=2, alora_invocation_tokens=[2], target_modules="all-linear", task_type="CAUSAL_LM"),
     "bias='all'": LoraConfig(r=2, bias="all", target_modules="all-linear", task_type="CAUSAL_LM"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("word", CONFIGS)
@@ -251,10 +250,22 @@ def test_adapters_over_quantised_weights_stay_in_float32(kind: str, tmp_path: Pa
         assert own or all(torch.equal(tensor, before[name]) for name, tensor in trained.items())
 
 
-def test_a_guided_trainer_saves_checkpoints(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     options = {"model": with_adapter(), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    online(checkpointed(GuidedTrainer), GuidedConfig, tmp_path, options).train()
-    assert (tmp_path / "out" / "checkpoint-1" / "parameters.safetensors").is_file()
+    trainer = online(checkpointed(GuidedTrainer), GuidedConfig, tmp_path, options)
+    trainer.train()
+    saved = tmp_path / "out" / "checkpoint-1"
+    files = list(saved.iterdir())
+    assert len(files) == 6 and saved / "parameters.safetensors" in files
+    for file in files:
+        whole = file.read_bytes()
+        for noise in (b"", b"\x00\xff{"):
+            file.write_bytes(noise)
+            with pytest.raises(InputError, match=rf"^[^\n]*{re.escape(str(saved))}[^\n]*\Z"):
+                fit(trainer)
+        file.write_bytes(whole)
+    fit(trainer)
+    assert trainer.state.global_step == 2
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,8 @@ def refuse_backward(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(place, name, refuse)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_reward_rises_without_log_probs_or_a_backward_pass(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = es(tmp_path, max_steps=15, seed=seed, momentum=0.5)
+def test_the_reward_rises_without_log_probs_or_a_backward_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = es(tmp_path, max_steps=15, momentum=0.5)
     before = mean_reward(trainer)  # the engine's first look at a model tries gradients, on a few tokens
     refuse_backward(monkeypatch)
     monkeypatch.setattr(trainer, "_logprobs", lambda *args: pytest.fail("log-probs"))
@@ -96,12 +93,9 @@ def test_members_are_asked_once_a_step_with_the_same_numbers(options: dict[str, 
 def test_prompts_come_in_the_order_of_the_other_trainers(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"prompt": word, ROW: n} for n, word in enumerate([*TOKENIZER.get_vocab()][2:])])
     seen: dict[Any, list[Any]] = {}
-    for build, options in ((es, {}), (zopro, {"num_generations": 2, "per_device_train_batch_size": 8})):
-        trainer = (
-            build(tmp_path, max_steps=4, population=2, **options)
-            if build is es
-            else build(tmp_path, max_steps=4, **options)
-        )
+    two = {"num_generations": 2, "per_device_train_batch_size": 8, "eps": 1e-3}
+    for build, options in ((es, {"population": 2}), (zopro, two)):
+        trainer = build(tmp_path, max_steps=3, **options)
         trainer.train_dataset = rows
         step = trainer.training_step
 
@@ -182,21 +176,21 @@ def test_conversations_are_answered_as_messages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_killed_generation_asks_for_the_rest_only(greedy: bool, tmp_path: Path) -> None:
-    options = {"max_steps": 3, "population": 4, "greedy": greedy}
+    options = {"max_steps": 2, "population": 4, "greedy": greedy}
     asked: list[str] = []
     whole = es(tmp_path, kept=tmp_path / "whole", reward_funcs=counting(asked), **options)
     whole.train()
-    assert len(asked) == 12
+    assert len(asked) == 8
     again: list[str] = []
     with pytest.raises(Killed):
-        es(tmp_path, kept=tmp_path / "again", reward_funcs=counting(again, mortal=7), **options).train()
+        es(tmp_path, kept=tmp_path / "again", reward_funcs=counting(again, mortal=6), **options).train()
     resumed = es(tmp_path, kept=tmp_path / "again", reward_funcs=counting(again), **options)
     resumed.train()
     assert again == asked, "each once, in the same order"
     assert same(weights(whole.model), weights(resumed.model))
     other: list[str] = []
     es(tmp_path, kept=tmp_path / "again", reward_funcs=counting(other), **{**options, "seed": 1}).train()
-    assert len(other) == 12, "other members are asked"
+    assert len(other) == 8, "other members are asked"
     clear(tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

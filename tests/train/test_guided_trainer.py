@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from peft import LoraConfig, get_peft_model
 from trl import RLOOConfig
 
 from families import family_model
-from tiny_trainers import PROMPTS, adapted, head_only, lines, mean_reward, online, same, weights, word_tokenizer
-from zopro import zeroth_order
+from tiny_trainers import PROMPTS, adapted, head_only, lines, llama, mean_reward, online, same, weights, word_tokenizer
 from zopro.engine.feedback import Feedback
 from zopro.errors import InputError
 from zopro.train.guided import FeedbackScores, GuidedConfig, GuidedSPSAConfig, GuidedSPSATrainer, GuidedTrainer
@@ -34,10 +34,19 @@ def spsa(folder: Path, **options: Any) -> Any:
     return online(GuidedSPSATrainer, GuidedSPSAConfig, folder, {**own, **options})
 
 
-def test_with_all_of_the_prompts_swept_it_takes_the_steps_of_back_propagation(tmp_path: Path) -> None:
-    own = {"learning_rate": 0.1, "max_steps": 2, "optim": "sgd", "max_grad_norm": 0.0}
-    first_order = online(EngineRLOOTrainer, RLOOConfig, tmp_path, {"model": adapted(), **own})
-    guided, partly = adam(tmp_path, tail=0, guard_every=0, **own), adam(tmp_path, local="none", guard_every=0, **own)
+def everywhere() -> Any:
+    """As `adapted`, on all kinds of layers."""
+    model = llama(hidden_size=32, intermediate_size=64, num_hidden_layers=2, initializer_range=0.3)
+    return get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def test_with_all_of_the_prompts_swept_it_takes_the_steps_of_back_propagation(tmp_path: Path, random_state: None) -> None:
+    own: dict[str, Any] = {"learning_rate": 0.1, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0}
+    models = [everywhere()]
+    models += [copy.deepcopy(models[0]) for _ in range(2)]
+    first_order = online(EngineRLOOTrainer, RLOOConfig, tmp_path, {"model": models[0], **own})
+    guided = adam(tmp_path, model=models[1], tail=0, guard_every=0, **own)
+    partly = adam(tmp_path, model=models[2], local="none", guard_every=0, **own)
     before = weights(guided.model)
     for trainer in (first_order, guided, partly):
         trainer.train()
@@ -52,7 +61,7 @@ def test_with_all_of_the_prompts_swept_it_takes_the_steps_of_back_propagation(tm
 
 @pytest.mark.parametrize(
     ("build", "local", "steps", "rate"),
-    [(adam, "none", 10, 0.1), (adam, "block", 5, 5e-2), (spsa, "chain", 6, 3e-2), (spsa, "block", 5, 3e-2)],
+    [(adam, "none", 8, 0.1), (adam, "block", 4, 5e-2), (spsa, "chain", 5, 3e-2)],
 )
 def test_the_reward_rises(build: Any, local: str, steps: int, rate: float, tmp_path: Path) -> None:
     trainer = build(tmp_path, local=local, max_steps=steps, learning_rate=rate, seed=int(build is spsa))
@@ -65,7 +74,7 @@ def test_steps_stay_orthogonal_to_what_is_avoided(tmp_path: Path) -> None:
     model = adapted()
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     avoid = {name: torch.randn(model.get_parameter(name).shape) for name in names}
-    trainer = spsa(tmp_path, model=model, avoid=avoid, max_steps=2)
+    trainer = spsa(tmp_path, model=model, avoid=avoid, max_steps=1)
     before = weights(trainer.model)
     trainer.train()
     after, moved = weights(trainer.model), 0
@@ -77,16 +86,16 @@ def test_steps_stay_orthogonal_to_what_is_avoided(tmp_path: Path) -> None:
 
 
 def test_a_mixture_moves_every_adapter(tmp_path: Path) -> None:
-    trainer = spsa(tmp_path, guide=0.5, max_steps=6)
+    trainer = spsa(tmp_path, guide=0.5, max_steps=4)
     before, start = mean_reward(trainer), weights(trainer.model)
     trainer.train()
-    assert mean_reward(trainer) > before + 0.2
+    assert mean_reward(trainer) > before + 0.1
     moved = {name for name, tensor in weights(trainer.model).items() if not torch.equal(tensor, start[name])}
     assert moved == {name for name in start if ".default." in name}
 
 
 def test_only_guided_adapters_move(tmp_path: Path) -> None:
-    trainer = adam(tmp_path, local="none", max_steps=2)
+    trainer = adam(tmp_path, local="none", max_steps=1)
     start = weights(trainer.model)
     trainer.train()
     moved = {name for name, tensor in weights(trainer.model).items() if not torch.equal(tensor, start[name])}
@@ -110,7 +119,7 @@ def test_micro_batches_add_up(tmp_path: Path) -> None:
 
 
 def test_the_guard_measures_the_slope_and_theta_stays(tmp_path: Path) -> None:
-    trainer = adam(tmp_path, guard_every=1, local="chain", max_steps=2)
+    trainer = adam(tmp_path, guard_every=1, local="chain", max_steps=1)
     start = weights(trainer.model)
     inputs = batch(trainer)
     loss = trainer.compute_loss(trainer.model, inputs)
@@ -148,10 +157,10 @@ def test_the_guard_changes_no_step_and_its_pass_runs_without_what_the_first_one_
     monkeypatch.setattr(GuidedTrainer, "_surrogate", guard)
     ends = []
     for every in (1, 0):
-        trainer = adam(tmp_path / str(every), guard_every=every, max_steps=2, local=local)
+        trainer = adam(tmp_path / str(every), guard_every=every, max_steps=1, local=local)
         trainer.train()
         ends.append(weights(trainer.model))
-    assert held and alive == [0, 0]
+    assert held and alive == [0]
     assert same(*ends)
 
 
@@ -183,15 +192,12 @@ class GuidedOnlineDPOTrainer(FeedbackScores, OnlineDPOTrainer):
     """Another objective on the same guess: nothing but its name."""
 
 
-@pytest.mark.parametrize("trainer_cls", [GuidedOnlineDPOTrainer, zeroth_order(OnlineDPOTrainer)])
-def test_other_objectives_take_the_same_parts(trainer_cls: type, tmp_path: Path) -> None:
-    steps, rate = (6, 5e-2) if trainer_cls is GuidedOnlineDPOTrainer else (2, 1e-3)
-    options = {"model": adapted(), "beta": 0.1, "max_steps": steps, "learning_rate": rate}
-    trainer = online(trainer_cls, GuidedConfig, tmp_path, options)
+def test_other_objectives_take_the_same_parts(tmp_path: Path) -> None:
+    options = {"model": adapted(), "beta": 0.1, "max_steps": 5, "learning_rate": 5e-2}
+    trainer = online(GuidedOnlineDPOTrainer, GuidedConfig, tmp_path, options)
     before = mean_reward(trainer)
     trainer.train()
-    assert len(lines(trainer)) == steps
-    assert steps == 2 or mean_reward(trainer) > before + 0.3
+    assert mean_reward(trainer) > before + 0.3
 
 
 def test_evaluation_needs_no_guess(tmp_path: Path) -> None:
@@ -201,10 +207,10 @@ def test_evaluation_needs_no_guess(tmp_path: Path) -> None:
 
 
 def test_spsa_asks_for_one_guess_a_step(tmp_path: Path) -> None:
-    trainer = spsa(tmp_path, max_steps=3, per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    trainer = spsa(tmp_path, max_steps=2, per_device_train_batch_size=8, gradient_accumulation_steps=2)
     trainer.train()
     directions = trainer.spsa.directions
-    assert isinstance(directions, ResidualFeedback) and directions.step == 2 and trainer.spsa.step_count == 3
+    assert isinstance(directions, ResidualFeedback) and directions.step == 1 and trainer.spsa.step_count == 2
 
 
 def test_what_cannot_be_guided_is_refused(tmp_path: Path) -> None:
@@ -221,13 +227,11 @@ def test_a_mixture_of_experts_is_guided_without_its_balancing_loss(tmp_path: Pat
     """TRL adds that loss by default, through a forward pass of its own that the guide knows nothing of."""
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 
-    def mixture(**options: Any) -> Any:
-        model = get_peft_model(family_model("qwen3_moe", vocab_size=len(word_tokenizer()), pad_token_id=None), config)
-        return adam(tmp_path, model=model, max_steps=1, **options)
-
-    trainer = mixture()
+    model = get_peft_model(family_model("qwen3_moe", vocab_size=len(word_tokenizer()), pad_token_id=None), config)
+    trainer = adam(tmp_path, model=model, max_steps=1)
     before = weights(trainer.model)
     trainer.train()
     assert not same(before, weights(trainer.model))
+    model.delete_adapter("ref")
     with pytest.raises(ValueError, match=r"router_aux_loss_coef: must be 0 with guided trainers.* got 0\.1"):
-        mixture(router_aux_loss_coef=0.1)
+        adam(tmp_path, model=model, router_aux_loss_coef=0.1)

@@ -40,7 +40,7 @@ def test_fzoo_s_step_is_over_the_deviation_of_its_losses(tmp_path: Path) -> None
     assert (spsa.queries, spsa.sides, type(spsa.directions)) == (8, 1, Rademacher)
     slopes = torch.tensor(last.projected_gradients, dtype=torch.float64)
     assert last.coefficients == pytest.approx((slopes / 8 / slopes.std()).tolist()) and slopes.std() > 0
-    assert trainer_of(fzoo, tmp_path, queries=3).spsa.queries == 3
+    assert trainer_of(fzoo, tmp_path, eps=1e-3, num_generations=2, queries=3).spsa.queries == 3
 
 
 @pytest.mark.parametrize(("name", "update"), [("mezo", ""), ("fzoo", ""), ("zopro", "of 0"), ("zopro-paper", "of 0")])

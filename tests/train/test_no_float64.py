@@ -90,12 +90,18 @@ def test_steps(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             {name: torch.randn(p.shape, generator=draw) * 1e-2 for name, p in model.named_parameters() if p.requires_grad}
             for _ in range(2)
         )
-        options: dict[str, Any] = {"model": model, "max_steps": 1, "previous_update": mu, "reward_update": v}
+        options: dict[str, Any] = {
+            "model": model,
+            "max_steps": 1,
+            "max_completion_length": 3,
+            "previous_update": mu,
+            "reward_update": v,
+        }
         if method != "es":  # unequal rewards, whatever is answered
             options |= {"reward_funcs": every_other, "per_device_train_batch_size": 4, "num_generations": 4}
         options |= {"top_k": 5, "top_p": 0.9, "beta": 0.1} if method == "zopro" else {}
         options |= {"surrogate": "clipped", "sides": 1, "eps": 0.01} if method == "clipped" else {}
-        options |= {"targeted": True} if method == "es" else {}
+        options |= {"targeted": True, "population": 4} if method == "es" else {}
         trainer = es(tmp_path, **options) if method == "es" else zopro(tmp_path, **options)
         before = weights(model)
         with without_float64(monkeypatch):

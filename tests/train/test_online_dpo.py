@@ -26,7 +26,7 @@ def dpo(folder: Path, **options: Any) -> Any:
 
 
 def test_the_reward_rises(tmp_path: Path) -> None:
-    trainer = dpo(tmp_path, max_steps=20)
+    trainer = dpo(tmp_path, max_steps=10, learning_rate=5e-2)
     before = mean_reward(trainer)
     trainer.train()
     assert mean_reward(trainer) > before + 0.3

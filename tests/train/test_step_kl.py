@@ -58,7 +58,7 @@ def test_it_is_half_the_mean_square_by_which_the_answers_log_probs_change(
         trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         drawn = {name: torch.randn(weight.shape, generator=generator) for name, weight in trained}
         options = {**options, "previous_update": drawn}
-    trainer = zopro(tmp_path, **{"model": model, "max_steps": 4, "eps": 1e-3, "learning_rate": 5e-4, **options})
+    trainer = zopro(tmp_path, **{"model": model, "max_steps": 2, "eps": 1e-3, "learning_rate": 5e-4, **options})
     changed = Changed(trainer)
     trainer.train()
     told = [line["step_kl"] for line in lines(trainer)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,29 +17,34 @@ from trl import (
     GRPOTrainer,
     KTOTrainer,
     RewardTrainer,
+    RLOOConfig,
     RLOOTrainer,
     SFTTrainer,
 )
 
 from tiny_slopes import CONFIGS, NEEDED, build, classes, policy, slopes
 from tiny_trainers import zopro
-from zopro import zeroth_order
+from zopro import ESConfig, GuidedConfig, ZOPrOConfig, zeroth_order
 from zopro.train import slope_check
 from zopro.train.slope import TRIES, GradientSlope
 
 pytestmark = pytest.mark.usefixtures("random_state")
 
 
-def table() -> list[tuple[str, str, Any, str]]:
-    """(trainer, option, value, verdict) of each value in docs/trainers.md."""
+def rows_of(section: str) -> list[list[str]]:
+    """The cells of the tables in a section of docs/trainers.md."""
     page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text(encoding="utf-8")
-    text = page.partition("\n## TRL's trainers\n")[2].partition("\n## ")[0]
-    rows = [
+    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return [
         [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
+
+
+def table() -> list[tuple[str, str, Any, str]]:
+    """(trainer, option, value, verdict) of each value in docs/trainers.md."""
     return [
         (trainer, option, value, verdict)
-        for trainer, option, values, verdict in rows
+        for trainer, option, values, verdict in rows_of("TRL's trainers")
         for value in yaml.safe_load(f"[{values}]")
     ]
 
@@ -75,6 +82,15 @@ def test_the_table_has_every_loss_type_that_trl_has(trainer_cls: type) -> None:
     listed = {value for trainer, option, value, _ in table() if trainer == trainer_cls.__name__ and option == "loss_type"}
     known = loss_types(trainer_cls)
     assert known <= listed and (known or "loss_type" not in CONFIGS[trainer_cls].__dataclass_fields__)
+
+
+def test_the_page_has_every_option_that_our_configurations_add_to_trl_s() -> None:
+    words = [
+        (re.findall(r"\w+", names), re.findall(r"\w+", kinds)) for names, kinds, _ in rows_of("Options of their own")
+    ]
+    told = sorted((kind, name) for names, kinds in words for name in names for kind in kinds)
+    ours = [(kind, field.name) for kind in (ESConfig, GuidedConfig, ZOPrOConfig) for field in dataclasses.fields(kind)]
+    assert told == sorted((kind.__name__, name) for kind, name in ours if name not in RLOOConfig.__dataclass_fields__)
 
 
 def test_without_it_differences_take_the_slope_of_another_function(tmp_path: Path) -> None:

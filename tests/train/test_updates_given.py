@@ -72,7 +72,11 @@ def test_members_need_an_update_to_go_along(tmp_path: Path) -> None:
         es(tmp_path, targeted=True, **FEW)
 
 
-@pytest.mark.parametrize("build", [lambda folder, **o: es(folder, targeted=True, **FEW, **o), zopro])
+@pytest.mark.parametrize(
+    "build",
+    [lambda folder, **o: es(folder, targeted=True, **FEW, **o), lambda folder, **o: zopro(folder, eps=1e-3, **o)],
+    ids=["es", "zopro"],
+)
 def test_trainings_of_one_trainer_follow_the_update_from_where_they_begin(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,14 +28,11 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor
         return {"lm_head.weight": trainer.model.lm_head.weight.detach() - llama().lm_head.weight.detach()}
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_going_on_along_the_previous_update_beats_plain_spsa(
-    seed: int, previous: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_going_on_along_the_previous_update_beats_plain_spsa(previous: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """The paper's premise: where mu raised the reward, mu raises it further, more than as many random directions."""
     rewards = {}
     for update in (previous, {}):
-        trainer = zopro(tmp_path, max_steps=10, eps=1e-3, seed=seed, previous_update=update, reward_update={})
+        trainer = zopro(tmp_path, max_steps=8, eps=1e-3, previous_update=update, reward_update={})
         trainer.train()
         rewards[type(trainer.spsa.directions)] = mean_reward(trainer)
     assert rewards[Targeted] > 0.25 and rewards[Targeted] > rewards[Gaussian] + 0.05, rewards
@@ -44,7 +41,7 @@ def test_going_on_along_the_previous_update_beats_plain_spsa(
 def test_an_update_that_did_harm_is_walked_back(previous: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """SPSA measures the slope along it: a guess of the wrong sign costs nothing."""
     harm = {name: -tensor for name, tensor in previous.items()}
-    trainer = zopro(tmp_path, max_steps=10, eps=1e-3, previous_update=harm, reward_update={})
+    trainer = zopro(tmp_path, max_steps=7, eps=1e-3, previous_update=harm, reward_update={})
     before = mean_reward(trainer)
     trainer.train()
     assert mean_reward(trainer) > before + 0.1
@@ -71,7 +68,7 @@ def test_presets_say_what_they_are() -> None:
         ZOPrOConfig(use_cpu=True, preset="papre")
 
 
-@pytest.mark.parametrize(("options", "steps"), [({"max_steps": 4}, 4), ({"max_steps": -1, "num_train_epochs": 3}, 3)])
+@pytest.mark.parametrize(("options", "steps"), [({"max_steps": 3}, 3), ({"max_steps": -1, "num_train_epochs": 2}, 2)])
 def test_directions_know_the_iteration_s_steps(options: dict[str, Any], steps: int, tmp_path: Path) -> None:
     """One epoch is one step here: four prompts, eight completions each, 32 rows a step."""
     wrapped = {"base_model.model.lm_head.weight": torch.ones(12, 16)}

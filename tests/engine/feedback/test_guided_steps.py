@@ -66,9 +66,9 @@ def test_no_graph_and_few_elements_kept(local: str, tail: int) -> None:
     assert not any(module._forward_hooks for module in model.modules()), "hooks stay on during passes only"
 
 
-@pytest.mark.parametrize(("local", "sides"), [("none", 1), ("mlp", 2), ("chain", 1), ("block", 1), ("block", 2)])
+@pytest.mark.parametrize(("local", "sides"), [("none", 1), ("mlp", 2), ("chain", 1), ("block", 2)])
 def test_spsa_along_it_descends(local: str, sides: int) -> None:
-    model, (ids, mask, _) = trained("qwen3"), batch()
+    model, (ids, mask, _) = trained("llama"), batch()
     feedback = Feedback(model, local=local)
     named = [(tensor_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     directions = ResidualFeedback()
@@ -80,7 +80,7 @@ def test_spsa_along_it_descends(local: str, sides: int) -> None:
 
     with torch.no_grad():
         before = float(closure())
-    for step in range(8):
+    for step in range(4):
         found = feedback.gradients(loss_of(feedback.logprobs(ids, mask, COMPLETION)))
         directions.update(found, step)
         with torch.no_grad():

@@ -33,8 +33,7 @@ STOPS = list(range(0, 300, 7))  # a seventh of the vocabulary: rows end early, a
 OF_KIND: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 6}}
 FAMILIES = (*KINDS, "mistral", "gemma2")  # gemma2: soft caps of attention and logits
 SAMPLED = [{}, {"temperature": 0.7, "top_k": 20}, {"top_p": 0.8, "min_p": 0.02}]
-
-EACH = [*((kind, {}) for kind in FAMILIES), *(("llama", how) for how in SAMPLED[1:])]
+DRAWN = [*(("llama", how) for how in SAMPLED), ("gemma2", {})]  # a token is drawn alike whatever else the kind is
 
 
 def model_of(kind: str, device: str) -> Any:
@@ -51,6 +50,8 @@ def adapted(model: Any) -> Any:
 
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.cuda)
+WHERE = [*((kind, "replayed") for kind in FAMILIES), ("llama", "uncaptured"), ("gemma3", "uncaptured")]
+WHERE += [pytest.param(kind, "cuda", marks=pytest.mark.cuda) for kind in FAMILIES]
 
 
 @pytest.fixture(params=["replayed", ON_GPU])
@@ -114,8 +115,7 @@ def theirs(model: Any, length: int, stops: list[int]) -> list[list[int]]:
     return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), length)] for row in rows]
 
 
-@pytest.mark.parametrize("device", ["replayed", "uncaptured", ON_GPU], indirect=True)
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(("kind", "device"), WHERE, indirect=["device"])
 def test_greedy_equals_transformers_generate(kind: str, device: str, buckets: list[Any]) -> None:
     """Left padding, early stops, and more tokens than any window and the smallest bucket hold."""
     model = model_of(kind, device)
@@ -128,17 +128,18 @@ def test_greedy_equals_transformers_generate(kind: str, device: str, buckets: li
     assert {rows for _, rows, _ in buckets} > {4}, "rows that end leave"
 
 
-@pytest.mark.parametrize(("kind", "how"), [case for case in EACH if case[0] not in ("qwen3", "mistral")], ids=str)
+@pytest.mark.parametrize(("kind", "how"), [*DRAWN, ("gemma3", {})], ids=str)
 def test_samples_what_the_plain_loop_samples(kind: str, how: dict[str, Any], device: str, buckets: list[Any]) -> None:
     model = adapted(model_of(kind, device))
     options = {"num_generations": 5, "max_new_tokens": 16, "eos_token_ids": STOPS, "pad_token_id": 0, **how}
     found = generate(model, PROMPTS, generator=seeded(), **options)
     assert len({rows for _, rows, _ in buckets}) > 1
     assert_same(found, plainly(model, PROMPTS, generator=seeded(), **options))
-    smaller = generate(model, PROMPTS[:2], generator=seeded(1), **options)  # in the memory of the larger batch
-    assert_same(smaller, plainly(model, PROMPTS[:2], generator=seeded(1), **options))
-    apart = generate(model, PROMPTS, generator=seeded(), max_batch_tokens=1, **options)
-    assert rows_of(apart) == rows_of(found)
+    if not how and kind != "gemma2":
+        smaller = generate(model, PROMPTS[:2], generator=seeded(1), **options)  # in the memory of the larger batch
+        assert_same(smaller, plainly(model, PROMPTS[:2], generator=seeded(1), **options))
+        apart = generate(model, PROMPTS, generator=seeded(), max_batch_tokens=1, **options)
+        assert rows_of(apart) == rows_of(found)
 
 
 def test_a_token_of_each_and_one_token_alone(device: str) -> None:
@@ -154,17 +155,17 @@ def test_adapters_that_change_in_place_are_read_anew(device: str) -> None:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     engine = LocalEngine(model, Weights.of(named, Gaussian(), "in_place"))
     fixed, plain = [], []
-    for step in range(3):
+    for step in range(2):
         at = [None, *(Displacement(0, query, step, t, (0.1,)) for query in range(2) for t in (1.0, -1.0))]
-        options = Sampling(12, STOPS, 0, generator=seeded(step))
+        options = Sampling(8, STOPS, 0, generator=seeded(step))
         fixed += engine.sample(PROMPTS, 2, options, at)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(decoding, "DEVICES", set())
-            plain += engine.sample(PROMPTS, 2, Sampling(12, STOPS, 0, generator=seeded(step)), at)
+            plain += engine.sample(PROMPTS, 2, Sampling(8, STOPS, 0, generator=seeded(step)), at)
         engine.apply(record(step))
     for found, expected in zip(fixed, plain, strict=True):
         assert_same(found, expected)
-    assert len({str(rows_of(found)) for found in fixed}) > 10
+    assert len({str(rows_of(found)) for found in fixed}) > 7
     options = {"max_new_tokens": 12, "eos_token_ids": [-1], "pad_token_id": 0, "do_sample": False}  # the same buckets
     with model.disable_adapter():
         assert_same(generate(model, PROMPTS, **options), plainly(model, PROMPTS, **options))
@@ -177,7 +178,7 @@ def test_members_go_together_from_the_same_graphs(device: str, buckets: list[Any
     """Prompts of several lengths, two populations: the second's matrices come to where the first's were."""
     model = adapted(model_of("gemma3", device))
     weights = Weights.of([(name, p) for name, p in model.named_parameters() if p.requires_grad], Gaussian(), "in_place")
-    options = {"num_generations": 2, "max_new_tokens": 12, "pad_token_id": 0}
+    options = {"num_generations": 2, "max_new_tokens": 8, "pad_token_id": 0}
     answers, held = set(), []
     for step, stops in enumerate((STOPS, [-1], [-1])):
         at = [None, *(Displacement(0, query, step, t, (0.2,)) for query in range(2) for t in (1.0, -1.0))]
@@ -233,7 +234,7 @@ def test_memory_made_in_inference_mode_serves_outside_of_it(device: str) -> None
     assert_same(generate(model, PROMPTS, num_generations=2, **options), inside)
 
 
-@pytest.mark.parametrize(("kind", "how"), [*EACH, ("llama", {"do_sample": False})], ids=str)
+@pytest.mark.parametrize(("kind", "how"), [*DRAWN, ("gemma3", {"do_sample": False})], ids=str)
 def test_a_step_waits_for_no_host(kind: str, how: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole step, drawing and stop test too. That the check can fail, the next test shows."""
     step, steps = decoding.decoding_step, []
@@ -260,7 +261,7 @@ def test_nothing_is_captured_while_tensors_are_made_for_one_pass(
     found = {}
     for kind in ("virtual", "in_place"):
         engine = LocalEngine(model, Weights.of(named, Gaussian(), kind), member_tokens=0)
-        found[kind] = engine.sample(PROMPTS, 2, Sampling(12, STOPS, 0, generator=seeded()), at)
+        found[kind] = engine.sample(PROMPTS, 2, Sampling(6, STOPS, 0, generator=seeded()), at)
         assert bool(buckets) == (kind == "in_place")
     assert [rows_of(one) for one in found["virtual"]] == [rows_of(one) for one in found["in_place"]]
     (line,) = [entry.message for entry in caplog.records if entry.name == decoding.__name__]

@@ -77,6 +77,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # Made once, with the address of then: after other tests transformers would wait for the real Hub.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     yield server
     server.shutdown()
     server.server_close()

@@ -48,7 +48,7 @@ def policy(model: Any, only: str = "") -> tuple[Any, Weights]:
 
 def options(seed: int | None = 0, **given: Any) -> Sampling:
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return Sampling(6, [2], 0, **{"generator": generator, **given})
+    return Sampling(4, [2], 0, **{"generator": generator, **given})
 
 
 def one_by_one(model: Any, weights: Weights, k: int, sampling: Sampling) -> list[Rollouts]:
@@ -90,7 +90,7 @@ def test_what_is_not_displaced_is_shared(only: str) -> None:
 def test_the_number_at_a_time_changes_nothing() -> None:
     model, weights = policy(shared("llama"))
     expected = one_by_one(model, weights, 1, options())
-    for tokens in (1, 2 * 3 * 11, 10**6):  # one, two, all
+    for tokens in (1, 2 * 3 * 9):  # one, two
         engine = LocalEngine(model, weights, member_tokens=tokens)
         same(engine.sample(PROMPTS, 1, options(), AT), expected)
 
@@ -105,7 +105,7 @@ def test_generators_of_rows_and_the_global_state_are_the_same_for_all() -> None:
     torch.manual_seed(3)
     expected = one_by_one(model, weights, 2, options(None))
     after = torch.get_rng_state()
-    for engine in (LocalEngine(model, weights), LocalEngine(model, weights, member_tokens=132)):  # all, two at a time
+    for engine in (LocalEngine(model, weights), LocalEngine(model, weights, member_tokens=108)):  # all, two at a time
         torch.manual_seed(3)
         same(engine.sample(PROMPTS, 2, options(None), AT), expected)
         assert torch.equal(torch.get_rng_state(), after)
@@ -131,7 +131,7 @@ NOISES = {"gaussian": Gaussian(), "rank 1": LowRank(1), "rank 4": LowRank(4), "t
 
 
 @pytest.mark.parametrize(
-    ("kind", "noise"), [*(("llama", noise) for noise in NOISES), ("qwen3", "gaussian"), ("qwen3", "rank 1")]
+    ("kind", "noise"), [("llama", "gaussian"), ("llama", "rank 4"), ("llama", "targeted"), ("qwen3", "rank 1")]
 )
 def test_full_parameters(kind: str, noise: str) -> None:
     model = tiny_model(kind, tiny_tokenizer(), tie_word_embeddings=kind == "qwen3", attention_bias=kind == "llama")

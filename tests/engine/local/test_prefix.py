@@ -23,7 +23,7 @@ from zopro.zo import Displacement, Gaussian, Weights
 
 SYSTEM = [7, 3, 9, 4, 11]
 PROMPTS = [[*SYSTEM, 5, 6, 7], [*SYSTEM, 8, 9, 10, 11, 12], [*SYSTEM, 13], [*SYSTEM, 5, 20]]
-AT = [Displacement(7, query, 3, t, (0.3,)) for query in range(3) for t in (1.0, -1.0)]
+AT = [Displacement(7, query, 3, t, (0.3,)) for query in range(2) for t in (1.0, -1.0)]
 
 
 def policy(kind: str) -> tuple[Any, Weights]:
@@ -37,7 +37,7 @@ def policy(kind: str) -> tuple[Any, Weights]:
 
 def answered(model: Any, weights: Weights, together: bool, prompts: list[list[int]] = PROMPTS) -> list[Rollouts]:
     engine = LocalEngine(model, weights, **({} if together else {"member_tokens": 0}))
-    options = Sampling(8, [2], 0, generator=torch.Generator().manual_seed(0), temperature=0.7)
+    options = Sampling(5, [2], 0, generator=torch.Generator().manual_seed(0), temperature=0.7)
     return engine.sample(prompts, 2, options, AT)
 
 
@@ -71,9 +71,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix, "LEAST_SAVED", 1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fixed"), [*((kind, False) for kind in KINDS), ("gemma3", True), ("gpt2", True), ("llama", True)]
-)
+@pytest.mark.parametrize(("kind", "fixed"), [*((kind, False) for kind in KINDS), ("gemma3", True), ("llama", True)])
 def test_members_answer_as_one_after_another(
     kind: str, fixed: bool, small: None, passes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +80,7 @@ def test_members_answer_as_one_after_another(
     if fixed:
         monkeypatch.setattr(decoding, "DEVICES", {"cpu"})
         monkeypatch.setattr(memory, "LEAST_COLUMNS", 8)
-    answered(model, weights, together=True)  # with trials
+    answered(model, weights, together=True, prompts=PROMPTS[:2])  # with trials
     passes.clear()
     for mine, other in zip(answered(model, weights, together=True), expected, strict=True):
         assert torch.equal(mine.completion_ids, other.completion_ids)
@@ -97,7 +95,7 @@ def test_it_is_left_alone_where_it_does_not_pay(passes: list[tuple[int, int]]) -
     model, weights = policy("llama")
     for prompts, first in (
         (PROMPTS, (len(AT) * len(PROMPTS), max(map(len, PROMPTS)))),
-        ([[*SYSTEM * 3, *prompt] for prompt in PROMPTS], (len(AT), 4 * len(SYSTEM))),
+        ([[*SYSTEM * 4, *prompt] for prompt in PROMPTS], (len(AT), 5 * len(SYSTEM))),
     ):
         answered(model, weights, together=True, prompts=prompts)
         passes.clear()

@@ -82,8 +82,12 @@ def test_greedy_equals_generate_with_an_adapter(kind, tokenizer):
         assert ours(generate(model, PROMPTS, max_new_tokens=12, do_sample=False, **STOP)) == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_k": 5, "top_p": 0.8}])
+TRUNCATED = {"temperature": 1.3, "top_k": 5, "top_p": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [*((kind, TRUNCATED) for kind in KINDS), ("llama", {}), ("llama", {"temperature": 0.7})]
+)
 def test_logprobs_are_those_of_the_untruncated_distribution(kind, options, tokenizer):
     model = tiny_model(kind, tokenizer, seed=2)
     drawn = generate(model, PROMPTS, num_generations=3, max_new_tokens=12, generator=seeded(), **STOP, **options)
@@ -196,23 +200,23 @@ def truncated(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=None):
     return scores.softmax(-1)[0].double()
 
 
+LARGE = {"vocab_size": 1100, "tie_word_embeddings": False}  # several blocks, and more than the first candidates
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "vocabulary", "draws"),
     [
-        {},
-        {"temperature": 0.5},
-        {"top_k": 12},
-        {"top_p": 0.7},
-        {"min_p": 0.2},
-        {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.05},
+        ({}, {}, 20000),
+        ({"temperature": 0.5}, LARGE, 8000),
+        ({"top_k": 12}, {}, 8000),
+        ({"top_p": 0.7}, LARGE, 8000),
+        ({"min_p": 0.2}, {}, 8000),
+        ({"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.05}, {}, 8000),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("vocabulary", ["small", "several blocks"])
-def test_sampling_distribution(options, vocabulary, tokenizer):
-    extra = {} if vocabulary == "small" else {"vocab_size": 2000, "tie_word_embeddings": False}
-    model = tiny_model("llama", tokenizer, seed=3, **extra)
-    draws = 20000 if vocabulary == "small" else 8000
+def test_sampling_distribution(options, vocabulary, draws, tokenizer):
+    model = tiny_model("llama", tokenizer, seed=3, **vocabulary)
     drawn = generate(
         model, [[1, 40, 41]], num_generations=draws, max_new_tokens=1, generator=seeded(7), **STOP, **options
     )

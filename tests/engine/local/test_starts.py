@@ -105,15 +105,30 @@ def test_its_tokenizer_is_its_own_or_its_base_s(inputs, tmp_path):
     assert start_adapter(str(inputs / "model")) is start_note(str(inputs / "model")) is None
 
 
+def second_run(inputs: Path, run: Path, start: str, **options: Any) -> Path:
+    """The policy that a run over `start` would have left in `run`."""
+    (run / "policy").mkdir(parents=True)
+    policy = run / "policy" / "000"
+    shutil.copytree(adapted(inputs, run.parent / "second", seed=2, **options), policy)
+    (run / "config.yaml").write_text(json.dumps(config(inputs, run, model=start, dtype="float32").to_dict()))
+    return policy
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_second_run_s_adapter_belongs_to_the_first_base(kind, inputs, tmp_path, monkeypatch):
     """run -> export -> run -> export: PEFT alone, on the base that everybody has, says what the second policy says."""
-    no_report(monkeypatch)
     start = str(adapted(inputs, tmp_path / "first", seed=1, **KINDS[kind]))
-    options = {"lora_target_modules": "o_proj, up_proj", "dtype": "float32", "sft_learning_rate": 0.02}
-    settings = config(inputs, tmp_path / "run", model=start, iterations=1, policy_steps=1, **options)
-    pipeline.run(settings, quiet=True)
     policy = tmp_path / "run" / "policy" / "000"
+    if kind == "plain":
+        no_report(monkeypatch)
+        options = {"lora_target_modules": "o_proj, up_proj", "dtype": "float32", "sft_learning_rate": 0.02}
+        pipeline.run(config(inputs, tmp_path / "run", model=start, iterations=1, policy_steps=1, **options), quiet=True)
+        named = json.loads((policy / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert named == f"{inputs / 'model'} + {start}", "the run's own adapter is not the base's"
+        with pytest.raises(OSError, match=r"is not a local folder|Repo id|repo name"):
+            AutoPeftModelForCausalLM.from_pretrained(policy)
+    else:
+        second_run(inputs, tmp_path / "run", start, target_modules=["o_proj", "up_proj"])
     expected = policy_over(start, policy)
     assert not torch.allclose(logits(load_start(start, torch.float32, CPU)), expected, atol=1e-3), "it moved"
 
@@ -127,26 +142,18 @@ def test_the_second_run_s_adapter_belongs_to_the_first_base(kind, inputs, tmp_pa
     third = load_start(str(tmp_path / "adapter"), torch.float32, CPU)
     torch.testing.assert_close(logits(third), expected, atol=1e-4, rtol=1e-4)
 
-    named = json.loads((policy / "adapter_config.json").read_text())["base_model_name_or_path"]
-    assert named == f"{inputs / 'model'} + {start}", "the run's own adapter is not the base's"
-    with pytest.raises(OSError, match=r"is not a local folder|Repo id|repo name"):
-        AutoPeftModelForCausalLM.from_pretrained(policy)
-
 
 @pytest.mark.parametrize("kind", MORE)
 def test_what_cannot_be_joined_is_exported_as_a_model(kind, inputs, tmp_path):
     start = str(adapted(inputs, tmp_path / "first", seed=1, **MORE[kind]))
     run = tmp_path / "run"
-    settings = config(inputs, run, model=start, dtype="float32")
-    (run / "policy").mkdir(parents=True)
-    shutil.copytree(adapted(inputs, tmp_path / "second", seed=2), run / "policy" / "000")
-    (run / "config.yaml").write_text(json.dumps(settings.to_dict()))
+    policy = second_run(inputs, run, start)
     with pytest.raises(InputError, match="Use --merged"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export(run, tmp_path / "out", merged=True)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    torch.testing.assert_close(logits(whole), policy_over(start, run / "policy" / "000"), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(whole), policy_over(start, policy), atol=1e-4, rtol=1e-4)
 
 
 def changed(folder: Path, **values: Any) -> str:
@@ -181,9 +188,7 @@ def test_answers_compare_and_bench_take_it_too(inputs, tmp_path, monkeypatch, ca
 
     start = adapted(inputs, tmp_path / "first", seed=1)
     run = tmp_path / "run"
-    (run / "policy").mkdir(parents=True)
-    shutil.copytree(adapted(inputs, tmp_path / "second", seed=2), run / "policy" / "000")
-    (run / "config.yaml").write_text(json.dumps(config(inputs, run, model=str(start), dtype="float32").to_dict()))
+    second_run(inputs, run, str(start))
     assert cli.main(["generate", str(run), "--prompt", "tea or cake?", "--max-new-tokens", "6", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["answers"]
     tokenizer = load_tokenizer(str(inputs / "model"))
