@@ -148,12 +148,13 @@ def main() -> None:
     parser.add_argument("--methods", default="zopro,zopro-paper,mezo,rloo", help="with commas")
     parser.add_argument("--rates", default="", help="METHOD=RATE with commas; by default the configuration's")
     parser.add_argument("--iterations", type=int, default=4, help="iteration 0 included")
-    parser.add_argument("--seeds", default="3", help="how many, or which, as 0,2")
+    parser.add_argument("--seeds", default="3", help="how many, or which, as 0,2 or 2,")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args()
     values: dict[str, Any] = yaml.safe_load(args.config.read_text("utf-8"))
     rates = {name: float(rate) for name, _, rate in (pair.partition("=") for pair in args.rates.split(",") if pair)}
-    seeds = [int(seed) for seed in args.seeds.split(",")] if "," in args.seeds else range(int(args.seeds))
+    chosen = [int(seed) for seed in args.seeds.split(",") if seed]
+    seeds = chosen if "," in args.seeds else range(*chosen)
     methods = {name: [args.out / str(seed) / name for seed in seeds] for name in args.methods.split(",")}
     for seed in seeds:
         folder = args.out / str(seed)
