@@ -47,14 +47,13 @@ class Parser(argparse.ArgumentParser):
                 yield from words[place:]
                 return
             takes = before is not None and before.nargs in (None, "+")
-            value = " " in word or takes  # or argparse says what it is
             typed, equals, rest = word.partition("=")
-            text = " " in word and takes
-            if word.startswith("--") and typed not in self._option_string_actions and not text:
+            if word.startswith("--") and typed not in self._option_string_actions:
                 name = names.get(typed.replace("_", "-"))
-                if name is None and not value:
+                if name is not None and not (takes and " " in word):
+                    word = f"{name}{equals}{rest}"
+                elif not takes and " " not in word:  # else it may be a value, or argparse says what it is
                     raise self._unknown(word)
-                word = f"{name or typed}{equals}{rest}"
             option = self._option_string_actions.get(word)
             if option is not None and option.nargs == "?" and not _truth(words[place + 1 : place + 2]):
                 word += f"={option.const}"

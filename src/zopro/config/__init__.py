@@ -244,8 +244,8 @@ class RunConfig(_Options):
         >>> RunConfig(model="m", task="chat", train_data="x", anchor=0.1).unheeded_by("es-paper")
         ['anchor']
         """
-        own = [entry.partition("=")[::2] for entry in METHODS[method].fixed]
-        return [name for name in self.changed(*dict(own)) if dict(own)[name] in ("", str(getattr(self, name)))]
+        own = dict(entry.partition("=")[::2] for entry in METHODS[method].fixed)
+        return [name for name in self.changed(*own) if own[name] in ("", str(getattr(self, name)))]
 
     def unused(self) -> list[str]:
         """Keys of the reward model, the pairs and their judge that are set where no reward model is trained."""

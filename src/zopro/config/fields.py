@@ -50,9 +50,6 @@ def check_choices(config: Any, group: type) -> None:
             check(value in choices, key.name, rule, value, nearest(str(value), map(str, known)).strip())
 
 
-LARGEST_SCALE = 1e6  # of displacements and decay: what is more breaks any model, and the learning rate is blamed
-
-
 def number_or(config: Any, name: str, *words: str) -> float | str:
     """The value of a field as a number above 0, or as one of `words`: however it was written, so that a run's
     configuration is found to be the same. Raises `InputError` for what is neither."""
@@ -89,8 +86,7 @@ def not_negative(config: Any, *names: str) -> None:
 
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # beyond which torch and the libraries fail in their own words
-
-
+LARGEST_SCALE = 1e6  # of displacements and decay: what is more breaks any model, and the learning rate is blamed
 LONGEST = 1e9  # seconds: threads and sockets cannot wait for ten times as long
 
 

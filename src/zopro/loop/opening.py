@@ -54,8 +54,8 @@ def open_all(
             tokenizer = load_tokenizer(tokenizer_home(config.model), trust_remote_code=config.trust_remote_code)
         with task("reading the data"):
             data = load_data(config, tokenizer)
-            known = rows.told(data) if writes else {}
             if writes:
+                known = rows.told(data)
                 rows.check_same(run.store, config, known)
             check_answers_early(config, data, frame_of(tokenizer))
         with task(f"loading {Path(config.model).name}"):

@@ -30,8 +30,8 @@ def told(data: Data) -> Told:
 def _told(items: Iterable[Item], columns: bool = True) -> dict[str, Any]:
     found, rows = sha256(), 0
     for example in (item.example for item in items):
-        said: tuple[Any, ...] = (example.prompt, example.tools, example.chosen, example.rejected, example.score)
-        said += (example.reference, example.columns if columns else None)
+        answers = example.chosen, example.rejected, example.score, example.reference
+        said = example.prompt, example.tools, *answers, example.columns if columns else None
         found.update(json.dumps(said, sort_keys=True, default=str).encode() + b"\n")
         rows += 1
     return {"rows": rows, "sha256": found.hexdigest()}
