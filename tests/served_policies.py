@@ -13,7 +13,7 @@ from torch import Tensor
 from zopro.engine import Batch
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Displacement, Gaussian
-from zopro.zo.schedules import auto_eps
+from zopro.zo.eps import auto_eps
 
 PROMPTS = [[5, 9, 71, 33, 20], [13, 50, 7]]
 

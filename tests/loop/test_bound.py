@@ -106,6 +106,8 @@ def test_a_gain_that_may_be_chance_is_said() -> None:
     assert "; not a higher learning_rate: it is 114.70 nats an answer from its start already." in far
     still = not_improved(before, after, "iteration 0", "learning_rate", -0.03) or ""
     assert still.startswith("iteration 0: the policy has hardly moved: KL -0.03 nats an answer, reward 0.167 [")
+    followed = not_improved(before, after, "iteration 0", "first_order_learning_rate", 0.04, "zopro") or ""
+    assert followed.endswith("however short that is. Raise first_order_learning_rate if zopro gains nothing.")
     better = [{**row, "reward": 5.0 + (row["reward"] or 0.0)} for row in before]
     assert not_improved(before, better, "iteration 0", "learning_rate", 0.0) is None
     several = [{"reward": 0.0, "sampled_reward": 1.0}] * 2, [{"reward": 0.0, "sampled_reward": 2.0}] * 2

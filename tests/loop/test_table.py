@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,10 @@ from zopro.loop import table
 from zopro.loop.recording import Origin, origin_of
 from zopro.loop.run import Run
 from zopro.loop.table import walk
+from zopro.store.journal import Header, JournalWriter, Step
 from zopro.store.rundir import RunDirectory
 from zopro.system.launch import Processes
+from zopro.zo.records import StepRecord
 
 TRAINED: Any = SimpleNamespace(trains_reward=True)
 LOOP = ["policy", "pairs", "refine", "evaluation"]
@@ -121,6 +124,21 @@ def test_where_an_iteration_begins(tmp_path: Path) -> None:
             rewards = reward / f"{iteration:03d}", reward / f"{iteration - 1:03d}"
             expected = Origin(run, iteration, "zopro", folders[0], folders, rewards)
             assert origin_of(options, store, iteration, start) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "seen", "eps"), [("zopro", [1e-3, 2e-3, math.nan], 2e-3), ("zopro", [math.nan], None), ("es", [0.1], None)]
+)
+def test_eps_is_looked_for_where_the_iteration_before_ended(
+    before: str, seen: list[float], eps: float | None, tmp_path: Path
+) -> None:
+    options = config(tmp_path / "run", method="zopro")
+    store = RunDirectory(options, resume=False)
+    writer = JournalWriter(store.journal(1), Header(1, before, "sft", {}, {}))
+    for step, value in enumerate(seen):
+        writer.write(Step(StepRecord(step, 0, [0.0], [0.0], [0.1], [value], [0.0], 0.0, math.nan, skipped=False)))
+    assert origin_of(options, store, 2, None).eps == eps
+    assert origin_of(options, store, 1, None).eps is None
 
 
 def test_along_the_newest_update_that_moved_the_policy(tmp_path: Path) -> None:

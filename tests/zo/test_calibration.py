@@ -179,6 +179,23 @@ def test_a_chosen_eps_is_looked_at_before_it_is_chosen_anew() -> None:
     assert resumed.signal.doubted
 
 
+def test_an_eps_that_did_before_is_kept_where_nothing_speaks_against_it() -> None:
+    line = NoisyLine()
+    opt = SPSA([line.weight], lr=0, eps="auto")
+    line.step(opt, slope=1.0)
+    found, noise = opt.last.eps[0], opt.signal.noise_floor
+    later = SPSA([line.weight], lr=0, eps="auto", eps_guess=3 * found)
+    assert line.step(later, slope=1.0) == 11 + 2 and later.last.eps == [3 * found]
+    assert noise / 4 < later.signal.noise_floor < 4 * noise and later.last.signal_to_noise > 3
+    assert line.step(later, slope=1.0) == 2
+    again = SPSA([line.weight], lr=0, eps="auto", eps_guess=1e4)
+    again.step(lambda: line.weight.double().sum() - 1e5 * line.weight.double().sum() ** 3)
+    assert again.last.eps[0] < 1e-2, "the slope is another one there"
+    for guess in (0, -1.0, math.inf, "auto"):
+        with pytest.raises(ValueError, match=r"eps_guess: must be None, or finite and above 0, got"):
+            SPSA([line.weight], eps="auto", eps_guess=guess)
+
+
 def test_where_no_direction_slopes_a_look_takes_two_evaluations() -> None:
     weight = torch.zeros(4, requires_grad=True)
     draws, calls = torch.Generator().manual_seed(0), []

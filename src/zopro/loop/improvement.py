@@ -14,7 +14,12 @@ HARDLY = 0.1
 
 
 def not_improved(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], where: str, rate: str, kl: float
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    where: str,
+    rate: str,
+    kl: float,
+    follower: str = "",
 ) -> str | None:
     """The line about an iteration whose gain, paired by prompt, may be none; None where it is above 0.
 
@@ -23,6 +28,7 @@ def not_improved(
         where: what the line begins with.
         rate: the key of the learning rate.
         kl: nats an answer from the policy's start.
+        follower: the method of the iterations after it, if it is another one that follows this one's update.
 
     >>> rows = [[{"reward": value} for value in values] for values in ([0.0, 1.0, 2.0], [1.0, 2.1, 2.9])]
     >>> not_improved(*rows, "iteration 0", "learning_rate", 2.0)
@@ -41,7 +47,12 @@ def not_improved(
         return f"{where}: the policy became worse: {said}. Lower {rate}."
     if abs(kl) < HARDLY:
         moved = f"KL {shown.kl(kl)} nats an answer"
-        return f"{where}: the policy has hardly moved: {moved}, {said}. Raise {rate}, tenfold and more."
+        hardly = f"{where}: the policy has hardly moved: {moved}, {said}."
+        if follower:
+            return (
+                f"{hardly} {follower} follows its update however short that is. Raise {rate} if {follower} gains nothing."
+            )
+        return f"{hardly} Raise {rate}, tenfold and more."
     steps = "more steps (policy_steps) or answers (prompts_per_step, num_generations or population)"
     take = f"Take {steps}, a higher {rate}, or measure on more prompts (eval_prompts)."
     if kl > FAR:

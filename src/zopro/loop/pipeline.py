@@ -162,9 +162,10 @@ def _measure(models: Models) -> Measure | None:
 def _say_result(run: Run, iteration: int) -> None:
     run.say(headline(run.store, iteration, run.config.sft_steps))
     before, after = (read_rows(run.store.evaluation(at)) for at in (iteration - 1 if iteration else None, iteration))
-    rate = METHODS[run.config.method_of(iteration)].rate
+    method, later = run.config.method_of(iteration), run.config.method
     kl = measured(run.store, iteration)[PER_ANSWER]
-    if note := not_improved(before, after, f"iteration {iteration}", rate, kl):
+    follower = later if METHODS[later].follows_update and later != method else ""
+    if note := not_improved(before, after, f"iteration {iteration}", METHODS[method].rate, kl, follower):
         run.say(note)
 
 

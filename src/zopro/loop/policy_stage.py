@@ -72,6 +72,7 @@ def policy_trainer(
             previous_update=mu,
             reward_update=v,
             reference=policies.reference(store.sft()),
+            eps_guess=origin.eps,
             writes=store.writes,
             steps=steps,
             seed=seed,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,6 +41,7 @@ class Origin:
     start: Path
     previous_update: tuple[Path, Path] | None = None
     reward_update: tuple[Path, Path] | None = None
+    eps: float | None = None  # of the iteration before, by the same method, if its steps have one
 
     def name(self, path: Path) -> str:
         """`path` relative to the run; what lies outside of it (a base model) by its own name."""
@@ -55,8 +57,9 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
     the others take another method (`METHOD_OF_START`), None takes `method` without updates.
     """
     policies = store.sft(), *map(store.policy, range(iteration))
-    method, mu, v = config.method, None, None
+    method, mu, v, eps = config.method, None, None, None
     if iteration > 0:
+        eps = _last_eps(store.journal(iteration - 1), method)
         last = newest_update(policies)
         mu = policies[last + 1], policies[last]
         v = (store.reward(last + 1), store.reward(last)) if config.trains_reward else None
@@ -65,7 +68,14 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
         mu = policies[-1], initial if config.lora_r or initial.exists() else Path(config.model)  # as 0.1.0 has it
     elif start is not None:
         method = METHOD_OF_START[start]
-    return Origin(store.path, iteration, method, policies[-1], mu, v)
+    return Origin(store.path, iteration, method, policies[-1], mu, v, eps)
+
+
+def _last_eps(journal: Path, method: str) -> float | None:
+    """eps of the last step of a journal; None without a journal, of another method, or where it never was a number."""
+    if not journal.exists() or (found := read(journal)).header.method != method:
+        return None
+    return next((step.record.eps[0] for step in reversed(found.steps) if math.isfinite(step.record.eps[0])), None)
 
 
 def newest_update(policies: Sequence[Path]) -> int:

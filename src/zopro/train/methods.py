@@ -48,6 +48,7 @@ class PolicyInputs:
     rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
     writes: bool = True  # False on the ranks of a job that only take part
     reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model that its config names
+    eps_guess: float | None = None  # with which `eps: auto` begins: the iteration's before
 
 
 def _arguments(inputs: PolicyInputs, **others: Any) -> dict[str, Any]:
@@ -118,8 +119,13 @@ def _zeroth_order(
         weight_decay=config.weight_decay,
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
     )
+    _guess_eps(arguments, inputs)
     updates = _updates(inputs, targeted)
     return _trainer(trainer_cls, arguments, inputs, **updates)
+
+
+def _guess_eps(arguments: ZOPrOConfig, inputs: PolicyInputs) -> None:
+    arguments.eps_guess = inputs.eps_guess if arguments.eps == "auto" else None
 
 
 def fzoo(inputs: PolicyInputs) -> Trainer:
@@ -189,6 +195,7 @@ def guided(inputs: PolicyInputs) -> Trainer:
         **{key.name: getattr(config, key.name) for key in fields(StepOptions)},
         guide=1.0 if config.guide == "spsa" else 0.5,
     )
+    _guess_eps(along, inputs)
     updates = _updates(inputs, along.guide < 1)
     return _trainer(GuidedSPSATrainer, along, inputs, avoid=avoid, **updates)
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from zopro.system.random_state import preserve_random_state
 from zopro.zo import SPSA, Displacement, Gaussian, Weights, groups
 from zopro.zo.directions import there
+from zopro.zo.eps import auto_eps
 from zopro.zo.evaluation import Closure, Evaluator
 from zopro.zo.frozen import Frozen, record
 from zopro.zo.perturbation import displaced
 from zopro.zo.ranks import losses_of_all
-from zopro.zo.schedules import auto_eps
 
 AGREEMENT = 0.1  # of the larger slope; what is wrong by less is no worse than the choice of eps
 PARTS = 5  # of two rows, tried in turn: equal rewards have no slope

@@ -6,6 +6,7 @@ ZOPrOTrainer(model, reward_funcs, args=ZOPrOConfig(...), train_dataset=..., peft
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from zopro.train.rehearsal import repeatable
 from zopro.train.step_kl import STEP_KL, slopes_along, step_kl, two_sided
 from zopro.zo import Displacement, Estimate
 from zopro.zo.directions import there
+from zopro.zo.groups import number
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -54,6 +56,10 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
     second_moment_beta: float | None = option(
         None, "Decay of the mean square that scales the projected gradient; 0: none."
     )
+    eps_guess: float | None = option(
+        None,
+        "With eps auto: one that did in an earlier training. It is kept if 11 evaluations do not speak against it.",
+    )
 
     def __post_init__(self) -> None:
         if self.learning_rate is None:
@@ -72,6 +78,9 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
             self.second_moment_beta = 0.9 if default else 0.0
         beta = self.second_moment_beta
         check(0 <= beta < 1, "second_moment_beta", "must lie in [0, 1)", beta, "0: none.")
+        if (guess := self.eps_guess) is not None:
+            check(self.eps == "auto", "eps_guess", "must be left out unless eps is auto", guess)
+            check(0 < number(guess) < math.inf, "eps_guess", "must be finite and above 0", guess)
 
 
 class ZOPrOTrainer(DirectedTrainer):
@@ -207,6 +216,7 @@ class ZOPrOTrainer(DirectedTrainer):
     def spsa_arguments(self) -> dict[str, Any]:
         return {
             "eps": self.args.eps,
+            "eps_guess": self.args.eps_guess,
             "queries": self.args.queries,
             "sides": self.args.sides,
             "evaluation": "sequential" if self.args.evaluation == "batched" else self.args.evaluation,

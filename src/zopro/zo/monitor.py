@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from zopro.zo.schedules import LOW_SIGNAL
+from zopro.zo.eps import LOW_SIGNAL
 
 logger = logging.getLogger(__name__)
 

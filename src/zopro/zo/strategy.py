@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from zopro.zo.displacement import Displacement, Values
-from zopro.zo.groups import Group
+from zopro.zo.eps import LOW_SIGNAL, holding_noise, loss_noise, search_eps
+from zopro.zo.groups import Group, number
 from zopro.zo.monitor import PATIENCE, SecondMoment, SignalMonitor
 from zopro.zo.records import Accumulated, Estimate, StepRecord
-from zopro.zo.schedules import LOW_SIGNAL, loss_noise, search_eps
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class SPSAStrategy:
         over_std: divide the step by the standard deviation of the one-sided slopes, as FZOO (Dang et al. 2025, arXiv
             2506.09034) does: theta <- theta - lr / (N s) sum_i g_i z_i. Their step is over the deviation of the losses,
             s eps, so that our lr is their eta / eps: the length of a step does not depend on eps.
+        eps_guess: with eps "auto" an eps that did before, such as the last one of an earlier training. It is kept if
+            11 losses do not speak against it, in place of a search by up to 45.
         groups: in place of the one group: dicts with lr, eps, weight_decay and auto_eps, read at each step. Theirs is the
             eps that `calibrate` chooses.
 
@@ -75,6 +77,7 @@ class SPSAStrategy:
         second_moment_beta: float | None = None,
         measure_noise: bool = False,
         over_std: bool = False,
+        eps_guess: float | None = None,
         groups: list[Group] | None = None,
     ) -> None:
         if not hasattr(queries, "__index__") or queries < 1:
@@ -89,10 +92,12 @@ class SPSAStrategy:
             raise ValueError(
                 f"second_moment_beta: must be None with over_std, which normalises as well, got {second_moment_beta}"
             )
+        if eps_guess is not None and not 0 < number(eps_guess) < math.inf:
+            raise ValueError(f"eps_guess: must be None, or finite and above 0, got {eps_guess!r}")
         one = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "auto_eps": eps == "auto"}
         self.groups: list[Group] = [one] if groups is None else groups
         self.queries, self.sides, self.seed, self.measure_noise = queries, sides, seed, measure_noise
-        self.over_std = over_std
+        self.over_std, self.eps_guess = over_std, eps_guess
         self.signal = SignalMonitor()
         self.second_moment = SecondMoment(second_moment_beta)
         self.skipped_steps = 0
@@ -137,11 +142,15 @@ class SPSAStrategy:
             shows = signal.ratio(loss_at(chosen) - loss_at(-chosen)) >= LOW_SIGNAL
             if shows is not signal.blind:
                 return
-        eps, noise, seen = search_eps(loss_at, scale(unit), self.sides)
-        if anew and not seen:
-            return
+            eps, noise, seen = search_eps(loss_at, scale(unit), self.sides, chosen)
+            if not seen:
+                return
+            self.trusts_known_loss = None
+        elif (guess := self.eps_guess) and not math.isnan(noise := holding_noise(loss_at, guess, self.sides)):
+            eps, seen = float(guess), True
+        else:
+            eps, noise, seen = search_eps(loss_at, scale(unit), self.sides)
         signal.noise_floor, signal.blind = noise, not seen and not math.isnan(noise)
-        self.trusts_known_loss = None if anew else self.trusts_known_loss
         for group in [] if math.isnan(eps) else automatic:
             group["eps"] = eps
         logger.info("noise floor of the loss %.3g, eps %.3g", noise, eps)

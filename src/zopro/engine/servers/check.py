@@ -19,7 +19,7 @@ from torch import Tensor
 from zopro.engine import Batch, Engine, OverTensors, Sampling
 from zopro.errors import InputError
 from zopro.zo.displacement import Displacement
-from zopro.zo.schedules import auto_eps
+from zopro.zo.eps import auto_eps
 
 ANSWER = 8  # tokens of the answers that are looked at
 VISIBLE = 0.05  # eps of a displacement that no arithmetic hides
