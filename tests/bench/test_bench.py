@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from zopro.bench.command import bench_step, table
 from zopro.bench.floor import floor_passes
 from zopro.bench.work import Work, build
 from zopro.engine.local import models
-from zopro.errors import InputError
+from zopro.errors import InputError, Stopped
 
 TINY = Work(size="tiny", vocab_size=64, prompts=2, num_generations=3, prompt_length=7, completion_length=5, steps=2)
 TINY = dataclasses.replace(TINY, dtype="float32")
@@ -142,11 +146,35 @@ def test_on_a_gpu_all_kinds_run_here_and_say_their_numbers(monkeypatch: pytest.M
         ({"lora_r": 0}, "beta: must be 0 with lora_r=0"),
         ({"evaluation": "together", "sides": 1}, "evaluation: must be sequential or batched with sides: 1"),
         ({"evaluation": "batched", "lora_r": 0, "beta": 0.0}, "evaluation: must be sequential with lora_r: 0"),
+        ({"seed": 2**32}, "seed: must be less than 2^32"),
+        ({"beta": math.inf}, "beta: must be at most 3.4e+38, got inf"),
         ({"model": "no/such/folder", "prompts": 1}, "model: no folder and no Hub id"),
     ],
 )
-def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+def test_bad_input_is_one_line(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_measured", lambda kind, work: pytest.fail("it is measured"))
+    with pytest.raises(InputError, match=re.escape(message)):
         bench_step(Work(**options))
-    with pytest.raises(InputError, match="peer: must be one of trl, trl-cb, got 'verl'"):
-        bench_step(TINY, peer="verl")
+    for peer, said in (("verl", "one of trl, trl-cb, got 'verl'"), ("trl-cb", "trl on a CPU, got 'trl-cb'")):
+        with pytest.raises(InputError, match=f"peer: must be {said}"):
+            bench_step(dataclasses.replace(TINY, device="cpu"), peer)
+
+
+@pytest.mark.parametrize(
+    ("does", "kind", "message"),
+    [
+        ("echo 'Loading weights: 100%' >&2; kill -9 $$", Stopped, "'step' was killed by SIGKILL; most likely the memory"),
+        ("echo 'KeyError: 1' >&2; exit 1", Stopped, "'step' failed: KeyError: 1$"),
+        ("""echo '{"code": 1, "error": "the memory is full"}'""", Stopped, "^the memory is full$"),
+        ("""echo '{"code": 2, "error": "model: must be there"}'""", InputError, "^model: must be there$"),
+    ],
+)
+def test_why_a_measurement_has_ended(
+    does: str, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat > /dev/null\n{does}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(kind, match=message):
+        command._apart("step", TINY)

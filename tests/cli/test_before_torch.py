@@ -95,7 +95,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("step --size 2b", "size: must be one of"),
         ("step --vocab-size 0", "vocab_size: must be at least 32, got 0"),
         ("step --seed -1", "seed: must not be negative, got -1"),
-        (f"step --seed {2**70}", "seed: must be less than 2^63"),
+        (f"step --seed {2**70}", "seed: must be less than 2^32"),
     ],
     "data": [
         ("chess --rows 2", "argument KIND"),

@@ -15,7 +15,7 @@ from zopro.choices import METHODS
 from zopro.compare import Plan, compare, jobs, run, worker
 from zopro.config import RunConfig
 from zopro.demo import model, task
-from zopro.errors import InputError
+from zopro.errors import InputError, Stopped
 from zopro.store.rundir import read_rows
 
 ELSEWHERE = {
@@ -186,10 +186,12 @@ def words(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_command_and_a_method_that_fails_leaves_the_others(
     words: list[str], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
+    codes = [1]
+
     def launch(described: Path, log: Any) -> int:
         if described.parent.name.startswith("mezo"):
             log.write("Traceback ...\nRuntimeError: out of memory\n")
-            return 1
+            return codes[-1]
         return worker.main(str(described))
 
     monkeypatch.setattr(run, "_launch", launch)
@@ -205,6 +207,9 @@ def test_the_command_and_a_method_that_fails_leaves_the_others(
         compare(config(settings, tmp_path / "refused"), refused, quiet=True)
     assert not (tmp_path / "refused").exists()  # before anything has run
     with pytest.raises(InputError, match=r"methods: none could be run; mezo: RuntimeError: out of memory"):
+        compare(config(settings, tmp_path / "out"), failing, quiet=True)
+    codes.append(-9)
+    with pytest.raises(Stopped, match=r"methods: none could be run; mezo: a process was killed by SIGKILL"):
         compare(config(settings, tmp_path / "out"), failing, quiet=True)
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from zopro.compare import jobs
 from zopro.compare.jobs import search_items, training_items
@@ -148,6 +149,33 @@ def test_a_stop_while_measuring_costs_neither_the_training_nor_what_was_measured
     (tmp_path / "trained.json").write_text("{}")
     with pytest.raises(InputError, match=r"trained.json': must be as zopro has written it, got a damaged file"):
         jobs._train(nothing, nothing, nothing, Job("train"), tmp_path)
+
+
+def test_a_training_that_begins_anew_asks_for_all_its_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that one that was stopped has left would cost no seconds now."""
+    for left in ("points/000001.json", "trainer/members-0.jsonl"):
+        (tmp_path / left).parent.mkdir()
+        (tmp_path / left).touch()
+
+    def begun(*args: Any) -> Any:
+        assert not list(tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "job_trainer", begun)
+    nothing: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        jobs._trained(nothing, nothing, nothing, Job("train"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["prepare", "inference", "train"])
+def test_a_comparison_goes_on_with_the_threads_that_it_was_begun_with(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    run: Any = SimpleNamespace(store=SimpleNamespace(threads=lambda: before + 1))
+    monkeypatch.setattr(jobs, "open_all", lambda config, resume: (run, None, None))
+    monkeypatch.setattr(jobs, f"_{kind}", lambda *args: {"threads": torch.get_num_threads()})
+    config: Any = SimpleNamespace(output_dir="shared")
+    assert jobs.do_job(Job(kind), config, Path("folder")) == {"threads": before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_trainings_are_measured_as_the_start_was(tmp_path: Path) -> None:

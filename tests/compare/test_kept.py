@@ -16,7 +16,7 @@ from zopro.compare import Plan, compare, run
 from zopro.compare.kept import finished, result_of
 from zopro.compare.plan import Job
 from zopro.config import RunConfig
-from zopro.errors import InputError
+from zopro.errors import InputError, Stopped
 from zopro.store.durable import write_text
 from zopro.system import progress
 from zopro.system.screens import Plain
@@ -92,15 +92,29 @@ def test_one_process_compares_in_a_folder_from_start_to_end(config: RunConfig, m
     assert locked == [True], "nothing has run"
 
 
-def test_a_log_s_last_line_is_told_as_a_whole(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "last", "kind", "message"),
+    [
+        (2, "zopro: error: model: must be there, got 'a\u2028b'.", InputError, "model: must be there, got 'a\u2028b'."),
+        (1, "zopro: stopped: the memory is full.", Stopped, "the memory is full. (see "),
+        (1, "ValueError: 1", run.JobFailed, "ValueError: 1 (see "),
+        (-9, "Loading weights: 100%", Stopped, "a process was killed by SIGKILL; most likely the memory was full. "),
+        (-11, "Loading weights: 100%", Stopped, "a process was killed by SIGSEGV (see "),
+    ],
+)
+def test_why_a_job_has_ended(
+    code: int, last: str, kind: type, message: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log's last line as a whole says so, but not of one that was killed."""
+
     def launch(described: Path, log: Any) -> int:
-        log.write("a line\nzopro: error: model: must be there, got 'a\u2028b'.\n")
-        return 2
+        log.write(f"a line\n{last}\n")
+        return code
 
     monkeypatch.setattr(run, "_launch", launch)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(kind) as caught:
         compare(config, PLAN, quiet=True)
-    assert str(caught.value) == "model: must be there, got 'a\u2028b'."
+    assert type(caught.value) is kind and str(caught.value).startswith(message)
 
 
 def test_what_a_job_s_process_says_is_shown_where_it_was_started(

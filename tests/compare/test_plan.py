@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from zopro.compare import run
 from zopro.compare.kept import finished
 from zopro.compare.plan import Job, Plan
 from zopro.config import RunConfig
-from zopro.errors import InputError
+from zopro.errors import InputError, Stopped
 
 CONFIG = RunConfig(model="m", task="chat", train_data="x")
 
@@ -91,6 +94,31 @@ def test_the_search_goes_down_from_rates_that_fail() -> None:
     while (power := plan.next_power(tried)) is not None:
         tried[power] = -math.inf if power > -2 else 1.0
     assert sorted(tried) == [-2, -1, 0, 1]
+
+
+@pytest.mark.parametrize(("trials", "wanted"), [(4, [6e-3, 2e-3, 6.66667e-4]), (2, [6e-3, 2e-3])])
+def test_the_pace_is_told_by_a_lower_rate_where_one_fails(trials: int, wanted: list[float]) -> None:
+    """As the search goes down; a machine that gives out is not tried again."""
+    tried, stopped = list[float](), False
+
+    def result(job: Job) -> dict[str, float]:
+        tried.append(job.learning_rate)
+        if stopped:
+            raise Stopped("the memory is full")
+        if job.learning_rate > 1e-3:
+            raise run.JobFailed("it diverged")
+        return {"steps": 3, "seconds": 1.5}
+
+    runner: Any = SimpleNamespace(given=replace(CONFIG, first_order_learning_rate=6e-3), result=result)
+    plan, probe = Plan(("rloo",), budget_minutes=1.0, search_trials=trials), Job("train", method="rloo")
+    with nullcontext() if trials > 2 else pytest.raises(run.JobFailed, match="it diverged"):
+        assert run._pace(runner, plan, probe) == 2.0
+    assert tried == wanted
+    stopped = True
+    for ask in (run._pace, run._search):
+        with pytest.raises(Stopped, match="the memory is full"):
+            ask(runner, plan, probe)
+    assert tried == [*wanted, 6e-3, 6e-3]
 
 
 def test_a_job_s_folder_is_told_apart_by_everything_it_does() -> None:

@@ -46,7 +46,13 @@ def test_both_orders_are_asked_and_the_better_answer_wins(server):
 
 @pytest.mark.parametrize(
     ("replies", "winner"),
-    [(("A", "A"), -1), (("b", "b"), -1), (("A", "tie"), 0), ((" **B**. ", "Tie"), 1), (("tie", "TIE"), -1)],
+    [
+        (("A", "A"), -1),
+        (("b", "b"), -1),
+        (("A", "tie"), 0),
+        ((" **B**. ", "<think>Hm</think> Tie"), 1),
+        (("tie", "TIE"), -1),
+    ],
 )
 def test_a_liking_for_a_place_is_a_tie(server, replies, winner):
     server.behave = lambda number, asked, handler: handler.say(200, chat(replies[number]))
@@ -82,6 +88,26 @@ def test_a_reply_that_cannot_be_read_is_asked_for_again_and_then_counted(server,
     assert (result.winners, result.invalid) == ([-1, 1, 0], 1)
     assert result.reasons == {"reply is not A, B or tie": 1}
     assert len(server.requests) == 2 + 2 * 2, "twice for the pair that failed, in one order"
+
+
+def test_a_judge_that_never_says_one_word_is_refused_with_what_it_says(server):
+    server.behave = lambda number, asked, handler: handler.say(200, chat(f"<think>{KEY}</think>\n\nAnswer: A, {KEY}"))
+    with pytest.raises(
+        InputError, match=r"\(reply is not A, B or tie: 3\). A reply .* was 'Answer: A, \[redacted\]'. Take a"
+    ):
+        judge_pairs(judge(server), PROMPTS, PAIRS, NONE)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "what"),
+    [(4, "failed on 3 pairs in a row, last on pair 3 "), (3, r"gave no usable verdict on 3 pairs \(endpoint .*: 2\)")],
+)
+def test_a_failure_after_an_unreadable_reply_keeps_its_own_remedy(server, pairs, what):
+    server.behave = lambda number, asked, handler: (
+        handler.say(200, chat("Hm.")) if "one?" in asked else handler.say(404, b"{}")
+    )
+    with pytest.raises(InputError, match=rf"{what}.*\. Fix it or raise its timeout"):
+        judge_pairs(judge(server), [*PROMPTS, "four?"][:pairs], [*PAIRS, ["x", "yy"]][:pairs], [None] * pairs)
 
 
 def test_one_lie_is_forgiven(server):

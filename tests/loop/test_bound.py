@@ -11,9 +11,10 @@ import pytest
 
 from one_run import metrics, no_report
 from tiny_runs import config, fingerprint
+from zopro.config import RunConfig
 from zopro.loop import pipeline, policies
 from zopro.loop.bound import BoundCallback
-from zopro.loop.improvement import not_improved
+from zopro.loop.improvement import follower, not_improved
 from zopro.loop.replay import replay
 
 FAST = {
@@ -94,6 +95,20 @@ def test_steps_without_a_kl_are_said_once() -> None:
     for _ in range(2):
         bound.on_log(None, SimpleNamespace(global_step=1, max_steps=2), SimpleNamespace(), logs={"reward": 1.0})
     assert said == ["policy 0: its steps measure no KL, so max_kl is looked at when it is evaluated"]
+
+
+@pytest.mark.parametrize(
+    ("options", "iteration", "name"),
+    [
+        ({"method": "zopro"}, 0, "zopro"),
+        ({"method": "zopro"}, 1, ""),
+        ({"method": "zopro", "preset": "paper"}, 0, ""),
+        ({"method": "zopro-paper"}, 0, ""),
+        ({"method": "mezo"}, 0, ""),
+    ],
+)
+def test_who_follows_a_short_update(options: dict[str, str], iteration: int, name: str) -> None:
+    assert follower(RunConfig(model="m", task="chat", train_data="x", **options), iteration) == name
 
 
 def test_a_gain_that_may_be_chance_is_said() -> None:

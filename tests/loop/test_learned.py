@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import config, rows
 from zopro.config import RunConfig
 from zopro.errors import InputError
-from zopro.loop import estimate, opening
+from zopro.loop import estimate, learned, opening
 from zopro.loop.data import Item
 from zopro.loop.learned import check_answers
 from zopro.tasks import Example
@@ -60,3 +60,16 @@ def test_scores_are_those_of_answers_that_fit() -> None:
     for few in ([("tea", 1.0), ("milk", 1.0)], [("tea", 1.0), ("much too long", 2.0)], [("much too long", 2.0)]):
         with pytest.raises(InputError, match="must have two different scores that end within"):
             check_answers(asked, scored(*few), frame)
+
+
+@pytest.mark.parametrize("regressed", [False, True])
+def test_held_out_rows_that_are_not_measured_are_counted(regressed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(learned, "say", said.append)
+    rows = [Item("", [], Example((), chosen="a", rejected="b", score=score)) for score in (1.0, 2.0, 3.0)]
+    data: Any = SimpleNamespace(regressed=regressed, eval=rows)
+    for n in (3, 2):
+        measure = {"correlation" if regressed else "accuracy": lambda rows, size, n=n: {"n": n}}
+        assert learned.held_out_quality(SimpleNamespace(**measure), data, 4) == {"n": n}  # type: ignore[arg-type]
+    (line,) = said
+    assert line.startswith("reward model: 1 of 3 held-out rows have an answer that does not fit")

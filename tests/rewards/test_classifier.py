@@ -94,6 +94,9 @@ def test_without_a_template_it_reads_a_pair_or_a_line_below_the_other(tmp_path: 
         inputs = pair.tokenizer(prompt, answer, return_tensors="pt")
         with torch.inference_mode():
             assert score == pytest.approx(float(pair.model(**inputs).logits[0, 0]), abs=1e-5)
+    answer = pair.tokenizer("no cake " * 20, add_special_tokens=False)["input_ids"]
+    ids = pair._read("tea " * 60, "no cake " * 20)["input_ids"]
+    assert len(ids) == 64 > len(answer) > 32 and ids[-len(answer) :] == answer
 
 
 def test_what_is_no_such_classifier_is_refused(tmp_path: Path) -> None:

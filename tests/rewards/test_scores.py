@@ -7,7 +7,7 @@ import torch
 
 from tiny_rewards import make_model, make_pairs, sample_ids
 from zopro.errors import InputError
-from zopro.rewards import Pair, RewardModel
+from zopro.rewards import Pair, RewardModel, Scored
 
 
 def alone(model: RewardModel, ids: list[int]) -> float:
@@ -61,6 +61,18 @@ def test_a_long_answer_loses_its_tail_and_a_long_prompt_is_refused() -> None:
     assert report == {"pairs": 1, "dropped": 1, "cut": 4}
     with pytest.raises(InputError, match="at least one pair with two different answers"):
         model.train_pairs([same], steps=1, batch_size=2, learning_rate=1e-3, seed=0)
+
+
+def test_what_is_cut_is_not_measured() -> None:
+    model = make_model(max_length=6)
+    pairs = [
+        Pair("a :", " tea", " cake"),
+        Pair("a :", " tea is here now", " cake"),
+        Pair("a :", " cake", " tea is here now"),
+    ]
+    assert model.accuracy(pairs) == model.accuracy(pairs[:1]) and model.accuracy(pairs[1:])["n"] == 0
+    rows = [Scored("a :", " tea", 1.0), Scored("a :", " cake", 2.0), Scored("a :", " tea is here now", 3.0)]
+    assert model.correlation(rows) == model.correlation(rows[:2]) and model.correlation(rows[1:])["n"] == 1
 
 
 def test_scoring_restores_the_mode_and_leaves_no_gradient() -> None:

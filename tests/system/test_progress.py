@@ -158,6 +158,9 @@ def test_a_terminal_gets_bars(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", screen)
     assert isinstance(screens.screen_of(screen), Terminal)
+    with monkeypatch.context() as here:
+        here.setenv("TERM", "dumb")
+        assert isinstance(screens.screen_of(screen), Plain), "rich would draw nothing before the end"
     with reporting():
         with task("policy 1"), task("", 20, "steps", 10, lasting=True) as steps:
             say("[bold]a line between[/bold]")

@@ -17,6 +17,13 @@ HH_PROMPT = [*user("Hi"), {"role": "assistant", "content": "Hello."}, *user("And
 # task, row, prompt (or a part of its text), chosen, rejected
 GOOD = {
     "hh": ("chat", {"chosen": HH + " Yes.", "rejected": HH + " No. "}, HH_PROMPT, "Yes.", "No."),
+    "hh of Windows": (
+        "chat",
+        {"chosen": (HH + " Yes.").replace("\n", "\r\n"), "rejected": (HH + " No.").replace("\n", "\r\n")},
+        HH_PROMPT,
+        "Yes.",
+        "No.",
+    ),
     "trojan": (
         "chat",
         {"prompt": HH, "chosen": " Yes.", "rejected": " No."},

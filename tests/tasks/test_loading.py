@@ -102,6 +102,11 @@ def test_which_of_several_splits_is_read_is_said(tmp_path):
     assert len(load_prompts(str(tmp_path), 5, 0)[0]) == 1 and load_prompts(str(tmp_path), 5, 0)[2] == []
 
 
+def test_a_column_without_a_name_is_named_as_such(tmp_path):
+    (tmp_path / "x.csv").write_text(",prompt,chosen,rejected\n0,a,good,bad\n1,b,good,bad\n")
+    assert load(options(tmp_path / "x.csv"), 1, 0).remarks() == ["columns not read: one without a name"]
+
+
 def test_nothing_usable_says_why(tmp_path):
     source = write(tmp_path / "x.jsonl", [" ", ""])
     with pytest.raises(InputError, match=r"train_data: .* has no usable row \(empty prompt: 2\)"):

@@ -141,6 +141,14 @@ LEFT_OUT = {
         "the answer has reasoning_content",
     ),
     "rendered already": ({"prompt": "<|im_start|>user\nq<|im_end|>\n", **PAIR}, "prompt has a chat template's marks"),
+    "no blank lines": (
+        {"prompt": "Human: a\nAssistant: b\nHuman: q\nAssistant:", **PAIR},
+        "prompt is a conversation without",
+    ),
+    "one turn and the cue": (
+        {"prompt": "Human: q\r\nAssistant:", **PAIR},
+        "prompt is a conversation without blank lines",
+    ),
     "unknown markup": (
         {"chosen": "### Human: q\n### Assistant: a", "rejected": "### Human: q\n### Assistant: b"},
         "form",

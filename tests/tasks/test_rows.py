@@ -13,6 +13,7 @@ import pytest
 
 from zopro.errors import InputError
 from zopro.tasks import load_rows
+from zopro.tasks.rows import check_source
 
 ROWS = [{"chosen": "grün, gut", "n": 1}, {"chosen": 'a "b"\nc', "n": 2}]
 
@@ -170,7 +171,38 @@ def test_a_folder_without_the_split_says_what_it_has(tmp_path):
         load_rows(str(tmp_path))
 
 
-@pytest.mark.parametrize("source", ["missing.jsonl", "no such thing", "", "tests*/x"])
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["train.jsonl", "train.jsonl.gz"], "train.jsonl, train.jsonl.gz"),
+        (
+            ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "train.csv"],
+            "train.csv, train-00000-of-00002.jsonl",
+        ),
+        (["a/train.jsonl", "b/train.jsonl.gz"], ""),
+        (["train.JSONL", "train-1.jsonl"], ""),
+    ],
+)
+def test_a_split_in_two_forms_is_refused_whose_rows_may_count_twice(names, found, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"a": 1}')
+    if not found:
+        return check_source(str(tmp_path))
+    with pytest.raises(InputError, match=f"must hold the split train in one form, got the files {found}. Name the file"):
+        check_source(str(tmp_path))
+
+
+def test_a_data_set_as_save_to_disk_writes_it_is_named(tmp_path):
+    (tmp_path / "data-00000-of-00001.arrow").touch()
+    (tmp_path / "state.json").touch()
+    with pytest.raises(
+        InputError, match=r"must hold train.parquet or .* as save_to_disk writes it. Write it with to_parquet"
+    ):
+        check_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["missing.jsonl", "rowz.txt", "no such thing", "", "tests*/x"])
 def test_missing_files_are_refused_without_asking_the_hub(monkeypatch, tmp_path, source):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: pytest.fail("asked the Hub"))

@@ -101,12 +101,26 @@ def test_all_answers_of_a_list_reach_the_reward_whatever_the_name(cell: Any) -> 
     assert columns_of(replace(example("verifiable", row), columns=row))["answer"] == "a"
 
 
-@pytest.mark.parametrize("cell", [None, float("nan"), [None], [""], " "])
+@pytest.mark.parametrize("cell", [None, float("nan"), [None], [""], " ", "####", "so \\boxed{ }"])
 def test_a_row_without_an_answer_is_left_out_for_rewards_that_need_one(cell: Any) -> None:
     row = {"prompt": "x?", "answer": cell}
     found = replace(example("verifiable", row), columns=row)
     assert lacking(found, ["length:1-2"]) is None
     assert lacking(found, ["length:1-2", "maths"]) == "the reward maths needs answer"
+
+
+def test_rows_that_a_reward_cannot_read_are_known_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(reward: str, **columns: Any) -> str | None:
+        return lacking(replace(example("verifiable", {"prompt": "x?", "answer": "1"}), columns=columns), [reward])
+
+    assert lacks("countdown", nums=[1, 2], target=3) is None
+    assert lacks("countdown", nums=float("nan"), target=3) == "the reward countdown needs nums"
+    with pytest.raises(InputError, match="nums: must be a list of whole numbers, got '1 2'"):
+        lacks("countdown", nums="1 2", target=3)
+    monkeypatch.setattr("zopro.rewards.functions.maths._installed", lambda: False)
+    assert lacks("maths", answer=["\\frac{1}{2}", "0.5"]) is None and lacks("exact", answer="\\frac{1}{2}") is None
+    with pytest.raises(InputError, match=r"the answer 'x . 1' is an expression, for which the package math-verify must"):
+        lacks("maths", answer="x + 1")
 
 
 def test_an_object_is_refused_as_an_answer_unless_the_reward_is_ones_own() -> None:

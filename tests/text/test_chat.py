@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ LONG = [
 ]
 MESSAGES = {"one turn": CHAT, "several turns": LONG, "system": [{"role": "system", "content": "be kind"}, *CHAT]}
 ANSWER = "thank you, the tea\nwas good."
+TOOL = {"type": "function", "function": {"name": "brew", "parameters": {"type": "object"}}}
+BARE = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
 
 
 def test_tokenizer_without_pad_token_or_template(tmp_path):
@@ -53,8 +56,15 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-@pytest.mark.parametrize("adds", [True, False], ids=["adds bos", "does not"])
-@pytest.mark.parametrize("template", [None, "{{ bos_token }}[{{ messages[0]['content'] }}]"])
+@pytest.mark.parametrize(
+    ("adds", "template"),
+    [
+        *product([True, False], [None, f"{{{{ bos_token }}}}{BARE}"]),
+        (True, BARE),
+        (True, {"default": BARE, "tool_use": BARE}),
+        (True, {"default": BARE, "tool_use": f"{{{{ bos_token }}}}{BARE}"}),
+    ],
+)
 def test_encoding_a_rendered_prompt_gives_bos_once(adds, template, tmp_path):
     tokenizer = tiny_tokenizer()
     if adds:
@@ -67,6 +77,10 @@ def test_encoding_a_rendered_prompt_gives_bos_once(adds, template, tmp_path):
     ids = loaded(render_prompt(loaded, CHAT))["input_ids"]
     assert ids[0] == 1
     assert ids.count(1) == 1
+    published = load_tokenizer(str(tmp_path), as_published=True)  # whose chats are encoded without adding anything
+    for tools in (None, [TOOL])[: 1 + isinstance(template, dict)]:
+        found = published.apply_chat_template(CHAT, tools=tools, add_generation_prompt=True)["input_ids"]
+        assert found == ids
 
 
 @pytest.mark.parametrize("bos", [True, False])
@@ -203,15 +217,14 @@ def test_messages_and_tools_reach_the_template_as_they_are():
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     tokenizer = with_template(template)
-    tools = [{"type": "function", "function": {"name": "brew", "parameters": {"type": "object"}}}]
     call = {"type": "function", "function": {"name": "brew", "arguments": {"cups": 2}}}
     messages = [
         *CHAT,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "name": "brew", "content": "done"},
     ]
-    text = render_prompt(tokenizer, messages, tools)
-    assert text == tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
+    text = render_prompt(tokenizer, messages, [TOOL])
+    assert text == tokenizer.apply_chat_template(messages, tools=[TOOL], add_generation_prompt=True, tokenize=False)
     assert '"parameters"' in text and '"cups": 2' in text and lost_message(messages, text) is None
 
 

@@ -55,27 +55,40 @@ def test_sound(name: str) -> None:
 
 SOURCE = "The network of bunkers and pillboxes greatly favored the defender."
 ASKED = f"Translate this sentence from English to German.\n\n{SOURCE}"
+GERMAN = "Das Netz aus Bunkern und Unterständen half vor allem den Verteidigern."
+YES_OR_NO = "Is the capital of France really the city of Paris?"
+GO, GOES = (
+    "Correct the grammar.\n\nShe go to school every day with friends.",
+    "She goes to school every day with friends.",
+)
 
 
 @pytest.mark.parametrize(
-    ("answer", "request_", "echo"),
+    ("answer", "request_", "reference", "echo"),
     [
-        (SOURCE, ASKED, True),
-        (SOURCE.lower().replace("greatly", "very greatly"), ASKED, True),
-        (SOURCE, f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n", True),
-        ("今天天气很好我们去公园散步然后回家做饭", "请翻译成英文。\n\n今天天气很好我们去公园散步然后回家做饭。", True),
-        ("Das Netz aus Bunkern und Unterständen half vor allem den Verteidigern.", ASKED, False),
-        ("Bunkers favored the defender.", ASKED, False),
-        ("Tea or cake, please.", "Tea or cake?", False),
-        (SOURCE, "", False),
-        (SOURCE, "\n \n", False),
+        (SOURCE, ASKED, None, True),
+        (SOURCE, ASKED, "Bunker", True),
+        (SOURCE.lower().replace("greatly", "very greatly"), ASKED, None, True),
+        (SOURCE.replace("network", "Netz").replace("favored", "favorisierte"), ASKED, "Bunker", False),
+        (SOURCE.replace("network", "Netz"), ASKED, "Bunker", True),
+        (SOURCE, f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n", "Bunker", True),
+        ("今天天气很好我们去公园散步然后回家做饭", "请翻译。\n\n今天天气很好我们去公园散步然后回家做饭。", None, True),
+        (GERMAN, ASKED, None, False),
+        ("Bunkers favored the defender.", ASKED, None, False),
+        ("Tea or cake, please.", "Tea or cake?", None, False),
+        (SOURCE, "", None, False),
+        (SOURCE, "\n \n", " ", False),
+        (GOES, GO, None, False),
+        (GOES, GO, GOES, False),
+        (GOES, GO, GOES.replace("friends", "sister"), False),
+        (GOES.replace("goes", "go"), GO, GOES, True),
+        (GOES, f"Correct the grammar.\n\n{GOES}", GOES, False),
+        ("Yes, the capital of France is really the city of Paris.", YES_OR_NO, None, False),
     ],
 )
-def test_what_was_asked_is_no_answer(answer: str, request_: str, echo: bool) -> None:
-    assert degenerate(answer, request_) == ("repeats what it was asked" if echo else None)
-
-
-GERMAN = "Das Netz aus Bunkern und Unterständen half vor allem den Verteidigern."
+def test_what_was_asked_is_no_answer(answer: str, request_: str, reference: str | None, echo: bool) -> None:
+    """Unless the answer is as near to the reference, as where a sentence is to be corrected."""
+    assert degenerate(answer, request_, reference) == ("repeats what it was asked" if echo else None)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl import RLOOConfig, RLOOTrainer
 
 from tiny_trainers import PROMPTS, TOKENIZER, es, head_only, online, quiet, settings, zopro
@@ -18,8 +18,8 @@ from zopro.train.guided import GuidedConfig, GuidedTrainer
 
 SMALL = {"max_steps": 1, "learning_rate": 0.0}
 BUILDS: dict[str, Any] = {
-    "zopro": lambda folder, **o: zopro(folder, num_generations=2, per_device_train_batch_size=8, **SMALL, **o),
-    "es": lambda folder, **o: es(folder, population=2, **SMALL, **o),
+    "zopro": lambda folder, **o: zopro(folder, **{"num_generations": 2, "per_device_train_batch_size": 8, **SMALL, **o}),
+    "es": lambda folder, **o: es(folder, **{"population": 2, **SMALL, **o}),
 }
 
 
@@ -62,6 +62,23 @@ def test_log_probs_of_another_temperature_are_not_taken_for_the_policy_s(tmp_pat
     ("options", "said"),
     [
         ({"repetition_penalty": 1.2}, r"^repetition_penalty: must be 1, .*, got 1\.2\. Leave it out\.$"),
+        ({"temperature": 0.0}, r"^temperature: must be above 0, for greedy answers \(do_sample=False\) too, got 0\.0\.$"),
+        ({"temperature": "1"}, r"^temperature: must be above 0, .*, got '1'\.$"),
+        ({"top_p": 2.0}, r"^top_p: must lie in \(0, 1\], got 2\.0\.$"),
+        ({"top_p": None}, r"^top_p: must lie in \(0, 1\], got None\.$"),
+        ({"top_k": -1}, r"^top_k: must be a whole number of at least 1, or None, got -1\.$"),
+        ({"top_k": 2.5}, r"^top_k: must be a whole number of at least 1, or None, got 2\.5\.$"),
+        ({"min_p": "x"}, r"^min_p: must lie in \[0, 1\], got 'x'\.$"),
+        ({"learning_rate": "1e-3"}, r"^learning_rate: must be a finite number .*, got '1e-3'\.$"),
+        (
+            {"reward_clip_range": [2.0]},
+            r"^reward_clip_range: must be two numbers, the lower one first, got \[2\.0\]\. Give",
+        ),
+        (
+            {"reward_clip_range": 5.0},
+            r"^reward_clip_range: must be two numbers, .*, got 5\.0\. Give \(-10, 10\), say, or leave",
+        ),
+        ({"reward_clip_range": [2.0, 1.0]}, r"^reward_clip_range: must be two numbers, .*, got \[2\.0, 1\.0\]\. Give"),
         ({"generation_kwargs": {"repetition_penalty": 1.2}}, r"^repetition_penalty: must be 1, .*, got 1\.2\."),
         (
             {"generation_kwargs": {"top_k": 3, "suppress_tokens": [2], "min_new_tokens": 6}},
@@ -85,7 +102,7 @@ def test_members_are_displaced_by_the_engine_alone(name: str) -> None:
 TRAINERS = {"zopro": (ZOPrOTrainer, ZOPrOConfig), "es": (ESTrainer, ESConfig), "guided": (GuidedTrainer, GuidedConfig)}
 
 
-def built(kind: str, folder: Path, rows: Dataset, reward: Any = None) -> Any:
+def built(kind: str, folder: Path, rows: Any, reward: Any = None) -> Any:
     trainer, config = TRAINERS[kind]
     sizes = {"population": 2} if kind == "es" else {"num_generations": 2, "beta": 0.0}
     args = config(**settings(folder, **{**SMALL, "max_completion_length": 2, **sizes}))
@@ -115,6 +132,25 @@ def test_fewer_prompts_than_a_step_takes_are_refused(kind: str, needed: int, tmp
     assert built(kind, tmp_path, rows.select(range(needed))).train().global_step == 1
 
 
-def test_rows_without_a_prompt_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^train_dataset: must have a column 'prompt', got question\. Rename it\.$"):
-        built("zopro", tmp_path, Dataset.from_list([{"question": p} for p in PROMPTS])).train()
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"question": p} for p in PROMPTS], r"a column 'prompt', got question\. Rename it\.$"),
+        ([{"prompt": p, "completions": ""} for p in PROMPTS], r"not have a column 'completions', .* or remove it\.$"),
+        ([{"prompt": p} for p in ("tea", None, "cup", "yes")], r"prompts that are texts .*, got None in row 2\. Drop"),
+        ([{"prompt": [3, 4]}] * 4, r"prompts that are texts .*, got \[3, 4\] in row 1\. Drop"),
+        ([{"prompt": []}] * 4, r"prompts that are texts .*, got \[\] in row 1\. Drop"),
+    ],
+    ids=["no prompt", "the trainer's own name", "null", "ids", "no message"],
+)
+def test_rows_without_a_prompt_are_refused(rows: list[dict[str, Any]], said: str, tmp_path: Path) -> None:
+    trainer = built("zopro", tmp_path, Dataset.from_list(rows))
+    with pytest.raises(InputError, match=rf"^train_dataset: must (have )?{said}"):
+        trainer.train()
+
+
+def test_a_stream_of_too_few_prompts_is_refused(tmp_path: Path) -> None:
+    rows = IterableDataset.from_generator(lambda: iter([{"prompt": "tea"}]))
+    said = r"^train_dataset: must have at least the 2 prompts .*, got a shorter stream\. Add rows, or lower per_device"
+    with pytest.raises(InputError, match=said):
+        built("zopro", tmp_path, rows).train()

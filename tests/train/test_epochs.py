@@ -36,3 +36,23 @@ def test_an_epoch_goes_on_in_its_own_order(processes: int) -> None:
 
 def test_a_stream_has_no_order() -> None:
     CountedSteps(SimpleNamespace(order=None)).on_epoch_begin(None, SimpleNamespace(epoch=None), None)
+
+
+@pytest.mark.parametrize(
+    ("step", "kept", "first", "said"),
+    [
+        (0, {}, True, False),
+        (3, {}, True, True),
+        (3, {}, False, False),
+        (4, {}, True, False),
+        (3, {"asks_logprobs": False}, True, False),
+    ],
+)
+def test_answers_that_a_checkpoint_has_not_are_a_line(
+    step: int, kept: dict[str, Any], first: bool, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = SimpleNamespace(gradient_accumulation_steps=2, steps_per_generation=2, num_iterations=2)
+    trainer = SimpleNamespace(row_seeds=SimpleNamespace(begin=lambda mode: None), **kept)
+    state = SimpleNamespace(global_step=step, is_world_process_zero=first)
+    CountedSteps(trainer).on_train_begin(args, state, None)
+    assert ("From a step that is a multiple of 2 it goes on" in caplog.text) == said

@@ -16,9 +16,10 @@ from typing import Any
 
 from zopro.bench.options import Work
 from zopro.config.values import boolean
-from zopro.errors import InputError
+from zopro.errors import InputError, Stopped
 from zopro.system import progress
 from zopro.system.imports import importing
+from zopro.system.parent import killed
 from zopro.system.terminal import Page, Table
 
 PEERS = {"trl": ("peer", "peer-plain"), "trl-cb": ("peer-cb",)}
@@ -68,7 +69,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
         flag = f"--{name.replace('_', '-')}"
         command.add_argument(flag, dest=name, type=kind, default=argparse.SUPPRESS, metavar="VALUE", help=text)
     command.add_argument(
-        "--peer", metavar="NAME", help="also measure this trainer on the same work: trl, or trl-cb (continuous batching)"
+        "--peer",
+        metavar="NAME",
+        help="also measure this trainer on the same work: trl, or trl-cb (continuous batching; on a GPU)",
     )
     command.set_defaults(handler=_bench)
     return command
@@ -92,10 +95,13 @@ def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] =
         all these with `cb_`.
 
     Raises:
-        InputError: an unknown peer, or the model cannot be loaded.
+        InputError: an unknown peer, or one that the device does not suit, or the model cannot be loaded.
+        Stopped: a measurement gave out.
     """
     if peer is not None and peer not in PEERS:
         raise InputError(f"peer: must be one of {', '.join(PEERS)}, got {peer!r}.")
+    if peer == "trl-cb" and _device(work) == "cpu":
+        raise InputError("peer: must be trl on a CPU, got 'trl-cb', whose cache takes most of the machine's memory.")
     say(f"{work.steps} steps after one to warm up, with the floor between them")
     result = _measured("step", work)
     result.pop("peak_mb")
@@ -127,14 +133,18 @@ def _measured(kind: str, work: Work) -> dict[str, Any]:
         return _run(kind, work)
 
 
-def _run(kind: str, work: Work) -> dict[str, Any]:
-    """In this process on a GPU, whose allocator knows its peak, since imports take it 13 to 30 s; else in a fresh one."""
-    import torch
-
+def _device(work: Work) -> str:
     from zopro.engine.local.models import resolve_device
 
-    if resolve_device(work.device).type != "cuda":
+    return resolve_device(work.device).type
+
+
+def _run(kind: str, work: Work) -> dict[str, Any]:
+    """In this process on a GPU, whose allocator knows its peak, since imports take it 13 to 30 s; else in a fresh one."""
+    if _device(work) != "cuda":
         return _apart(kind, work)
+    import torch
+
     with importing():
         from zopro.bench import kinds
     gc.collect()
@@ -153,12 +163,14 @@ def _apart(kind: str, work: Work) -> dict[str, Any]:
         capture_output=True,
         text=True,
     )
-    if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode} (out of memory?)"]
-        raise InputError(f"bench: the measurement '{kind}' failed: {lines[-1]}")
+    if (code := process.returncode) < 0:
+        raise Stopped(f"bench: the measurement '{kind}' was {killed(code)}.")
+    if code:
+        lines = process.stderr.strip().splitlines() or [f"exit code {code}"]
+        raise Stopped(f"bench: the measurement '{kind}' failed: {lines[-1]}")
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     if "error" in result:
-        raise InputError(result["error"])
+        raise (InputError if result["code"] == 2 else Stopped)(result["error"])
     return result
 
 

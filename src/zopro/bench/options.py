@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zopro.choices import DIRECTIONS
-from zopro.config.fields import check, not_negative, one_of
+from zopro.config.fields import check, not_negative, one_of, representable
 from zopro.config.model import DTYPES, ModelOptions, check_bitsandbytes, check_there
 from zopro.config.step import StepOptions
 from zopro.errors import InputError
@@ -53,7 +53,8 @@ class Work:
             if getattr(self, name) < low:
                 raise InputError(f"{name}: must be at least {low}, got {getattr(self, name)}.")
         not_negative(self, "lora_r", "threads", "beta", "seed")
-        check(self.seed < 2**63, "seed", "must be less than 2^63", self.seed)
+        check(self.seed < 2**32, "seed", "must be less than 2^32", self.seed)
+        representable(self, "seed")
         allowed = {
             "size": tuple(SIZES),
             "dtype": DTYPES,

@@ -30,7 +30,7 @@ def main(kind: str) -> int:
         known = explained(error)
         if known is None:
             raise
-        result = {"error": known[1].removeprefix("error: ")}
+        result = {"code": known[0], "error": known[1].partition(": ")[2]}
     print(json.dumps(result))
     return 0
 

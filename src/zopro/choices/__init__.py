@@ -13,8 +13,9 @@ a `Method` or `Direction` object where more is to be said about it than the defa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from zopro.choices.registry import Choice, Registry, imported, made_by
+from zopro.choices.registry import Choice, Registry, imported, loaded, made_by
 
 __all__ = [
     "BACK_PROPAGATION",
@@ -36,6 +37,7 @@ __all__ = [
     "Registry",
     "Reward",
     "imported",
+    "loaded",
     "made_by",
 ]
 
@@ -95,13 +97,15 @@ class Reward(Choice):
     """What the policy is optimised for. The target makes a function as TRL calls it from the text after the name's colon.
 
     needs: columns that each row must have. checks: 1 means that an answer is right, so that accuracy can be measured.
-    trained: it is the run's own reward model. network: the target makes a network that scores.
+    trained: it is the run's own reward model. network: the target makes a network that scores. refuses: a function, or
+    its "module:attribute", that raises `InputError` for a row's columns that the reward cannot read.
     """
 
     needs: tuple[str, ...] = ()
     checks: bool = False
     trained: bool = False
     network: bool = False
+    refuses: Any = None
 
 
 PUBLISHED = (
@@ -216,6 +220,8 @@ TASKS = Registry(
     Choice("verifiable", "zopro.tasks.verifiable:task", "a prompt whose answer a program checks"),
 )
 
+_REFUSES = {name: f"zopro.rewards.functions.{name}:refuse" for name in ("maths", "countdown")}
+
 REWARDS = Registry(
     "reward",
     Reward,
@@ -223,7 +229,7 @@ REWARDS = Registry(
     Reward("model:PATH", "zopro.rewards.classifier:Classifier", "a sequence classifier with one output", network=True),
     Reward("python:MODULE:FUNCTION", "zopro.rewards.functions.own:own", "your function, as TRL calls it"),
     *(
-        Reward(name, f"zopro.rewards.functions.{target}", text, columns, checks)
+        Reward(name, f"zopro.rewards.functions.{target}", text, columns, checks, refuses=_REFUSES.get(name))
         for name, target, text, columns, checks in (
             ("exact", "answer:exact", "the completion is the row's answer", ("answer",), True),
             ("contains", "answer:contains", "the row's answer stands in it", ("answer",), True),

@@ -31,10 +31,15 @@ class Choice:
 
     def load(self) -> Any:
         """What the name stands for."""
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, attribute = self.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return loaded(self.target)
+
+
+def loaded(target: Any) -> Any:
+    """What "module:attribute" names, or the thing itself."""
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 C = TypeVar("C", bound=Choice)

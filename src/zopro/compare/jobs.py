@@ -35,6 +35,7 @@ from zopro.store.layout import Layout
 from zopro.store.shown import PER_ANSWER
 from zopro.system.memory import PeakMemory
 from zopro.system.statistics import known_mean
+from zopro.system.threads import torch_threads
 from zopro.tasks.metrics import metric
 from zopro.text.degenerate import degenerate
 from zopro.train.checkpoints import clear
@@ -44,13 +45,14 @@ SHOWN = 3  # prompts whose answers are kept for the page
 
 
 def do_job(job: Job, config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Do the job and return what result.json says."""
+    """Do the job, with as many threads as the comparison was begun with, and return what result.json says."""
     opened = open_all(config, resume=Layout(config.output_dir).config().exists())
-    if job.kind == "prepare":
-        return _prepare(*opened, job)
-    if job.kind == "inference":
-        return _inference(*opened, job)
-    return _train(*opened, job, folder)
+    with torch_threads(opened[0].store.threads()):
+        if job.kind == "prepare":
+            return _prepare(*opened, job)
+        if job.kind == "inference":
+            return _inference(*opened, job)
+        return _train(*opened, job, folder)
 
 
 def _prepare(run: Run, models: Models, data: Data, job: Job) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def _point(folder: Path, step: int) -> Path:
 
 def _trained(run: Run, models: Models, data: Data, job: Job, folder: Path) -> dict[str, Any]:
     pace = Pace(job)
-    shutil.rmtree(folder / "points", ignore_errors=True)  # of a training that did not end
+    for left in ("points", "trainer"):  # by a training that did not end; rewards that are kept would cost no time
+        shutil.rmtree(folder / left, ignore_errors=True)
     with job_trainer(run, models, data, job, folder / "trainer") as (trainer, model):
         trainer.add_callback(pace)
         if run.config.max_kl and not METHODS[job.method].population:  # whose steps measure no KL

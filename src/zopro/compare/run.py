@@ -34,10 +34,11 @@ from zopro.store.lock import RunLock
 from zopro.store.rundir import check_folder, is_run, read_metrics, write_text
 from zopro.store.shown import PER_ANSWER, seconds, several
 from zopro.system import progress
+from zopro.system.parent import killed
 
 
 class JobFailed(Stopped):
-    """A job's process ended without a result; the message is the last line it wrote."""
+    """A job failed for a reason of its own, not by its input or the machine; the message is the last line it wrote."""
 
 
 def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
 
     Raises:
         InputError: bad input, another process compares in that folder, or no method could be run.
+        Stopped: the machine gave out (a full memory) before a method was through.
     """
     for method in plan.methods:
         plan.steps_of(method, config)
@@ -97,15 +99,17 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
         progress.say(prepared["rows"])
     inference = runner.result(Job("inference", plan.start))["peak_mb"]
     methods = {name: {**kept, "curve": [start_point(start), *kept["curve"][1:]]} for name, kept in earlier.items()}
-    failed: dict[str, str] = {}
+    failed: dict[str, Stopped] = {}
     for method in plan.methods:
         try:
             methods[method] = _method(runner, plan, method, start)
-        except JobFailed as error:
-            failed[method] = str(error)
+        except Stopped as error:
+            failed[method] = error
             progress.say(f"{method}: failed: {error}")
     if len(failed) == len(plan.methods):
-        raise InputError(f"methods: none could be run; {next(iter(failed))}: {next(iter(failed.values()))}")
+        first, why = next(iter(failed.items()))
+        kind = InputError if isinstance(why, JobFailed) else Stopped
+        raise kind(f"methods: none could be run; {first}: {why}")
     result: dict[str, Any] = {
         "plan": {**asdict(plan), "methods": list(plan.methods)},
         "beta": config.beta,
@@ -118,7 +122,7 @@ def _compare(out: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
         "before": state([start], start),
         "texts": start.get("texts", []),
         **beside(methods, plan.against),
-        "failed": failed,
+        "failed": {method: str(error) for method, error in failed.items()},
         "out": str(out),
     }
     write_text(out / "compare.json", json.dumps(plain(result), indent=2))
@@ -144,14 +148,28 @@ def _method(runner: _Runner, plan: Plan, method: str, start: dict[str, Any]) -> 
     steps = plan.steps_of(method, runner.config)
     full = Job("train", plan.start, method, 0, rate, steps, plan.budget_minutes * 60, plan.points)
     if plan.budget_minutes:
-        probe = runner.result(replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
-        full = replace(full, steps=max(1, math.floor(full.budget_seconds * probe["steps"] / probe["seconds"])))
+        pace = _pace(runner, plan, replace(full, steps=PROBE_STEPS, budget_seconds=0.0, points=0))
+        full = replace(full, steps=max(1, math.floor(full.budget_seconds * pace)))
     search = _search(runner, plan, full) if plan.search_trials > 1 else []
     best = max(search, key=lambda line: line["objective"])["learning_rate"] if search else rate
     results = [runner.result(replace(full, seed=seed, learning_rate=best)) for seed in range(plan.seeds)]
     summary, a_step = method_summary(results, start), runner.config.answers_a_step(method)
     answers = {"answers": round(summary["curve"][-1]["step"] * a_step), "answers_a_step": a_step}
     return {**summary, **answers, "learning_rate": best, "seeds": plan.seeds, "search": search}
+
+
+def _pace(runner: _Runner, plan: Plan, probe: Job) -> float:
+    """Steps a second. A rate at which the probe fails is lowered as in the search: a step takes as long at any rate."""
+    for power in range(plan.search_trials):
+        rate = plan.rate(probe.method, runner.given, -power)
+        try:
+            found = runner.result(replace(probe, learning_rate=rate))
+        except JobFailed as error:
+            failed = error
+            progress.say(f"{probe.method}: learning rate {rate:g} failed: {error}")
+        else:
+            return float(found["steps"] / found["seconds"])
+    raise failed
 
 
 def _search(runner: _Runner, plan: Plan, full: Job) -> list[dict[str, float]]:
@@ -204,6 +222,7 @@ class _Runner:
 
         Raises:
             InputError: the process refused its input, or what it has left is damaged.
+            Stopped: the machine gave out under it, and would again with another learning rate.
             JobFailed: it ended otherwise, without a result.
         """
         folder = self.out / "jobs" / job.name
@@ -215,10 +234,15 @@ class _Runner:
             with (folder / "log.txt").open("w", encoding="utf-8") as log:
                 code = _launch(folder / "job.json", log)
             if code != 0 or not path.exists():
+                where = f"(see {folder / 'log.txt'})"
+                if code < 0:
+                    raise Stopped(f"a process was {killed(code)} {where}")
                 lines = (folder / "log.txt").read_bytes().strip().splitlines()  # of bytes: no line ends at U+2028
                 message = lines[-1].decode("utf-8", "replace") if lines else f"ended with code {code}"
                 if code == 2 and message.startswith("zopro: error: "):
                     raise InputError(message.removeprefix("zopro: error: "))
-                raise JobFailed(f"{message} (see {folder / 'log.txt'})")
+                if code == 1 and message.startswith("zopro: stopped: "):
+                    raise Stopped(f"{message.removeprefix('zopro: stopped: ')} {where}")
+                raise JobFailed(f"{message} {where}")
             progress.say(f"{job.name}: {seconds(time.perf_counter() - began)} s, loading and measuring included")
         return result_of(path, job)

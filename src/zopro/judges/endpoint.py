@@ -1,7 +1,8 @@
 """A model behind an OpenAI-compatible endpoint as the judge of pairs, in both orders.
 
 Each pair is asked about twice, once in either order, and the two votes are added, so that a liking for the first place
-cancels: a model that says A both times has not decided. The reply must be A, B or tie, and nothing else.
+cancels: a model that says A both times has not decided. The reply must be A, B or tie, and nothing else but
+thoughts before it, up to </think>.
 
 The key comes from the environment, is in no configuration, and is taken out of whatever the endpoint says before that
 becomes part of a message. The `openai` client retries lost connections, timeouts, 408, 409, 429 and 5xx with
@@ -32,10 +33,12 @@ _VOTES = {"a": 1, "b": -1, "tie": 0}
 
 @dataclass(frozen=True)
 class NoVerdict:
-    """Why a pair has no verdict. failed: the judge did not work at all, rather than say something useless."""
+    """Why a pair has no verdict. failed: the judge did not work at all, rather than say something useless. remedy: what
+    helps if no pair has one for this reason."""
 
     reason: str
     failed: bool = True
+    remedy: str = ""
 
 
 def api_key(variable: str) -> str:
@@ -158,10 +161,15 @@ class OpenAIJudge:
             reply = self._reply(asked)
             if isinstance(reply, NoVerdict):
                 return reply
-            vote = _VOTES.get(reply.strip().strip("\"'`*().").lower())
+            said = reply.rpartition("</think>")[2]
+            vote = _VOTES.get(said.strip().strip("\"'`*().").lower())
             if vote is not None:
                 return vote
-        return NoVerdict("reply is not A, B or tie", failed=False)
+        remedy = (
+            f"A reply that is none of them was {redacted(said.strip(), self._key)!r:.80}. Take a model that answers with "
+            "one word, then continue with --resume: verdicts it gave are not asked for again."
+        )
+        return NoVerdict("reply is not A, B or tie", failed=False, remedy=remedy)
 
     def _reply(self, asked: str) -> str | NoVerdict:
         """What the endpoint says; empty where it is no chat completion."""

@@ -52,7 +52,8 @@ class JudgeResult:
         >>> JudgeResult([0, -1, -1], invalid=1, ties=1, reasons={EQUAL: 1, "judge raised KeyError": 1}).unusable()
         '1 of 3 verdicts could not be used (judge raised KeyError: 1)'
         """
-        return f"{self.invalid} of {len(self.winners)} verdicts could not be used ({_most(self.reasons)})"
+        reason = _most(self.reasons)
+        return f"{self.invalid} of {len(self.winners)} verdicts could not be used ({reason}: {self.reasons[reason]})"
 
 
 def judge_pairs(
@@ -79,6 +80,7 @@ def judge_pairs(
     equal = {index for index, (_, answers, _) in enumerate(rows) if len(set(answers)) == 1}
     winners = [-1] * len(rows)
     reasons: Counter[str] = Counter({EQUAL: len(equal)} if equal else {})
+    remedies: dict[str, str] = {}
     due: list[int] = []
     for index, row in enumerate(rows):
         known = None if kept is None or index in equal else kept.get(row)
@@ -98,6 +100,7 @@ def judge_pairs(
                     kept.keep(rows[index], winner)
             else:
                 reasons[winner] += 1
+                remedies[winner] = getattr(verdict, "remedy", "")
             failures = failures + 1 if isinstance(verdict, NoVerdict) and verdict.failed else 0
             if failures == _GIVE_UP_AFTER:
                 raise _broken(judge, f"failed on {failures} pairs in a row, last on pair {index} ({winner})")
@@ -108,19 +111,20 @@ def judge_pairs(
         progress.end(judged)
     invalid = reasons.total() - len(equal)
     if invalid == len(rows) - len(equal) >= _GIVE_UP_AFTER:
-        raise _broken(judge, f"gave no usable verdict on {invalid} pairs ({_most(reasons)})")
+        reason = _most(reasons)
+        what = f"gave no usable verdict on {invalid} pairs ({reason}: {reasons[reason]})"
+        raise _broken(judge, what, remedies[reason])
     return JudgeResult(winners, invalid, winners.count(-1) - invalid, dict(reasons))
 
 
 def _most(reasons: Mapping[str, int]) -> str:
-    """The reason of most invalid verdicts, with its count."""
-    reason = max((one for one in reasons if one != EQUAL), key=lambda one: reasons[one])
-    return f"{reason}: {reasons[reason]}"
+    """The reason of most invalid verdicts."""
+    return max((one for one in reasons if one != EQUAL), key=lambda one: reasons[one])
 
 
-def _broken(judge: Judge, what: str) -> InputError:
+def _broken(judge: Judge, what: str, remedy: str = "") -> InputError:
     name = getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__)
-    remedy = getattr(judge, "remedy", _REMEDY)
+    remedy = remedy or getattr(judge, "remedy", _REMEDY)
     return InputError(f"judge: must say which answer of a pair is better, but {name} {what}. {remedy}")
 
 

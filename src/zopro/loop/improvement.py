@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zopro.choices import METHODS
+from zopro.config import RunConfig
 from zopro.config.template import FAR
 from zopro.loop.correctness import paired
 from zopro.store import shown
@@ -13,13 +15,21 @@ HARDLY = 0.1
 """Nats an answer: nearer to its start than this, a policy says what the start says."""
 
 
+def follower(config: RunConfig, iteration: int) -> str:
+    """The method of later iterations, if it is another one that follows this one's update however short that is."""
+    later = METHODS[config.method]
+    scaled = (later.preset or config.preset) == "paper"  # whose steps are in proportion to the update
+    follows = later.follows_update and config.method_of(iteration) != config.method and not scaled
+    return config.method if follows else ""
+
+
 def not_improved(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     where: str,
     rate: str,
     kl: float,
-    follower: str = "",
+    followed_by: str = "",
 ) -> str | None:
     """The line about an iteration whose gain, paired by prompt, may be none; None where it is above 0.
 
@@ -28,7 +38,7 @@ def not_improved(
         where: what the line begins with.
         rate: the key of the learning rate.
         kl: nats an answer from the policy's start.
-        follower: the method of the iterations after it, if it is another one that follows this one's update.
+        followed_by: `follower` of the iteration.
 
     >>> rows = [[{"reward": value} for value in values] for values in ([0.0, 1.0, 2.0], [1.0, 2.1, 2.9])]
     >>> not_improved(*rows, "iteration 0", "learning_rate", 2.0)
@@ -48,10 +58,9 @@ def not_improved(
     if abs(kl) < HARDLY:
         moved = f"KL {shown.kl(kl)} nats an answer"
         hardly = f"{where}: the policy has hardly moved: {moved}, {said}."
-        if follower:
-            return (
-                f"{hardly} {follower} follows its update however short that is. Raise {rate} if {follower} gains nothing."
-            )
+        if followed_by:
+            follows = f"{followed_by} follows its update however short that is"
+            return f"{hardly} {follows}. Raise {rate} if {followed_by} gains nothing."
         return f"{hardly} Raise {rate}, tenfold and more."
     steps = "more steps (policy_steps) or answers (prompts_per_step, num_generations or population)"
     take = f"Take {steps}, a higher {rate}, or measure on more prompts (eval_prompts)."

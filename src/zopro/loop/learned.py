@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop.data import Data, Item
 from zopro.rewards import Pair, RewardModel, Scored
+from zopro.system.progress import say
 from zopro.text.frame import Frame
 
 Fits = Callable[..., bool]
@@ -52,12 +54,20 @@ def scored(items: Sequence[Item], fit: Fits | None = None) -> Iterator[Scored]:
 
 
 def held_out_quality(model: RewardModel, data: Data, batch_size: int) -> dict[str, float]:
-    """What a reward model is worth on held-out rows; empty where they cannot say."""
+    """What a reward model is worth on held-out rows; empty where they cannot say. Rows with an answer that does not fit
+    are left out, with a line."""
     if data.regressed:
-        rows = [*scored(data.eval)]
-        return model.correlation(rows, batch_size) if len({row.score for row in rows}) > 1 else {}
-    held_out = [*pairs(data.eval)]
-    return model.accuracy(held_out, batch_size) if held_out else {}
+        rows: list[Any] = [*scored(data.eval)]
+        found = model.correlation(rows, batch_size) if len({row.score for row in rows}) > 1 else {}
+    else:
+        rows = [*pairs(data.eval)]
+        found = model.accuracy(rows, batch_size) if rows else {}
+    if cut := len(rows) - found.get("n", len(rows)):
+        say(
+            f"reward model: {cut} of {len(rows)} held-out rows have an answer that does not fit into max_prompt_length "
+            "and max_completion_length, and are not measured"
+        )
+    return found
 
 
 def check_answers(config: RunConfig, data: Data, frame: Frame) -> None:

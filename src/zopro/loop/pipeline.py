@@ -26,7 +26,7 @@ from zopro.engine.opening import end
 from zopro.errors import InputError
 from zopro.loop.data import Data
 from zopro.loop.estimate import estimate
-from zopro.loop.improvement import not_improved
+from zopro.loop.improvement import follower, not_improved
 from zopro.loop.models import Models
 from zopro.loop.opening import open_all
 from zopro.loop.run import Run
@@ -162,10 +162,9 @@ def _measure(models: Models) -> Measure | None:
 def _say_result(run: Run, iteration: int) -> None:
     run.say(headline(run.store, iteration, run.config.sft_steps))
     before, after = (read_rows(run.store.evaluation(at)) for at in (iteration - 1 if iteration else None, iteration))
-    method, later = run.config.method_of(iteration), run.config.method
+    rate = METHODS[run.config.method_of(iteration)].rate
     kl = measured(run.store, iteration)[PER_ANSWER]
-    follower = later if METHODS[later].follows_update and later != method else ""
-    if note := not_improved(before, after, f"iteration {iteration}", METHODS[method].rate, kl, follower):
+    if note := not_improved(before, after, f"iteration {iteration}", rate, kl, follower(run.config, iteration)):
         run.say(note)
 
 

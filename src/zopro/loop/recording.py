@@ -59,7 +59,7 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
     policies = store.sft(), *map(store.policy, range(iteration))
     method, mu, v, eps = config.method, None, None, None
     if iteration > 0:
-        eps = _last_eps(store.journal(iteration - 1), method)
+        eps = _last_eps(store.journal(iteration - 1), method) if config.eps in ("", "auto") else None
         last = newest_update(policies)
         mu = policies[last + 1], policies[last]
         v = (store.reward(last + 1), store.reward(last)) if config.trains_reward else None

@@ -106,7 +106,8 @@ class Classifier:
         return batch.to(self.device)
 
     def _read(self, prompt: Prompt, completion: Any, tools: Sequence[Any] | None = None) -> Any:
-        """A conversation with its answer, encoded; its end where all of it is too long."""
+        """A conversation with its answer, encoded; its end where all of it is too long, of a pair with the answer whole
+        where that fits."""
         texts, options = self._texts(prompt, completion, tools)
         found = self.tokenizer(*texts, **options)
         if self.longest is None or len(found["input_ids"]) <= self.longest:
@@ -116,7 +117,9 @@ class Classifier:
             logger.warning(
                 "reward: %r reads %d tokens: longer conversations lose their beginning", self.path, self.longest
             )
-        return self.tokenizer(*texts, **options, truncation=True, max_length=self.longest)
+        excess = len(found["input_ids"]) - self.longest
+        whole = len(texts) > 1 and len(self.tokenizer(texts[0], add_special_tokens=False)["input_ids"]) > excess
+        return self.tokenizer(*texts, **options, truncation="only_first" if whole else True, max_length=self.longest)
 
     def _texts(
         self, prompt: Prompt, completion: Any, tools: Sequence[Any] | None

@@ -171,29 +171,31 @@ class RewardModel:
         return self.offset
 
     def accuracy(self, pairs: Sequence[Pair], batch_size: int = 32) -> dict[str, float]:
-        """`accuracy`: share of pairs whose chosen answer has the higher reward (a tie counts half); `n`: pairs."""
+        """`accuracy`: share of pairs whose chosen answer has the higher reward (a tie counts half); `n`: pairs,
+        without those with an answer that is cut to max_length. It is NaN where none is left."""
         if not pairs:
             raise InputError("pairs: must hold at least one pair to measure the accuracy on, got none.")
+        pairs = [p for p in pairs if self.sequences.whole(p.prompt, p.chosen, p.rejected)]
         answers = [p.chosen for p in pairs] + [p.rejected for p in pairs]
         rewards = self.score_texts([p.prompt for p in pairs] * 2, answers, batch_size)
         margins = torch.tensor(rewards[: len(pairs)]) - torch.tensor(rewards[len(pairs) :])
         return {"accuracy": float((margins.sign() + 1).mean() / 2), "n": len(pairs)}
 
     def correlation(self, rows: Sequence[Scored], batch_size: int = 32) -> dict[str, float]:
-        """`pearson` and `spearman` between reward and score over `n` rows.
+        """`pearson` and `spearman` between reward and score over `n` rows, those whose answer is not cut to max_length.
 
         Raises:
             InputError: fewer than two different scores, or one that is not finite: no correlation is defined. (It is
-                NaN where all rewards are equal.)
+                NaN where all rewards are equal, or fewer than two rows are left.)
         """
-        scores = different_scores(rows, "correlate")
-        return correlations(self.score_texts([r.prompt for r in rows], [r.answer for r in rows], batch_size), scores)
+        different_scores(rows, "correlate")
+        rows = [r for r in rows if self.sequences.whole(r.prompt, r.answer)]
+        rewards = self.score_texts([r.prompt for r in rows], [r.answer for r in rows], batch_size)
+        return correlations(rewards, [float(r.score) for r in rows])
 
     def as_reward_function(self, batch_size: int = 32) -> Callable[..., list[float]]:
-        """A reward function as TRL calls it; it scores the sampled token ids, not the decoded text.
-
-        Its prompts are rendered strings, tokenised as TRL's RLOOTrainer does.
-        """
+        """A reward function as TRL calls it; it scores the sampled token ids, not the decoded text. Its prompts are
+        rendered strings, tokenised as TRL's RLOOTrainer does."""
 
         def reward_model(
             prompts: list[str], completions: list[str], completion_ids: list[list[int]], **kwargs: Any

@@ -71,6 +71,10 @@ class Sequences:
         ]
         return self._ended(bodies, [len(ids) for ids in alone])
 
+    def whole(self, prompt: str, *answers: str) -> bool:
+        """Whether none of the answers to a prompt is cut."""
+        return self.from_text([prompt] * len(answers), answers)[1] == 0
+
     def from_ids(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[list[int]]:
         """Token ids joined as they are; a completion's first stop and what follows it give way to the ending."""
         _check_equal_length(prompts, completions, "completions")

@@ -1,8 +1,9 @@
-"""The end of a process that works for another when that other one has ended, however it did: by a signal, say."""
+"""Processes that work for another one: the end of one whose parent has ended, and the signal that killed one."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -24,3 +25,14 @@ def _until_orphaned(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK)
     os._exit(1)
+
+
+def killed(code: int) -> str:
+    """Which signal killed a process, by its negative exit code, and the likely cause.
+
+    >>> killed(-15)
+    'killed by SIGTERM'
+    """
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    cause = "; most likely the memory was full. Lower what goes through the model at once, or take a smaller model"
+    return f"killed by {name}{cause if name == 'SIGKILL' else ''}"

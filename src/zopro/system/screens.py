@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Screen(Protocol):
 
 
 def screen_of(stream: TextIO) -> Screen:
-    return Terminal(stream) if stream.isatty() else Plain(stream)
+    draws = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")  # where rich shows bars at their end
+    return Terminal(stream) if draws else Plain(stream)
 
 
 class Plain:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zopro.choices import REWARDS
+from zopro.choices import REWARDS, loaded
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Message
 from zopro.tasks.literals import blank, spells_messages
-from zopro.tasks.solutions import answers_in, as_written, final_answer
+from zopro.tasks.solutions import answers_in, answers_of, as_written, final_answer
 
 RESERVED = (
     "prompt",
@@ -80,11 +80,16 @@ def _all_answers(example: Example) -> Any:
 
 
 def lacking(example: Example, rewards: Sequence[str]) -> str | None:
-    """Why a row cannot be rewarded: which column it lacks for which reward; None if it can. Raises as `answers_in`."""
+    """Why a row cannot be rewarded: which column it lacks for which reward; None if it can. Raises as `answers_in` and
+    what a reward `refuses` by."""
     columns = columns_of(example)
     for name in rewards:
-        for column in REWARDS[name].needs:
+        reward = REWARDS[name]
+        answers = answers_of if reward.checks else answers_in
+        for column in reward.needs:
             value = columns.get(column)
-            if not answers_in(value) if column == "answer" else blank(value):
+            if not answers(value) if column == "answer" else says_nothing(value):
                 return f"the reward {name} needs {column}"
+        if reward.refuses:
+            loaded(reward.refuses)(columns)
     return None

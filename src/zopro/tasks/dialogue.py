@@ -19,7 +19,8 @@ _RENDERED = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system)\|>"
     r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
 )
-_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
+_WITHOUT_BLANK_LINES = re.compile(r"\n\s*(?:Human|Assistant):")
 
 
 def parse_dialogue(text: str) -> list[Message] | None:
@@ -38,7 +39,8 @@ def parse_dialogue(text: str) -> list[Message] | None:
 def as_messages(value: Any, column: str, role: str) -> list[Message]:
     """`value` as messages: a list of them, a dialogue text, or plain text, which is one turn of `role`.
 
-    Raises `DropRow` for null, for an unknown role and for what is not text, `InputError` for another type.
+    Raises `DropRow` for null, for an unknown role, for what is not text, and for a dialogue all of whose turns would be
+    one; `InputError` for another type.
     """
     messages = message_list(value, column)
     if messages is not None:
@@ -48,7 +50,10 @@ def as_messages(value: Any, column: str, role: str) -> list[Message]:
         raise DropRow(f"{column} is a list of texts, not of messages")
     if _RENDERED.search(text):
         raise DropRow(f"{column} has a chat template's marks in it already")
-    return parse_dialogue(text) or [{"role": role, "content": text}]
+    dialogue = parse_dialogue(text)
+    if dialogue is not None and len(dialogue) == 1 and _WITHOUT_BLANK_LINES.search(dialogue[0]["content"]):
+        raise DropRow(f"{column} is a conversation without blank lines between its turns")
+    return dialogue or [{"role": role, "content": text}]
 
 
 def joined(messages: Sequence[Message]) -> list[Message]:

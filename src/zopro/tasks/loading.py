@@ -13,8 +13,9 @@ from zopro.choices import TASKS, made_by
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
 from zopro.tasks.beside import unread, with_tools
+from zopro.tasks.folders import Split
 from zopro.tasks.literals import blank
-from zopro.tasks.rows import Row, Split, load_rows
+from zopro.tasks.rows import Row, load_rows
 
 
 class TaskOptions(Protocol):
@@ -46,9 +47,9 @@ class TaskData:
 
     def remarks(self) -> list[str]:
         """One line for the columns that were not read, and one for each other thing to know of how rows were read."""
+        named = {name or "one without a name": count for name, count in self.unread.items()}
         names = [
-            name if count == self.read else f"{name} (in {count} of {self.read} rows)"
-            for name, count in self.unread.items()
+            name if count == self.read else f"{name} (in {count} of {self.read} rows)" for name, count in named.items()
         ]
         return [
             *self.splits,

@@ -14,17 +14,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from zopro.errors import InputError
+from zopro.tasks.folders import PREFIXES, Split, chosen, files_of
 from zopro.tasks.hub import configurations
 from zopro.tasks.literals import without_nulls
 
-Split = Literal["train", "eval", "other"]
-_HELD_OUT = ("test", "validation", "valid", "dev", "eval")
-_PREFIXES: dict[str, tuple[str, ...]] = {"train": ("train",), "eval": _HELD_OUT, "other": _HELD_OUT}
-_SHARD = re.compile(r"[-_]\d+[-_]of[-_]\d+(-[0-9a-f]+)?$|[-_.]?\d+$")
-"""What follows a split's name in those of its files."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -62,11 +58,11 @@ def load_rows(source: str, split: Split = "train", say: Callable[[str], None] = 
     which the split of that name is read, else the first that begins so.
     say: takes a line about which of several splits is read.
     Raises `InputError` naming the file and row for data that is missing, empty or broken, or the files of a folder with
-    several such splits.
+    several such splits, or with one split in two forms.
     """
     path = Path(source)
     if path.is_dir():
-        rows = [row for file in _files_of(path, split, say) for row in _read(file, split)]
+        rows = [row for file in files_of(path, split, say, _readable) for row in _read(file, split)]
     elif path.is_file():
         rows = list(_read(path, split))
     else:
@@ -81,48 +77,21 @@ def check_source(source: str, split: Split = "train") -> None:
     """Raise `InputError` where `source` is neither on the disk nor can be a Hub id."""
     path = Path(source)
     if path.is_dir():
-        _files_of(path, split, lambda line: None)
+        files_of(path, split, lambda line: None, _readable)
     elif path.is_file():
         _reader_of(path, split)
-    elif _reader(path) or not _HUB_ID.fullmatch(source) or ("/" in source and Path(source.partition("/")[0]).is_dir()):
+    elif _readable(path) or not _HUB_ID.fullmatch(source) or _names_a_file(source):
         raise InputError(f"{split}_data: no such file, folder or Hub data set id: '{source}'.")
 
 
-def _files_of(folder: Path, split: Split, say: Callable[[str], None]) -> list[Path]:
-    visible = (f for f in folder.rglob("*") if not any(part.startswith(".") for part in f.relative_to(folder).parts))
-    files = sorted(f for f in visible if _reader(f) and f.is_file())
-    for prefix in _PREFIXES[split]:
-        splits: dict[str, list[Path]] = {}
-        for file in files:
-            if file.name.startswith(prefix):
-                splits.setdefault(_split_of(file), []).append(file)
-        if len(splits) > 1 and prefix not in splits:
-            names = ", ".join(file.name for group in splits.values() for file in group[:2])
-            raise InputError(
-                f"{split}_data: '{folder}' must hold one split that begins with {prefix}, or one called just {prefix}, "
-                f"got the files {names}. Name the file itself, or a folder with those that are meant."
-            )
-        if splits:
-            return splits[_chosen([*splits], prefix, split, say)]
-    found = ", ".join(file.name for file in files[:8]) or "no data file"
-    raise InputError(
-        f"{split}_data: no file in '{folder}' begins with {' or '.join(_PREFIXES[split])}; "
-        f"found {found}. Name the file itself."
-    )
+def _names_a_file(source: str) -> bool:
+    """Whether what has the form of a Hub id is the path of a file that is not there."""
+    folder, slash, _ = source.partition("/")
+    return Path(folder).is_dir() if slash else "." in source.partition(":")[0]
 
 
-def _split_of(file: Path) -> str:
-    """The split that a file belongs to by its name: train_sft of train_sft-00000-of-00002.parquet."""
-    name = file.name[: -len(".gz")] if file.name.lower().endswith(".gz") else file.name
-    return _SHARD.sub("", name.rpartition(".")[0])
-
-
-def _chosen(splits: list[str], prefix: str, split: Split, say: Callable[[str], None]) -> str:
-    """Of the splits whose names begin with `prefix` the one of that name, else the first."""
-    chosen = prefix if prefix in splits else splits[0]
-    if len(splits) > 1:
-        say(f"{split}_data: of the splits {', '.join(splits)} one is read: {chosen}")
-    return chosen
+def _readable(path: Path) -> bool:
+    return _reader(path) is not None
 
 
 def _reader(path: Path) -> Callable[[Path, bytes], Iterable[Row]] | None:
@@ -276,10 +245,10 @@ def _read_hub(source: str, split: Split, say: Callable[[str], None]) -> list[Row
     name, _, config = source.partition(":")
     try:
         splits = datasets.get_dataset_split_names(name, config or None)
-        for prefix in _PREFIXES[split]:
+        for prefix in PREFIXES[split]:
             if not (found := [s for s in splits if s.startswith(prefix)]):
                 continue
-            data = datasets.load_dataset(name, config or None, split=_chosen(found, prefix, split, say))
+            data = datasets.load_dataset(name, config or None, split=chosen(found, prefix, split, say))
             return [_arrow_row(values, source, number) for number, values in enumerate(data, 1)]
     except Exception as error:  # the library raises many kinds, from offline to a missing configuration
         if not config and (names := configurations(name, error)):

@@ -61,6 +61,15 @@ def answers_in(value: Any) -> list[Any]:
     return found
 
 
+def answers_of(value: Any) -> list[str]:
+    """What a row's `answer` accepts (`answers_in`), as texts; of worked solutions their end.
+
+    >>> answers_of("3 + 4 = 7 #### 7"), answers_of([1.0, "one"]), answers_of(None)
+    (['7'], ['1', 'one'], [])
+    """
+    return [text for one in answers_in(value) if (text := final_answer(as_written(one)))]
+
+
 def _messages(value: Any) -> bool:
     """Whether a cell holds messages, or one, written out or not."""
     if isinstance(value, str):

@@ -23,6 +23,7 @@ WINDOW, DISTINCT = 60, 0.2  # at most 12 different words in the last 60 are a lo
 LONG = 15.0  # letters a word on average, above which a text has no blanks between its words
 SHOWN = 40  # characters of what is repeated
 ECHO = 0.8  # twice the words that an answer and a paragraph of the request share in order, over the words of both
+COPY = 0.95  # the same without a reference, where a sentence that was to be corrected may share 0.9 with a good answer
 FEW = 5  # words of a paragraph: people repeat less than that
 REFUSAL = re.compile(
     r"\bi(?:'m| am)(?: so| very| really| truly)? sorry\b|\bi apologi[sz]e\b|\bmy apologies\b"
@@ -34,8 +35,9 @@ SPARSE = 12  # words for each refusal, of which a text that is more than refusal
 def degenerate(text: str, request: str = "", reference: str | None = None) -> str | None:
     """Why an answer is broken, in a few words that can follow its name; None where the rule finds nothing.
 
-    request: what it answers; an answer that is a paragraph of it, such as the sentence to be translated, is none.
-    reference: a good answer; one in another language is none (`zopro.text.language`).
+    request: what it answers; an answer that repeats a paragraph of it, such as the sentence to be translated, is broken,
+    unless it is at least as near to the reference.
+    reference: a good answer; an answer in another language is broken (`zopro.text.language`).
 
     >>> degenerate(" "), degenerate("?!?!"), degenerate("It is a very, very, very good day.")
     ('is empty', 'has no words', None)
@@ -56,8 +58,9 @@ def degenerate(text: str, request: str = "", reference: str | None = None) -> st
         refusal, times = refusals.most_common(1)[0]
         if times >= OFTEN and len(text.split()) <= SPARSE * times:
             return f'says "{refusal}" {times} times'
+    good = _units(reference)[0] if reference and reference.strip() else []
     for paragraph in filter(str.strip, re.split(r"\n\s*\n", request)):
-        if _alike(units, _units(paragraph)[0]):
+        if _echoes(units, _units(paragraph)[0], good):
             return "repeats what it was asked"
     if reference and (meant := language(reference)) and (spoken := language(text)) and spoken != meant:
         return f"is in the language {spoken}, and not in {meant}"
@@ -73,14 +76,18 @@ def _units(text: str) -> tuple[list[str], bool]:
     return units[-LAST:], by_words
 
 
-def _alike(answer: list[str], asked: list[str]) -> bool:
-    same_length = 2 * min(len(answer), len(asked)) > ECHO * (len(answer) + len(asked))
-    long = len(asked) >= FEW and same_length
-    return long and SequenceMatcher(None, asked, answer, autojunk=False).ratio() > ECHO
+def _echoes(answer: list[str], asked: list[str], good: list[str]) -> bool:
+    least = ECHO if good else COPY
+    if len(asked) < FEW or 2 * min(len(answer), len(asked)) <= least * (len(answer) + len(asked)):
+        return False
+    shared = SequenceMatcher(None, asked, answer, autojunk=False).ratio()
+    return shared > least and shared > SequenceMatcher(None, good, answer, autojunk=False).ratio()
 
 
 def called(text: str, iteration: int | None = None, request: str = "") -> str:
     """What stands over an answer of the final policy to a request: that it is aligned, unless it is broken.
+
+    No reference is known here. Reports and comparisons know the row's, and may find otherwise of the same answer.
 
     >>> called("Paris.", 2), called("no no no no no no")
     ('aligned (iteration 2)', 'broken')

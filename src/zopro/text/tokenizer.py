@@ -21,6 +21,7 @@ CHATML = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
+_WITH_BOS = "{{ bos_token }}"
 PROCESSOR_TEMPLATE = "chat_template.json"  # where processors of images kept the template before it was the tokenizer's
 
 
@@ -29,7 +30,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
 
     A tokenizer without a template gets ChatML, begun with BOS if there is one that encoding does not add. Unless
     `as_published`, encoding no longer ends a text with EOS, as a prompt would, and no longer begins it with BOS where
-    the template writes that and the first word would be encoded otherwise than in the template's own text.
+    the template writes that and the first word would be encoded otherwise than in the template's own text. As published,
+    the template writes the BOS that encoding adds to a text: who serves chats encodes what it renders without adding one.
 
     Raises:
         InputError: there is no such tokenizer, it has no EOS token (a completion could not end), or it cannot be
@@ -52,9 +54,11 @@ def load_tokenizer(model: str, trust_remote_code: bool = False, as_published: bo
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _processor_template(model)
     if tokenizer.chat_template is None:
-        bos = "{{ bos_token }}" if tokenizer.bos_token_id is not None and not added_start(tokenizer) else ""
+        bos = _WITH_BOS if tokenizer.bos_token_id is not None and not added_start(tokenizer) else ""
         tokenizer.chat_template = bos + CHATML
-    if not as_published:
+    if as_published:
+        _render_as_encoded(tokenizer)
+    else:
         _encode_as_rendered(tokenizer)
     return tokenizer
 
@@ -74,12 +78,30 @@ def _encode_as_rendered(tokenizer: PreTrainedTokenizerBase) -> None:
     start, end = added(tokenizer)
     if end and not _add_only(tokenizer, start):
         check_end(tokenizer, "model")
-    turn, text = turn_of(tokenizer), added_start(tokenizer)
-    if text and not turn.problem:
-        asked = render(tokenizer, turn, [{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+    text, asked = added_start(tokenizer), _asked(tokenizer)
+    if text and asked.startswith(text):
         own = tokenizer(asked, add_special_tokens=False)["input_ids"]
-        if asked.startswith(text) and tokenizer(asked.removeprefix(text))["input_ids"] != own:
+        if tokenizer(asked.removeprefix(text))["input_ids"] != own:
             _add_only(tokenizer, [])
+
+
+def _render_as_encoded(tokenizer: PreTrainedTokenizerBase) -> None:
+    text, asked = added_start(tokenizer), _asked(tokenizer)
+    if asked and text and text == tokenizer.bos_token and not asked.startswith(text):
+        found: str | dict[str, str] = tokenizer.chat_template
+        if isinstance(found, dict):  # by name; the default one is what a question is rendered with
+            tokenizer.chat_template = {
+                name: one if "bos_token" in one else _WITH_BOS + one for name, one in found.items()
+            }
+        else:
+            tokenizer.chat_template = _WITH_BOS + found
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A question as the template puts it; nothing where it cannot."""
+    turn = turn_of(tokenizer)
+    question = [{"role": "user", "content": QUESTION}]
+    return "" if turn.problem else render(tokenizer, turn, question, add_generation_prompt=True)
 
 
 def _add_only(tokenizer: Any, start: list[int]) -> bool:

@@ -18,6 +18,7 @@ from zopro.train.checkpoints import save_arguments
 
 logger = logging.getLogger(__name__)
 
+FIRST = 8  # rows whose prompts are looked at before a training
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -133,22 +134,43 @@ def check_several(args: Any) -> None:
         )
 
 
+def check_enough(rows: int, args: Any, said: str = "") -> None:
+    """Raise InputError for fewer rows (`said`: in words) than the prompts that are answered at once: TRL drops those."""
+    needed = args.generation_batch_size // args.num_generations
+    if rows < needed:
+        raise InputError(
+            f"train_dataset: must have at least the {needed} prompts that are answered at once, got {said or rows}. Add "
+            "rows, or lower per_device_train_batch_size."
+        )
+
+
 def check_rows(rows: Any, args: Any) -> None:
-    """Raise InputError for rows without a prompt, or fewer than the prompts that are answered at once: TRL drops those.
+    """Raise InputError for rows that cannot be answered or rewarded, as far as the first ones and their columns tell, or
+    that are too few.
 
     Args:
-        rows: the data of a training; of a stream nothing is known.
+        rows: the data of a training; of a stream only its columns are looked at, where they are known.
         args: a `trl.RLOOConfig`.
     """
     columns = getattr(rows, "column_names", None)
     if columns and "prompt" not in columns:
         raise InputError(f"train_dataset: must have a column 'prompt', got {', '.join(columns)}. Rename it.")
-    needed = args.generation_batch_size // args.num_generations
-    if hasattr(rows, "__len__") and len(rows) < needed:
+    if taken := {"prompts", "completions"}.intersection(columns or ()):
         raise InputError(
-            f"train_dataset: must have at least the {needed} prompts that are answered at once, got {len(rows)}. Add "
-            "rows, or lower per_device_train_batch_size."
+            f"train_dataset: must not have a column {min(taken)!r}, by which reward functions get the trainer's own. "
+            "Rename or remove it."
         )
+    if not hasattr(rows, "__len__"):
+        return
+    check_enough(len(rows), args)
+    for number in range(min(FIRST, len(rows))):
+        prompt = rows[number]["prompt"]
+        talk = isinstance(prompt, list) and prompt and all(isinstance(one, Mapping) and "role" in one for one in prompt)
+        if not (talk or isinstance(prompt, str)):
+            raise InputError(
+                f"train_dataset: must have prompts that are texts or messages with a role, got {prompt!r:.60} in row "
+                f"{number + 1}. Drop or mend such rows."
+            )
 
 
 def check_text(rows: Sequence[Mapping[str, Any]], images: Any, fields: Mapping[str, Any]) -> None:

@@ -10,14 +10,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from zopro.errors import Diverged, InputError, nearest
 from zopro.weights.adapters import tensor_name
+from zopro.weights.live import by_saved_names, saved_names, saved_state, variant_name
 from zopro.weights.saving import LARGEST_WEIGHT
 from zopro.zo import SPSA
+from zopro.zo.groups import number
 
 ADAPTER = "default"  # the only adapter that TRL trains
 REFERENCE = "ref"  # TRL's name for the adapter of the reference policy
@@ -28,9 +30,10 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
     Raises InputError where there is none.
     """
+    plain = saved_names(model)
     full = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    seen = Counter(tensor_name(name) for name, _ in full)
-    named = [(name if seen[tensor_name(name)] > 1 else tensor_name(name), p) for name, p in full]
+    seen = Counter(plain[name] for name, _ in full)
+    named = [(name if seen[plain[name]] > 1 else plain[name], p) for name, p in full]
     if not named:
         remedy = " Load the adapter with is_trainable=True." if hasattr(model, "peft_config") else ""
         raise InputError(f"model: has no parameter with requires_grad=True, so there is nothing to train.{remedy}")
@@ -45,8 +48,15 @@ def arguments(given: Any, config_cls: type[TrainingArguments]) -> Any:
         raise InputError(
             f"args: must be a {config_cls.__name__}, which has the options of this trainer, got {type(given).__name__}."
         )
-    if not 0 <= given.learning_rate < math.inf:
-        raise InputError(f"learning_rate: must be finite and must not be negative, got {given.learning_rate:g}.")
+    if not 0 <= number(given.learning_rate) < math.inf:
+        raise InputError(f"learning_rate: must be a finite number and must not be negative, got {given.learning_rate!r}.")
+    within = getattr(given, "reward_clip_range", None) or (0, 0)
+    two = isinstance(within, (list, tuple)) and len(within) == 2
+    if not two or not number(within[0]) <= number(within[1]):
+        raise InputError(
+            f"reward_clip_range: must be two numbers, the lower one first, got {within!r}. Give (-10, 10), say, or leave "
+            "it out."
+        )
     return given
 
 
@@ -56,6 +66,8 @@ REFUSED = {
     "XLORA": "X-LoRA runs the model twice, in a forward pass of its own",
 }
 """Kinds of adapters that no trainer on the engine can drive, and why."""
+TAKEN_OUT = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Beginnings of LoRA that are taken out of the base's own weights, for each adapter that is made once more."""
 
 
 def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any) -> None:
@@ -75,7 +87,10 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
         _check_names(model)
     saved = [*getattr(model, "peft_config", {}).values()]
     for adapter in [*saved, *([peft_config] if peft_config is not None else [])]:
-        why = REFUSED.get(getattr(adapter.peft_type, "value", adapter.peft_type))
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        why = REFUSED.get(kind)
+        if adapter.is_prompt_learning:
+            why = f"{kind} learns a prompt, which the engine does not take"
         if getattr(adapter, "alora_invocation_tokens", None):
             why = "activated LoRA is switched on by tokens, in a forward pass of its own"
         if why:
@@ -85,6 +100,12 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
             raise InputError(
                 f"model: must have adapters without biases, since the reference policy is the same base without them, "
                 f"got bias={bias!r}. Use bias='none'."
+            )
+        begins = getattr(adapter, "init_lora_weights", None)
+        if str(begins).lower().startswith(TAKEN_OUT) and (saved or beta):
+            raise InputError(
+                f"model: must have adapters that leave their base as it is, since the reference policy is made on it, "
+                f"got init_lora_weights={begins!r}. Use a new adapter with init_lora_weights=True."
             )
     if isinstance(model, str) or getattr(model.config, "_name_or_path", None):
         return
@@ -116,26 +137,33 @@ def _check_names(model: PeftModel) -> None:
         )
 
 
-def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None) -> None:
+def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None, beta: float) -> None:
     """Freeze the reference policy's adapter, and put `reference`, or what training starts from, in its place.
 
     Raises:
-        ValueError: `reference` has other names than that adapter.
+        ValueError: `reference` has other names or shapes than that adapter.
+        InputError: `beta` is above 0, and PEFT keeps no second adapter of this kind beside the one that is trained.
     """
-    # TRL overlooks adapters of embeddings, whose names end so: it neither freezes nor copies them.
-    own, start = (
-        {tensor_name(name): p for name, p in model.named_parameters() if f".{adapter}." in f"{name}."}
-        for adapter in (REFERENCE, ADAPTER)
-    )
-    for parameter in own.values():
+    own = [parameter for name, parameter in model.named_parameters() if f".{REFERENCE}." in f"{name}."]
+    for parameter in own:
         parameter.requires_grad_(False)
-    given = start if reference is None else {tensor_name(name): tensor for name, tensor in reference.items()}
-    unmatched = sorted(set(own) ^ set(given))
-    if reference is not None and unmatched:
-        raise ValueError(f"reference: must name the policy's adapter tensors, {unmatched[:1]} has no counterpart")
-    with torch.no_grad():
-        for name in own.keys() & given.keys():
-            own[name].copy_(given[name])
+    if beta and REFERENCE in getattr(model, "peft_config", {}) and not own:
+        raise InputError(
+            f"beta: must be 0 for adapters of the kind {adapter_kind(model)}, of which a model holds no second one, for "
+            f"the reference policy, got {beta}. Use LoRA."
+        )
+    start = saved_state(model, ADAPTER) if own else {}  # TRL overlooks what has no ".default." in its name
+    if reference is not None:
+        given = by_saved_names(reference, model)
+        ours, theirs = ({tensor_name(n): (*t.shape,) for n, t in tensors.items()} for tensors in (start, given))
+        if wrong := sorted(name for name, _ in ours.items() ^ theirs.items()):
+            raise ValueError(
+                f"reference: must have the policy's adapter tensors in their shapes, got {theirs.get(wrong[0])} for "
+                f"{wrong[0]!r}, where the policy has {ours.get(wrong[0])}."
+            )
+        start = {name: given[tensor_name(name)] for name in start}
+    if start:
+        set_peft_model_state_dict(model, start, REFERENCE)
 
 
 def check_rewards(reward_funcs: Any, processing: Any = None) -> list[Any]:
@@ -191,7 +219,7 @@ def adapter_kind(model: nn.Module) -> str:
     for adapter in getattr(model, "peft_config", {}).values():
         variants = [v for module in model.modules() for v in getattr(module, "lora_variant", {}).values()]
         kind = getattr(adapter.peft_type, "value", adapter.peft_type)
-        return type(variants[0]).__name__ if variants else str(kind)
+        return variant_name(variants[0]) if variants else str(kind)
     return ""
 
 

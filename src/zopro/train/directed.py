@@ -15,7 +15,7 @@ from zopro.errors import InputError
 from zopro.system.launch import exchanging
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.zeroth_order import ZerothOrderMixin
-from zopro.weights.adapters import tensor_name
+from zopro.weights.live import by_saved_names
 from zopro.zo import Directions, Ranks, StepRecord, Targeted
 from zopro.zo.directions import noise_source
 
@@ -58,9 +58,10 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         engine: Engine | None = None,
         **kwargs: Unpack[RLOOArguments],
     ) -> None:
-        self.previous_update = plain_names(previous_update)
-        self.reward_update = plain_names(reward_update)
+        self.previous_update, self.reward_update = previous_update or {}, reward_update or {}
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        self.previous_update = by_saved_names(self.previous_update, self.model)
+        self.reward_update = by_saved_names(self.reward_update, self.model)
         self._check_updates()
         if engine is not None:
             if self.asks_logprobs and not engine.abilities.logprobs:
@@ -144,11 +145,3 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
 def moves(update: Mapping[str, Tensor]) -> bool:
     """Whether an update is not 0; a lazy one is read as far as it is."""
     return any(bool(tensor.any()) for tensor in update.values())
-
-
-def plain_names(update: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-    """The update by names without PEFT's wrapping; one that has such names already stays as lazy as it is."""
-    update = update or {}
-    if all(tensor_name(name) == name for name in update):
-        return update
-    return {tensor_name(name): update[name] for name in update}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zopro.engine.local.sampling import Sampler
 from zopro.errors import InputError
 from zopro.zo.directions import tensor_generator
 
@@ -31,8 +32,8 @@ def drawing(args: Any) -> dict[str, Any]:
     on which no answer depends.
 
     Raises:
-        InputError: a repetition penalty, keys of `generation_kwargs` that the engine does not draw by, or no limit to an
-            answer's tokens.
+        InputError: a repetition penalty, keys of `generation_kwargs` that the engine does not draw by, no limit to an
+            answer's tokens, or what `Sampler` refuses.
     """
     named = {
         "max_new_tokens": args.max_completion_length,
@@ -58,7 +59,9 @@ def drawing(args: Any) -> dict[str, Any]:
         raise InputError(
             f"{name}: must be a whole number of at least 1, got {limit!r}. Give the most tokens of an answer."
         )
-    return drawn | {"top_k": drawn["top_k"] or None}
+    drawn["top_k"] = drawn["top_k"] or None
+    Sampler(drawn["do_sample"], drawn["temperature"], drawn["top_k"], drawn["top_p"], drawn["min_p"] or 0.0)
+    return drawn
 
 
 class RowSeeds:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 
 class EpochSampler(Sampler):
@@ -47,6 +51,15 @@ class CountedSteps(TrainerCallback):
         self.trainer._step = micro_batches(state.global_step, batches, args.gradient_accumulation_steps)
         self.trainer._buffered_inputs, self.trainer._current_train_step_time = None, 0.0
         self.trainer.row_seeds.begin("train")
+        answered = args.steps_per_generation * args.num_iterations
+        shared = getattr(self.trainer, "asks_logprobs", True)  # do answers serve several steps
+        if self.trainer._step % answered and shared and state.is_world_process_zero:
+            logger.warning(
+                "resumed between steps on the same answers, which a checkpoint does not have: new ones are drawn, and "
+                "training goes on otherwise than without the stop. From a step that is a multiple of %d it goes on to "
+                "the same bits: set save_steps so",
+                math.lcm(answered, args.gradient_accumulation_steps) // args.gradient_accumulation_steps,
+            )
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.order is not None:  # a stream has none

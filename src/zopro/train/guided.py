@@ -30,12 +30,12 @@ from zopro.engine.feedback import Feedback
 from zopro.engine.local.engine import LocalEngine
 from zopro.train.arguments import check_whole
 from zopro.train.construction import adapter_kind
-from zopro.train.directed import plain_names
 from zopro.train.gradients import arguments_in, without_checkpointing
 from zopro.train.objectives import clipped_surrogate
 from zopro.train.rloo import EngineRLOOTrainer
 from zopro.train.typed import Mixin
 from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
+from zopro.weights.live import by_saved_names
 from zopro.zo.directions import Directions
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.perturbation import InPlace
@@ -120,7 +120,7 @@ class FeedbackScores(Mixin):
     def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
         without_checkpointing(arguments_in((*args, *kwargs.values())))
         super().__init__(*args, **kwargs)
-        self.avoid = plain_names(avoid)
+        self.avoid = by_saved_names(avoid or {}, self.model)
         if self.accelerator.num_processes > 1:
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
         if not isinstance(self.engine, LocalEngine):

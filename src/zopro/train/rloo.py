@@ -30,7 +30,7 @@ from zopro.system.guard import checked_reward
 from zopro.system.heap import expect_graph
 from zopro.text.chat import check_end
 from zopro.text.frame import check_embedded
-from zopro.train.arguments import check_rows, on_one_gpu
+from zopro.train.arguments import check_enough, check_rows, on_one_gpu
 from zopro.train.construction import (
     ADAPTER,
     arguments,
@@ -73,7 +73,7 @@ class EngineRLOOTrainer(RLOOTrainer):
             without a prompt, or too few; weights that diverge; a tokenizer that ends every prompt with EOS; a reward
             function that raises, is late, or does not return one finite number (or None, which TRL leaves out) for each
             completion.
-        ValueError: `reference` without an adapter of the same names to hold it; an unknown `advantage`.
+        ValueError: `reference` without an adapter of the same names and shapes to hold it; an unknown `advantage`.
     """
 
     config_cls: ClassVar[type] = RLOOConfig
@@ -123,7 +123,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         self.order: EpochSampler | None = None
         self.row_seeds = RowSeeds()
         self.add_callback(CountedSteps(self))
-        freeze_reference(self.model, reference)
+        freeze_reference(self.model, reference, self.args.beta)
         policy = self.accelerator.unwrap_model(self.model)
         self.engine: Engine = served(policy) or LocalEngine(policy, autocast=self.accelerator.autocast)
 
@@ -138,9 +138,11 @@ class EngineRLOOTrainer(RLOOTrainer):
         return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's training. Raises InputError: `train_dataset` has fewer prompts than are answered at once."""
+        """TRL's training. Raises InputError: `check_rows`, and for a stream that ends before its first step."""
         check_rows(self.train_dataset, self.args)
         result = super().train(*args, **kwargs)
+        if self.state.global_step == 0 < self.state.max_steps and not hasattr(self.train_dataset, "__len__"):
+            check_enough(0, self.args, "a shorter stream")
         self._check_weights()
         return result
 

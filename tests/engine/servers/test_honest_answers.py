@@ -39,20 +39,43 @@ def server(there: VLLMServer) -> Server:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}}, "cut off after 1 tokens"),
-        ({"token_ids": [], "logprobs": {"token_logprobs": []}}, "cut off after 0 tokens"),
+        (
+            {"token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}},
+            "length 1, not 4: an answer ends with its first stop or after max_tokens",
+        ),
+        ({"token_ids": [], "logprobs": {"token_logprobs": []}}, "length 0, not 4"),
         ({"token_ids": ["5", "2"], "logprobs": {"token_logprobs": [-1.0, -1.0]}}, "TypeError"),
         ({"token_ids": [5, 2], "logprobs": {"token_logprobs": [-1.0]}}, "2 tokens with 1 log-probs"),
+        ({"token_ids": [2, 5, 2], "logprobs": {"token_logprobs": [-1.0] * 3}}, "length 3, not 1"),
+        ({"token_ids": [5] * 5, "logprobs": {"token_logprobs": [-1.0] * 5}}, "length 5, not 4"),
+        ({"token_ids": [-5, 2], "logprobs": {"token_logprobs": [-1.0, -1.0]}}, "token -5 of a vocabulary of 50"),
+        ({"token_ids": [10**30, 2], "logprobs": {"token_logprobs": [-1.0, -1.0]}}, "token 10{30} of a vocabulary of 50"),
+        ({"token_ids": [2], "logprobs": {"token_logprobs": [0.5]}}, "a log-prob of 0.5"),
+        ({"token_ids": [2], "logprobs": {"token_logprobs": ["-1.0"]}}, "a log-prob of '-1.0'"),
+        ({"token_ids": [2], "logprobs": {"token_logprobs": [-(10**400)]}}, "a log-prob of -1000"),
     ],
-    ids=["aborted", "empty", "text", "a log-prob lacks"],
+    ids=[
+        *("aborted", "empty", "text", "a log-prob lacks", "on after its end", "too long", "below 0", "no 64 bits"),
+        *("likelier than 1", "a text", "beyond all"),
+    ],
 )
 def test_an_answer_that_is_none_is_the_servers_failure(
     change: dict[str, Any], why: str, there: VLLMServer, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complete = there.complete
     monkeypatch.setattr(there, "complete", lambda *args: complete(*args) | change)
+    server.vocabulary = 50
     with pytest.raises(Failed, match=why):
         server.sample("base", [[3, 4]], [0], Sampling(4, [2], 0))
+
+
+def test_a_server_without_room_for_adapters_is_tried_with_one(
+    there: VLLMServer, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = there.answer
+    monkeypatch.setattr(there, "answer", lambda path, body: 'max_lora="0"' if path == "/metrics" else answer(path, body))
+    server.greet()
+    assert server.slots == 1
 
 
 def test_answers_that_end_or_are_as_long_as_asked_for_are_whole(there: VLLMServer, server: Server) -> None:

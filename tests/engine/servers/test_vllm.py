@@ -192,6 +192,7 @@ def test_the_network_is_not_here(both: Both) -> None:
         both.hollow(torch.tensor([[1, 2]]))
     held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in both.hollow.parameters()}
     assert sum(held.values()) < 1.1 * 4 * sum(p.numel() for _, p in both.named())
+    assert {server.vocabulary for server in both.base.served_by.servers} == {both.base.config.vocab_size}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from zopro.errors import InputError
 from zopro.rewards.functions import reward_function
 from zopro.rewards.functions.answer import has, is_exactly
-from zopro.rewards.functions.base import answers_of
+from zopro.tasks.solutions import answers_of
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,17 @@ from zopro.rewards.functions.base import answers_of
         ("12/2", "2", False),
         ("on 5/16/2024", "2024", True),
         ("1/2", "1", False),
+        ("5 / 6", "5", False),
+        ("5 / 6", "6", False),
+        ("1 / 2 / 3", "3", True),
+        ("It is _Paris_, __of course__.", "Paris", True),
+        ("It is __Paris__.", "Paris", True),
+        ("new_Paris_hotel", "Paris", False),
+        ("def __init__(self)", "init", False),
+        ("see list.__init__ there", "init", False),
+        ("a __class__.__name__ is", "class", False),
+        ("x_1", "1", False),
+        ("call _run_", "_run_", True),
         ("1/2 of it", "1/2", True),
         ("either/5", "5", True),
         ("1,005", "5", False),
@@ -67,6 +78,11 @@ def test_the_answers_of_a_cell(cell: Any, answers: list[str]) -> None:
     for name in ("exact", "chrf"):
         found = reward_function(name)(prompts=["?"], completions=[answers[-1] if answers else "x"], answer=[cell])
         assert found == [1.0 if answers else None] or (name == "chrf" and isinstance(cell, list) and len(cell) == 2)
+
+
+@pytest.mark.parametrize("name", ["exact", "contains", "maths", "chrf", "rouge"])
+def test_a_whole_number_that_a_table_keeps_as_a_float_is_read_as_one(name: str) -> None:
+    assert reward_function(name)(prompts=["?"], completions=["4"], answer=[4.0]) == [1.0]
 
 
 @pytest.mark.parametrize("cell", [{"value": "Paris", "aliases": ["paris"]}, ["Paris", {"value": "x"}], [["Paris"]]])

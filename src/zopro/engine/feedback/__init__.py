@@ -41,7 +41,7 @@ from zopro.engine.local.logprobs import completion_states, in_batches
 from zopro.engine.local.products import fast_products
 from zopro.engine.local.sweeps import sweeps_alone
 from zopro.errors import InputError
-from zopro.weights.adapters import tensor_name
+from zopro.weights.live import saved_names
 from zopro.zo.directions import norm_of, orthogonal_
 from zopro.zo.guided import factor_gradient, local_vjp
 
@@ -99,9 +99,8 @@ class Feedback:
                 guided.update({id(p): p for p in block.module.parameters() if p.requires_grad})
             elif local != "none" and block.mlp is not None:
                 guided.update({id(p): p for p in block.mlp.body.parameters() if p.requires_grad})
-        self.parameters: dict[str, Tensor] = {
-            tensor_name(name): p for name, p in self.parts.model.named_parameters() if id(p) in guided
-        }
+        plain = saved_names(model)
+        self.parameters: dict[str, Tensor] = {plain[name]: p for name, p in model.named_parameters() if id(p) in guided}
         if not self.parameters:
             names = sorted({write.name.rpartition(".")[2] for block in self.blocks for write in block.writes})
             raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from zopro.engine.local.causal import CausalParts
 from zopro.engine.local.head import exponentiate_, limits
 from zopro.errors import InputError
+from zopro.zo.groups import number
 
 BLOCK = 512  # tokens summed before the distribution function is searched
 BELOW_ONE = {torch.float64: 1 - 1e-12, torch.float32: 1 - 2**-23}  # times any sum, it is below it
@@ -33,11 +35,12 @@ class Sampler:
     min_p: float
 
     def __post_init__(self) -> None:
+        whole = isinstance(self.top_k, Integral)
         for name, ok, rule in (
-            ("temperature", self.temperature > 0, "must be greater than 0 (greedy: do_sample=False)"),
-            ("top_k", self.top_k is None or self.top_k > 0, "must be at least 1, or None"),
-            ("top_p", 0 < self.top_p <= 1, "must lie in (0, 1]"),
-            ("min_p", 0 <= self.min_p <= 1, "must lie in [0, 1]"),
+            ("temperature", number(self.temperature) > 0, "must be above 0, for greedy answers (do_sample=False) too"),
+            ("top_k", self.top_k is None or (whole and self.top_k > 0), "must be a whole number of at least 1, or None"),
+            ("top_p", 0 < number(self.top_p) <= 1, "must lie in (0, 1]"),
+            ("min_p", 0 <= number(self.min_p) <= 1, "must lie in [0, 1]"),
         ):
             if not ok:
                 raise InputError(f"{name}: {rule}, got {getattr(self, name)!r}.")

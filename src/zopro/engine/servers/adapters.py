@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from zopro.errors import InputError
 from zopro.weights.adapters import tensor_name
+from zopro.weights.live import saved_state, variant_name
 from zopro.zo import Weights
 
 
@@ -32,11 +34,16 @@ def hollow(model: nn.Module) -> None:
 def lora_tensors(model: Any) -> tuple[dict[str, Tensor], float]:
     """A and B of the active adapter by plain names, and alpha; none where adapters are switched off.
 
-    Raises InputError: modules with different scales, which an engine of its own takes one of.
+    Raises InputError: modules with different scales, which an engine of its own takes one of; or more than A and B.
     """
     found: dict[str, Tensor] = {}
-    alphas = set()
+    alphas: set[float] = set()
+    active: set[str] = set()
+    more: set[str] = set()
     for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
+            active.update(layer.active_adapters)
+            more.update(variant_name(variant) for variant in getattr(layer, "lora_variant", {}).values())
         if isinstance(layer, LoraLayer) and not layer.disable_adapters:
             for adapter in layer.active_adapters:
                 if adapter in layer.lora_A:
@@ -46,6 +53,11 @@ def lora_tensors(model: Any) -> tuple[dict[str, Tensor], float]:
                     alphas.add(layer.scaling[adapter] * layer.r[adapter])
     if len(alphas) > 1:
         raise InputError(f"engine: must be given an adapter with one alpha, got {sorted(alphas)}.")
+    saved = {tensor_name(name) for adapter in active for name in saved_state(model, adapter)}
+    if more := {*more, *saved - found.keys()}:
+        raise InputError(
+            f"engine: must be given an adapter of A and B alone (LoRA), got {min(more)} too. Use engine: transformers."
+        )
     return found, alphas.pop() if alphas else 1.0
 
 

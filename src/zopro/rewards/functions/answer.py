@@ -13,8 +13,10 @@ _ANYWHERE = re.compile(f"[{UNSPACED}]")
 # A number goes on after a point, a comma or a slash, a word does not; a minus after a letter or a digit is a hyphen.
 _BEFORE = rf"(?<!{_LETTER})(?<!\d[.,])"
 _BEFORE_DIGIT = r"(?<!\A[-\u2212])(?<![^\w)\]}][-\u2212])"
-_FRACTION = re.compile(r"(?<![\d/])\d{1,9}/\Z")  # up to its denominator; 5/6/2024 is a date
-_AFTER, _AFTER_DIGIT = rf"(?!{_LETTER})(?![.,]\d)", r"(?!/\d)"
+_FRACTION = re.compile(r"(?<![\d/])(?<!/\s)\d{1,9}\s?/\s?\Z")  # up to its denominator; 5/6/2024 is a date
+_AFTER, _AFTER_DIGIT = rf"(?!{_LETTER})(?![.,]\d)", r"(?!\s?/\s?\d)"
+# Markdown's, and no name of a program as in a.__init__(); an asterisk is no letter anyway.
+_EMPHASIS = re.compile(r"(?<!\w)(?<!\w\.)(_{1,3})([^\W_][^_\n]*)\1(?![\w(\[]|\.\w)")
 
 
 def is_exactly(text: str, answer: str) -> bool:
@@ -42,8 +44,11 @@ def has(text: str, answer: str) -> bool:
     before = ("" if _ANYWHERE.match(begin) else _BEFORE) + (_BEFORE_DIGIT if begin.isdecimal() else "")
     after = ("" if _ANYWHERE.match(end) else _AFTER) + (_AFTER_DIGIT if end.isdecimal() else "")
     text = normalize("NFC", text)
-    found = re.finditer(f"{before}{words}{after}", text, re.IGNORECASE)
-    return any(not (begin.isdecimal() and _FRACTION.search(text[: m.start()][-11:])) for m in found)
+    return any(
+        not (begin.isdecimal() and _FRACTION.search(read[: match.start()][-14:]))
+        for read in (text, _EMPHASIS.sub(r"\2", text))
+        for match in re.finditer(f"{before}{words}{after}", read, re.IGNORECASE)
+    )
 
 
 def exact(parameter: str = "") -> Reward:

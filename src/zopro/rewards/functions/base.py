@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from zopro.tasks.solutions import answers_in, as_written, final_answer
+from zopro.tasks.solutions import answers_of
 
 Reward = Callable[..., list[float | None]]
 Completion = str | Sequence[Mapping[str, Any]]
@@ -24,15 +24,6 @@ def text_of(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
     return str(completion[-1].get("content") or "") if completion else ""
-
-
-def answers_of(value: Any) -> list[str]:
-    """What a row's `answer` accepts (`answers_in`), as texts; of worked solutions their end.
-
-    >>> answers_of("3 + 4 = 7 #### 7"), answers_of([1.0, "one"]), answers_of(None)
-    (['7'], ['1', 'one'], [])
-    """
-    return [text for one in answers_in(value) if (text := final_answer(as_written(one)))]
 
 
 def for_each_answer(right: Callable[[str, str], bool]) -> Reward:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
 from zopro.rewards.functions.base import Completion, Reward, text_of
+from zopro.tasks.columns import says_nothing
 from zopro.tasks.solutions import boxed, numbers_of
 
 RIGHT_NUMBERS = 0.1
@@ -142,13 +143,18 @@ def _computed(expression: str) -> tuple[Fraction, list[int]]:
     return value(ast.parse(expression.strip(), mode="eval").body), used
 
 
+def refuse(columns: Mapping[str, Any]) -> None:
+    """Raise `InputError`: a row's `nums` are no whole numbers, or its `target` is no number."""
+    numbers_of(columns["nums"], columns["target"])
+
+
 def countdown(parameter: str = "") -> Reward:
     """`score` of each completion, by the columns `nums` and `target`; None where a row has none."""
 
     def reward(prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any) -> list[float | None]:
         rows = zip(completions, columns["nums"], columns["target"], strict=True)
         return [
-            None if nums is None or target is None else score(text_of(completion), *numbers_of(nums, target))
+            None if says_nothing(nums) or says_nothing(target) else score(text_of(completion), *numbers_of(nums, target))
             for completion, nums, target in rows
         ]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from zopro.errors import InputError, pip_install
 from zopro.rewards.functions.base import Reward, for_all_answers
 from zopro.rewards.functions.formulas import formula_at_end
 from zopro.rewards.functions.numerals import NUMBER, last_number, number, undressed, value_of, without_areas
-from zopro.tasks.solutions import BOX, MARK, boxed
+from zopro.tasks.solutions import BOX, MARK, answers_of, boxed
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,7 @@ def equals(text: str, answer: str) -> bool:
         return False  # no number at all
     if not _installed():
         if expected is None:
-            raise InputError(
-                f"reward: maths compares numbers, and the answer {answer!r:.60} is an expression, for which the package "
-                f"math-verify must be installed. Install it: {pip_install('maths')}"
-            )
+            _refuse([answer])
         _say_that_it_is_missing()
         return False
     if _same_expression((text if expected is None else formula or text) if said is None else said, answer):
@@ -145,6 +142,19 @@ def _same_expression(said: str, answer: str) -> bool:
 def _in_dollars(text: str) -> str:
     """LaTeX as the package looks for it."""
     return text if "$" in text or BOX in text else f"${text}$"
+
+
+def refuse(columns: Mapping[str, Any]) -> None:
+    """Raise `InputError`: a row's answers are expressions, and the package that compares those is not installed."""
+    _refuse(answers_of(columns["answer"]))
+
+
+def _refuse(answers: Sequence[str]) -> None:
+    if not _installed() and all(number(answer) is None for answer in answers):
+        raise InputError(
+            f"reward: maths compares numbers, and the answer {answers[0]!r:.60} is an expression, for which the package "
+            f"math-verify must be installed. Install it: {pip_install('maths')}"
+        )
 
 
 def maths(parameter: str = "") -> Reward:

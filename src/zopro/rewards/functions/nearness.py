@@ -7,7 +7,7 @@ from typing import Any
 
 from zopro.rewards.functions.base import Completion, Reward, text_of
 from zopro.tasks.metrics import metric
-from zopro.tasks.solutions import answers_in
+from zopro.tasks.solutions import answers_in, as_written
 
 
 def chrf(parameter: str = "") -> Reward:
@@ -33,7 +33,7 @@ def _nearness(name: str) -> Reward:
     measure = metric(name)
 
     def score(text: str, references: Sequence[Any]) -> float | None:
-        found = measure([text] * len(references), list(map(str, references)))
+        found = measure([text] * len(references), list(map(as_written, references)))
         known = [value for value in found if value is not None]
         return min(1.0, max(known) / 100) if known else None
 

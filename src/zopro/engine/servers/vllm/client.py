@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import queue
 import re
 import threading
@@ -41,6 +40,7 @@ REMEDIES = (
 """What is found in a server's complaint, and what helps."""
 PROBED = "The quick brown fox jumps over the lazy dog."  # whose log-probs tell one model from another
 HIDDEN = (404, 405)  # said of /tokenize where what stands before a server lets /v1 through alone
+ROUNDED = 1e-3  # nats above 0 that a log-prob of about 0 may be by rounding
 MOST_ROWS = 256  # requests under way at one server, as vLLM's own --max-num-seqs
 
 T = TypeVar("T")
@@ -74,10 +74,11 @@ class Server:
         context: tokens of prompt and answer together.
         slots: adapters in one of its batches.
         rows: requests under way at once, each of which is a connection.
+        vocabulary: tokens of the model, as whoever asks knows it.
         key: that it asks for; empty where it asks for none.
     """
 
-    base, context, slots, rows = "", 0, SLOTS, MOST_ROWS
+    base, context, slots, rows, vocabulary = "", 0, SLOTS, MOST_ROWS, 2**31
 
     def __init__(self, url: str, timeout: float = 600.0, key: str | None = None) -> None:
         parts = urlsplit(url)
@@ -106,8 +107,8 @@ class Server:
         said = ""
         with suppress(Failed):  # what stands before the server may hide it
             said = self._text("GET", "/metrics", timeout=PROBE)
-        slots = re.search(r'max_lora="(\d+)"', said)
-        self.slots = int(slots[1]) if slots else SLOTS
+        slots = re.search(r'max_lora="(\d{1,9})"', said)
+        self.slots = max(1, int(slots[1])) if slots else SLOTS
         self._left |= self._loaded  # of before it was left out
         self._tidy()
 
@@ -171,16 +172,22 @@ class Server:
             "stop_token_ids": list(options.eos_token_ids), "ignore_eos": True, "logprobs": 0, "return_token_ids": True,
         }  # fmt: skip
 
+        stops = frozenset(options.eos_token_ids)
+
         def answer(prompt: Sequence[int], seed: int) -> tuple[list[int], list[float]]:
             with self._rows, readable(self.key):
                 (choice,) = self._complete(model, prompt=list(prompt), seed=seed, **how)
                 tokens, scores = [*map(index, choice["token_ids"])], list(choice["logprobs"]["token_logprobs"])
                 if len(tokens) != len(scores):
                     raise ValueError(f"{len(tokens)} tokens with {len(scores)} log-probs")
-                if len(tokens) > options.max_new_tokens:
-                    raise ValueError(f"{len(tokens)} tokens where {options.max_new_tokens} were asked for")
-                if len(tokens) < options.max_new_tokens and not (tokens and tokens[-1] in options.eos_token_ids):
-                    raise ValueError(f"an answer cut off after {len(tokens)} tokens")
+                if strange := [token for token in tokens if not 0 <= token < self.vocabulary]:
+                    raise ValueError(f"token {strange[0]} of a vocabulary of {self.vocabulary}")
+                whole = tokens[: options.max_new_tokens]
+                end = next((at for at, token in enumerate(whole, 1) if token in stops), options.max_new_tokens)
+                if len(tokens) != end:
+                    raise ValueError(
+                        f"length {len(tokens)}, not {end}: an answer ends with its first stop or after max_tokens"
+                    )
                 return tokens, [number(score) for score in scores]
 
         calls = [lambda p=p, s=s: answer(p, s) for p, s in zip(prompts, seeds, strict=True)]
@@ -244,9 +251,9 @@ def readable(key: str) -> Iterator[None]:
 
 def number(value: Any) -> float:
     """A log-prob. Raises ValueError: it is none."""
-    if not math.isfinite(found := float(value)):
-        raise ValueError(f"a log-prob of {found}")
-    return found
+    if type(value) not in (int, float) or not -1e30 < value < ROUNDED:
+        raise ValueError(f"a log-prob of {value!r:.40}")
+    return float(value)
 
 
 def together(calls: Sequence[Callable[[], T]]) -> list[T]:

@@ -63,6 +63,8 @@ def open_servers(options: ModelOptions) -> PreTrainedModel:
     tidy(options.adapter_folder)
     context = min(server.context for server in fleet.servers) - 1  # scoring has one token generated
     text = model.config.get_text_config()
+    for server in servers:
+        server.vocabulary = text.vocab_size
     text.max_position_embeddings = min(context, getattr(text, "max_position_embeddings", context))
     model.name_or_path = model.config._name_or_path = options.model
     kind = type(model)
