@@ -143,16 +143,16 @@ def search_eps(
 
     Args:
         begin: an eps that is to be improved on. If it holds (`holding_noise`), no candidate under a third of it is tried.
+            Where no candidate shows a slope, what is returned is the last one tried.
     """
-    largest, at_theta = PROBES[-1] / scale, loss_at(0.0)
-    if _constant(loss_at, largest, at_theta):
-        return largest, math.nan, False
     chosen, slope, sigma, signal = math.nan, math.nan, math.nan, 0.0
     known = borne_out = False  # whether the slope at the candidate before stands clear, and whether two such slopes agree
     losses, first = _Losses(loss_at, PROBES[0] / scale), 0
     if begin is not None:
         nearest = min(max(1, round(math.log(begin * scale / PROBES[0], 3))), len(PROBES) - 1)
         first = 0 if math.isnan(holding_noise(losses.at, PROBES[nearest] / scale, sides)) else nearest - 1
+    if first == 0 and _constant(losses.at, largest := PROBES[-1] / scale, losses.at(0.0)):
+        return largest, math.nan, False
     last = first  # the last candidate that was fit
     exponent, skip, longest = first, 1, LONGEST_SKIP
     while exponent < len(PROBES):
@@ -185,7 +185,7 @@ def search_eps(
         wanted = math.log(KNOWN_SIGNAL / max(signal, 1e-3), 3)  # further candidates until the slope shows
         skip = min(max(1, int(wanted)), longest, max(1, len(PROBES) - 1 - exponent))
         exponent += skip
-    if known or math.isnan(chosen):
+    if known or math.isnan(chosen) or begin is not None:
         return chosen, sigma or math.nan, known
     while True:  # the last candidate and smaller ones, until rounding hides how the loss bends
         values = losses.across(last)
