@@ -65,9 +65,8 @@ def copied(start: Path, config: RunConfig) -> None:
 
 def of_method(config: RunConfig, method: str, rate: float | None) -> RunConfig:
     """`config` by another method, at a rate that is its own."""
-    chosen = METHODS[method]
-    config = replace(config, method=method, preset=chosen.preset or config.preset)
-    return config if rate is None else replace(config, **{chosen.rate: rate})
+    config = replace(config, method=method, preset=config.preset_of(method))
+    return config if rate is None else replace(config, **{METHODS[method].rate: rate})
 
 
 class Found:

@@ -89,7 +89,7 @@ class Plan:
         0.0006
         """
         chosen = METHODS[method]
-        preset = chosen.preset or config.preset
+        preset = config.preset_of(method)
         configured = getattr(config, chosen.rate) if preset == config.preset else 0.0  # else it is the other preset's
         follows = chosen.follows_update and (self.start == "iteration" or config.sft_steps > 0)
         middle = float(configured) or preset_rate(preset, follows)

@@ -266,6 +266,10 @@ class RunConfig(_Options):
         own = iteration > 0 or METHODS[self.method].self_starting
         return self.method if own else METHOD_OF_START.get(self.warm_start, self.method)
 
+    def preset_of(self, method: str) -> str:
+        """The preset of a method's steps: its own, if it always has one, or the configured one."""
+        return METHODS[method].preset or self.preset
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The configuration with these keys, refusing unknown ones with the nearest known one."""

@@ -17,9 +17,8 @@ HARDLY = 0.1
 
 def follower(config: RunConfig, iteration: int) -> str:
     """The method of later iterations, if it is another one that follows this one's update however short that is."""
-    later = METHODS[config.method]
-    scaled = (later.preset or config.preset) == "paper"  # whose steps are in proportion to the update
-    follows = later.follows_update and config.method_of(iteration) != config.method and not scaled
+    scaled = config.preset_of(config.method) == "paper"  # whose steps are in proportion to the update
+    follows = METHODS[config.method].follows_update and config.method_of(iteration) != config.method and not scaled
     return config.method if follows else ""
 
 

@@ -5,6 +5,7 @@ save_weights(model, folder)        # an ordinary PEFT adapter, or an ordinary mo
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,7 +59,7 @@ def check_whole(model: Any) -> None:
     """
     adapter = f".{model.active_adapter}." if isinstance(model, PeftModel) else ""
     weights = [(name, weight) for name, weight in model.named_parameters() if adapter in f"{name}."]
-    refuse_not_finite(weights)
+    sizes = largest_entries(weights)
     if getattr(model, "serve", None) is None:  # else another engine runs it
         was_training = model.training
         try:
@@ -67,21 +68,25 @@ def check_whole(model: Any) -> None:
             model.train(was_training)
         if not bool(logits.isfinite().all()):
             raise Diverged("the model's output is not finite")
-    for name, weight in weights:
-        if weight.is_floating_point() and weight.numel():
-            low, high = weight.aminmax()  # which copies nothing
-            if (largest := max(-float(low), float(high))) >= LARGEST_WEIGHT:
-                raise Diverged(f"{name} has weights of {largest:.2g}")
+    for name, size in sizes.items():
+        if size >= LARGEST_WEIGHT:
+            raise Diverged(f"{name} has weights of {size:.2g}")
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a safetensors file; raises as `refuse_not_finite`."""
-    refuse_not_finite(tensors.items())
+    """Write a safetensors file; raises as `largest_entries`."""
+    largest_entries(tensors.items())
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
 
-def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise `Diverged` with the name of the first floating point tensor that has NaN or infinity in it."""
+def largest_entries(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+    """The largest absolute entry of each floating point tensor. Raises `Diverged` with the name of the first one that has
+    NaN or infinity in it."""
+    sizes = {}
     for name, tensor in tensors:
-        if tensor.is_floating_point() and not bool(tensor.detach().isfinite().all()):
-            raise Diverged(f"{name} is not finite")
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = tensor.detach().aminmax()  # which copies nothing
+            sizes[name] = max(-float(low), float(high))
+            if not math.isfinite(sizes[name]):
+                raise Diverged(f"{name} is not finite")
+    return sizes
