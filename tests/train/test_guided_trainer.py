@@ -132,13 +132,21 @@ def test_the_guard_measures_the_slope_and_theta_stays(tmp_path: Path) -> None:
     assert all("guide/slope" in line for line in lines(trainer))
 
 
+def test_the_guard_measures_the_slope_also_where_it_leaves_the_clip_range(tmp_path: Path) -> None:
+    trainer = adam(tmp_path, guard_every=1, tail=0, max_steps=1)
+    inputs = batch(trainer)
+    trainer.epsilon_low = trainer.epsilon_high = 1e-6
+    trainer.compute_loss(trainer.model, inputs)
+    assert trainer._metrics["train"]["guide/slope_ratio"][0] == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize("local", ["chain", "block"])
 def test_the_guard_changes_no_step_and_its_pass_runs_without_what_the_first_one_kept(
     local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
-    chain, block, surrogate = Feedback._gradients, Feedback._swept, GuidedTrainer._surrogate
+    chain, block, logprobs = Feedback._gradients, Feedback._swept, GuidedTrainer._answer_logprobs
 
     def gradients(self: Any, error: torch.Tensor, kept: Any) -> Any:
         held.extend(weakref.ref(tensor) for tensor in kept.values())
@@ -150,17 +158,17 @@ def test_the_guard_changes_no_step_and_its_pass_runs_without_what_the_first_one_
 
     def guard(self: Any, *args: Any) -> Any:
         alive.append(sum(reference() is not None for reference in held))
-        return surrogate(self, *args)
+        return logprobs(self, *args)
 
     monkeypatch.setattr(Feedback, "_gradients", gradients)
     monkeypatch.setattr(Feedback, "_swept", swept)
-    monkeypatch.setattr(GuidedTrainer, "_surrogate", guard)
+    monkeypatch.setattr(GuidedTrainer, "_answer_logprobs", guard)
     ends = []
     for every in (1, 0):
         trainer = adam(tmp_path / str(every), guard_every=every, max_steps=1, local=local)
         trainer.train()
         ends.append(weights(trainer.model))
-    assert held and alive == [0]
+    assert held and alive == [0, 0]
     assert same(*ends)
 
 

@@ -39,7 +39,7 @@ class GuidedOptions:
     )
     guard_every: int = option(
         10,
-        "With adam: every this many steps, measure the slope (one more pass) and follow only what goes downhill; "
+        "With adam: every this many steps, measure the slope (two more passes) and follow only what goes downhill; "
         "0: never.",
     )
 

@@ -4,7 +4,7 @@ The log-prob pass that RLOO makes anyway yields the loss and, from the loss's de
 alone, a pseudo-gradient. Three things can be made of it (`guide`):
 
     adam    the pseudo-gradient takes the gradient's place in AdamW. Every `guard_every` steps the slope along it is
-            measured by one more forward pass, and a direction that does not go downhill is not followed.
+            measured by two more forward passes, and a direction that does not go downhill is not followed.
     spsa    a direction for SPSA: each step measures the slope along it; the running root mean square bounds the step.
     mixed   as spsa, with ZOPrO's direction in the mixture: z = guide g + (1 - guide) (b mu + c n_perp).
 
@@ -163,10 +163,13 @@ class FeedbackScores(Mixin):
             return super()._score(model, batch, copies)
         return self.feedback.logprobs(*batch, temperature=self.temperature, num_generations=copies)
 
-    def _surrogate(self, model: Any, inputs: Any) -> Tensor:
-        """RLOO's loss alone, without what TRL logs beside it."""
+    def _answer_logprobs(self, model: Any, inputs: Any) -> Tensor:
+        """(B,) log-probs of whole answers, in nats."""
         batch = Batch.of_inputs(inputs)
-        logprobs = batch.sums(self._logprobs(model, batch))
+        return batch.sums(self._logprobs(model, batch))
+
+    def _surrogate(self, logprobs: Tensor, inputs: Any) -> Tensor:
+        """RLOO's loss alone, without what TRL logs beside it."""
         return clipped_surrogate(logprobs, inputs["old_logps"], inputs["advantages"], self.epsilon_low, self.epsilon_high)
 
 
@@ -202,7 +205,7 @@ class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
         # The rest of the step needs these alone: what the forward pass kept is let go before the guard's own pass.
         found, known = list(self.feedback.gradients(loss).values()), loss.detach()
         loss = _WithGradients.apply(known, found, *self.feedback.parameters.values())
-        slope, predicted = self._slope(model, inputs, float(known), found)
+        slope, predicted = self._slope(model, inputs, found)
         if not predicted > 0:  # nothing to follow or to refuse: no completion was better than another, or NaN
             return loss
         downhill = slope > 0
@@ -211,17 +214,24 @@ class GuidedTrainer(FeedbackScores, EngineRLOOTrainer):
                 self._metrics["train"][f"guide/{name}"].append(value)
         return loss if downhill else 0.0 * loss
 
-    def _slope(self, model: Any, inputs: Any, loss: float, gradients: Sequence[Tensor]) -> tuple[float, float]:
-        """How fast the loss falls against the pseudo-gradient: as measured one-sided, and as the guess predicts."""
+    def _slope(self, model: Any, inputs: Any, gradients: Sequence[Tensor]) -> tuple[float, float]:
+        """How fast the loss falls against the pseudo-gradient: as measured one-sided, and as the guess predicts.
+
+        What is measured is log-probs. The loss is taken as linear in them: itself it ends at the clip range, which this
+        distance may leave.
+        """
         square = sum(float(g.float().square().sum()) for g in gradients)
         if not 0 < square < math.inf:
             return (0.0, 0.0) if square == 0 else (math.nan, math.nan)
         scale = self.args.guard_eps * math.sqrt(sum(g.numel() for g in gradients) / square)
         perturbation = InPlace(list(self.feedback.parameters.values()))
-        with torch.no_grad(), perturbation.at(lambda index: gradients[index].float() * -scale):
-            moved = float(self._surrogate(model, inputs))
-        length = scale * math.sqrt(square)
-        return (loss - moved) / length, math.sqrt(square)
+        with torch.no_grad():
+            here = self._answer_logprobs(model, inputs)
+            with perturbation.at(lambda index: gradients[index].float() * -scale):
+                moved = self._answer_logprobs(model, inputs)
+        weights = torch.autograd.functional.jacobian(lambda logprobs: self._surrogate(logprobs, inputs), here)
+        falls = (weights * (here - moved)).sum(dtype=torch.float64)
+        return float(falls) / (scale * math.sqrt(square)), math.sqrt(square)
 
 
 class _WithGradients(torch.autograd.Function):
@@ -272,6 +282,6 @@ class GuidedSPSATrainer(FeedbackScores, ZOPrOTrainer):
         directions = self.spsa.directions if self._measuring else None
         if isinstance(directions, ResidualFeedback) and directions.step != self.spsa.step_count:
             with torch.enable_grad():
-                gradients = self.feedback.gradients(self._surrogate(model, inputs))
+                gradients = self.feedback.gradients(self._surrogate(self._answer_logprobs(model, inputs), inputs))
             directions.update(gradients, self.spsa.step_count)
         return super().compute_loss(model, inputs, *args, **kwargs)
