@@ -43,17 +43,21 @@ def test_fzoo_s_step_is_over_the_deviation_of_its_losses(tmp_path: Path) -> None
     assert trainer_of(fzoo, tmp_path, eps=1e-3, num_generations=2, queries=3).spsa.queries == 3
 
 
-@pytest.mark.parametrize("name", ["zopro", "fzoo"])
-@pytest.mark.parametrize(("eps", "guess"), [("auto", 0.02), ("1e-3", None)])
+@pytest.mark.parametrize(
+    ("name", "key", "guess"),
+    [("zopro", "eps", "eps_guess"), ("fzoo", "eps", "eps_guess"), ("es", "sigma", "sigma_guess")],
+)
+@pytest.mark.parametrize(("given", "begins"), [("auto", 0.02), (1e-3, None)])
 def test_the_eps_of_an_iteration_before_is_where_auto_begins(
-    name: str, eps: str, guess: float | None, tmp_path: Path
+    name: str, key: str, guess: str, given: Any, begins: float | None, tmp_path: Path
 ) -> None:
-    config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, eps=eps)
+    made = {key: str(given) if key == "eps" else given}
+    config = RunConfig(model="m", task="chat", train_data="x", prompts_per_step=2, **made)
     with preserve_random_state():
         inputs = PolicyInputs(with_adapter(), TOKENIZER, letters, list(PROMPTS), 1, 0, tmp_path, config, eps_guess=0.02)
         trainer = METHODS[name].load()(inputs)
         trainer.create_optimizer()
-    assert trainer.spsa.strategy.eps_guess == guess
+    assert getattr(trainer.args, guess) == trainer.spsa_arguments()[guess] == begins
 
 
 @pytest.mark.parametrize(("name", "update"), [("mezo", ""), ("fzoo", ""), ("zopro", "of 0"), ("zopro-paper", "of 0")])

@@ -175,6 +175,8 @@ def test_trainers_without_a_backward_pass_already(trainer: type) -> None:
         (ZOPrOConfig, "second_moment_beta", (2.0, 1.0, -0.1), r"must lie in \[0, 1\)"),
         (ZOPrOConfig, "eps_guess", (0, -1.0, "auto", math.inf), "must be finite and above 0"),
         (partial(ZOPrOConfig, eps=1e-3), "eps_guess", (1e-3,), "must be left out unless eps is auto"),
+        (partial(ESConfig, sigma="auto"), "sigma_guess", (0, math.nan, "auto"), "must be finite and above 0"),
+        (ESConfig, "sigma_guess", (1e-3,), "must be left out unless sigma is auto"),
         (GuidedConfig, "local", ("all",), "must be one of none, mlp, chain, block"),
         (GuidedConfig, "tail", (-1, 1.5), "must be a whole number of at least 0"),
         (GuidedConfig, "top_blocks", (-1,), "must be a whole number of at least 0"),

@@ -161,6 +161,7 @@ def test_sigma_has_its_limits_and_stays_where_nothing_is_known() -> None:
     told(strategy, [[0.0, 1.0], [0.0, 1.0]])
     assert strategy.ask(2)[0].eps[0] > FIRST, "members that answer alike"
     assert told(strategy, [[0.0, 2.0], [1.0, 0.0]], 2).eps[0] > FIRST, "a record has the sigma that its members had"
+    assert ES([torch.zeros(2)], sigma="auto", sigma_guess=0.3).ask()[0].eps == (0.3,)
 
 
 def test_a_strategy_goes_on_from_its_state() -> None:
@@ -184,6 +185,7 @@ def test_a_strategy_goes_on_from_its_state() -> None:
         ({"sigma": 0}, "sigma: must be a number greater than 0 or 'auto', got 0"),
         ({"sigma": "wide"}, "sigma: must be a number greater than 0 or 'auto', got 'wide'"),
         ({"sigma": math.inf}, "sigma: must be a number greater than 0 or 'auto', got inf"),
+        ({"sigma": "auto", "sigma_guess": 0.0}, "sigma_guess: must be None, or finite and above 0, got 0.0"),
         ({"shaping": "rank"}, "shaping: must be one of z_score, centred_rank, got 'rank'"),
         ({"momentum": 1.0}, r"momentum: must lie in \[0, 1\), got 1.0"),
         ({"second_moment": -0.1}, r"second_moment: must lie in \[0, 1\), got -0.1"),

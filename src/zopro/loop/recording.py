@@ -41,7 +41,7 @@ class Origin:
     start: Path
     previous_update: tuple[Path, Path] | None = None
     reward_update: tuple[Path, Path] | None = None
-    eps: float | None = None  # of the iteration before, by the same method, if its steps have one
+    eps: float | None = None  # of the iteration before, by the same method: the last one of its steps, es's sigma
 
     def name(self, path: Path) -> str:
         """`path` relative to the run; what lies outside of it (a base model) by its own name."""
@@ -59,7 +59,7 @@ def origin_of(config: RunConfig, store: RunDirectory, iteration: int, start: str
     policies = store.sft(), *map(store.policy, range(iteration))
     method, mu, v, eps = config.method, None, None, None
     if iteration > 0:
-        eps = _last_eps(store.journal(iteration - 1), method) if config.eps in ("", "auto") else None
+        eps = _last_eps(store.journal(iteration - 1), method)
         last = newest_update(policies)
         mu = policies[last + 1], policies[last]
         v = (store.reward(last + 1), store.reward(last)) if config.trains_reward else None

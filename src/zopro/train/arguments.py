@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -12,9 +13,11 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainingArguments
 
+from zopro.config.fields import check
 from zopro.errors import InputError
 from zopro.system.ranks import launched
 from zopro.train.checkpoints import save_arguments
+from zopro.zo.groups import number
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +127,13 @@ def check_whole(arguments: Any, least: int, *names: str) -> None:
             raise InputError(f"{name}: must be a whole number of at least {least}, got {value!r}.")
 
 
+def check_guess(arguments: Any, name: str, of: str) -> None:
+    """Raise InputError for a guess at what "auto" finds that is no such number, or where nothing is to be found."""
+    if (guess := getattr(arguments, name)) is not None:
+        check(getattr(arguments, of) == "auto", name, f"must be left out unless {of} is auto", guess)
+        check(0 < number(guess) < math.inf, name, "must be finite and above 0", guess)
+
+
 def check_several(args: Any) -> None:
     """Raise InputError where sigma is to be found from the noise of one answer."""
     answers = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -163,13 +173,13 @@ def check_rows(rows: Any, args: Any) -> None:
     if not hasattr(rows, "__len__"):
         return
     check_enough(len(rows), args)
-    for number in range(min(FIRST, len(rows))):
-        prompt = rows[number]["prompt"]
+    for index in range(min(FIRST, len(rows))):
+        prompt = rows[index]["prompt"]
         talk = isinstance(prompt, list) and prompt and all(isinstance(one, Mapping) and "role" in one for one in prompt)
         if not (talk or isinstance(prompt, str)):
             raise InputError(
                 f"train_dataset: must have prompts that are texts or messages with a role, got {prompt!r:.60} in row "
-                f"{number + 1}. Drop or mend such rows."
+                f"{index + 1}. Drop or mend such rows."
             )
 
 

@@ -30,7 +30,7 @@ from zopro.config.step import DirectionOptions
 from zopro.engine import Batch, Rollouts, Sampling
 from zopro.errors import InputError
 from zopro.system.clock import timed
-from zopro.train.arguments import as_if_more_answers, check_several, check_text, check_whole
+from zopro.train.arguments import as_if_more_answers, check_guess, check_several, check_text, check_whole
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import Asked, KeptRewards
 from zopro.train.papers import EVOLUTION
@@ -65,6 +65,7 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
     beta: float = option(0.0, "Must be 0: there is no reference policy to stay near. Use anchor.")
     num_generations: int = option(1, "Answers of each member to each prompt.")
     normalize: bool = option(True, "Scale a step to the learning rate, whatever population and sigma are.")
+    sigma_guess: float | None = option(None, "With sigma auto where it begins, such as where an earlier training ended.")
 
     def __post_init__(self) -> None:
         if self.beta:
@@ -84,6 +85,7 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
             raise
         check_several(self)
         EvolutionOptions.__post_init__(self)
+        check_guess(self, "sigma_guess", "sigma")
         DirectionOptions.__post_init__(self)
         self.noise = self.noise or "gaussian"
 
@@ -134,7 +136,7 @@ class ESTrainer(DirectedTrainer):
 
     def spsa_arguments(self) -> dict[str, Any]:
         names = ("population", "antithetic", "sigma", "shaping", "normalize", "momentum", "second_moment", "anchor")
-        return {name: getattr(self.args, name) for name in names}
+        return {name: getattr(self.args, name) for name in (*names, "sigma_guess")}
 
     def targets(self) -> bool:
         return bool(self.args.targeted)
@@ -248,8 +250,8 @@ class ESTrainer(DirectedTrainer):
         everyone = self._calculate_rewards(*given)
         asked = Asked(everyone[first : first + len(inputs)].tolist(), dict(self._pending_metrics))
         self._extras.append(dict(self._pending_extra_logs))
-        for pending in (self._pending_metrics, self._pending_extra_logs):
-            pending.clear()
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
         if self._kept is not None:
             self._kept.keep(member, prompts, completions, asked)
         return asked
@@ -293,8 +295,5 @@ class ESTrainer(DirectedTrainer):
     def zeroth_order_logs(self) -> dict[str, float]:
         last, es = self.spsa.last, self.spsa
         logs = {"sigma": last.eps[0], "skipped_steps": float(es.skipped_steps)}
-        if es.ranks is not None:
-            logs["exchanged_bytes"] = float(self.exchanged_bytes)
-        if math.isfinite(last.signal_to_noise):
-            logs["signal_to_noise"] = last.signal_to_noise
-        return logs
+        logs |= {"exchanged_bytes": float(self.exchanged_bytes)} if es.ranks is not None else {}
+        return logs | ({"signal_to_noise": last.signal_to_noise} if math.isfinite(last.signal_to_noise) else {})

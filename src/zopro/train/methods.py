@@ -48,7 +48,7 @@ class PolicyInputs:
     rows: list[int] = field(default_factory=list)  # of the data, as the journal names them: one for each prompt
     writes: bool = True  # False on the ranks of a job that only take part
     reference: Mapping[str, Tensor] | None = None  # the SFT adapter; None: the model that its config names
-    eps_guess: float | None = None  # with which `eps: auto` begins: the iteration's before
+    eps_guess: float | None = None  # with which `eps: auto`, or `sigma: auto`, begins: the iteration's before
 
 
 def _arguments(inputs: PolicyInputs, **others: Any) -> dict[str, Any]:
@@ -146,6 +146,7 @@ def evolution(inputs: PolicyInputs, **paper: Any) -> Trainer:
         **_arguments(inputs, num_generations=1, beta=0.0),
         learning_rate=config.es_learning_rate,
         weight_decay=config.weight_decay,
+        sigma_guess=inputs.eps_guess if options["sigma"] == "auto" else None,
         **{**options, "targeted": options["targeted"] and bool(updates)},
     )
     return _trainer(ESTrainer, arguments, inputs, kept=inputs.folder, advantage="rloo", **updates)

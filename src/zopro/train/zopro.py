@@ -6,7 +6,6 @@ ZOPrOTrainer(model, reward_funcs, args=ZOPrOConfig(...), train_dataset=..., peft
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
-from zopro.train.arguments import check_whole
+from zopro.train.arguments import check_guess, check_whole
 from zopro.train.directed import DirectedTrainer, moves
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
@@ -30,7 +29,6 @@ from zopro.train.rehearsal import repeatable
 from zopro.train.step_kl import STEP_KL, slopes_along, step_kl, two_sided
 from zopro.zo import Displacement, Estimate
 from zopro.zo.directions import there
-from zopro.zo.groups import number
 
 TEXT_INPUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logps", "advantages"}
 
@@ -78,9 +76,7 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
             self.second_moment_beta = 0.9 if default else 0.0
         beta = self.second_moment_beta
         check(0 <= beta < 1, "second_moment_beta", "must lie in [0, 1)", beta, "0: none.")
-        if (guess := self.eps_guess) is not None:
-            check(self.eps == "auto", "eps_guess", "must be left out unless eps is auto", guess)
-            check(0 < number(guess) < math.inf, "eps_guess", "must be finite and above 0", guess)
+        check_guess(self, "eps_guess", "eps")
 
 
 class ZOPrOTrainer(DirectedTrainer):

@@ -42,8 +42,8 @@ class ES(Recorded):
         ranks: processes that share the members or the prompts. All begin with the same parameters.
         before_apply: called with each step's record before a parameter changes (a journal); if it raises, none does.
 
-    antithetic, shaping, normalize, momentum, second_moment, anchor and seed are those of `zopro.zo.ESStrategy`. The
-    moments cost a tensor each beside the parameters, the anchor one more.
+    antithetic, shaping, normalize, momentum, second_moment, anchor, seed and sigma_guess are those of
+    `zopro.zo.ESStrategy`. The moments cost a tensor each beside the parameters, the anchor one more.
 
     All members of a step see the same global random state, so that they draw the same dropout and the same tokens.
     Raises ValueError: an argument out of range; no tensor to train.
@@ -74,6 +74,7 @@ class ES(Recorded):
         anchor: float = 0.0,
         weight_decay: float = 0.0,
         seed: int = 0,
+        sigma_guess: float | None = None,
         perturbation: str = "auto",
         ranks: Ranks | None = None,
         before_apply: Callable[[StepRecord], None] | None = None,
@@ -88,6 +89,7 @@ class ES(Recorded):
             second_moment=second_moment,
             anchor=anchor,
             seed=seed,
+            sigma_guess=sigma_guess,
             groups=[],
         )
         self._told: list[list[list[float]]] = []  # of each micro-batch: members, prompts

@@ -48,6 +48,7 @@ class ESStrategy:
         momentum, second_moment: decays of running means of the estimate and of its square, Adam's b1 and b2; 0: none.
         anchor: share of the way back to where step 0 began, at each step.
         seed: of the directions.
+        sigma_guess: with sigma "auto" what it begins at in place of 0.01, such as the last one of an earlier training.
         groups: in place of the one group: dicts with lr, eps, weight_decay and auto_eps, read at each step. Theirs is the
             eps that "auto" changes.
 
@@ -74,6 +75,7 @@ class ESStrategy:
         second_moment: float = 0.0,
         anchor: float = 0.0,
         seed: int = 0,
+        sigma_guess: float | None = None,
         groups: list[Group] | None = None,
     ) -> None:
         if not hasattr(population, "__index__") or population < 2 or (antithetic and population % 2):
@@ -81,6 +83,8 @@ class ESStrategy:
             raise ValueError(f"population: must be {rule}, got {population}")
         if sigma != "auto" and not 0 < number(sigma) < math.inf:
             raise ValueError(f"sigma: must be a number greater than 0 or 'auto', got {sigma!r}")
+        if sigma_guess is not None and not 0 < number(sigma_guess) < math.inf:
+            raise ValueError(f"sigma_guess: must be None, or finite and above 0, got {sigma_guess!r}")
         if shaping not in SHAPINGS:
             raise ValueError(f"shaping: must be one of {', '.join(SHAPINGS)}, got {shaping!r}")
         for name, value in (("momentum", momentum), ("second_moment", second_moment), ("anchor", anchor)):
@@ -91,6 +95,7 @@ class ESStrategy:
         self.groups: list[Group] = [one] if groups is None else groups
         self.population, self.antithetic, self.shaping, self.normalize = population, antithetic, shaping, normalize
         self.momentum, self.second_moment, self.anchor, self.seed = momentum, second_moment, anchor, seed
+        self.first_sigma = sigmas.FIRST if sigma_guess is None else float(sigma_guess)
         self.skipped_steps = self.unscored_steps = 0  # the latter: those of them without a reward from every member
         self.changed = 1.0  # sigma, since the first step
         self._step = -1
@@ -100,7 +105,7 @@ class ESStrategy:
         self._step = step
         for group in self.groups:
             if group["eps"] == "auto":
-                group["eps"] = sigmas.FIRST
+                group["eps"] = self.first_sigma
         eps = tuple(float(group["eps"]) for group in self.groups)
         plus = [Displacement(self.seed, query, step, 1.0, eps) for query in range(self.directions_count)]
         return [side for member in plus for side in (member, member.mirrored)] if self.antithetic else plus
