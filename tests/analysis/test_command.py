@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def test_a_report_of_another_run_is_not_replaced(folders, run, capsys):
 def test_bad_input(folders, run, capsys, monkeypatch):
     assert "no such folder" in refused(capsys, "absent")
     assert "must be given" in refused(capsys)
-    assert "must be given" in refused(capsys, "--policy", "policy")
+    assert "must be given" in refused(capsys, "--reward", "reward")
     assert "together" in refused(capsys, "run", "--policy", "policy")
     assert "--reward-ema" in refused(capsys, *folders, "--reward-ema", "0")
     for seed in ("-1", str(2**32)):
@@ -172,6 +173,22 @@ def test_bad_input(folders, run, capsys, monkeypatch):
     broken = Path("policy/checkpoint-5/adapter_model.safetensors")
     broken.write_bytes(broken.read_bytes()[:-9])
     assert str(broken) in refused(capsys, *folders)
+
+
+def test_what_has_no_counterpart(folders, caplog, monkeypatch):
+    """Policies alone are compared with each other; of unequal folders a line says so."""
+    seen = []
+
+    def analysed(*sides, **options):
+        seen.append([len(side.checkpoints) for side in sides])
+        raise InputError("enough")
+
+    monkeypatch.setattr("zopro.analysis.analyse.analyse", analysed)
+    assert cli.main(["analyze", *folders[:2]]) == cli.main(["analyse", *folders]) == 2 and caplog.text == ""
+    shutil.rmtree("reward/checkpoint-15")
+    assert cli.main(["analyse", *folders]) == 2 and seen == [[4, 0], [4, 4], [4, 3]]
+    (said,) = caplog.messages
+    assert said.startswith("--reward: has 2 updates where --policy has 3 updates. The i-th is compared with the i-th")
 
 
 def test_a_projection_that_is_not_installed(folders, capsys, monkeypatch):

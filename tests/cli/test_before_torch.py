@@ -63,6 +63,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("--policy none --reward full", "--policy: must be a folder of checkpoints"),
         ("walked --out rows.jsonl", "--out: must be a folder"),
     ],
+    "analyze": [("none", "RUN: must be a run directory")],
     "generate": [
         ("none --prompt hello", "RUN: must be a run directory"),
         ("begun --prompt hello", "RUN: must hold a finished policy"),
@@ -106,7 +107,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
         ("good.yaml --out rows.jsonl --reward rouge", "--out: must be a new .jsonl file"),
         ("good.yaml --out rows.jsonl/new.jsonl --reward rouge", "--out: must be a file that can be written"),
         ("good.yaml --out new.jsonl", "reward: must be there before a run"),
-        ("good.yaml --out new.jsonl --reward rouge --rows -2", "rows: must not be negative"),
+        ("good.yaml --out new.jsonl --reward rouge --rows -2", "--rows: must be at least 1, got -2."),
         ("good.yaml --out new.jsonl --reward rouge --model ./none", "model: no folder and no Hub id"),
     ],
     "methods": [("--nonsense", "--nonsense: no such option")],

@@ -73,6 +73,7 @@ def test_a_boolean_key_takes_a_truth_value_alone(made: list[RunConfig]) -> None:
     [
         ("run X --dry_run --lora-r=4 --eval-greedy", "run X --dry-run --lora_r 4 --eval_greedy true"),
         ("bench step --num_generations 4", "bench step --num-generations 4"),
+        ("demo --output-dir D", "demo --out D"),
         ("generate R --max_new_tokens=3 --prompt a_b", "generate R --max-new-tokens 3 --prompt a_b"),
     ],
 )

@@ -204,7 +204,7 @@ def test_run_adds_its_share_to_the_summary(tmp_path, monkeypatch):
         "0.750 [0.600, 0.900]",
         "600 MB",
         "seconds      3.5 (pretraining",
-        "accuracy 0.900, n 1 on held-out rows",
+        "accuracy 0.900 on 1 held-out row\n",
         f"  {'SFT: Well, take it.':<52}aligned: Certainly, here are two red cups. Thank\n",
         "report.html",
         "0.222",

@@ -7,6 +7,7 @@ zopro analyse --policy their/policy --reward their/reward --out comparison
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from zopro.system.imports import importing
 from zopro.system.progress import task
 from zopro.system.terminal import Page, Table
 
+log = logging.getLogger(__name__)
+
 PROJECTIONS = ("pca", "tsne", "umap")
 OUT = "analysis"  # the folder for two folders of checkpoints, unless another is chosen
 DESCRIPTION = """How policy and reward model moved: angles, correlations and distances between their updates, exact in
@@ -31,6 +34,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     """Register the command."""
     command: argparse.ArgumentParser = commands.add_parser(
         "analyse",
+        aliases=["analyze"],
         help="metrics and an interactive report of policy and reward trajectories",
         description=DESCRIPTION,
         epilog="Examples: 'zopro analyse runs/mine'; 'zopro analyse --policy a/checkpoints --reward b/checkpoints "
@@ -43,7 +47,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="instead of RUN: a folder of checkpoints (adapters or models, ours or others', as safetensors), in the "
         "natural order of their names",
     )
-    command.add_argument("--reward", metavar="FOLDER", help="the reward model's, likewise; i-th update against i-th")
+    command.add_argument("--reward", metavar="FOLDER", help="the reward model's, if any; i-th update against i-th")
     command.add_argument("--out", metavar="DIR", help=f"where to write (default: RUN, or '{OUT}' with --policy)")
     command.add_argument(
         "--projections",
@@ -77,14 +81,16 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with importing():
         from zopro.analysis import write
         from zopro.analysis.analyse import analyse
-        from zopro.analysis.reading.checkpoints import of_folder, of_run
+        from zopro.analysis.reading.checkpoints import Trajectory, of_folder, of_run
 
     if args.run is not None:
         out = Path(args.out or args.run)
         sides = of_run(Path(args.run))
     else:
         out = Path(args.out or OUT)
-        sides = of_folder(args.policy, "policy"), of_folder(args.reward, "reward")
+        reward = of_folder(args.reward, "reward") if args.reward else Trajectory("reward", [])
+        sides = of_folder(args.policy, "policy"), reward
+        _say_unpaired(*(len(side.checkpoints) - 1 for side in sides))
     with task("comparing checkpoints"):
         numbers = analyse(
             *sides,
@@ -105,8 +111,8 @@ def handle(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _check(args: argparse.Namespace) -> None:
     if args.run is not None and (args.policy or args.reward):
         raise InputError("RUN: must not be given together with --policy or --reward.")
-    if args.run is None and not (args.policy and args.reward):
-        raise InputError("RUN: must be given, or --policy and --reward. See 'zopro analyse --help'.")
+    if args.run is None and not args.policy:
+        raise InputError("RUN: must be given, or --policy. See 'zopro analyse --help'.")
     if args.coordinates < 2:
         raise InputError(f"--coordinates: must be at least 2, got {args.coordinates}.")
     if not 0 < args.reward_ema <= 1:
@@ -114,13 +120,26 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("policy", "reward"):
         if folder := getattr(args, name):
             folder_at(folder, name)
-    if args.policy:
+    if args.policy and args.reward:
         refuse_parts_of_run(args.policy, args.reward)
     if args.run is not None:
         run_at(Path(args.run))
     _check_out(args.out, args.run)
     if not 0 <= args.seed < 2**32:  # as t-SNE and UMAP take it
         raise InputError(f"--seed: must lie in [0, 2^32), got {args.seed}.")
+
+
+def _say_unpaired(policy: int, reward: int) -> None:
+    """Two trainers may have saved at different steps, which only their user knows."""
+    if reward >= 0 and policy != reward:
+        more = "--policy" if policy > reward else "--reward"
+        log.warning(
+            "--reward: has %s where --policy has %s. The i-th is compared with the i-th, and the last of %s with none; "
+            "move away what has no counterpart.",
+            several(reward, "update"),
+            several(policy, "update"),
+            more,
+        )
 
 
 def _check_out(chosen: str | None, run: str | None) -> None:
@@ -168,7 +187,9 @@ def _text(numbers: dict[str, Any], written: dict[str, str]) -> Iterator[str | Ta
         "update_pearson",
         "update_distance_correlation",
         "policy_momentum_cosine",
+        "reward_momentum_cosine",
         "policy_extrapolation_error",
+        "reward_extrapolation_error",
     ]
     for view in numbers["views"]:
         yield f"{view} ({numbers['dimension'][view]:,} coordinates in {several(numbers['tensors'], 'weight')})"

@@ -122,7 +122,7 @@ def _add_demo(commands: Any) -> argparse.ArgumentParser:
         description="Run the whole loop on a tiny model and task that come with zopro: no download, no GPU. Ends with a "
         "table, answers before and after, and the path of the report.",
     )
-    command.add_argument("--out", metavar="DIR", help="run directory (default: a new one)")
+    command.add_argument("--out", "--output_dir", metavar="DIR", help="run directory (default: a new one)")
     command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     command.add_argument("--iterations", type=int, default=3, help="policy iterations (default: 3)")
     command.set_defaults(handler=_demo)

@@ -12,6 +12,7 @@ from typing import Any
 
 from zopro.cli.data import new_rows, write_rows
 from zopro.config.arguments import add_configuration, configuration
+from zopro.config.fields import check
 from zopro.system.imports import importing
 
 
@@ -25,7 +26,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         "--key value, which wins.",
     )
     command.add_argument("--out", metavar="FILE", required=True, help="new .jsonl file to write")
-    command.add_argument("--rows", type=int, default=0, metavar="N", help="prompts to answer (default: all)")
+    command.add_argument("--rows", type=int, metavar="N", help="prompts to answer (default: all)")
     command.add_argument("--held-out", action="store_true", help="answer the held-out prompts, not the training rows")
     add_configuration(command, without=("output_dir",))
     command.set_defaults(handler=run)
@@ -37,15 +38,17 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from zopro.loop.beforehand import check_beforehand, check_own_pairs
     from zopro.store.rundir import followed
 
+    check(args.rows is None or args.rows > 0, "--rows", "must be at least 1", args.rows)
+    count = args.rows or 0
     config = followed(replace(configuration(args), output_dir=""), Path(args.config).parent)
     out = new_rows(args.out)
-    check_own_pairs(config, args.rows)
+    check_own_pairs(config, count)
     check_beforehand(config)
 
     with importing():
         from zopro.loop.own_pairs import own_pairs
 
-    rows, found = own_pairs(config, args.rows, args.held_out)
+    rows, found = own_pairs(config, count, args.held_out)
     write_rows(out, rows)
     rewards = f"{found['chosen_reward']:.3f} and {found['rejected_reward']:.3f}"
     text = f"{found['pairs']} pairs of {found['prompts']} prompts written to {out}: rewards {rewards} on average"

@@ -97,7 +97,7 @@ def _costs(summary: Mapping[str, Any], start: shown.Start) -> Iterator[str]:
     yield f"seconds      {shown.seconds(summary['seconds'])}{again} ({stages})"
     yield f"peak memory  {shown.megabytes(summary['peak_rss_mb'])} MB resident"
     if summary.get("reward_quality"):
-        yield f"reward model {shown.quality(summary['reward_quality'])} on held-out rows"
+        yield f"reward model {shown.held_out(summary['reward_quality'])}"
 
 
 def _sample(sample: Mapping[str, str], start: shown.Start) -> Iterator[str]:

@@ -165,6 +165,16 @@ def quality(numbers: Mapping[str, Any]) -> str:
     return ", ".join(texts) or "not measured"
 
 
+def held_out(numbers: Mapping[str, Any]) -> str:
+    """The same with its rows.
+
+    >>> held_out({"accuracy": 0.905, "n": 200})
+    'accuracy 0.905 on 200 held-out rows'
+    """
+    values = {name: value for name, value in numbers.items() if name != "n"}
+    return f"{quality(values)} on {several(numbers.get('n', 'some'), 'held-out row')}" if values else quality(values)
+
+
 def remembered(record: Mapping[str, Any]) -> str:
     """What a record says in words: "forgotten: 1 of the 4 it knew (What is 2 + 2?)"; of many the first, and the share."""
     known, forgotten = record["known_before"], record["forgotten"]

@@ -15,7 +15,8 @@ from zopro.analysis.page.figures import heat_maps, metric_charts, table
 from zopro.analysis.page.findings import findings
 
 ANGLE, COSINE = "update_angle_degrees", "policy_momentum_cosine"
-TOLD = ("velocity_angle_degrees", "update_pearson", "update_distance_correlation", COSINE, "policy_extrapolation_error")
+THEIRS = ("reward_momentum_cosine", "policy_extrapolation_error", "reward_extrapolation_error")
+TOLD = ("velocity_angle_degrees", "update_pearson", "update_distance_correlation", COSINE, *THEIRS)
 
 
 def of(name: str, values: list[Any], middle: float, half: float, unrelated: list[Any] | None = None) -> dict[str, Any]:
@@ -61,8 +62,9 @@ def test_tables_tell_chance_from_what_it_does_not_give() -> None:
     row = next(row for row in table(numbers, numbers) if row.name == ANGLE)
     assert row.cells == ["90.0040", "90.0010"] and row.chance == "89.9965 to 90.0035"
     assert row.permutation == ["89.9960 to 90.0042", ""] and row.intervals[0] == "90.0023 to 90.0058"
-    text = next(page.rows for page in command._text(numbers, {"report": "r"}) if not isinstance(page, str))
-    assert [*text[1]] == [ANGLE, "90.0040", "90.0010", "89.9965 to 90.0035"]
+    rows = next(page.rows for page in command._text(numbers, {"report": "r"}) if not isinstance(page, str))
+    assert [row[0] for row in rows[1:]] == [ANGLE, *TOLD, "procrustes_disparity"], "of both what the sentences are about"
+    assert [*rows[1]] == [ANGLE, "90.0040", "90.0010", "89.9965 to 90.0035"]
     cosines = of(COSINE, [0.5, 1e-4], 0.0, 1e-3)
     assert next(row for row in table(cosines, cosines) if row.name == COSINE).cells == ["0.5", "0.0001"]
 
@@ -82,11 +84,20 @@ def test_heat_maps_show_two_digits_of_the_farthest() -> None:
     ("angle", "said"),
     [
         (90.46, "at 90.46 degrees to each other, which is what unrelated updates give by chance."),
-        (91.0, "in 1 of 1 iterations beyond what unrelated updates give (1 in 20 is by chance)."),
+        (91.0, "to each other, beyond what unrelated updates give (1 in 20 is by chance)."),
     ],
 )
 def test_what_the_permutation_gives_is_no_finding(angle: float, said: str) -> None:
     assert said in findings(of(ANGLE, [angle], 90.0, 0.34, [[89.5, 90.49]]))
+
+
+def test_a_side_that_did_not_move_is_named() -> None:
+    numbers = of(COSINE, [0.9, 0.5], 0.0, 0.01)
+    assert "did not move" not in findings(numbers)
+    lengths = {"policy": [1.0, 0.0], "reward": [0.0, 0.0]}
+    numbers["metrics"] |= {f"{side}_update_norm": {"product": values} for side, values in lengths.items()}
+    said = "The policy did not move in 1 of 2 iterations. The reward model did not move. The policy keeps"
+    assert findings(numbers).startswith(said)
 
 
 def test_a_direction_that_unrelated_updates_have_too_is_not_kept() -> None:
@@ -105,6 +116,9 @@ def test_a_direction_that_unrelated_updates_have_too_is_not_kept() -> None:
          "unrelated updates give backwards in 1 of 2 iterations, 1 in 40 by chance)."),
         ([-0.9, 0.9], "partly keeps its direction from one update to the next (cosine -0.90 to 0.90, by chance 0; beyond "
          "what unrelated updates give onwards in 1 and backwards in 1 of 2 iterations, 1 in 40 by chance)."),
+        ([0.21, 0.22], "The policy keeps a little of its direction from one update to the next (cosine 0.21 to 0.22, "),
+        ([-0.21, 0.0], "turns back a little from one update to the next (cosine -0.21 to 0.00, by chance 0; beyond what "
+         "unrelated updates give backwards in 1 of 2 iterations, 1 in 40 by chance)."),
         ([0.0, 0.005], "does not keep its direction from one update to the next (cosine 0.00 to 0.01, by chance 0)."),
     ],
 )  # fmt: skip

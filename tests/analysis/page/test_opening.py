@@ -116,13 +116,13 @@ def page(plain: Path) -> Tree:
 
 def test_the_verdict_is_the_first_thing(page: Tree) -> None:
     (verdict,) = page.texts("div", "verdict")
-    said = "Win rate 0.87 [0.82, 0.91] against the start by the reward itself (the higher one wins); KL 3.6; "
+    said = "Win rate 0.870 [0.820, 0.910] against the start by the reward itself (the higher one wins); "
     assert verdict.startswith("Better than the start, but 1 of 4 answers are broken Win rate")
-    assert f"{said}forgotten: 1 of the 5 easy questions it knew (Question 0?)." in verdict
+    assert f"{said}KL 3.64 nats per answer; forgotten: 1 of the 5 easy questions it knew (Question 0?)." in verdict
     assert "Broken answers (empty, repeating themselves or the prompt, or in another language than the refer" in verdict
     assert "ence): 1 of 4, before 0." in verdict
     (body,) = page.texts("body")
-    assert body.index("Win rate 0.87") < body.index("A good answer.") < body.index("Reward while training")
+    assert body.index("Win rate 0.870") < body.index("A good answer.") < body.index("Reward while training")
 
 
 def test_three_prompts_stand_as_messages_with_greedy_and_sampled_answers(page: Tree) -> None:
@@ -164,7 +164,8 @@ def test_with_sft_it_is(tmp_path: Path) -> None:
     page = Tree(write_report(run))
     (verdict,) = page.texts("div", "verdict")
     assert verdict.startswith(
-        "No clear difference from SFT Win rate 0.50 [0.30, 0.70] against SFT by the judge of task chat; KL 3.6."
+        "No clear difference from SFT Win rate 0.500 [0.300, 0.700] against SFT by the judge of task chat; "
+        "KL 3.64 nats per answer."
     )
     agreed = "The judge prefers the answer that the first reward model prefers in 0.667 [0.208, 0.939] of the pairs"
     assert f"{agreed} (mean of 3 prompts)." in verdict, "a tie is no decision"

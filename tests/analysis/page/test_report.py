@@ -103,12 +103,13 @@ def test_a_finished_run_gives_every_part(finished):
     assert "-0.500 → 1.250" in page.text
     assert "Win rate against SFT 0.700 95 % [0.500, 0.800], by the judge of task chat" in page.text
     assert "Time 7.0 s peak memory 800 MB" in page.text, "as the table of stages under it"
-    assert "accuracy 0.830, n 40 held-out rows" in page.text and "finished" in page.text
+    assert "accuracy 0.830 on 40 held-out rows" in page.text and "finished" in page.text
     assert page.count("svg") == 7  # reward, win rate, KL; training reward, loss, signal to noise; memory
     assert "question 19" in page.text and "question 20" not in page.text
     assert page.text.count("▲ beats SFT") == 20 + 3 and page.text.count("▼ loses to SFT") == 40, "3 above the contents"
     samples = page.text[page.text.index("The first 20 held-out prompts") :]
     assert samples.index("base answer 0") < samples.index("sft answer 0") < samples.index("001 answer 0")
+    assert "eval_greedy false " in page.text and not re.search(r"\b(True|False|None)\b", page.text)
     assert "set by this run" in page.text and "packages.torch" in page.text
     assert [p.name for p in finished.glob("report*")] == ["report.html"]
 
@@ -178,7 +179,9 @@ def test_only_our_own_scripts_can_run(analysed):
 
 def test_charts_say_in_words_what_they_show(finished):
     labels = [attributes.get("aria-label") for tag, attributes in read(finished).elements if tag == "svg"]
-    assert "Held-out reward, 95 % interval. Held-out reward, 95 % interval: -0.5 to 1.25" in labels
+    assert "Held-out reward, 95 % interval: -0.5 to 1.25 [1.15, 1.35]" in labels
+    level, line = Series("by chance", [(0, 0.0)], [(-0.1, 0.2)], "chance c3"), Series("x", [(0, 1.0)], [(1, 1)])
+    assert str(Chart("t", [level, line], "")) == "t. by chance: -0.1 to 0.2; x: 1 to 1"
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "environment.json", "metrics.jsonl", "summary.json", "evaluations"])

@@ -34,8 +34,17 @@ class Series:
 
     def said(self, place: int) -> str:
         """The value of a point in words."""
-        value = self.points[place][1]
+        return self._said(self.points[place][1])
+
+    def _said(self, value: float) -> str:
         return number(value) if self.digits is None else f"{value:.{self.digits}f}"
+
+    def __str__(self) -> str:
+        """First and last value in words, with the last one's interval; of what chance gives its last band."""
+        low, high = map(self._said, self.band[-1] if self.band else (0, 0))
+        if self.style.startswith(CHANCE):
+            return f"{low} to {high}"
+        return f"{self.said(0)} to {self.said(-1)}" + f" [{low}, {high}]" * (low != high)
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,9 @@ class Chart:
 
     def __str__(self) -> str:
         """In words, for those who do not see it."""
-        ends = "; ".join(f"{series.name}: {series.said(0)} to {series.said(-1)}" for series in self.shown)
-        return f"{self.title}. {ends}"
+        if [series.name for series in self.shown] == [self.title]:
+            return f"{self.title}: {self.shown[0]}"
+        return f"{self.title}. {'; '.join(f'{series.name}: {series}' for series in self.shown)}"
 
 
 def number(value: float, step: float = 0.0) -> str:

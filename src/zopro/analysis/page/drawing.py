@@ -98,6 +98,12 @@ def clean(words: str) -> str:
     return words.encode("utf-8", "replace").decode("utf-8")
 
 
+def shortened(name: str) -> str:
+    """A name below a figure: of a long one its end, which tells checkpoints apart."""
+    name, room = clean(name), LETTERS // 4
+    return name if len(name) <= room else f"…{name[1 - room :]}"
+
+
 def _with_titles(group: str, series: Series) -> str:
     """What a pointer over each dot shows."""
     values = map(series.said, range(len(series.points)))
@@ -141,8 +147,7 @@ def _x_axis(axes: Axes, chart: Chart, xs: list[float]) -> None:
     axes.set_xlim(min([*xs, *(x for x, _ in chart.dividers)]) - pad, max(xs) + pad)
     if chart.x_names:
         axes.set_xlim(-0.4, len(chart.x_names) - 0.6)
-        room = LETTERS // 4
-        names = [name if len(name) <= room else f"…{name[1 - room :]}" for name in map(clean, chart.x_names)]
+        names = [*map(shortened, chart.x_names)]
         step = max(1, math.ceil(len(names) / 8), math.ceil(len(names) * max(map(len, names)) / LETTERS))
         axes.set_xticks(range(0, len(names), step), names[::step])
     else:

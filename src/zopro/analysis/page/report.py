@@ -7,6 +7,7 @@ Reads files only, whatever of them is there yet: a run in progress gives a short
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,18 @@ def _config_groups(config: Record) -> list[tuple[str, list[Record]]]:
                 rows.append(
                     {
                         "name": name,
-                        "value": config[name],
+                        "value": _typed(config[name]),
                         "help": field.metadata["help"],
                         "changed": config[name] != default,
                     }
                 )
         groups.append(((group.__doc__ or "").rstrip("."), rows))
     return [(title, rows) for title, rows in groups if rows]
+
+
+def _typed(value: Any) -> str:
+    """As config.yaml has it: true, not True."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _flat(tree: Record, prefix: str = "") -> Record:

@@ -44,7 +44,7 @@ def write_share(run: Path, target: Path | None = None) -> Path | None:
         FigureCanvasAgg(figure)
         _text(figure, 0.04, 0.93, f"zopro · {' · '.join(filter(None, about))}", COLOURS["muted"], 14)
         _text(figure, 0.04, 0.86, found.word, INK, 25, weight="bold")
-        sentence = textwrap.fill(found.sentence, 118, max_lines=3, placeholder=" …")
+        sentence = textwrap.fill(found.sentence, 112, max_lines=3, placeholder=" …")
         _text(figure, 0.04, 0.765, sentence, INK, 14)
         _curve(figure, next((chart for chart in charts if not chart.flat), None))
         for sample in samples(run)[:1]:
@@ -66,6 +66,8 @@ def _curve(figure: Figure, chart: Chart | None) -> None:
     axes = draw(figure, chart)
     axes.set_position((0.075, 0.12, 0.40, 0.45))
     axes.set_title(chart.title, fontsize=14, loc="left", color=INK)
+    if len(chart.shown) > 1:
+        axes.legend(frameon=False, fontsize=11)
 
 
 def _answers(figure: Figure, asked: str, answers: Sequence[Answer]) -> None:

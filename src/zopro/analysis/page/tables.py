@@ -61,7 +61,7 @@ def reward_models(metrics: Iterable[Record]) -> list[Quality]:
         if line.get("stage") == "reward":
             numbers = {key: line[key] for key in ("accuracy", "pearson", "spearman", "n") if line.get(key) is not None}
             head = shown.share(next(iter(numbers.values()), None))
-            found["first"] = Quality("first", head, f"{shown.quality(numbers)} held-out rows")
+            found["first"] = Quality("first", head, shown.held_out(numbers))
         elif line.get("stage") == "refine":
             before, after = (shown.share(line.get(f"accuracy_{when}")) for when in ("before", "after"))
             name = f"refined after iteration {line.get('iteration')}"

@@ -36,9 +36,9 @@ def verdict(run: Path, config: Record, evaluations: Sequence[Record]) -> Verdict
         word += f", but {lost} of {of} answers are broken"
     parts = []
     if is_number(last.get("win_rate")):
-        parts.append(f"Win rate {_two(last, 'win_rate')} against {start.the} by {judge(run, config)}")
+        parts.append(f"Win rate {shown.interval(last, 'win_rate')} against {start.the} by {judge(run, config)}")
     if is_number(last.get(shown.PER_ANSWER)):
-        parts.append(f"KL {shown.fixed(last[shown.PER_ANSWER], 1)}")
+        parts.append(f"KL {shown.kl(last[shown.PER_ANSWER])} nats per answer")
     if record := last.get(shown.REMEMBERED):
         parts.append(shown.remembered(record))
     if elsewhere := shown.elsewhere(last):
@@ -90,9 +90,3 @@ def _details(run: Path, config: Record, before: Record, last: Record, evaluation
         preferred = "that the first reward model prefers" if rewards in (None, ["model"]) else "with the higher reward"
         over = shown.several(found["n"], "prompt")
         yield f"The judge prefers the answer {preferred} in {said} of the pairs (mean of {over})."
-
-
-def _two(line: Record, name: str) -> str:
-    """A share and its interval, to two digits."""
-    value, low, high = (shown.fixed(line.get(f"{name}{edge}"), 2) for edge in ("", "_low", "_high"))
-    return value if shown.MISSING in (low, high) else f"{value} [{low}, {high}]"
