@@ -11,6 +11,7 @@ import pytest
 from zopro.analysis.page.report import _config_groups
 from zopro.choices import METHODS, PUBLISHED
 from zopro.config import RunConfig
+from zopro.config.heeded import GROUPS
 from zopro.loop.card import _settings
 
 NEEDED: dict[str, Any] = {"model": "m", "task": "chat", "train_data": "x", "reward": ["chrf"], "method": "es"}
@@ -34,12 +35,40 @@ def test_what_a_method_has_of_its_own_is_known_to_the_configuration() -> None:
     assert all(f"{name}=" in said for name in PUBLISHED)
 
 
-def test_only_what_was_set_is_named() -> None:
-    config = RunConfig.from_dict({**NEEDED, "method": "es-paper", "anchor": 0.1, "greedy": True, "population": 8})
-    assert config.unheeded_by("es-paper") == ["greedy", "anchor"] and config.unheeded_by("es") == []
-    for evaluation, named in (("together", ["noise", "evaluation"]), ("batched", ["noise"]), ("sequential", ["noise"])):
-        config = RunConfig.from_dict({**NEEDED, "noise": "gaussian", "evaluation": evaluation})
-        assert config.unheeded_by("fzoo") == named
+OF_PAPER = {"anchor": 0.1, "greedy": True, "population": 8, "antithetic": False}
+OF_STEP = {"learning_rate": 0.5, "queries": 7, "sides": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "named"),
+    [
+        ("es-paper", OF_PAPER, ["greedy", "anchor"]),
+        ("es", OF_PAPER, []),
+        ("es", {**OF_STEP, "beta": 0.0, "num_generations": 4, "parallel": "queries"}, ["num_generations", *OF_STEP]),
+        (
+            "es",
+            {"beta": 0.1, "guide": "spsa", "first_order_learning_rate": 1.0},
+            ["beta", "first_order_learning_rate", "guide"],
+        ),
+        ("fzoo", {"noise": "gaussian", "evaluation": "together"}, ["noise", "evaluation"]),
+        ("fzoo", {"noise": "gaussian", "evaluation": "batched"}, ["noise"]),
+        ("zopro", {**OF_STEP, "decay": "exponential", "first_order_learning_rate": 1.0}, []),
+        ("zopro", {"es_learning_rate": 1.0, "sigma": 0.2}, ["es_learning_rate", "sigma"]),
+        ("zopro", {"es_learning_rate": 1.0, "sigma": 0.2, "warm_start": "es"}, []),
+        ("mezo", {"decay": "exponential", "warm_start": "spsa"}, ["decay"]),
+        ("rloo", {**OF_STEP, "advantage": "grpo"}, [*OF_STEP]),
+        ("online-dpo", {"advantage": "grpo"}, ["advantage"]),
+        ("guided", {**OF_STEP, "guide": "mixed"}, ["learning_rate"]),
+        ("guided", {**OF_STEP, "guide_tail": 8}, [*OF_STEP]),
+        ("python:zopro.train.methods:mezo", {"sigma": 0.2, "guide_tail": 8}, []),
+    ],
+)
+def test_only_what_was_set_is_named(method: str, given: dict[str, Any], named: list[str]) -> None:
+    assert RunConfig.from_dict({**NEEDED, **given, "method": method}).unheeded() == named
+
+
+def test_what_every_method_heeds_is_known() -> None:
+    assert all({*(METHODS[name].heeds or ())} <= {*GROUPS} and METHODS[name].heeds is not None for name in METHODS)
 
 
 def test_a_judge_that_nobody_asks_is_named() -> None:

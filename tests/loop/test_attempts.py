@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,32 @@ def test_a_run_says_first_where_it_is_and_how_to_go_on(
     assert f"the run is in {tmp_path}/a run; if it is stopped, continue it with: {again}" in capsys.readouterr().err
     pipeline.run(settings, resume=True)
     assert "the run is in" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"method": "es", "population": 4, "learning_rate": 1.0},
+            "learning_rate, eps: of no effect with es; set es_learning_rate",
+        ),
+        (
+            {"es_learning_rate": 1.0, "sigma": 0.2},
+            "es_learning_rate, sigma: of no effect with rloo and zopro; set first_order_learning_rate or learning_rate",
+        ),
+        ({"population": 4}, "population: of no effect with rloo and zopro"),
+        ({}, ""),
+    ],
+)
+def test_keys_of_other_methods_are_named(
+    options: dict[str, Any], said: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "walk", lambda *args: ())
+    lines: list[str] = []
+    run: Any = SimpleNamespace(config=config(folder, tmp_path, **options), store=None, processes=None, say=lines.append)
+    nothing: Any = None
+    pipeline._stages(run, nothing, nothing, live=False)
+    assert lines == [said] * bool(said)
 
 
 def test_attempts_add_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +143,25 @@ def test_earlier_versions_are_read(finished: tuple[RunConfig, dict[str, Any]], t
     ends = [line for line in before if line.get("event") == "end"]
     assert again["attempts"][0]["seconds"] == pytest.approx(sum(line["seconds"] for line in ends), abs=0.01)
     assert again["attempts"][0]["peak_rss_mb"] == ends[-1]["peak_rss_mb"]
+
+
+def test_a_stage_whose_process_was_killed_before_it_could_say_its_end_is_counted(
+    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, no_finish: None
+) -> None:
+    settings, run = finished[0], tmp_path / "run"
+    shutil.copytree(settings.output_dir, run)
+    (run / "summary.json").unlink()
+    ends = [line["stage"] == "policy" and line.get("event") == "end" for line in metrics(run)]
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = (line for line, end in zip(lines, ends, strict=True) if not end)
+    (run / "metrics.jsonl").write_text("".join(kept))
+    killed = [{"stage": "policy", "iteration": iteration, "seconds": 7.0} for iteration in range(2)]
+    used = [{"seconds": 9.0, "peak_rss_mb": 1.0, "processes": 1, "unfinished": unfinished} for unfinished in killed]
+    (run / "usage.json").write_text(json.dumps(used))
+    changed = replace(settings, output_dir=str(run))
+    assert pipeline.run(changed, resume=True, quiet=True)["stages"]["policy"] == 14.0
+    (run / "summary.json").unlink()
+    assert pipeline.run(changed, resume=True, quiet=True)["stages"]["policy"] == 14.0, "an end is said once"
 
 
 def test_a_damaged_record_of_usage_is_one_line(finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:

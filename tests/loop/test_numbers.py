@@ -85,8 +85,8 @@ def test_terminal_metrics_and_report_say_the_same(finished: tuple[RunConfig, dic
     )
     assert f"KL to SFT {kl} nats per answer" in report
     quality = next(line for line in lines if line.get("event") == "quality")
-    said = f"accuracy {quality['accuracy']:.3f}, n {quality['n']}"
-    assert f"reward model {said} on held-out rows" in terminal and said in report
+    said = f"accuracy {quality['accuracy']:.3f} on {quality['n']} held-out rows"
+    assert f"reward model {said}" in terminal and said in report
 
 
 def test_the_headline_is_the_same_again(

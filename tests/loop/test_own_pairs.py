@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from commands import typed
+from commands import refused, typed
 from tiny_runs import NAMES, config, write_inputs
 from zopro import cli, tasks
 from zopro.config import RunConfig
@@ -26,6 +26,10 @@ def letters(completions: list[Any], **columns: Any) -> list[float | None]:
 
 def breaks(completions: list[Any], **columns: Any) -> list[float]:
     raise ValueError("no such file")
+
+
+def silent(completions: list[Any], **columns: Any) -> list[None]:
+    return [None] * len(completions)
 
 
 def constant(completions: list[Any], **columns: Any) -> list[float]:
@@ -103,10 +107,19 @@ def test_what_cannot_be_ranked_is_refused(folder: Path, tmp_path: Path) -> None:
         InputError, match=r"^reward: must differ between the answers to a prompt, and did so for none of 4"
     ):
         own_pairs(settings(folder, reward=[f"python:{__name__}:constant"]), 4)
+    with pytest.raises(InputError, match=r"^reward: must give a number to some answers, and gave None to all"):
+        own_pairs(settings(folder, reward=[f"python:{__name__}:silent"]), 4)
     with pytest.raises(InputError, match=r"no such file\. Fix it\.$"):  # and no word of --resume
         own_pairs(settings(folder, reward=[f"python:{__name__}:breaks"]), 4)
     with pytest.raises(InputError, match=r"^rows: must not be negative, got -1"):
         own_pairs(settings(folder), -1)
+
+
+def test_no_prompt_is_no_number_of_prompts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings(folder).to_dict()))
+    found = refused(capsys, "pairs", path, "--out", tmp_path / "pairs.jsonl", "--rows", "0")
+    assert found == "--rows: must be at least 1, got 0."
 
 
 def test_summaries_keep_the_reference_of_the_row(tmp_path: Path) -> None:

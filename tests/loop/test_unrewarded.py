@@ -11,7 +11,9 @@ import pytest
 from one_run import no_report
 from tiny_runs import config, write_inputs
 from zopro import demo
+from zopro.errors import InputError
 from zopro.loop import pipeline
+from zopro.loop.correctness import reward_interval
 
 PROMPTS = ("tea?", "cake?", "milk?", "bread?")
 
@@ -40,3 +42,8 @@ def test_what_has_no_reward_is_not_counted(tmp_path: Path) -> None:
     assert "4 held-out prompts  reward [95 %]" in demo.table(found)
     assert before["reward"] is not None and "greedy_reward" not in before and before["greedy_length"] >= 0
     assert after["win_rate"] in (0.0, 0.5, 1.0) and after["win_rate_high"] - after["win_rate_low"] > 0.6
+
+
+def test_no_reward_at_all_says_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"gave None to all of them\. Let it score more\. Then continue with --resume"):
+        reward_interval([{}], "reward", "sampled_reward")

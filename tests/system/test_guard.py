@@ -39,6 +39,10 @@ def _ends() -> None:
     raise SystemExit
 
 
+async def _later() -> list[float]:
+    return [1.0, 1.0]
+
+
 class Unreadable:
     def __float__(self) -> float:
         raise RuntimeError("no number")
@@ -54,6 +58,10 @@ BAD = {
     "a number of an array": (lambda **_: numpy.array(1.0), "must return a list of 2 numbers, got float."),
     "no conversion": (lambda **_: [Unreadable(), 1.0], "(Unreadable) for completion 0."),
     "raises": (lambda **_: 1 / 0, "must return 2 numbers, but raised ZeroDivisionError: division by zero. Fix it."),
+    "other columns": (
+        lambda completions: [1.0, 1.0],
+        "<lambda>() got an unexpected keyword argument 'prompts'. Let it take **columns too.",
+    ),
     "nothing": (lambda **_: None, "must return a list of 2 numbers, got NoneType."),
     "one number": (lambda **_: 1.0, "must return a list of 2 numbers, got float."),
     "too few": (lambda **_: [1.0], "must return one number for each of 2 completions, got 1."),
@@ -75,6 +83,13 @@ def test_what_is_no_reward_is_named(case):
         guard.checked_reward(function)(**CALL)
     text = str(error.value)
     assert text.startswith("reward function 'taste': must return") and text.endswith(message) and "\n" not in text
+
+
+def test_a_coroutine_is_closed_so_that_python_does_not_warn_of_it():
+    made = _later()
+    with pytest.raises(InputError, match=r"must return a list of 2 numbers, got coroutine\."):
+        guard.checked_reward(lambda **_: made)(**CALL)
+    assert made.cr_frame is None
 
 
 def test_a_call_that_hangs_is_left_behind():

@@ -166,8 +166,10 @@ def test_of_a_hub_data_set_the_split_of_that_name_is_read_else_the_first(monkeyp
 
 
 def test_a_folder_without_the_split_says_what_it_has(tmp_path):
-    (tmp_path / "test.jsonl").write_text("{}")
-    with pytest.raises(InputError, match=r"train_data: no file in .* begins with train; found test.jsonl"):
+    (tmp_path / "a").mkdir()
+    for name in ("test.jsonl", "a/test.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"train_data: no file in .* begins with train; found a/test.jsonl, test.jsonl"):
         load_rows(str(tmp_path))
 
 

@@ -15,6 +15,7 @@ from zopro.engine import Sampling
 from zopro.errors import InputError
 from zopro.train.drawing import drawing
 from zopro.train.guided import GuidedConfig, GuidedTrainer
+from zopro.train.rows import check_evaluated
 
 SMALL = {"max_steps": 1, "learning_rate": 0.0}
 BUILDS: dict[str, Any] = {
@@ -63,12 +64,13 @@ def test_log_probs_of_another_temperature_are_not_taken_for_the_policy_s(tmp_pat
     [
         ({"repetition_penalty": 1.2}, r"^repetition_penalty: must be 1, .*, got 1\.2\. Leave it out\.$"),
         ({"temperature": 0.0}, r"^temperature: must be above 0, for greedy answers \(do_sample=False\) too, got 0\.0\.$"),
-        ({"temperature": "1"}, r"^temperature: must be above 0, .*, got '1'\.$"),
+        ({"temperature": "1"}, r"^temperature: must be a finite number, got '1'\.$"),
         ({"top_p": 2.0}, r"^top_p: must lie in \(0, 1\], got 2\.0\.$"),
         ({"top_p": None}, r"^top_p: must lie in \(0, 1\], got None\.$"),
         ({"top_k": -1}, r"^top_k: must be a whole number of at least 1, or None, got -1\.$"),
-        ({"top_k": 2.5}, r"^top_k: must be a whole number of at least 1, or None, got 2\.5\.$"),
-        ({"min_p": "x"}, r"^min_p: must lie in \[0, 1\], got 'x'\.$"),
+        ({"top_k": 2.5}, r"^top_k: must be a whole number, got 2\.5\.$"),
+        ({"min_p": "x"}, r"^min_p: must be a finite number, got 'x'\.$"),
+        ({"generation_kwargs": {"min_p": "x"}}, r"^min_p: must lie in \[0, 1\], got 'x'\.$"),
         ({"learning_rate": "1e-3"}, r"^learning_rate: must be a finite number .*, got '1e-3'\.$"),
         (
             {"reward_clip_range": [2.0]},
@@ -140,13 +142,36 @@ def test_fewer_prompts_than_a_step_takes_are_refused(kind: str, needed: int, tmp
         ([{"prompt": p} for p in ("tea", None, "cup", "yes")], r"prompts that are texts .*, got None in row 2\. Drop"),
         ([{"prompt": [3, 4]}] * 4, r"prompts that are texts .*, got \[3, 4\] in row 1\. Drop"),
         ([{"prompt": []}] * 4, r"prompts that are texts .*, got \[\] in row 1\. Drop"),
+        ([*[{"prompt": "tea"}] * 30, {"prompt": None}], r"prompts that are texts .*, got None in row 31\. Drop"),
     ],
-    ids=["no prompt", "the trainer's own name", "null", "ids", "no message"],
+    ids=["no prompt", "the trainer's own name", "null", "ids", "no message", "a null far below"],
 )
 def test_rows_without_a_prompt_are_refused(rows: list[dict[str, Any]], said: str, tmp_path: Path) -> None:
     trainer = built("zopro", tmp_path, Dataset.from_list(rows))
     with pytest.raises(InputError, match=rf"^train_dataset: must (have )?{said}"):
         trainer.train()
+    trainer.eval_dataset, trainer.train_dataset = trainer.train_dataset, Dataset.from_list([{"prompt": "tea"}] * 8)
+    trainer.args.eval_strategy = "steps"
+    for evaluate in (trainer.train, trainer.evaluate):
+        with pytest.raises(InputError, match=rf"^eval_dataset: must (have )?{said}"):
+            evaluate()
+    with pytest.raises(InputError, match=rf"^eval_dataset\['a'\]: must (have )?{said}"):
+        trainer.evaluate({"a": trainer.eval_dataset})
+
+
+def test_what_is_evaluated_is_rows() -> None:
+    good = Dataset.from_list([{"prompt": "tea"}, {"prompt": None}])
+    check_evaluated(good.select([0]))  # the null is none of its rows
+    check_evaluated("a", {"a": good})
+    check_evaluated([{"prompt": "tea"}])
+    for rows, said in (
+        ("rows.jsonl", r"must be a Dataset, got 'rows\.jsonl'\. Use datasets\.load_dataset\."),
+        (5, "must be a Dataset, got 5"),
+        (good.select([]), r"must have rows, got none\. Add some\."),
+        ([{"question": "tea"}], "must have prompts .*, got None in row 1"),
+    ):
+        with pytest.raises(InputError, match=f"^eval_dataset: {said}"):
+            check_evaluated(rows)
 
 
 def test_a_stream_of_too_few_prompts_is_refused(tmp_path: Path) -> None:

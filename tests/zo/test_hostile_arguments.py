@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from zopro.zo import SPSA, ESStrategy, Targeted
+from zopro.zo import ES, SPSA, ESStrategy, Targeted
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ from zopro.zo import SPSA, ESStrategy, Targeted
         ({"queries": 0}, ["queries", "at least 1"]),
         ({"queries": 2.0}, ["queries", "whole number", "2.0"]),
         ({"sides": 3}, ["sides", "1 or 2", "3"]),
+        ({"seed": 1.5}, ["seed", "whole number", "1.5"]),
         ({"second_moment_beta": 1.0}, ["second_moment_beta", "[0, 1)", "1.0"]),
         ({"perturbation": "copy"}, ["perturbation", "in_place", "virtual", "'copy'"]),
         ({"directions": Targeted({"v": torch.ones(2)}, {}, 3)}, ["previous_update", "'w'", "'v'"]),
@@ -75,6 +76,21 @@ def test_a_group_that_is_refused_is_not_kept(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         opt.add_param_group({"params": [torch.ones(2)], **options})
     assert len(opt.param_groups) == 1
+
+
+def test_a_group_that_directions_do_not_fit_is_not_kept() -> None:
+    update = {"a": torch.ones(2), "b": torch.ones(5)}
+    opt = SPSA([{"params": [("a", nn.Parameter(torch.ones(2)))]}], directions=Targeted(update, {}, 3))
+    with pytest.raises(ValueError, match=r"previous_update: 'b' must have its parameter's shape \(3,\), got \(5,\)"):
+        opt.add_param_group({"params": [("b", nn.Parameter(torch.ones(3)))]})
+    assert len(opt.param_groups) == 1
+
+
+def test_what_a_population_is_told_is_a_number() -> None:
+    with pytest.raises(ValueError, match="evaluate: must return a reward, or a list of one for each prompt, got str"):
+        ES([torch.ones(2)], population=2).step(lambda: "x")
+    with pytest.raises(ValueError, match="seed: must be a whole number, got '1'"):
+        ES([torch.ones(2)], seed="1")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tiny_branches import MODES
 from tiny_problems import mlp, previous, same, trainable, weights
-from zopro.zo import SPSA
+from zopro.zo import ES, SPSA
 
 
 @pytest.mark.parametrize("options", [{}, {"eps": "auto", "second_moment_beta": 0.9, "queries": 2, "sides": 1}])
@@ -45,6 +45,56 @@ def test_state_of_another_optimiser_is_refused() -> None:
     other = torch.optim.SGD(module.parameters(), lr=1.0)
     with pytest.raises(ValueError, match="must come from SPSA"):
         SPSA(trainable(module)).load_state_dict(other.state_dict())
+
+
+def test_state_of_other_names_is_refused_and_one_without_is_taken() -> None:
+    opt = SPSA([("w", nn.Parameter(torch.ones(2)))])
+    other = SPSA([("module.w", nn.Parameter(torch.ones(2)))], seed=7)
+    with pytest.raises(ValueError, match=r"state_dict: must name tensors as here, .* got 'module\.w' for 'w'\. Rename"):
+        opt.load_state_dict(other.state_dict())
+    opt.load_state_dict(SPSA([nn.Parameter(torch.ones(2))], seed=7).state_dict())
+    assert opt.param_groups[0]["param_names"] == ["w"] and opt.seed == 7
+
+
+@pytest.mark.parametrize("optimiser", [SPSA, ES])
+def test_what_was_measured_before_a_state_is_loaded_is_dropped(optimiser: type[SPSA] | type[ES]) -> None:
+    opt = optimiser([torch.ones(2)])
+    if isinstance(opt, SPSA):
+        opt.estimate(lambda: 1.0)
+    else:
+        opt.accumulate([[1.0]] * opt.population)
+    opt.load_state_dict(opt.state_dict())
+    with pytest.raises(RuntimeError, match="nothing to apply"):
+        opt.step()
+
+
+@pytest.mark.parametrize("kind", ["spsa", "es"])
+def test_a_step_that_is_refused_can_be_taken_again(kind: str) -> None:
+    """The journal's disk is full once; the scalars of a strategy are then as they were, as the parameters are."""
+
+    def trained(fails: int) -> tuple[Tensor, dict[str, Any]]:
+        w, calls = nn.Parameter(torch.tensor([3.0, 1.0])), []
+
+        def before(record: Any) -> None:
+            calls.append(record)
+            if len(calls) == fails:
+                raise OSError("disk full")
+
+        opt: SPSA | ES
+        if kind == "spsa":
+            opt = SPSA([("w", w)], lr=0.1, second_moment_beta=0.9, before_apply=before)
+        else:
+            opt = ES([("w", w)], lr=0.1, sigma="auto", population=4, before_apply=before)
+        scored = {"spsa": lambda: w.sum() ** 3, "es": lambda: -torch.stack([w.sum() ** 2, (w.sum() - 1) ** 2])}
+        for _ in range(3):
+            try:
+                opt.step(scored[kind])
+            except OSError:
+                opt.step(scored[kind])
+        return w.detach(), opt.strategy.state()
+
+    (weight, state), (again, its) = trained(0), trained(2)
+    assert torch.equal(weight, again) and repr(state) == repr(its)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

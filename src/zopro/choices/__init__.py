@@ -62,7 +62,8 @@ class Method(Choice):
     rate: the key of its learning rate. preset: the one it always has. population: every member of one answers a step's
     prompts once, in place of num_generations answers to each. one_sided, queries: its differences, whatever `sides` and
     a `queries` of 1 say. follows_update: its steps go along the previous update, where there is one. fixed: options that
-    are its own, whatever the configuration says; KEY=VALUE: where it says this.
+    are its own, whatever the configuration says; KEY=VALUE: where it says this. heeds: of the option groups that not
+    every method has a use for (`zopro.config.heeded`) those that it has; None: not known.
     """
 
     uses: str = FUNCTION_VALUES
@@ -74,6 +75,7 @@ class Method(Choice):
     queries: int = 1
     follows_update: bool = False
     fixed: tuple[str, ...] = ()
+    heeds: tuple[str, ...] | None = None
 
     @property
     def zeroth_order(self) -> bool:
@@ -116,15 +118,22 @@ PUBLISHED = (
 METHODS = Registry(
     "method",
     Method,
-    Method("zopro", "zopro.train.methods:targeted", "SPSA along the previous update and noise", follows_update=True),
+    Method(
+        "zopro",
+        "zopro.train.methods:targeted",
+        "SPSA along the previous update and noise",
+        follows_update=True,
+        heeds=("step",),
+    ),
     Method(
         "zopro-paper",
         "zopro.train.methods:paper",
         "the same as published: preset paper",
         preset="paper",
         follows_update=True,
+        heeds=("step",),
     ),
-    Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone"),
+    Method("mezo", "zopro.train.methods:mezo", "SPSA along noise alone", fixed=("decay",), heeds=("step",)),
     Method(
         "fzoo",
         "zopro.train.methods:fzoo",
@@ -132,7 +141,8 @@ METHODS = Registry(
         self_starting=True,
         one_sided=True,
         queries=8,
-        fixed=("noise", "evaluation=together"),
+        fixed=("noise", "decay", "evaluation=together"),
+        heeds=("step",),
     ),
     *(
         Method(
@@ -142,11 +152,17 @@ METHODS = Registry(
             self_starting=True,
             rate="es_learning_rate",
             population=True,
-            fixed=fixed,
+            fixed=("num_generations", "beta", "advantage", *fixed),
+            heeds=("evolution", "directions"),
         )
         for name, function, text, fixed in (
             ("es", "evolution", "a population, scored by rewards of its own answers", ()),
-            ("es-paper", "evolution_paper", "the same as published: Gaussian, greedy, z-scores, plain step", PUBLISHED),
+            (
+                "es-paper",
+                "evolution_paper",
+                "the same as published: Gaussian, greedy, z-scores, plain step",
+                (*PUBLISHED, "decay"),
+            ),
         )
     ),
     Method(
@@ -156,14 +172,24 @@ METHODS = Registry(
         SWEEP,
         self_starting=True,
         rate="guided_learning_rate",
+        heeds=("guided", "step"),
     ),
     *(
-        Method(name, f"zopro.train.methods:{function}", text, BACK_PROPAGATION, True, "first_order_learning_rate")
-        for name, function, text in (
-            ("rloo", "first_order", "TRL's RLOO with AdamW"),
-            ("rloo-checkpointed", "checkpointing", "the same with one block's activations at a time"),
-            ("grpo", "grpo", "rewards normalised over a prompt's answers"),
-            ("online-dpo", "online_dpo", "DPO on pairs of fresh answers"),
+        Method(
+            name,
+            f"zopro.train.methods:{function}",
+            text,
+            BACK_PROPAGATION,
+            self_starting=True,
+            rate="first_order_learning_rate",
+            fixed=fixed,
+            heeds=(),
+        )
+        for name, function, text, fixed in (
+            ("rloo", "first_order", "TRL's RLOO with AdamW", ()),
+            ("rloo-checkpointed", "checkpointing", "the same with one block's activations at a time", ()),
+            ("grpo", "grpo", "rewards normalised over a prompt's answers", ()),
+            ("online-dpo", "online_dpo", "DPO on pairs of fresh answers", ("advantage",)),
         )
     ),
 )

@@ -20,6 +20,7 @@ from zopro.config.defaults import default_of, own_defaults
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
+from zopro.config.heeded import unheeded
 from zopro.config.judging import PairOptions
 from zopro.config.model import ModelOptions
 from zopro.config.objective import ObjectiveOptions
@@ -238,14 +239,22 @@ class RunConfig(_Options):
         chosen = METHODS[method]
         return self.queries if self.queries > 1 else chosen.queries, 1 if chosen.one_sided else self.sides
 
-    def unheeded_by(self, method: str) -> list[str]:
-        """Keys that are set, and that a method has values of its own for.
+    def unheeded(self) -> list[str]:
+        """Keys that are set to something, and that no method of the run has a use for.
 
-        >>> RunConfig(model="m", task="chat", train_data="x", anchor=0.1).unheeded_by("es-paper")
-        ['anchor']
+        >>> RunConfig(model="m", task="chat", train_data="x", sigma=1, method="es-paper", anchor=0.1, sides=1).unheeded()
+        ['anchor', 'sides']
         """
-        own = dict(entry.partition("=")[::2] for entry in METHODS[method].fixed)
-        return [name for name in self.changed(*own) if own[name] in ("", str(getattr(self, name)))]
+        each = [unheeded(METHODS[method], self.guide) for method in self.methods]
+        values = {name: getattr(self, name) for name in self.changed(*each[0])}
+        return [
+            name for name, value in values.items() if value and all(own.get(name) in ("", str(value)) for own in each)
+        ]
+
+    @property
+    def methods(self) -> list[str]:
+        """That of iteration 0 and that of all others, or the one that is both."""
+        return [*dict.fromkeys((self.method_of(0), self.method))]
 
     def unused(self) -> list[str]:
         """Keys of the reward model, the pairs and their judge that are set where no reward model is trained."""

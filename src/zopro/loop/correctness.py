@@ -44,7 +44,10 @@ def reward_interval(rows: Sequence[Mapping[str, Any]], name: str, of: str) -> Bo
     """The mean reward of prompts with its interval, under `name`. Raises `InputError`: no prompt has one."""
     values = [row[of] for row in rows if of in row]
     if not values:
-        raise InputError("reward: must give a number to at least one held-out answer, and gave None to all of them.")
+        raise InputError(
+            "reward: must give a number to at least one held-out answer, and gave None to all of them. Let it score "
+            "more. Then continue with --resume: what is finished is kept."
+        )
     return named(name, mean_interval(values))
 
 

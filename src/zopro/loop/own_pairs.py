@@ -48,7 +48,7 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
     if len(items) < count:
         why = f": eval_prompts is {config.eval_prompts}" if held_out else ""
         run.say(f"pairs: {count} prompts were asked for, and there are {len(items)}{why}")
-    each, rows, ids = config.num_generations, list[dict[str, Any]](), list[list[int]]()
+    each, rows, ids, scored = config.num_generations, list[dict[str, Any]](), list[list[int]](), False
     try:
         with models.policies.open(None) as model:
             sampled = sample_all(run, models, model, items, run.seed("own pairs"), each)
@@ -60,11 +60,14 @@ def own_pairs(config: RunConfig, count: int = 0, held_out: bool = False) -> tupl
                 for item, texts, rewards in zip(
                     part, batches(models.texts(answers), each), batches(scores, each), strict=True
                 ):
+                    scored = scored or not all(map(math.isnan, rewards))
                     rows += filter(None, [_row(item, texts, rewards)])
                 ids += answers
             assert next(sampled, None) is None
     finally:
         end(models.base)
+    if not scored:
+        raise InputError("reward: must give a number to some answers, and gave None to all of them. Let it score more.")
     if not rows:
         raise InputError(
             f"reward: must differ between the answers to a prompt, and did so for none of {len(items)} prompts. Sample "

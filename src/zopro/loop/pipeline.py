@@ -22,6 +22,7 @@ from zopro.analysis import write
 from zopro.analysis.live import watching
 from zopro.choices import METHODS
 from zopro.config import RunConfig
+from zopro.config.heeded import rates
 from zopro.engine.opening import end
 from zopro.errors import InputError
 from zopro.loop.data import Data
@@ -131,6 +132,9 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
     expected = estimate(run, models, data) if progress.heard() and processes.size == 1 else None
     if expected is not None:
         run.say(expected.line())
+    if keys := config.unheeded():
+        other = f"; set {' or '.join(rates(config.methods))}" if {*keys} & {*rates(METHODS)} else ""
+        run.say(f"{', '.join(keys)}: of no effect with {' and '.join(config.methods)}{other}")
     stages = [*walk(config, config.iterations)]
     for number, (stage, iteration) in enumerate(stages, 1):
         if processes.settle(not stage.done(store, iteration)):
@@ -140,6 +144,8 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
                 if here:
                     stage.work(run, models, data, iteration)
             processes.wait()
+        elif processes.first:
+            run.stage_passed(stage.name, iteration)
         if not processes.first:
             continue
         store.verdicts(stage.name, iteration).unlink(missing_ok=True)

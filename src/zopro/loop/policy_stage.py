@@ -78,9 +78,6 @@ def policy_trainer(
             seed=seed,
             folder=folder,
         )
-        if unheeded := config.unheeded_by(origin.method):
-            its_own = f"{origin.method} has its own {', '.join(unheeded)}"
-            run.say(f"policy {origin.iteration}: {its_own}, whatever the configuration says")
         trainer: Any = trainer_of(origin.method, inputs)
         trainer.eos_token_ids = models.eos_token_ids  # more than the model declares
         be_quiet(trainer)

@@ -64,6 +64,13 @@ class Run:
             yield
         self.stage_ended(name, iteration, spent())
 
+    def stage_passed(self, name: str, iteration: int | None) -> None:
+        """Say the end of a stage that is done, where its process was killed between its output and that line."""
+        if seconds := self.store.usage.unfinished(name, iteration):
+            said = [(line["stage"], line["iteration"], line.get("event")) for line in self.store.metrics()]
+            if (name, iteration, "end") not in said:
+                self.stage_ended(name, iteration, seconds)
+
     def stage_ended(self, name: str, iteration: int | None, seconds: float) -> None:
         """Say so in metrics.jsonl: seconds of all processes that worked on it, and the run's peak memory so far."""
         usage = self.store.usage

@@ -69,11 +69,15 @@ class Usage:
     def stage(self, name: str, iteration: int | None) -> Iterator[Callable[[], float]]:
         """Time a stage; gives its seconds so far, with those of processes that ended in the middle of it."""
         start = time.perf_counter()
-        crashed = [entry.get("unfinished") or {} for entry in self.earlier]
-        before = sum(d["seconds"] for d in crashed if (d.get("stage"), d.get("iteration")) == (name, iteration))
+        before = self.unfinished(name, iteration)
         self._stage = name, iteration, start
         yield lambda: round(before + time.perf_counter() - start, 3)
         self._stage = None  # not where an error ends the process: `close` writes that it was in this stage
+
+    def unfinished(self, name: str, iteration: int | None) -> float:
+        """Seconds in a stage of earlier processes that ended in the middle of it."""
+        crashed = [entry.get("unfinished") or {} for entry in self.earlier]
+        return sum((d["seconds"] for d in crashed if (d.get("stage"), d.get("iteration")) == (name, iteration)), 0.0)
 
     def begin(self) -> None:
         """From now on `note` writes: this process works on the run."""

@@ -93,6 +93,8 @@ def read(answer: Any) -> Any:
 
     A tensor or array of no dimension, which only looks like a list, becomes its number.
     """
+    if inspect.iscoroutine(answer):
+        answer.close()  # else Python warns of it, below our line
     if isinstance(answer, Iterator):
         return list(answer)
     return answer.item() if getattr(answer, "ndim", None) == 0 else answer
@@ -153,6 +155,8 @@ def checked_reward(function: Callable[..., Any], timeout: float = 0.0, then: str
         remedy = "Fix it, or raise reward_timeout." if late else "Fix it."
         if timeout and not is_async(inner) and _OF_ONE_THREAD.search(str(error)):
             remedy = "Set reward_timeout: 0, which calls it in the main thread, without a limit."
+        if str(error).startswith(f"{getattr(inner, '__qualname__', '')}() got an unexpected keyword argument"):
+            remedy = "Let it take **columns too."
         return InputError(f"{who}: must return {count} numbers, but raised {reason(error)}. {remedy} {then}".rstrip())
 
     def numbers(answer: Any, count: int) -> list[float]:

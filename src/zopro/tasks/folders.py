@@ -50,7 +50,7 @@ def files_of(folder: Path, split: Split, say: Callable[[str], None], readable: C
             f"{split}_data: '{folder}' must hold {PREFIXES[split][0]}.parquet or another such file, got a data set as "
             "save_to_disk writes it. Write it with to_parquet."
         )
-    found = ", ".join(file.name for file in files[:8]) or "no data file"
+    found = ", ".join(file.relative_to(folder).as_posix() for file in files[:8]) or "no data file"
     raise InputError(
         f"{split}_data: no file in '{folder}' begins with {' or '.join(PREFIXES[split])}; "
         f"found {found}. Name the file itself."

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from inspect import get_annotations
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
+from trl import RLOOConfig
 
 from zopro.config.fields import check
 from zopro.errors import InputError
@@ -21,7 +24,6 @@ from zopro.zo.groups import number
 
 logger = logging.getLogger(__name__)
 
-FIRST = 8  # rows whose prompts are looked at before a training
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -119,19 +121,67 @@ def scaled_gradients(model: Any) -> dict[str, Any]:
     return {"fp16": True} if model.dtype == torch.float16 and model.device.type == "cuda" else {}
 
 
-def check_whole(arguments: Any, least: int, *names: str) -> None:
-    """Raise InputError for fields that are no whole numbers of at least so much."""
-    for name in names:
+def whole(value: Any) -> bool:
+    """Whether it is a whole number."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return not isinstance(value, bool) and math.isfinite(number(value))
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("must be True or False", lambda value: number(value) in (0, 1)),
+    "int": ("must be a whole number", whole),
+    "float": ("must be a finite number", finite),
+    "float | str": (
+        "must be a number greater than 0, or auto",
+        lambda value: isinstance(value, str) or not math.isnan(number(value)),
+    ),
+    "str": ("must be a text", lambda value: isinstance(value, str)),
+    "list[float]": ("must be finite numbers", lambda value: isinstance(value, Iterable) and all(map(finite, value))),
+    "dict": ("must be a dict", lambda value: isinstance(value, Mapping) or str(value).startswith("{")),  # or one as JSON
+}
+"""By the type of an option: what its values must be, and whether one is."""
+LIMITS = ("epsilon", "epsilon_high", "vllm_server_timeout")  # may be infinite
+
+
+def kinds(config: type) -> dict[str, str]:
+    """The types of a configuration's options that transformers does not have; an empty string for one not in `KINDS`.
+
+    By what classes declare: parsers of command lines write other types into their fields.
+    """
+    found = {}
+    for name, hint in [pair for base in reversed(config.__mro__) for pair in get_annotations(base).items()]:
+        text = hint.__name__ if isinstance(hint, type) else str(hint)
+        kind = "dict" if text.startswith("dict") else text.removesuffix(" | None")
+        kind = "float | str" if name in ("eps", "sigma") else kind  # a str for those parsers
+        if name not in TrainingArguments.__dataclass_fields__:
+            found[name] = kind if kind in KINDS else ""
+    return found
+
+
+def check_kinds(arguments: Any, **least: int) -> None:
+    """Raise InputError for options of other types than theirs, or for those named that are no whole numbers of at least
+    so much. transformers' own are not looked at."""
+    for name, lowest in least.items():
         value = getattr(arguments, name)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise InputError(f"{name}: must be a whole number of at least {least}, got {value!r}.")
+        check(whole(value) and value >= lowest, name, f"must be a whole number of at least {lowest}", value)
+    known = kinds(type(arguments))
+    for key in fields(arguments):
+        value, kind = getattr(arguments, key.name), known.get(key.name)
+        absent = value is None and (key.default in (None, "") or key.name in RLOOConfig.__dataclass_fields__)
+        if kind and not absent and not (key.name in LIMITS and value == math.inf):
+            rule, holds = KINDS[kind]
+            check(holds(value), key.name, rule, value)
 
 
 def check_guess(arguments: Any, name: str, of: str) -> None:
     """Raise InputError for a guess at what "auto" finds that is no such number, or where nothing is to be found."""
     if (guess := getattr(arguments, name)) is not None:
         check(getattr(arguments, of) == "auto", name, f"must be left out unless {of} is auto", guess)
-        check(0 < number(guess) < math.inf, name, "must be finite and above 0", guess)
+        check(guess > 0, name, "must be above 0", guess)
 
 
 def check_several(args: Any) -> None:
@@ -151,52 +201,6 @@ def check_enough(rows: int, args: Any, said: str = "") -> None:
         raise InputError(
             f"train_dataset: must have at least the {needed} prompts that are answered at once, got {said or rows}. Add "
             "rows, or lower per_device_train_batch_size."
-        )
-
-
-def check_rows(rows: Any, args: Any) -> None:
-    """Raise InputError for rows that cannot be answered or rewarded, as far as the first ones and their columns tell, or
-    that are too few.
-
-    Args:
-        rows: the data of a training; of a stream only its columns are looked at, where they are known.
-        args: a `trl.RLOOConfig`.
-    """
-    columns = getattr(rows, "column_names", None)
-    if columns and "prompt" not in columns:
-        raise InputError(f"train_dataset: must have a column 'prompt', got {', '.join(columns)}. Rename it.")
-    if taken := {"prompts", "completions"}.intersection(columns or ()):
-        raise InputError(
-            f"train_dataset: must not have a column {min(taken)!r}, by which reward functions get the trainer's own. "
-            "Rename or remove it."
-        )
-    if not hasattr(rows, "__len__"):
-        return
-    check_enough(len(rows), args)
-    for index in range(min(FIRST, len(rows))):
-        prompt = rows[index]["prompt"]
-        talk = isinstance(prompt, list) and prompt and all(isinstance(one, Mapping) and "role" in one for one in prompt)
-        if not (talk or isinstance(prompt, str)):
-            raise InputError(
-                f"train_dataset: must have prompts that are texts or messages with a role, got {prompt!r:.60} in row "
-                f"{index + 1}. Drop or mend such rows."
-            )
-
-
-def check_text(rows: Sequence[Mapping[str, Any]], images: Any, fields: Mapping[str, Any]) -> None:
-    """Raise InputError for prompts that have more than text, which an engine does not show the model.
-
-    Args:
-        rows: of one batch, with TRL's columns for images.
-        images, fields: what TRL finds beside the tokens of their prompts.
-    """
-    empty: tuple[Any, ...] = (type(None), list)
-    columns = [n for n in ("image", "images") if any(row.get(n) or not isinstance(row.get(n), empty) for row in rows)]
-    others = sorted(fields.keys() - {"token_type_ids", "mm_token_type_ids"})  # text has these too
-    if found := [*columns, *(["images in messages"] if images else others)]:
-        raise InputError(
-            f"train_dataset: must have prompts of text alone for ESTrainer, got {', '.join(found)}. Remove them, or use "
-            "ZOPrOTrainer."
         )
 
 

@@ -14,7 +14,9 @@ from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from zopro.config.fields import LONGEST, check
 from zopro.errors import Diverged, InputError, nearest
+from zopro.train.arguments import check_kinds, finite
 from zopro.weights.adapters import tensor_name
 from zopro.weights.live import by_saved_names, saved_names, saved_state, variant_name
 from zopro.weights.saving import LARGEST_WEIGHT
@@ -48,6 +50,7 @@ def arguments(given: Any, config_cls: type[TrainingArguments]) -> Any:
         raise InputError(
             f"args: must be a {config_cls.__name__}, which has the options of this trainer, got {type(given).__name__}."
         )
+    check_kinds(given)
     if not 0 <= number(given.learning_rate) < math.inf:
         raise InputError(f"learning_rate: must be a finite number and must not be negative, got {given.learning_rate!r}.")
     within = getattr(given, "reward_clip_range", None) or (0, 0)
@@ -71,7 +74,8 @@ TAKEN_OUT = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any) -> None:
-    """Raise InputError for adapters that cannot be driven, and where TRL would find no reference policy or tokenizer.
+    """Raise InputError for what gives no answers, adapters that cannot be driven, and where TRL would find no reference
+    policy or tokenizer.
 
     TRL trains and saves the adapter "default", and copies it to "ref".
 
@@ -80,6 +84,11 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
         beta: weight of the divergence from the reference policy.
         peft_config: of the adapter that TRL is to make.
     """
+    if not (isinstance(model, str) or hasattr(model, "generation_config")):
+        raise InputError(
+            f"model: must be a causal language model of transformers, or the name or folder of one as text, got "
+            f"{type(model).__name__}. Load it with AutoModelForCausalLM."
+        )
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         kind = type(peft_config).__name__
         raise InputError(f"peft_config: must be a peft.PeftConfig, got {kind}. Use peft.LoraConfig(...).")
@@ -154,7 +163,7 @@ def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None, b
         )
     start = saved_state(model, ADAPTER) if own else {}  # TRL overlooks what has no ".default." in its name
     if reference is not None:
-        given = by_saved_names(reference, model)
+        given = by_saved_names(reference, model, "reference")
         ours, theirs = ({tensor_name(n): (*t.shape,) for n, t in tensors.items()} for tensors in (start, given))
         if wrong := sorted(name for name, _ in ours.items() ^ theirs.items()):
             raise ValueError(
@@ -166,15 +175,19 @@ def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None, b
         set_peft_model_state_dict(model, start, REFERENCE)
 
 
-def check_rewards(reward_funcs: Any, processing: Any = None) -> list[Any]:
+def check_rewards(reward_funcs: Any, processing: Any = None, timeout: Any = 0.0) -> list[Any]:
     """The reward functions as a list, which TRL wants.
 
     Args:
         processing: tokenizers of reward models; those of transformers that were loaded from a folder find their own.
+        timeout: seconds for one call of a function; 0, or None: no limit.
 
     Raises:
-        InputError: one that is neither a function, the name of a classifier nor a network that TRL can call.
+        InputError: one that is neither a function, the name of a classifier nor a network that TRL can call; or a time
+            limit that is none.
     """
+    bounded = finite(timeout or 0) and 0 <= (timeout or 0) <= LONGEST
+    check(bounded, "reward_timeout", f"must be a number of seconds from 0 to {LONGEST:g}", timeout, "0: no limit.")
     functions = [*reward_funcs] if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     tokenizers = processing if isinstance(processing, list) else [processing] * len(functions)
     if not functions:

@@ -58,12 +58,13 @@ class DirectedTrainer(ZerothOrderMixin, EngineRLOOTrainer):
         engine: Engine | None = None,
         **kwargs: Unpack[RLOOArguments],
     ) -> None:
-        self.previous_update, self.reward_update = previous_update or {}, reward_update or {}
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
-        self.previous_update = by_saved_names(self.previous_update, self.model)
-        self.reward_update = by_saved_names(self.reward_update, self.model)
+        self.previous_update = by_saved_names(previous_update, self.model, "previous_update")
+        self.reward_update = by_saved_names(reward_update, self.model, "reward_update")
         self._check_updates()
         if engine is not None:
+            if not hasattr(engine, "abilities"):
+                raise InputError(f"engine: must follow zopro.engine.Engine, got {type(engine).__name__}.")
             if self.asks_logprobs and not engine.abilities.logprobs:
                 raise ValueError(
                     f"engine: must give log-probs of given answers, got {type(engine).__name__}, which cannot"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 
 from zopro.engine.local.sampling import Sampler
 from zopro.errors import InputError
+from zopro.train.arguments import whole
 from zopro.zo.directions import tensor_generator
 
 ROW = "zopro_row"
@@ -54,7 +54,7 @@ def drawing(args: Any) -> dict[str, Any]:
         )
     drawn = named | asked
     limit = drawn["max_new_tokens"]
-    if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
+    if not whole(limit) or limit < 1:
         name = "generation_kwargs: max_new_tokens" if "max_new_tokens" in asked else "max_completion_length"
         raise InputError(
             f"{name}: must be a whole number of at least 1, got {limit!r}. Give the most tokens of an answer."

@@ -30,11 +30,12 @@ from zopro.config.step import DirectionOptions
 from zopro.engine import Batch, Rollouts, Sampling
 from zopro.errors import InputError
 from zopro.system.clock import timed
-from zopro.train.arguments import as_if_more_answers, check_guess, check_several, check_text, check_whole
+from zopro.train.arguments import as_if_more_answers, check_guess, check_kinds, check_several
 from zopro.train.directed import DirectedTrainer
 from zopro.train.kept import Asked, KeptRewards
 from zopro.train.papers import EVOLUTION
 from zopro.train.population import Scored, flat, joined, mean_of_finite, numbers, total
+from zopro.train.rows import check_text
 from zopro.zo import ES, Displacement
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class ESConfig(EvolutionOptions, DirectionOptions, RLOOConfig):
 
     def __post_init__(self) -> None:
         if self.beta:
-            raise ValueError(f"beta: must be 0, since no log-probs are taken, got {self.beta}. Use anchor")
-        check_whole(self, 1, "num_generations", "population")
+            raise ValueError(f"beta: must be 0, since no log-probs are taken, got {self.beta!r}. Use anchor")
+        check_kinds(self, num_generations=1, population=1)
         for name in ("use_vllm", "use_transformers_continuous_batching"):
             if getattr(self, name):
                 raise InputError(f"{name}: must be off, since displaced members answer. Pass engine= to ESTrainer.")
@@ -122,14 +123,14 @@ class ESTrainer(DirectedTrainer):
     asks_logprobs = False
     to_follow = "Set targeted=True in ESConfig"
 
-    def __init__(self, *args: Any, kept: Path | None = None, **kwargs: Unpack[RLOOArguments]) -> None:
+    def __init__(self, *args: Any, kept: str | Path | None = None, **kwargs: Unpack[RLOOArguments]) -> None:
         if (advantage := kwargs.get("advantage", "rloo")) != "rloo":
             raise InputError(f"advantage: must be 'rloo' or left out, since ES takes no advantages, got {advantage!r}.")
         super().__init__(*args, **kwargs)
         if self.args.targeted and not self.previous_update:
             raise InputError("targeted: must be False without an update to follow, got True. Pass previous_update.")
         self._parts = math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
-        self._folder = kept
+        self._folder = None if kept is None else Path(kept)
         self._kept: KeptRewards | None = None
         self._extras: list[dict[str, list[Any]]] = []  # what reward functions add to the table, by member asked
         self._shown: tuple[list[Any], list[Any], list[list[float]], dict[str, list[Any]]] = ([], [], [], {})

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from trl import RLOOConfig
 
-from zopro.config.fields import for_parsers, one_of, option
+from zopro.config.fields import for_parsers, one_of, option, positive
 from zopro.config.guided import GUIDE_LOCAL, GUIDED_LEARNING_RATE
 from zopro.engine import Batch
 from zopro.engine.feedback import Feedback
 from zopro.engine.local.engine import LocalEngine
-from zopro.train.arguments import check_whole
+from zopro.train.arguments import check_kinds
 from zopro.train.construction import adapter_kind
 from zopro.train.gradients import arguments_in, without_checkpointing
 from zopro.train.objectives import clipped_surrogate
@@ -63,13 +63,10 @@ class GuidedConfig(RLOOConfig):
     guard_eps: float = option(1e-4, "Root mean square change of a guided weight in that measurement.")
 
     def __post_init__(self) -> None:
+        check_kinds(self, tail=0, top_blocks=0, guard_every=0, num_generations=2)
         super().__post_init__()
-        _check_guide(self)
-        if self.guard_every < 0 or self.guard_eps <= 0:
-            raise ValueError(
-                f"guard_every: must not be negative, and guard_eps greater than 0, got {self.guard_every} "
-                f"and {self.guard_eps}"
-            )
+        one_of(self, "local", GUIDE_LOCAL)
+        positive(self, "guard_eps")
 
 
 @for_parsers
@@ -84,17 +81,13 @@ class GuidedSPSAConfig(ZOPrOConfig):
     guide: float = option(1.0, "Weight of the pseudo-gradient in z; the rest, 1 - guide, is ZOPrO's direction.")
 
     def __post_init__(self) -> None:
+        check_kinds(self, tail=0, top_blocks=0)
         super().__post_init__()
-        _check_guide(self)
+        one_of(self, "local", GUIDE_LOCAL)
         if not 0 < self.guide <= 1:
             raise ValueError(f"guide: must lie in (0, 1], got {self.guide}")
         if self.guide == 1 and self.queries > 1:
             raise ValueError(f"queries: must be 1 with guide=1, which has one direction a step, got {self.queries}")
-
-
-def _check_guide(config: Any) -> None:
-    one_of(config, "local", GUIDE_LOCAL)
-    check_whole(config, 0, "tail", "top_blocks")
 
 
 class FeedbackScores(Mixin):
@@ -120,7 +113,7 @@ class FeedbackScores(Mixin):
     def __init__(self, *args: Any, avoid: Mapping[str, Tensor] | None = None, **kwargs: Any) -> None:
         without_checkpointing(arguments_in((*args, *kwargs.values())))
         super().__init__(*args, **kwargs)
-        self.avoid = by_saved_names(avoid or {}, self.model)
+        self.avoid = by_saved_names(avoid, self.model, "avoid")
         if self.accelerator.num_processes > 1:
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
         if not isinstance(self.engine, LocalEngine):

@@ -30,7 +30,7 @@ from zopro.system.guard import checked_reward
 from zopro.system.heap import expect_graph
 from zopro.text.chat import check_end
 from zopro.text.frame import check_embedded
-from zopro.train.arguments import check_enough, check_rows, on_one_gpu
+from zopro.train.arguments import check_enough, on_one_gpu
 from zopro.train.construction import (
     ADAPTER,
     arguments,
@@ -44,6 +44,7 @@ from zopro.train.construction import (
 from zopro.train.drawing import ROW, Drawn, RowSeeds, drawing
 from zopro.train.epochs import CountedSteps, EpochSampler
 from zopro.train.objectives import group_normalised_advantages
+from zopro.train.rows import check_evaluated, check_trained
 from zopro.zo.monitor import ResolutionMonitor
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         check_model(model, args.beta, processing_class, kwargs.get("peft_config"))
         if not (args.use_vllm or args.use_transformers_continuous_batching):
             drawing(args)
-        reward_funcs = check_rewards(reward_funcs, kwargs.get("reward_processing_classes"))
+        reward_funcs = check_rewards(reward_funcs, kwargs.get("reward_processing_classes"), reward_timeout)
         given = trained_tensors(model)
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         undo_rounding(self.model, given)
@@ -138,13 +139,18 @@ class EngineRLOOTrainer(RLOOTrainer):
         return optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's training. Raises InputError: `check_rows`, and for a stream that ends before its first step."""
-        check_rows(self.train_dataset, self.args)
+        """TRL's training. Raises InputError: `check_trained`, and for a stream that ends before its first step."""
+        check_trained(self.train_dataset, self.eval_dataset, self.args)
         result = super().train(*args, **kwargs)
         if self.state.global_step == 0 < self.state.max_steps and not hasattr(self.train_dataset, "__len__"):
             check_enough(0, self.args, "a shorter stream")
         self._check_weights()
         return result
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own. Raises InputError: `check_evaluated`."""
+        check_evaluated(self.eval_dataset if eval_dataset is None else eval_dataset, self.eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own. Answers and numbers are those of its rows alone, whatever was evaluated before."""

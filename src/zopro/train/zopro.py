@@ -20,7 +20,7 @@ from zopro.config.step import PRESETS, StepOptions
 from zopro.engine import Batch
 from zopro.engine.local.engine import LocalEngine
 from zopro.engine.local.rollouts import MAX_BATCH_TOKENS
-from zopro.train.arguments import check_guess, check_whole
+from zopro.train.arguments import check_guess, check_kinds
 from zopro.train.directed import DirectedTrainer, moves
 from zopro.train.evaluations import counting
 from zopro.train.objectives import log_ratio_surrogate
@@ -60,12 +60,12 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_kinds(self, queries=1, num_generations=2)
         if self.learning_rate is None:
             self.learning_rate = PRESETS.get(self.preset, 0.0)
         RLOOConfig.__post_init__(self)
         for name in ("eps", "noise", "surrogate"):
             setattr(self, name, "" if getattr(self, name) is None else getattr(self, name))
-        check_whole(self, 1, "queries")
         StepOptions.__post_init__(self)
         default = self.preset == "default"
         self.noise = self.noise or ("signs" if default else "gaussian")

@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+from zopro.errors import InputError
 from zopro.weights.adapters import tensor_name
 
 
@@ -31,8 +32,20 @@ def variant_name(variant: object) -> str:
     return re.split("Linear|Embedding|Conv", type(variant).__name__)[0].removeprefix("_")
 
 
-def by_saved_names(tensors: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
-    """Tensors of a file or of the model, by the names of `saved_names`; a lazy mapping that has these stays lazy."""
+def by_saved_names(tensors: Mapping[str, Tensor] | None, model: Any, argument: str = "tensors") -> Mapping[str, Tensor]:
+    """Tensors of a file or of the model, by the names of `saved_names`; a lazy mapping that has these stays lazy.
+
+    Raises InputError: `argument`, which they are given as, holds something else. Values of a lazy mapping are not read.
+    """
+    if tensors is None:
+        return {}
+    named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
+    values = tensors.values() if named and isinstance(tensors, dict) else ()
+    for wrong in [value for value in values if not isinstance(value, Tensor)] if named else [tensors]:
+        raise InputError(
+            f"{argument}: must hold tensors by name, got {wrong!r:.60} ({type(wrong).__name__}). Use "
+            "peft.load_peft_weights(FOLDER)."
+        )
     live = saved_names(model)
     names = {name: live.get(name, tensor_name(name)) for name in tensors}
     if all(name == plain for name, plain in names.items()):

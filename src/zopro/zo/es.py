@@ -110,7 +110,7 @@ class ES(Recorded):
             InputError: the learning rate would leave weights that are of no use; none has moved then.
         """
         self.ask()
-        return self.take(self.strategy.tell(rewards))
+        return self.take(lambda: self.strategy.tell(rewards))
 
     def measure_by(self, rewards: Callable[[Sequence[Displacement]], list[list[float]]]) -> list[list[float]]:
         """All members' rewards, (P, prompts): of all ranks, of which each asks `rewards` once for its part."""
@@ -149,11 +149,10 @@ class ES(Recorded):
         self._told = []
 
     def _more_state(self) -> dict[str, Any]:
-        return {"moments": self.weights.moments.state(), "unscored_steps": self.unscored_steps}
+        return {"moments": self.weights.moments.state()}
 
     def _load_more(self, own: dict[str, Any]) -> None:
         self.weights.moments.load(own["moments"])
-        self.unscored_steps = own.get("unscored_steps", 0)  # which 0.1.0 does not count
 
 
 def _numbers(reward: Any) -> list[float]:
@@ -162,5 +161,10 @@ def _numbers(reward: Any) -> list[float]:
         raise ValueError("evaluate: must return a reward, or a list of one for each prompt, got None. Return them.")
     if isinstance(reward, list | tuple):
         reward = [math.nan if one is None else one for one in reward]
-    values: list[float] = there.in_float64(torch.as_tensor(reward)).flatten().tolist()
+    try:
+        given = torch.as_tensor(reward)
+    except (TypeError, ValueError) as error:
+        got = type(reward).__name__
+        raise ValueError(f"evaluate: must return a reward, or a list of one for each prompt, got {got}.") from error
+    values: list[float] = there.in_float64(given).flatten().tolist()
     return values

@@ -61,6 +61,8 @@ class ESStrategy:
     [-2.0]
     """
 
+    needs = frozenset(("sigma", "sigma_changed"))  # what every version's state has, and no other strategy's
+
     def __init__(
         self,
         lr: float = 1e-3,
@@ -85,6 +87,8 @@ class ESStrategy:
             raise ValueError(f"sigma: must be a number greater than 0 or 'auto', got {sigma!r}")
         if sigma_guess is not None and not 0 < number(sigma_guess) < math.inf:
             raise ValueError(f"sigma_guess: must be None, or finite and above 0, got {sigma_guess!r}")
+        if not hasattr(seed, "__index__"):
+            raise ValueError(f"seed: must be a whole number, got {seed!r}")
         if shaping not in SHAPINGS:
             raise ValueError(f"shaping: must be one of {', '.join(SHAPINGS)}, got {shaping!r}")
         for name, value in (("momentum", momentum), ("second_moment", second_moment), ("anchor", anchor)):
@@ -190,10 +194,12 @@ class ESStrategy:
     def state(self) -> dict[str, Any]:
         """What goes on with a run, beside its options."""
         eps = [group["eps"] for group in self.groups]
-        return {"skipped_steps": self.skipped_steps, "seed": self.seed, "sigma_changed": self.changed, "sigma": eps}
+        counted = {"skipped_steps": self.skipped_steps, "unscored_steps": self.unscored_steps}
+        return {**counted, "seed": self.seed, "sigma_changed": self.changed, "sigma": eps}
 
     def load(self, state: dict[str, Any]) -> None:
         self.skipped_steps, self.seed, self.changed = state["skipped_steps"], state["seed"], state["sigma_changed"]
+        self.unscored_steps = state.get("unscored_steps", 0)  # which 0.1.0 does not count
         for group, eps in zip(self.groups, state["sigma"], strict=True):
             group["eps"] = eps
 

@@ -72,18 +72,21 @@ class Recorded(torch.optim.Optimizer):
         self.directions.check([(name, tensor) for name, tensor, _ in self._trained()])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with their own options. Raises ValueError: an option out of range, a name that is taken."""
+        """Add parameters with their own options. Raises ValueError: an option out of range, a name that is taken, a
+        tensor that the directions do not fit."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("auto_eps", group["eps"] == "auto")  # the group's eps becomes a number once it is chosen
         try:
             groups.check(self.param_groups)
+            self.weights.add_free(group)
+            if self.weights.groups:  # else the constructor is at work, which has yet to see all of them
+                self.directions.check([(name, tensor) for name, tensor, _ in self._trained()])
         except BaseException:
             self.param_groups.pop()
             raise
         if group["eps"] != "auto":
             group["eps"] = float(group["eps"])
-        self.weights.add_free(group)
 
     def _current(self) -> None:
         """Tell the parts the groups, which may be others since the last step."""
@@ -95,19 +98,26 @@ class Recorded(torch.optim.Optimizer):
         return groups.trained(self.param_groups, self.weights.free)
 
     @torch.no_grad()
-    def take(self, record: StepRecord) -> StepRecord:
-        """Take a step, told to `before_apply` first; returns the record with the names of the tensors that stay.
+    def take(self, step: Callable[[], StepRecord]) -> StepRecord:
+        """Take a step of the strategy's, told to `before_apply` first; returns the record with the names of the tensors
+        that stay. If it is refused, the strategy is as it was.
 
         Raises:
             InputError: the learning rate would leave weights that are of no use; none has moved then.
         """
+        before = self.strategy.state()
+        record = step()
         moving = {name for name, _, _ in self.weights.movable} - set(record.left_out)
         still = [name for name, _, _ in groups.named(self.param_groups) if name not in moving]
         self.last = dataclasses.replace(record, left_out=still)
-        if not self.last.skipped:
-            self.weights.check(self.last)
-        if self.before_apply is not None:
-            self.before_apply(self.last)
+        try:
+            if not self.last.skipped:
+                self.weights.check(self.last)
+            if self.before_apply is not None:
+                self.before_apply(self.last)
+        except BaseException:
+            self.strategy.load(before)
+            raise
         self.weights.resolution.begin(self.step_count)
         (self.move or self.weights.apply)(self.last)
         self.weights.resolution.end(self.step_count, max(self.last.learning_rates))
@@ -130,16 +140,27 @@ class Recorded(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken. Raises ValueError if it is another kind of optimiser's."""
+        """Continue where `state_dict` was taken; what was accumulated and not applied is dropped.
+
+        Raises ValueError: of another kind of optimiser; of tensors with other names, by which their noise is drawn.
+        """
         own = state_dict.get("zeroth_order")
-        if own is None or not own.keys() >= self.strategy.state().keys():
+        if own is None or not own.keys() >= self.strategy.needs:
             keys = sorted({*state_dict, *(own or ())})
             raise ValueError(f"state_dict: must come from {type(self).__name__}, got one with the keys {keys}")
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):  # torch counts them
+            for name, its in zip(group.get("param_names", ()), saved.get("param_names", ()), strict=False):
+                if name != its:
+                    raise ValueError(
+                        f"state_dict: must name tensors as here, since noise is drawn by name, got {its!r} for {name!r}. "
+                        "Rename either."
+                    )
         super().load_state_dict(state_dict)
         self._current()
         self.step_count = own["step_count"]
         self.strategy.load(own)
         self._load_more(own)
+        self.zero_grad()
 
     def _more_state(self) -> dict[str, Any]:
         """What goes on with a run, beside the strategy's."""

@@ -188,7 +188,7 @@ class SPSA(Recorded):
             InputError: the learning rate would leave weights that are of no use; none has moved then.
         """
         self._current()
-        return self.take(self.strategy.conclude(self.step_count, self.accumulation == "mean"))
+        return self.take(lambda: self.strategy.conclude(self.step_count, self.accumulation == "mean"))
 
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One step: estimate with `closure` and apply, or apply what was accumulated. Returns the loss, if measured."""

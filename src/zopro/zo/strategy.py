@@ -65,6 +65,8 @@ class SPSAStrategy:
     [2.0]
     """
 
+    needs = frozenset(("noise_floor", "mean_square"))  # what every version's state has, and no other strategy's
+
     def __init__(
         self,
         lr: float = 1e-3,
@@ -82,6 +84,8 @@ class SPSAStrategy:
     ) -> None:
         if not hasattr(queries, "__index__") or queries < 1:
             raise ValueError(f"queries: must be a whole number of at least 1, got {queries!r}")
+        if not hasattr(seed, "__index__"):
+            raise ValueError(f"seed: must be a whole number, got {seed!r}")
         if sides not in (1, 2):
             raise ValueError(f"sides: must be 1 or 2, got {sides}")
         if second_moment_beta is not None and not 0 <= second_moment_beta < 1:
