@@ -68,6 +68,10 @@ def test_a_run_says_first_where_it_is_and_how_to_go_on(
             {"es_learning_rate": 1.0, "sigma": 0.2},
             "es_learning_rate, sigma: of no effect with rloo and zopro; set first_order_learning_rate or learning_rate",
         ),
+        (
+            {"es_learning_rate": 1.0, "first_order_learning_rate": 1e-3, "learning_rate": 1e-3},
+            "es_learning_rate: of no effect with rloo and zopro",
+        ),
         ({"population": 4}, "population: of no effect with rloo and zopro"),
         ({}, ""),
     ],

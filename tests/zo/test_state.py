@@ -50,7 +50,7 @@ def test_state_of_another_optimiser_is_refused() -> None:
 def test_state_of_other_names_is_refused_and_one_without_is_taken() -> None:
     opt = SPSA([("w", nn.Parameter(torch.ones(2)))])
     other = SPSA([("module.w", nn.Parameter(torch.ones(2)))], seed=7)
-    with pytest.raises(ValueError, match=r"state_dict: must name tensors as here, .* got 'module\.w' for 'w'\. Rename"):
+    with pytest.raises(ValueError, match=r"state_dict: must name tensors as here, .* got 'module\.w' for 'w'\. Pass"):
         opt.load_state_dict(other.state_dict())
     opt.load_state_dict(SPSA([nn.Parameter(torch.ones(2))], seed=7).state_dict())
     assert opt.param_groups[0]["param_names"] == ["w"] and opt.seed == 7

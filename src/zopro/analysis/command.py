@@ -47,7 +47,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
         help="instead of RUN: a folder of checkpoints (adapters or models, ours or others', as safetensors), in the "
         "natural order of their names",
     )
-    command.add_argument("--reward", metavar="FOLDER", help="the reward model's, if any; i-th update against i-th")
+    command.add_argument("--reward", metavar="FOLDER", help="optional: the reward model's; i-th update against i-th")
     command.add_argument("--out", metavar="DIR", help=f"where to write (default: RUN, or '{OUT}' with --policy)")
     command.add_argument(
         "--projections",

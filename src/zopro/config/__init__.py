@@ -20,7 +20,7 @@ from zopro.config.defaults import default_of, own_defaults
 from zopro.config.evolution import EvolutionOptions
 from zopro.config.fields import check, check_choices, not_negative, option, positive, representable
 from zopro.config.guided import GuidedOptions
-from zopro.config.heeded import unheeded
+from zopro.config.heeded import own_keys
 from zopro.config.judging import PairOptions
 from zopro.config.model import ModelOptions
 from zopro.config.objective import ObjectiveOptions
@@ -245,7 +245,7 @@ class RunConfig(_Options):
         >>> RunConfig(model="m", task="chat", train_data="x", sigma=1, method="es-paper", anchor=0.1, sides=1).unheeded()
         ['anchor', 'sides']
         """
-        each = [unheeded(METHODS[method], self.guide) for method in self.methods]
+        each = [own_keys(METHODS[method], self.guide) for method in self.methods]
         values = {name: getattr(self, name) for name in self.changed(*each[0])}
         return [
             name for name, value in values.items() if value and all(own.get(name) in ("", str(value)) for own in each)

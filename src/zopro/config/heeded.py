@@ -1,6 +1,6 @@
 """Keys that a method has no use for, though a configuration may set them: for a line that says so.
 
-python -c "from zopro.config.heeded import *; print([*unheeded(METHODS['rloo'], guide='adam')])"
+python -c "from zopro.config.heeded import *; print([*own_keys(METHODS['rloo'], guide='adam')])"
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def rates(methods: Iterable[str]) -> list[str]:
     return [*dict.fromkeys(METHODS[name].rate for name in methods)]
 
 
-def unheeded(method: Method, guide: str) -> dict[str, str]:
+def own_keys(method: Method, guide: str) -> dict[str, str]:
     """Keys whose value a method does not take -> the only value of which this is so; empty: it takes none.
 
-    >>> unheeded(METHODS["fzoo"], "adam")["evaluation"], unheeded(METHODS["rloo"], "adam")["queries"]
+    >>> own_keys(METHODS["fzoo"], "adam")["evaluation"], own_keys(METHODS["rloo"], "adam")["queries"]
     ('together', '')
     """
     found = dict(entry.partition("=")[::2] for entry in method.fixed)

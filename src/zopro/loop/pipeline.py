@@ -133,7 +133,9 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
     if expected is not None:
         run.say(expected.line())
     if keys := config.unheeded():
-        other = f"; set {' or '.join(rates(config.methods))}" if {*keys} & {*rates(METHODS)} else ""
+        theirs = rates(config.methods) if {*keys} & {*rates(METHODS)} else []
+        wanted = [name for name in theirs if name not in config.changed(*theirs)]
+        other = f"; set {' or '.join(wanted)}" if wanted else ""
         run.say(f"{', '.join(keys)}: of no effect with {' and '.join(config.methods)}{other}")
     stages = [*walk(config, config.iterations)]
     for number, (stage, iteration) in enumerate(stages, 1):

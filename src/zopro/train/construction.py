@@ -87,7 +87,7 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
     if not (isinstance(model, str) or hasattr(model, "generation_config")):
         raise InputError(
             f"model: must be a causal language model of transformers, or the name or folder of one as text, got "
-            f"{type(model).__name__}. Load it with AutoModelForCausalLM."
+            f"{type(model).__name__}. Load it with AutoModelForCausalLM, or pass str(PATH)."
         )
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         kind = type(peft_config).__name__

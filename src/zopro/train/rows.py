@@ -36,6 +36,7 @@ def check_rows(rows: Any, name: str) -> None:
     if not len(rows):
         raise InputError(f"{name}: must have rows, got none. Add some.")
     missing = isinstance(rows, Dataset) and rows.data.column("prompt").null_count
+    rows = rows.select_columns("prompt") if missing else rows  # all are read then, and what else they have is not
     for index in range(len(rows) if missing else min(FIRST, len(rows))):
         row = rows[index]
         prompt = row.get("prompt") if isinstance(row, Mapping) else row

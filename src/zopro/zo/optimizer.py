@@ -100,7 +100,7 @@ class Recorded(torch.optim.Optimizer):
     @torch.no_grad()
     def take(self, step: Callable[[], StepRecord]) -> StepRecord:
         """Take a step of the strategy's, told to `before_apply` first; returns the record with the names of the tensors
-        that stay. If it is refused, the strategy is as it was.
+        that stay. If it is refused, the strategy's state is as it was; what was accumulated is dropped.
 
         Raises:
             InputError: the learning rate would leave weights that are of no use; none has moved then.
@@ -153,7 +153,7 @@ class Recorded(torch.optim.Optimizer):
                 if name != its:
                     raise ValueError(
                         f"state_dict: must name tensors as here, since noise is drawn by name, got {its!r} for {name!r}. "
-                        "Rename either."
+                        "Pass named_parameters() of the model as it was, wrapped or not."
                     )
         super().load_state_dict(state_dict)
         self._current()
