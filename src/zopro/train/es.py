@@ -294,7 +294,7 @@ class ESTrainer(DirectedTrainer):
         logs["advantages"].extend(own - other for own, other in zip(members[0].rewards, means, strict=True))
 
     def zeroth_order_logs(self) -> dict[str, float]:
-        last, es = self.spsa.last, self.spsa
-        logs = {"sigma": last.eps[0], "skipped_steps": float(es.skipped_steps)}
-        logs |= {"exchanged_bytes": float(self.exchanged_bytes)} if es.ranks is not None else {}
-        return logs | ({"signal_to_noise": last.signal_to_noise} if math.isfinite(last.signal_to_noise) else {})
+        """SPSA's, whose eps is sigma; no slope was measured, and no noise shows where members answer alike."""
+        logs = super().zeroth_order_logs()
+        logs = {"sigma": logs.pop("eps"), **logs}
+        return {name: value for name, value in logs.items() if name != "projected_gradient" and math.isfinite(value)}

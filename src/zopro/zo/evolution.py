@@ -25,7 +25,7 @@ from zopro.choices import SHAPINGS
 from zopro.zo import shaping as shapes
 from zopro.zo import sigma as sigmas
 from zopro.zo.displacement import Displacement
-from zopro.zo.groups import Group, number
+from zopro.zo.groups import Group, check_guess, check_seed, number
 from zopro.zo.records import StepRecord
 
 logger = logging.getLogger(__name__)
@@ -85,10 +85,8 @@ class ESStrategy:
             raise ValueError(f"population: must be {rule}, got {population}")
         if sigma != "auto" and not 0 < number(sigma) < math.inf:
             raise ValueError(f"sigma: must be a number greater than 0 or 'auto', got {sigma!r}")
-        if sigma_guess is not None and not 0 < number(sigma_guess) < math.inf:
-            raise ValueError(f"sigma_guess: must be None, or finite and above 0, got {sigma_guess!r}")
-        if not hasattr(seed, "__index__"):
-            raise ValueError(f"seed: must be a whole number, got {seed!r}")
+        check_guess("sigma_guess", sigma_guess)
+        check_seed(seed)
         if shaping not in SHAPINGS:
             raise ValueError(f"shaping: must be one of {', '.join(SHAPINGS)}, got {shaping!r}")
         for name, value in (("momentum", momentum), ("second_moment", second_moment), ("anchor", anchor)):

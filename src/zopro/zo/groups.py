@@ -76,6 +76,18 @@ def number(value: Any) -> float:
         return math.nan
 
 
+def check_seed(seed: Any) -> None:
+    """Raise ValueError for what is no whole number: 1 and 1.0 would draw other noise."""
+    if not hasattr(seed, "__index__"):
+        raise ValueError(f"seed: must be a whole number, got {seed!r}")
+
+
+def check_guess(name: str, guess: Any) -> None:
+    """Raise ValueError for a guess at what "auto" finds that is no such number; None is no guess."""
+    if guess is not None and not 0 < number(guess) < math.inf:
+        raise ValueError(f"{name}: must be None, or finite and above 0, got {guess!r}")
+
+
 def _address(tensor: Tensor) -> int:
     """Where a tensor begins; 0 where it has no memory of its own. Parts of one buffer that begin apart may be trained."""
     try:

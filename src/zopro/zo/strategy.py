@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from zopro.zo.displacement import Displacement, Values
 from zopro.zo.eps import LOW_SIGNAL, holding_noise, loss_noise, search_eps
-from zopro.zo.groups import Group, number
+from zopro.zo.groups import Group, check_guess, check_seed
 from zopro.zo.monitor import PATIENCE, SecondMoment, SignalMonitor
 from zopro.zo.records import Accumulated, Estimate, StepRecord
 
@@ -84,8 +84,7 @@ class SPSAStrategy:
     ) -> None:
         if not hasattr(queries, "__index__") or queries < 1:
             raise ValueError(f"queries: must be a whole number of at least 1, got {queries!r}")
-        if not hasattr(seed, "__index__"):
-            raise ValueError(f"seed: must be a whole number, got {seed!r}")
+        check_seed(seed)
         if sides not in (1, 2):
             raise ValueError(f"sides: must be 1 or 2, got {sides}")
         if second_moment_beta is not None and not 0 <= second_moment_beta < 1:
@@ -96,8 +95,7 @@ class SPSAStrategy:
             raise ValueError(
                 f"second_moment_beta: must be None with over_std, which normalises as well, got {second_moment_beta}"
             )
-        if eps_guess is not None and not 0 < number(eps_guess) < math.inf:
-            raise ValueError(f"eps_guess: must be None, or finite and above 0, got {eps_guess!r}")
+        check_guess("eps_guess", eps_guess)
         one = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "auto_eps": eps == "auto"}
         self.groups: list[Group] = [one] if groups is None else groups
         self.queries, self.sides, self.seed, self.measure_noise = queries, sides, seed, measure_noise
