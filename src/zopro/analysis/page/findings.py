@@ -50,12 +50,13 @@ def _direction(numbers: Numbers, name: str, who: str) -> Iterator[str]:
         outside = [value for i, value in found if not _by_chance(numbers, name, i, value)]
         kept, back = sum(value > 0 for value in outside), sum(value < 0 for value in outside)
         told, chance = "does not keep its direction", "by chance 0"
-        if outside and median(map(abs, outside)) < LITTLE:
-            told = "keeps a little of its direction" if kept >= back else "turns back a little"
+        little = bool(outside) and median(map(abs, outside)) < LITTLE
+        if outside and kept >= back:
+            told = "keeps a little of its direction" if little else "keeps its direction"
         elif outside:
-            partly = "partly " * (len(found) not in (kept, back))
-            told = partly + ("keeps its direction" if kept >= back else "turns back")
+            told = "turns back a little" if little else "turns back"
         if outside and len(found) not in (kept, back):
+            told = f"partly {told}"
             ways = " and ".join(f"{way} in {n}" for way, n in (("onwards", kept), ("backwards", back)) if n)
             chance += f"; beyond what unrelated updates give {ways} of {len(found)} iterations, 1 in 40 by chance"
         yield f"{who} {told} from one update to the next (cosine {_range(found, 2)}, {chance})."
