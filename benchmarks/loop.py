@@ -6,9 +6,9 @@
 `zopro compare` sets trainings of one iteration beside each other; here every method goes on by itself, with its own
 samples, judged pairs and refined reward models. What comes before iteration 1 is trained once a seed
 (`FOLDER/SEED/start`) and copied: fine-tuning, the first reward model and iteration 0, which is `warm_start`'s. All that
-is done is kept, so that the same command goes on where it was; methods and seeds can be added. Every training is an
-ordinary run in `FOLDER/SEED/METHOD`. Rewards are the seed's first reward model's; intervals are 95 %, differences paired
-by prompt and seed.
+is done is kept, so that the same command goes on where it was; methods, seeds and iterations can be added. Every
+training is an ordinary run in `FOLDER/SEED/METHOD`. Rewards are the seed's first reward model's; intervals are 95 %,
+differences paired by prompt and seed.
 """
 
 from __future__ import annotations

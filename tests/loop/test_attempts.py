@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from one_run import metrics, no_figures, no_report, page
-from tiny_runs import config
+from tiny_runs import config, fingerprint
 from zopro import demo
 from zopro.analysis.page.report import report
 from zopro.config import RunConfig
@@ -43,6 +43,27 @@ def test_a_finished_run_is_left_as_it_is(finished: tuple[RunConfig, dict[str, An
     shutil.copytree(run, moved)
     again = pipeline.run(replace(settings, output_dir=str(moved)), resume=True, quiet=True)
     assert again == {**summary, "run": str(moved), "report": str(moved / "report.html")}
+
+
+def test_a_run_goes_on_for_more_iterations_to_the_bits_of_a_longer_one(
+    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, no_finish: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, run = Path(finished[0].output_dir), tmp_path / "run"
+    longer = replace(finished[0], output_dir=str(run))
+    pipeline.run(replace(longer, iterations=1), quiet=True)
+    with pytest.raises(InputError, match=rf"continue it with: zopro run {run}/config.yaml --resume --iterations 2$"):
+        pipeline.run(longer, quiet=True)
+    capsys.readouterr()
+    pipeline.run(replace(longer, iterations=1), resume=True)
+    assert "nothing is left to do; more iterations: --iterations 2\n" in capsys.readouterr().err
+    begun = RunDirectory(longer, resume=True)
+    begun.create()
+    begun.lock.release()
+    assert not begun.layout.summary().exists()
+    assert pipeline.run(longer, resume=True, quiet=True)["iterations"] == 2
+    assert fingerprint(run) == fingerprint(whole)
+    with pytest.raises(InputError, match=r"another config \(iterations is 2 there, 1 here\)"):
+        pipeline.run(replace(longer, iterations=1), resume=True, quiet=True)
 
 
 def test_a_run_says_first_where_it_is_and_how_to_go_on(

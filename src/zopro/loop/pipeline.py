@@ -103,7 +103,7 @@ def _run(config: RunConfig, resume: bool, began: float, before: Mapping[str, flo
 def _loop(run: Run, models: Models, data: Data, before: Mapping[str, float], live: bool) -> dict[str, Any]:
     config, store, processes = run.config, run.store, run.processes
     if processes.settle(_finished(store, config)):
-        run.say("the run is finished: nothing is left to do")
+        run.say(f"the run is finished: nothing is left to do; more iterations: --iterations {config.iterations + 1}")
         return _kept(store) if processes.first else {}
     if processes.first:
         store.usage.begin()

@@ -60,6 +60,8 @@ FREE = (
     "adapter_folder",
 )
 """Keys that may differ when a run is continued: they say where and how work is done, not what comes of it."""
+MAY_RISE = "iterations"
+"""Of a run that is continued: those that are done are what they would be in the longer run."""
 PACKAGES = ("zopro", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -150,6 +152,8 @@ class RunDirectory(Outputs):
             if (named := begun.get("output_dir")) and self.path.samefile(named):
                 values["output_dir"] = named
         if self.writes and begun != values:
+            if begun and begun[MAY_RISE] != values[MAY_RISE]:
+                self.layout.summary().unlink(missing_ok=True)  # of a run that goes on
             write_text(self.layout.config(), yaml.safe_dump(values, sort_keys=False))
 
     @contextmanager
@@ -247,13 +251,15 @@ def check_folder(path: Path, config: RunConfig, resume: bool) -> bool:
     for key, value in asked.items():
         elsewhere = key == "engine" and config.of_servers and str(given[key]).startswith("vllm")  # other servers
         alike = given[key] == value and isinstance(given[key], bool) == isinstance(value, bool)  # 1 question or true
-        if key not in FREE and not alike and not elsewhere:
+        more = key == MAY_RISE and isinstance(given[key], int) and value > given[key]
+        if key not in FREE and not alike and not elsewhere and not more:
             raise InputError(
                 f"output_dir: {path} belongs to another config ({key} is {given[key]!r} there, {value!r} "
                 "here). Use that config or another output_dir."
             )
     if not resume:
-        again = f"zopro run {shlex.quote(str(saved_config))} --resume"
+        further = "" if asked[MAY_RISE] == given[MAY_RISE] else f" --{MAY_RISE} {asked[MAY_RISE]}"
+        again = f"zopro run {shlex.quote(str(saved_config))} --resume{further}"
         raise InputError(f"output_dir: {path} holds a run already. Choose another, or continue it with: {again}")
     return True
 
