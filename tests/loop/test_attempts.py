@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from zopro.analysis.page.report import report
 from zopro.config import RunConfig
 from zopro.errors import InputError
 from zopro.loop import pipeline
+from zopro.loop.run import Run
 from zopro.store.rundir import RunDirectory
 from zopro.train.callbacks import MetricsCallback
 
@@ -102,9 +102,9 @@ def test_keys_of_other_methods_are_named(
 ) -> None:
     monkeypatch.setattr(pipeline, "walk", lambda *args: ())
     lines: list[str] = []
-    run: Any = SimpleNamespace(config=config(folder, tmp_path, **options), store=None, processes=None, say=lines.append)
+    monkeypatch.setattr(Run, "say", lambda self, line: lines.append(line))
     nothing: Any = None
-    pipeline._stages(run, nothing, nothing, live=False)
+    pipeline._stages(Run(config(folder, tmp_path, **options), nothing, nothing), nothing, nothing, live=False)
     assert lines == [said] * bool(said)
 
 

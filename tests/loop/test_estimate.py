@@ -146,8 +146,10 @@ def test_a_dry_run_says_it_all_and_writes_nothing(
     settings = config(folder, tmp_path / "run", train_data="rows.jsonl", output_dir="").to_dict()
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     before = sorted(tmp_path.rglob("*"))
-    assert cli.main(["run", "config.yaml", "--dry-run", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    assert cli.main(["run", "config.yaml", "--dry-run", "--json", "--population", "4"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert "population: of no effect with rloo and zopro\n" in err
     assert sorted(tmp_path.rglob("*")) == before
     assert [f"{x['stage']} {x['iteration']}".removesuffix(" None") for x in found["stages"]] == WALK
     assert "; left out 1: prompt is longer than max_prompt_length" in found["rows"]

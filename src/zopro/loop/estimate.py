@@ -245,6 +245,7 @@ def dry_run(config: RunConfig) -> tuple[dict[str, Any], Page]:
     """What `zopro run` would do and take, as an object and as text; nothing is written. Raises InputError as it would."""
     check_folder(Path(config.output_dir or default_folder(config)), config, resume=False)
     run, models, data = open_all(config, writes=False)
+    run.say_unheeded()
     found = estimate(run, models, data)
     result = {
         "rows": data.rows,

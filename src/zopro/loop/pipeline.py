@@ -22,7 +22,6 @@ from zopro.analysis import write
 from zopro.analysis.live import watching
 from zopro.choices import METHODS
 from zopro.config import RunConfig
-from zopro.config.heeded import rates
 from zopro.engine.opening import end
 from zopro.errors import InputError
 from zopro.loop.data import Data
@@ -132,11 +131,7 @@ def _stages(run: Run, models: Models, data: Data, live: bool) -> None:
     expected = estimate(run, models, data) if progress.heard() and processes.size == 1 else None
     if expected is not None:
         run.say(expected.line())
-    if keys := config.unheeded():
-        theirs = rates(config.methods) if {*keys} & {*rates(METHODS)} else []
-        wanted = [name for name in theirs if name not in config.changed(*theirs)]
-        other = f"; set {' or '.join(wanted)}" if wanted else ""
-        run.say(f"{', '.join(keys)}: of no effect with {' and '.join(config.methods)}{other}")
+    run.say_unheeded()
     stages = [*walk(config, config.iterations)]
     for number, (stage, iteration) in enumerate(stages, 1):
         if processes.settle(not stage.done(store, iteration)):

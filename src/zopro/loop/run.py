@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zopro.choices import METHODS
 from zopro.config import RunConfig
+from zopro.config.heeded import rates
 from zopro.store.rundir import RunDirectory
 from zopro.system import progress
 from zopro.system.launch import Processes
@@ -32,6 +34,15 @@ class Run:
     def say(self, line: str) -> None:
         """One line on stderr."""
         progress.say(line)
+
+    def say_unheeded(self) -> None:
+        """Name the keys that are set and that no method of the run has a use for, and a learning rate that is not set."""
+        config = self.config
+        if keys := config.unheeded():
+            theirs = rates(config.methods) if {*keys} & {*rates(METHODS)} else []
+            wanted = [name for name in theirs if name not in config.changed(*theirs)]
+            other = f"; set {' or '.join(wanted)}" if wanted else ""
+            self.say(f"{', '.join(keys)}: of no effect with {' and '.join(config.methods)}{other}")
 
     def seed(self, *names: object) -> int:
         """The seed of one use of randomness, by names that no other use has."""
