@@ -82,7 +82,8 @@ def quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(comparing, "write_plots", lambda result, folder: [])
     patch.setattr(chance, "DRAWS", chance.BATCH)
     patch.setattr(slope_check, "auto_eps", lambda loss_at, scale: (1e-3, 1e-7))
-    patch.setattr(strategy, "search_eps", lambda loss_at, scale, sides: (1e-3, 1e-7, True))
+    patch.setattr(strategy, "search_eps", lambda *args: (1e-3, 1e-7, True))
+    patch.setattr(strategy, "holding_noise", lambda *args: 1e-7)
     no_embedding(patch)
     for drawn in ("page", "_figures", "_share"):
         patch.setattr(pipeline.write, drawn, lambda *args, **kwargs: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -194,6 +195,25 @@ def test_an_eps_that_did_before_is_kept_where_nothing_speaks_against_it() -> Non
     for guess in (0, -1.0, math.inf, "auto"):
         with pytest.raises(ValueError, match=r"eps_guess: must be None, or finite and above 0, got"):
             SPSA([line.weight], eps="auto", eps_guess=guess)
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({"second_moment_beta": 0.9}, 1.0),
+        ({"second_moment_beta": 0.9, "queries": 4}, 0.5),
+        ({"over_std": True, "sides": 1, "queries": 4}, 0.5),
+        ({}, None),
+    ],
+)
+def test_normalised_slopes_are_measured_over_the_length_of_a_step(options: dict[str, Any], share: float | None) -> None:
+    line = NoisyLine()
+    opt = SPSA([line.weight], lr=0.02, eps="auto", seed=3, **options)
+    asked = line.step(opt, slope=1.0)
+    assert (opt.last.eps == [0.02 * share] and asked <= 11 + 8) if share else opt.last.eps[0] < 0.02
+    far = SPSA([line.weight], lr=1e4, eps="auto", **options)
+    far.estimate(lambda: line.weight.double().sum() - 1e5 * line.weight.double().sum() ** 3)
+    assert far.param_groups[0]["eps"] < 1e-2, "the slope is another one there"
 
 
 def test_where_no_direction_slopes_a_look_takes_two_evaluations() -> None:

@@ -55,7 +55,7 @@ class StepOptions(DirectionOptions):
         tuple(PRESETS),
     )
     eps: float | str = option(
-        "", "Perturbation scale: a number, or auto (from the noise floor); empty takes the preset's."
+        "", "Perturbation scale: a number, or auto (a step's length, or from the noise floor); empty takes the preset's."
     )
     queries: int = option(
         1,

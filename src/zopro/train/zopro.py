@@ -56,7 +56,7 @@ class ZOPrOConfig(StepOptions, RLOOConfig):
     )
     eps_guess: float | None = option(
         None,
-        "With eps auto: one that did in an earlier training. It is kept if 11 evaluations do not speak against it.",
+        "With eps auto: one that did before, in place of a step's length; kept if 11 evaluations do not speak against it",
     )
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -59,6 +60,23 @@ class SignalMonitor:
                 self.low_steps,
                 REMEDY_CHOSEN if chosen else REMEDY,
             )
+
+    def state(self) -> dict[str, Any]:
+        """What goes on with a run."""
+        return {
+            "noise_floor": self.noise_floor,
+            "low_signal_steps": self.low_steps,
+            "doubtful_steps": self.doubtful,
+            "patience": self.patience,
+            "doubted": self.doubted,
+            "blind": self.blind,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.noise_floor, self.low_steps = state["noise_floor"], state["low_signal_steps"]
+        self.doubtful = state.get("doubtful_steps", 0)  # 0.1.0 has neither these nor the ones below
+        self.patience = state.get("patience", PATIENCE)
+        self.doubted, self.blind = state.get("doubted", False), state.get("blind", False)
 
 
 class ResolutionMonitor:

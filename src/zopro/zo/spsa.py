@@ -52,7 +52,8 @@ class SPSA(Recorded):
             scalar), which makes `lr` the change of a weight in a typical step for directions of root mean square 1.
         measure_noise: measure the noise floor at the first estimate (about 10 evaluations); implied by eps="auto".
         over_std: divide the step by the spread of the one-sided slopes (FZOO; see `SPSAStrategy`).
-        eps_guess: with eps="auto", an eps that did before: kept if 11 evaluations do not speak against it.
+        eps_guess: with eps="auto", an eps that did before (by default a step's length, where slopes are normalised): kept
+            if 11 evaluations do not speak against it.
         perturbation: "in_place" (keeps a copy of the parameters), "virtual" (no copy) or "auto" (by their number).
         evaluation: "sequential", or "together": both sides in one pass, for closures that ask `together.rows`.
         ranks: processes that share the batch or the queries (then sequential). All begin with the same parameters.

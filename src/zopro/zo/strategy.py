@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from zopro.zo.displacement import Displacement, Values
 from zopro.zo.eps import LOW_SIGNAL, holding_noise, loss_noise, search_eps
 from zopro.zo.groups import Group, check_guess, check_seed
-from zopro.zo.monitor import PATIENCE, SecondMoment, SignalMonitor
+from zopro.zo.monitor import SecondMoment, SignalMonitor
 from zopro.zo.records import Accumulated, Estimate, StepRecord
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,9 @@ class SPSAStrategy:
         over_std: divide the step by the standard deviation of the one-sided slopes, as FZOO (Dang et al. 2025, arXiv
             2506.09034) does: theta <- theta - lr / (N s) sum_i g_i z_i. Their step is over the deviation of the losses,
             s eps, so that our lr is their eta / eps: the length of a step does not depend on eps.
-        eps_guess: with eps "auto" an eps that did before, such as the last one of an earlier training. It is kept if
-            11 losses do not speak against it, in place of a search by up to 45.
+        eps_guess: with eps "auto" an eps that did before, such as the last one of an earlier training; by default, where
+            slopes are normalised, the length of a step. It is kept if 11 losses do not speak against it, in place of
+            a search by up to 45.
         groups: in place of the one group: dicts with lr, eps, weight_decay and auto_eps, read at each step. Theirs is the
             eps that `calibrate` chooses.
 
@@ -148,7 +149,9 @@ class SPSAStrategy:
             if not seen:
                 return
             self.trusts_known_loss = None
-        elif (guess := self.eps_guess) and not math.isnan(noise := holding_noise(loss_at, guess, self.sides)):
+        elif (guess := self.eps_guess or self._typical_step) and not math.isnan(
+            noise := holding_noise(loss_at, guess, self.sides)
+        ):
             eps, seen = float(guess), True
         else:
             eps, noise, seen = search_eps(loss_at, scale(unit), self.sides)
@@ -257,24 +260,16 @@ class SPSAStrategy:
         """What goes on with a run, beside its options."""
         return {
             "skipped_steps": self.skipped_steps,
-            "low_signal_steps": self.signal.low_steps,
-            "doubtful_steps": self.signal.doubtful,
-            "patience": self.signal.patience,
-            "doubted": self.signal.doubted,
-            "blind": self.signal.blind,
             "seed": self.seed,
             "mean_square": self.second_moment.mean_square,
             "moment_weight": self.second_moment.weight,
-            "noise_floor": self.signal.noise_floor,
             "trusts_known_loss": self.trusts_known_loss,
+            **self.signal.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         self.skipped_steps, self.seed = state["skipped_steps"], state["seed"]
-        self.signal.low_steps, self.signal.noise_floor = state["low_signal_steps"], state["noise_floor"]
-        self.signal.doubtful = state.get("doubtful_steps", 0)  # 0.1.0 has none of these four
-        self.signal.patience = state.get("patience", PATIENCE)
-        self.signal.doubted, self.signal.blind = state.get("doubted", False), state.get("blind", False)
+        self.signal.load(state)
         self.trusts_known_loss = state["trusts_known_loss"]
         self.second_moment.mean_square, self.second_moment.weight = state["mean_square"], state["moment_weight"]
 
@@ -288,6 +283,13 @@ class SPSAStrategy:
     def calibrated(self) -> bool:
         """Whether every group's eps is a number."""
         return all(group["eps"] != "auto" for group in self.groups)
+
+    @property
+    def _typical_step(self) -> float:
+        """How far a step goes along its directions, in units of eps, if its slopes are normalised; else 0, not known."""
+        if self.second_moment.beta is None and not self.over_std:
+            return 0.0
+        return max(float(group["lr"]) for group in self.groups) / math.sqrt(self.queries)
 
     @property
     def _trusted(self) -> bool:
