@@ -72,6 +72,22 @@ def test_a_record_that_says_something_else(name, text, said, copy, capsys):
     assert str(copy / name) in line and said in line
 
 
+def test_a_line_of_a_finished_run_s_record_and_its_summary(copy, capsys):
+    (copy / "summary.json").write_text("{")
+    line = resume(capsys, copy)
+    assert "must be there and be JSON" in line and line.endswith("Or delete it: --resume then writes it anew.")
+    lines = (copy / "metrics.jsonl").read_bytes().split(b"\n")
+    (copy / "metrics.jsonl").write_bytes(b"\n".join([*lines[:2], b"{bad", *lines[3:]]))
+    (copy / "summary.json").unlink()
+    assert "double quotes in line 3. Restore it." in resume(capsys, copy)
+
+
+def test_a_configuration_that_lacks_what_a_run_needs_is_named(copy, capsys):
+    (copy / "config.yaml").write_text("task: chat\n")
+    line = refused(capsys, "export", copy, "--out", copy.parent / "out")
+    assert line.startswith(f"'{copy}/config.yaml': must be the run's configuration, but model: must be set")
+
+
 def test_a_record_that_is_gone(copy, capsys):
     (copy / "environment.json").unlink()
     assert "environment.json': must be there" in resume(capsys, copy)

@@ -92,6 +92,16 @@ def test_any_step_in_between_is_the_one_that_was(run: Path, tmp_path: Path) -> N
     assert all(torch.equal(tensor, start[name]) for name, tensor in weights(tmp_path / "start").items())
 
 
+def test_a_finished_iteration_whose_journal_is_cut_off_is_refused(run: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    journal = cut / "iterations/001/journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    with pytest.raises(InputError, match=rf"its last line is cut off, .*: --to-step {STEPS - 1}\.$"):
+        replay(cut, tmp_path / "out")
+    assert replay(cut, tmp_path / "out", to_step=STEPS - 1)["step"] == STEPS - 1
+
+
 def test_the_journal_has_the_rows_and_rewards_of_every_step(run: Path) -> None:
     journal = read(run / "iterations/001/journal.jsonl")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -124,7 +124,9 @@ def test_too_many_evaluation_prompts_are_refused(tmp_path):
 def test_errors_of_evaluation_rows_name_the_evaluation_data(tmp_path):
     source = write(tmp_path / "x.jsonl", ["a", "b"])
     (tmp_path / "test.jsonl").write_text('{"text": "x"}')
-    with pytest.raises(InputError, match=r"^eval_data: '.*test.jsonl' row 1 has the columns text; task preference"):
+    with pytest.raises(
+        InputError, match=r"^eval_data: '.*test.jsonl' row 1 has the columns text \(TRL.s language.*; task preference"
+    ):
         load(options(source, tmp_path / "test.jsonl"), 1, 0)
 
 

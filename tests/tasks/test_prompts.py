@@ -177,9 +177,10 @@ REFUSED = {
     "tools": ({"prompt": "q", **PAIR, "tools": "search"}, "tools: must be a list of JSON schemas"),
     "tool by name": ({"prompt": "q", **PAIR, "tools": ["search"]}, "tools: must be a list of JSON schemas"),
     "unpaired": ({"prompt": "q", "completion": "a", "label": True}, "label (TRL's unpaired preferences, one answer"),
+    "a text": ({"text": "q"}, "text (TRL's language modelling; a pair of answers is needed)"),
     "completion": ({"prompt": "q", "completion": "a"}, "(TRL's prompts with one completion"),
     "language modelling": ({"messages": [USER, GOOD]}, "(conversations with one answer"),
-    "prompts only": ({"prompt": "q"}, "has the columns prompt; task preference expects (chosen, rejected) or"),
+    "prompts only": ({"prompt": "q"}, "prompt (TRL's prompts without an answer; a pair of answers is needed); task "),
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zopro.config import RunConfig
-from zopro.config.reading import load_config
+from zopro.config.reading import read_yaml
 from zopro.errors import InputError
 from zopro.loop.beforehand import check_base
 from zopro.store.durable import unwritable_at, whole_lines
@@ -67,8 +67,13 @@ def find_policy(run: str | Path, iteration: int | None = None) -> Policy:
 
 
 def kept_config(run: str | Path) -> RunConfig:
-    """The configuration of a run directory, with its own paths as they are now."""
-    return followed(load_config(Layout(run).config()), Path(run))
+    """The configuration of a run directory, with its own paths as they are now. Raises `InputError`: it is damaged."""
+    path = Layout(run).config()
+    values = read_yaml(path)
+    try:
+        return followed(RunConfig.from_dict(values), Path(run))
+    except InputError as error:
+        raise InputError(f"'{path}': must be the run's configuration, but {error}") from None
 
 
 def kept_policy(run: str | Path, iteration: int | None = None) -> Policy:

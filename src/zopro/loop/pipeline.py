@@ -178,7 +178,10 @@ def _finished(store: RunDirectory, config: RunConfig) -> bool:
 
 def _kept(store: RunDirectory) -> dict[str, Any]:
     """The summary of a finished run, whose folder may have moved since."""
-    found = read_json(store.layout.summary())
+    try:
+        found = read_json(store.layout.summary())
+    except InputError as error:
+        raise InputError(f"{error} Or delete it: --resume then writes it anew.") from None
     return {**found, "run": str(store.path), "report": str(store.layout.report())}
 
 

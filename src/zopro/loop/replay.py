@@ -52,6 +52,11 @@ def replay(
     iteration, path = find_journal(run, iteration)
     run, out, layout = Path(run), check_new(out), Layout(run)
     config, journal = kept_config(run), read(path)
+    if journal.truncated and to_step is None and layout.policy(iteration).exists():
+        raise InputError(
+            f"journal: {path} is damaged: its last line is cut off, though the iteration is finished. Restore the file, "
+            f"or replay the steps before it: --to-step {len(journal.steps)}."
+        )
     steps = len(journal.steps) if to_step is None else to_step
     check_step(steps, len(journal.steps))
     _check_files(run, config, journal.header)

@@ -188,19 +188,25 @@ def whole_lines(path: Path) -> list[bytes]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `InputError` where there is none: somebody has damaged or removed it."""
-    return _objects(path, lambda: [path.read_text(encoding="utf-8")])[0]
+    return _objects(path, lambda: [(0, path.read_bytes())])[0]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON object in each whole line of a file that is not blank; raises as `read_json`."""
-    return _objects(path, lambda: [line for line in whole_lines(path) if line.strip()])
+    return _objects(path, lambda: [(n, line) for n, line in enumerate(whole_lines(path), 1) if line.strip()])
 
 
-def _objects(path: Path, read: Callable[[], list[Any]]) -> list[dict[str, Any]]:
+def _objects(path: Path, read: Callable[[], list[tuple[int, bytes]]]) -> list[dict[str, Any]]:
+    """`read`: the texts, each with the number of its line; 0: the text is the whole file."""
+    values: list[dict[str, Any]] = []
+    number = 0
     try:
-        values = [json.loads(text) for text in read()]
+        for number, text in read():  # noqa: B007  (the handler names it)
+            values.append(json.loads(text.decode("utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error}"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} in line {number or error.lineno}"
         raise InputError(f"'{path}': must be there and be JSON, got {reason}. Restore it.") from error
     if not all(isinstance(value, dict) for value in values):
         raise InputError(f"'{path}': must hold JSON objects, got others. Restore it.")

@@ -162,7 +162,8 @@ def _format_of(task: Task, row: Row, split: Split) -> Format:
         for form in task.formats:
             if form.matches(columns):
                 return form
-    other = next((f" ({what})" for names, what in _OTHER_KINDS if names <= row.keys()), "")
+    kind = next((what for names, what in _OTHER_KINDS if names <= row.keys()), _ALONE.get(tuple(row)))
+    other = f" ({kind})" if kind else ""
     raise InputError(
         f"{split}_data: {row.place} has the columns {', '.join(map(str, row)) or '(none)'}{other}; "
         f"task {task.name} expects {' or '.join(map(str, task.formats))}. Rename the columns or choose another task."
@@ -176,6 +177,10 @@ _OTHER_KINDS: tuple[tuple[set[str], str], ...] = (
     ({"messages"}, "conversations with one answer; a pair of answers is needed"),
     ({"conversations"}, "conversations with one answer; a pair of answers is needed"),
 )
+_ALONE: dict[tuple[str, ...], str] = {
+    ("text",): "TRL's language modelling; a pair of answers is needed",
+    ("prompt",): "TRL's prompts without an answer; a pair of answers is needed",
+}
 
 
 @dataclass

@@ -137,6 +137,10 @@ def _read_json(path: Path, data: bytes) -> Iterator[Row]:
         yield _row(values, path, number)
 
 
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"is not UTF-8 (byte {error.start + 1}): save the file as UTF-8 without compression, or with .gz in its name"
+
+
 def _line_number(data: bytes, error: UnicodeDecodeError) -> int:
     return data.count(b"\n", 0, error.start) + 1
 
@@ -146,7 +150,7 @@ def _parse(data: bytes, where: str) -> Any:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         at = where or f"line {_line_number(data, error)} "
-        raise _Broken(f"{at}is not UTF-8 (byte {error.start + 1})") from None
+        raise _Broken(f"{at}{_not_utf8(error)}") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} " if not where else ""
         raise _Broken(f"{where}is not JSON ({error.msg}, {at}column {error.colno})") from None
@@ -171,10 +175,12 @@ def _read_csv(path: Path, data: bytes) -> Iterator[Row]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _Broken(f"line {_line_number(data, error)} is not UTF-8 (byte {error.start + 1})") from None
+        raise _Broken(f"line {_line_number(data, error)} {_not_utf8(error)}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     number, limit = 0, csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
+        if reader.fieldnames == []:
+            raise _Broken("begins with a blank line, where the header is due")
         if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
             raise _Broken("has two columns of one name")
         for number, values in enumerate(reader, 1):
