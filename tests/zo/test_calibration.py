@@ -180,6 +180,15 @@ def test_a_chosen_eps_is_looked_at_before_it_is_chosen_anew() -> None:
     assert resumed.signal.doubted
 
 
+def test_a_flat_step_among_slopes_that_it_is_divided_by_is_no_reason_to_doubt() -> None:
+    line = NoisyLine()
+    opt = SPSA([line.weight], lr=0, eps="auto", second_moment_beta=0.9)
+    line.step(opt, slope=1.0)
+    assert line.step(opt, slope=0.0) == 2 and opt.last.signal_to_noise < 3 and not opt.signal.doubted
+    opt.second_moment.mean_square = 0.0  # as after many flat steps
+    assert line.step(opt, slope=0.0) == 2 and opt.signal.doubted
+
+
 def test_an_eps_that_did_before_is_kept_where_nothing_speaks_against_it() -> None:
     line = NoisyLine()
     opt = SPSA([line.weight], lr=0, eps="auto")

@@ -51,6 +51,22 @@ def test_bad_parameters_get_one_line() -> None:
         SPSA([{"params": [("w", a)]}, {"params": [("w", b)]}])
 
 
+@pytest.mark.parametrize("optimizer", [SPSA, ES])
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.ones(2, device="meta"), "on meta: load or initialise it first"),
+        (torch.eye(2).to_sparse(), r"torch.sparse_coo: call to_dense\(\) on it"),
+        (torch.ones(1, 2).expand(3, 2), r"an expanded tensor: call contiguous\(\) on it"),
+    ],
+    ids=["meta", "sparse", "expanded"],
+)
+def test_a_tensor_that_cannot_be_written_to_gets_one_line(optimizer: Any, tensor: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"^params: 'w' must be dense, .*, got .*{words}\.$"):
+        optimizer([("w", nn.Parameter(tensor))])
+    optimizer([("w", nn.Parameter(tensor, requires_grad=False)), ("v", nn.Parameter(torch.ones(2)))])
+
+
 def test_one_memory_is_trained_once() -> None:
     """Displaced along one direction it would move along two. Parts of one buffer are tensors of their own."""
     buffer = torch.ones(4, 4)

@@ -60,6 +60,8 @@ def check(groups: list[Group]) -> None:
             raise ValueError(
                 f"params: {name!r} must be floating point of 16 bits or more, got {tensor.dtype}. Train adapters over it."
             )
+        if kind := _unfit(tensor):
+            raise ValueError(f"params: {name!r} must be dense, with memory of its own for every element, got {kind}.")
         if (address := _address(tensor)) in at:
             raise ValueError(
                 f"params: tensors must not share memory, which would move twice, got {at[address]!r}, {name!r}. Name one."
@@ -86,6 +88,17 @@ def check_guess(name: str, guess: Any) -> None:
     """Raise ValueError for a guess at what "auto" finds that is no such number; None is no guess."""
     if guess is not None and not 0 < number(guess) < math.inf:
         raise ValueError(f"{name}: must be None, or finite and above 0, got {guess!r}")
+
+
+def _unfit(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being written to in place; None where nothing does."""
+    if tensor.is_meta:
+        return "a tensor on meta: load or initialise it first"
+    if tensor.layout is not torch.strided:
+        return f"{tensor.layout}: call to_dense() on it"
+    if tensor.numel() and any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
+        return "an expanded tensor: call contiguous() on it"
+    return None
 
 
 def _address(tensor: Tensor) -> int:

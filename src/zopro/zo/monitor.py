@@ -35,16 +35,18 @@ class SignalMonitor:
         """|L+ - L-| over the standard deviation, sqrt(2) sigma, that rounding alone would give it."""
         return abs(difference) / (math.sqrt(2) * self.noise_floor)
 
-    def watch(self, step: int, ratio: float, chosen: bool) -> None:
+    def watch(self, step: int, ratio: float, typical: float, chosen: bool) -> None:
         """Warn at the 1st, 2nd, 4th, 8th, ... step of low signal, so that a long run is not drowned in warnings.
 
         Args:
             ratio: of this step.
+            typical: of the slope that steps are divided by, where they are: where this is high, a step of low signal is a
+                short one and no reason to doubt; 0: they are not.
             chosen: eps was chosen from the noise floor, along one direction of one batch. It is doubted after 1, 2,
                 4, ... steps of low signal, one after another; of any signal, where it was chosen blindly.
         """
         low = ratio < LOW_SIGNAL
-        self.doubtful = self.doubtful + 1 if low or self.blind else 0
+        self.doubtful = self.doubtful + 1 if (low and typical < LOW_SIGNAL) or self.blind else 0
         if chosen and self.doubtful >= self.patience:
             self.doubted, self.doubtful, self.patience = True, 0, 2 * self.patience
         if not low:
@@ -132,4 +134,9 @@ class SecondMoment:
         square = sum(g * g for g in gradients) / len(gradients)
         self.mean_square = self.beta * self.mean_square + (1 - self.beta) * square
         self.weight = self.beta * self.weight + (1 - self.beta)
-        return math.sqrt(self.mean_square / self.weight) or 1.0
+        return self.typical or 1.0
+
+    @property
+    def typical(self) -> float:
+        """The running root mean square; 0: there is none."""
+        return math.sqrt(self.mean_square / self.weight) if self.weight else 0.0

@@ -253,7 +253,8 @@ class SPSAStrategy:
             skipped=not finite,
             left_out=sorted(total.left_out),
         )
-        self.signal.watch(step, record.signal_to_noise, any(group["auto_eps"] for group in self.groups))
+        typical = self.signal.ratio(self.second_moment.typical * eps[0] * self.sides)
+        self.signal.watch(step, record.signal_to_noise, typical, any(group["auto_eps"] for group in self.groups))
         return record
 
     def state(self) -> dict[str, Any]:
