@@ -16,7 +16,7 @@ KNOWN = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "stopped: the memory is full"),
     (MemoryError(), 1, "stopped: the memory is full"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), 1, "stopped: the memory is full"),
-    (OSError(28, "No space left on device"), 1, "stopped: the disk is full"),
+    (OSError(28, "No space left on device"), 1, "stopped: the disk is full, or a quota"),
     (PermissionError(13, "Permission denied", "runs/a"), 2, "error: 'runs/a': Permission denied."),
     (Diverged("the loss of step 3 is nan"), 2, "error: learning rate: must be low enough"),
     (FloatingPointError("the logits are not finite"), 2, "error: learning rate: must be low enough"),

@@ -33,7 +33,8 @@ def explained(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, Stopped):
         return 1, f"stopped: {one_line(error)}"
     if cause := disk_full(error):
-        return 1, f"stopped: the disk is full ({one_line(cause)}). Free space, then again."
+        reason = "the disk is full, or a quota or size limit is reached"
+        return 1, f"stopped: {reason} ({one_line(cause)}). Free space, and run it again."
     if cause := out_of_memory(error):
         return 1, (
             f"stopped: the memory is full ({one_line(cause):.200}). Lower what goes through the model at once "
