@@ -40,13 +40,13 @@ class SignalMonitor:
 
         Args:
             ratio: of this step.
-            typical: of the slope that steps are divided by, where they are: where this is high, a step of low signal is a
-                short one and no reason to doubt; 0: they are not.
+            typical: of the slope that steps are divided by, where they are: where this is high, a step of low signal is
+                merely a short one, no reason to warn or to doubt; 0: they are not.
             chosen: eps was chosen from the noise floor, along one direction of one batch. It is doubted after 1, 2,
                 4, ... steps of low signal, one after another; of any signal, where it was chosen blindly.
         """
-        low = ratio < LOW_SIGNAL
-        self.doubtful = self.doubtful + 1 if (low and typical < LOW_SIGNAL) or self.blind else 0
+        low = max(ratio, typical) < LOW_SIGNAL
+        self.doubtful = self.doubtful + 1 if low or self.blind else 0
         if chosen and self.doubtful >= self.patience:
             self.doubted, self.doubtful, self.patience = True, 0, 2 * self.patience
         if not low:
