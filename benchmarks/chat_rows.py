@@ -1,4 +1,4 @@
-"""The rows of docs/lab/results.md's comparison: short prompts of hh-rlhf, enough of them held out.
+"""The rows of docs/lab/chat.md's comparison: short prompts of hh-rlhf, enough of them held out.
 
     python benchmarks/chat_rows.py --model PATH --train train.jsonl.gz --test test.jsonl.gz --out chat-rows
 

@@ -1,6 +1,6 @@
 """README's picture: held-out reward and peak memory of each method, from the table "More prompts and smaller steps".
 
-python benchmarks/readme_picture.py docs/lab/results.md docs/images/reward_and_memory.png
+python benchmarks/readme_picture.py docs/lab/chat.md docs/images/reward_and_memory.png
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The section of docs/lab/results.md about one run, from its run directory alone.
+"""The section of docs/lab/runs.md about one run, from its run directory alone.
 
-python benchmarks/run_results.py runs/chat-gemma >> docs/lab/results.md
+python benchmarks/run_results.py runs/chat-gemma >> docs/lab/runs.md
 """
 
 from __future__ import annotations

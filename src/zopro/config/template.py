@@ -31,7 +31,7 @@ _SMALL: dict[str, Any] = {
 }
 """What a first run on two cores has the time for. Its back-propagation is gentle: at the default rate, which a whole run
 is made for, two steps can make a small model forget the capital of France. So can 20 steps of SFT on a few rows, which an
-instruct model does not need (docs/lab/results.md)."""
+instruct model does not need (docs/lab/runs.md)."""
 
 STARTING: dict[str, dict[str, Any]] = {
     "chat": _SMALL,
