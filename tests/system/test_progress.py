@@ -100,6 +100,18 @@ def test_the_run_s_time_left(clock: Clock) -> None:
     assert clock.lines[-1] == "policy 0: 2/4 steps in 100 s, about 2 min left; the run about 7 min more"
 
 
+def test_what_is_counted_after_a_training_does_not_take_it_back(clock: Clock) -> None:
+    progress.expect((0.0, 100.0, 50.0))
+    with task("reward"):
+        for total in (10, 2):  # the training, and then a measurement
+            with task("", total, "batches") as batches:
+                for _ in range(total):
+                    clock.now += 10.0
+                    batches.step()
+    told = [line.partition("the run about ")[2] for line in clock.lines if "1/2" in line or "10/10" in line]
+    assert told == ["50 s more", "65 s more"], "10 s, and of the rest 50 s x (110 + 5) / (100 + 5)"
+
+
 def test_what_is_left_shrinks_while_a_step_goes_on(clock: Clock) -> None:
     progress.expect((0.0, 80.0, 160.0))
     with task("reward"), task("", 4, "steps") as steps:

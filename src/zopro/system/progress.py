@@ -139,6 +139,7 @@ class Reporter:
         self.screen, self.clock = screen, clock
         self.tasks: list[Task] = []
         self.outlook: Outlook | None = None
+        self.reached = 0.0  # the largest share of the outermost task that was seen done
         self._shown = clock()
         self._lock = threading.RLock()
 
@@ -199,7 +200,8 @@ class Reporter:
         here = None if counted is None else counted.left(now)
         if self.outlook is None or counted is None or here is None:
             return ""
-        return f"; the run about {duration(here + self.outlook.after(now, counted.share(now)))} more"
+        self.reached = max(self.reached, counted.share(now))  # of several that are counted, most is done in the first
+        return f"; the run about {duration(here + self.outlook.after(now, self.reached))} more"
 
 
 _current = Reporter(None)
@@ -279,7 +281,7 @@ def expect(seconds: tuple[float, float, float] | None) -> None:
     """Seconds that a run is estimated to take: for what is done since the first call, what begins now, and the rest."""
     before = _current.outlook
     began = _current.clock() if before is None else before.began
-    _current.outlook = None if seconds is None else Outlook(began, *seconds)
+    _current.outlook, _current.reached = (None if seconds is None else Outlook(began, *seconds)), 0.0
 
 
 class Spans:
