@@ -1,4 +1,6 @@
-"""ZOPrO's ingredients, one without the other: methods for `zopro compare`, at the settings of the paper.
+"""ZOPrO's ingredients, one without the other: methods for `zopro compare` and `loop.py`.
+
+At the settings of the paper:
 
     PYTHONPATH=benchmarks zopro compare CONFIG.yaml --preset paper --start iteration --seeds 5 --steps 40 --points 2 \
         --methods zopro-paper,python:ingredients:no_v,python:ingredients:no_mu,python:ingredients:neither,\
@@ -8,6 +10,10 @@ zopro-paper's direction is d mu + sqrt(1 - d^2) n, where n is noise orthogonal t
 as the policy's previous update mu, tensor by tensor, and d falls from 0.999 to 0. no_v: noise is not made orthogonal.
 no_mu: noise alone, d is 0 at every step. neither: both. mu_alone: d is 0.999 at every step. Noise is as long as mu in all
 of them, so that a rate means the same.
+
+With the step size of the default preset, whose slopes are normalised (`--methods zopro,python:ingredients:line,...`):
+line: d is 0.999 at every step, a search along mu. signs: d is 0 at every step, mu with a random sign for each sub-layer.
+published: the paper's direction, whose noise is Gaussian and orthogonal to v.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from transformers import Trainer
 
 from zopro import ZOPrOTrainer
 from zopro.choices import Method
-from zopro.train.methods import PolicyInputs, paper
+from zopro.train.methods import PolicyInputs, paper, targeted
 from zopro.zo import Directions, Targeted
 
 
@@ -79,3 +85,13 @@ neither = Method(
 mu_alone = Method(
     "mu_alone", partial(_train, trainer_cls=UpdateAloneTrainer), "zopro-paper, d held at 0.999", preset="paper"
 )
+
+line = Method("line", partial(targeted, trainer_cls=UpdateAloneTrainer), "zopro, d held at 0.999")
+signs = Method("signs", partial(targeted, trainer_cls=NoiseAloneTrainer), "zopro, d held at 0")
+
+
+def _published(inputs: PolicyInputs) -> Trainer:
+    return targeted(replace(inputs, config=replace(inputs.config, noise="gaussian")))
+
+
+published = Method("published", _published, "zopro along the paper's direction")
