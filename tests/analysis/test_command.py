@@ -159,6 +159,9 @@ def test_bad_input(folders, run, capsys, monkeypatch):
     assert "sft and policy" in refused(capsys, "policy")
     Path("file").touch()
     assert "--out" in refused(capsys, *folders, "--out", "file")
+    wanted = "--policy: must be a folder of checkpoints, got 'file' (a file. Give its folder)."
+    assert refused(capsys, "--policy", "file") == wanted
+    assert "got 'file' (a file. Give its folder)." in refused(capsys, "file")
     wanted = "--out: must be a folder that can be written to, got 'file/x' (Not a directory). Choose another."
     assert refused(capsys, *folders, "--out", "file/x") == wanted
     Path("link").symlink_to("nothing/here")

@@ -119,6 +119,7 @@ def test_the_command_reports_what_it_promises(lora_r: int, monkeypatch: pytest.M
     assert names <= set(result)
     assert result["memory_ratio"] == result["peak_mb"] / result["inference_peak_mb"] > 0.5
     assert "step / floor" in table(result)
+    assert ", 1 thread; " in table(result) and ": 0.1 M parameters" in table(result)
 
 
 def test_on_a_gpu_all_kinds_run_here_and_say_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +148,7 @@ def test_on_a_gpu_all_kinds_run_here_and_say_their_numbers(monkeypatch: pytest.M
         ({"evaluation": "together", "sides": 1}, "evaluation: must be sequential or batched with sides: 1"),
         ({"evaluation": "batched", "lora_r": 0, "beta": 0.0}, "evaluation: must be sequential with lora_r: 0"),
         ({"seed": 2**32}, "seed: must be less than 2^32"),
+        ({"threads": 10**6}, "threads: must be at most "),
         ({"beta": math.inf}, "beta: must be at most 3.4e+38, got inf"),
         ({"model": "no/such/folder", "prompts": 1}, "model: no folder and no Hub id"),
     ],

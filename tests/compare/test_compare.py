@@ -203,7 +203,7 @@ def test_the_command_and_a_method_that_fails_leaves_the_others(
     assert list(printed["methods"]) == ["guided"] and "out of memory" in printed["failed"]["mezo"]
     assert "mezo failed: RuntimeError: out of memory" in (tmp_path / "out/compare.md").read_text()
     refused, failing = (Plan(("mezo",), steps=1, points=1, search_trials=1, against=other) for other in ("rloo", ""))
-    with pytest.raises(InputError, match=r"^against: must be a method that is compared, got rloo"):
+    with pytest.raises(InputError, match=r"^against: must be a method that is compared, got rloo. Name it in --methods"):
         compare(config(settings, tmp_path / "refused"), refused, quiet=True)
     assert not (tmp_path / "refused").exists()  # before anything has run
     with pytest.raises(InputError, match=r"methods: none could be run; mezo: RuntimeError: out of memory"):

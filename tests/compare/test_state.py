@@ -112,6 +112,10 @@ def test_what_all_start_from_has_its_own_name() -> None:
         told = notes(found)
         assert f"Easy questions kept: of those that {name} answers; the interval is over questions." in told
         assert any("KL on other prompts: to SFT" in line for line in told)
+    none = {"remembered": {"known": 0, "of": 5, "known_before": 0, "kept": None, "kept_low": None, "kept_high": None}}
+    found = {**result, "before": {**none, "ended": 1.0}, "methods": {}}
+    (row,) = state_table(found)
+    assert dict(row)["Easy questions known"] == "0 of 5" and "Easy questions kept" not in dict(row)
 
 
 def test_how_soon_each_is_where_rloo_ends() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from zopro.analysis.page.drawing import draw, method_style
@@ -152,6 +154,19 @@ def test_a_training_whose_kl_falls_again_is_read_at_its_best() -> None:
     assert reward_within(falls["curve"], 6) == 5 and reward_within(falls["curve"], 2) == 1.25
     ratio = gain_ratios({"falls": falls, "steady": steady})["steady"]["falls"]["equal_kl"]
     assert ratio == pytest.approx(3 / 4)  # at KL 6
+
+
+def test_long_ticks_do_not_touch() -> None:
+    """A KL of a few hundredths has ticks such as 0.0175."""
+    curve = [{"kl_per_answer": kl, "reward": 0.1, "reward_low": 0.0, "reward_high": 0.2} for kl in (0.0, 0.0047, 0.02)]
+    with rc_context(plots.STYLE):
+        axes = Figure(figsize=plots.SIZE, layout="constrained").add_subplot()
+        plots._curves(axes, {"methods": {"mezo": {"curve": curve}}}, "kl_per_answer", "")
+        axes.figure.canvas.draw()
+        low, high = axes.get_xlim()
+        ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        boxes = [label.get_window_extent() for tick, label in ticks if low <= tick <= high]
+    assert len(boxes) > 2 and all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_table_and_plots(tmp_path: Any) -> None:

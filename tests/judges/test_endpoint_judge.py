@@ -110,6 +110,29 @@ def test_a_failure_after_an_unreadable_reply_keeps_its_own_remedy(server, pairs,
         judge_pairs(judge(server), [*PROMPTS, "four?"][:pairs], [*PAIRS, ["x", "yy"]][:pairs], [None] * pairs)
 
 
+@pytest.mark.parametrize("lie", ["another schema", "broken JSON", "text for JSON"])
+def test_what_is_no_chat_completion_is_no_fault_of_the_model(server, lie):
+    server.behave = lambda number, asked, handler: handler.say(200, LIES[lie])
+    with pytest.raises(
+        InputError, match=r"no chat completion\. Let judge_base_url be the address before /chat/comp.*--resume"
+    ):
+        judge_pairs(judge(server), PROMPTS, PAIRS, NONE)
+
+
+def test_why_no_connection_came_about_is_said(server):
+    server.server_close()
+    with pytest.raises(InputError, match=rf"\(endpoint {server.url}/? failed with APIConnectionError: .*[Rr]efused"):
+        judge_pairs(judge(server, max_retries=0), PROMPTS, PAIRS, NONE)
+
+
+def test_a_proxy_that_the_client_cannot_use_is_one_line(server, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "foo://127.0.0.1:9")
+    with pytest.raises(
+        InputError, match=r"^judge: 'openai:m' must reach .* raised ValueError: .*Look at HTTP_PROXY, HTTPS_"
+    ):
+        judge(server)
+
+
 def test_one_lie_is_forgiven(server):
     server.behave = lambda number, asked, handler: handler.say(200, chat("Hm." if number == 0 else shorter(asked)))
     assert judge_pairs(judge(server), PROMPTS, PAIRS, NONE).winners == [0, 1, 0]

@@ -58,6 +58,8 @@ def test_python_judges_are_found_in_the_working_directory(monkeypatch, tmp_path)
         CallableJudge("json")
     with pytest.raises(InputError, match="must be callable"):
         CallableJudge("json:__name__")
+    with pytest.raises(InputError, match="must be a function or an object, got 'json:JSONDecoder', a class"):
+        CallableJudge("json:JSONDecoder")
 
 
 @pytest.mark.parametrize(

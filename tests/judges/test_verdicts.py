@@ -102,6 +102,47 @@ def test_metrics_are_not_worth_keeping(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+async def asks(prompts, completions, references):
+    return [0] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("judge", "kind"),
+    [
+        (lambda p, c, r: dict.fromkeys(range(len(p)), 0), "dict"),
+        (lambda p, c, r: {0, 1, 2}, "set"),
+        (lambda p, c, r: "010"[: len(p)], "str"),
+        (lambda p, c, r: None, "NoneType"),
+        (asks, "coroutine"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [CallableJudge, lambda judge: judge])
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_list_is_never_taken_for_verdicts(judge, kind, wrap):
+    """The keys of an object say nothing about its pairs."""
+    with pytest.raises(
+        InputError, match=rf"failed on 3 pairs .* \(judge returned {kind} in place of a list of verdicts\)"
+    ):
+        judge_pairs(wrap(judge), PROMPTS, PAIRS, NONE)
+
+
+def test_what_a_judge_does_to_its_pairs_changes_none(tmp_path):
+    """Asked one by one after a failure, and asked again later, it gets them as they are."""
+    asked = []
+
+    def sorts(prompts, completions, references):
+        asked.append([list(pair) for pair in completions])
+        for pair in completions:
+            pair.sort()
+        return [0] if len(prompts) == 1 else None
+
+    path = tmp_path / "verdicts.jsonl"
+    judge_pairs(CallableJudge(sorts), PROMPTS, PAIRS, NONE, Verdicts(path))
+    assert asked == [PAIRS, *([pair] for pair in PAIRS)]
+    judge_pairs(CallableJudge(sorts), PROMPTS, PAIRS, NONE, Verdicts(path))
+    assert len(asked) == 4, "all verdicts were kept"
+
+
 @pytest.mark.parametrize("answer", [[0], 5, None])
 def test_wrong_lengths_are_invalid(answer):
     result = judge_pairs(lambda p, c, r: answer, PROMPTS[:2], PAIRS[:2], NONE[:2])

@@ -66,6 +66,11 @@ def refused(folder: Path, options: dict[str, Any]) -> str:
     return str(error.value)
 
 
+def refused_to(folder: Path, options: list[dict[str, Any]]) -> str:
+    """With options for each rank."""
+    return refused(folder, options[int(os.environ["RANK"])])
+
+
 @dataclass(frozen=True)
 class Runs:
     """What one process and two have run, in folders of `at`.
@@ -73,11 +78,13 @@ class Runs:
     Args:
         end: of a job of two whose last rank was killed: exit codes, and what the first one said.
         refused: what each of two ranks was told of prompts that cannot be shared.
+        differ: what each was told where the second had another seed.
     """
 
     at: Path
     end: tuple[list[int | None], tuple[int, Any]]
     refused: list[str]
+    differ: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +104,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     results(run_with, 1, folder, folder / "one", {})
     jobs: dict[str, Job] = {
         "refused": (refused, (folder, {"prompts_per_step": 3})),
+        "differ": (refused_to, (folder, [{}, {"rank_timeout": 5, "seed": 7}])),
         "two": (run_with, (folder, folder / "two", {})),
         "queries": (run_with, (folder, folder / "queries", {"parallel": "queries"})),
         "again": (run_with, (folder, folder / "again", {"resume": True})),
     }
-    return Runs(folder, ([rank.exitcode for rank in ranks], answer), in_turn(2, jobs)["refused"])
+    told = in_turn(2, jobs)
+    return Runs(folder, ([rank.exitcode for rank in ranks], answer), told["refused"], told["differ"])
 
 
 def gradients(run: Path) -> list[float]:
@@ -136,6 +145,7 @@ def test_a_rank_that_crashes_ends_the_job(runs: Runs) -> None:
     (_, code), (number, answer) = runs.end
     assert code == -signal.SIGKILL
     assert number == 0 and isinstance(answer, Stopped) and "rank 0 has lost another one" in str(answer), answer
+    assert ".cc:" not in str(answer), "where gloo's source is says nothing to a user"
     assert not (runs.at / "killed/policy/000").exists()
     assert (runs.at / "killed/trainer/policy-000/checkpoint-2").exists()
 
@@ -162,6 +172,13 @@ def test_shared_queries_give_one_process_s_policies_to_the_bit(runs: Runs) -> No
 def test_prompts_that_cannot_be_shared_are_refused_before_anything_is_written(runs: Runs) -> None:
     said = "prompts_per_step: must be a multiple of the number of processes, 2, got 3"
     assert len(runs.refused) == 2 and all(line.startswith(said) for line in runs.refused)
+    assert not (runs.at / "refused").exists()
+
+
+def test_ranks_of_different_configurations_are_refused_before_anything_is_written(runs: Runs) -> None:
+    """Each would draw directions of its own; those that say how work is done alone may differ."""
+    line = "seed: must be the same for all processes, got 0 for rank 0 and 7 for rank 1. Start all of them with"
+    assert [told.rpartition(" one ")[0] for told in runs.differ] == [line, line]
     assert not (runs.at / "refused").exists()
 
 

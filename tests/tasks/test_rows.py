@@ -63,7 +63,17 @@ def test_every_file_kind_gives_the_same_rows(tmp_path, name):
 
 
 BROKEN = {
-    "json": ("x.jsonl", b'{"a": 1}\n{"a": \n', "row 2 is not JSON"),
+    "json": ("x.jsonl", b'{"a": 1}\n{"a": \n', "column 7): write each row in one line, as one object in double quotes"),
+    "a list as lines": (
+        "x.jsonl",
+        b'[{"a": 1}]',
+        "row 1 must be an object with columns, got list: give a file that is one",
+    ),
+    "semicolons": (
+        "x.csv",
+        b"a;b\n1,5;2\n",
+        "does not have the header's 1 field: part fields by commas, and quote one that",
+    ),
     "truncated json": ("x.json", b'[{"a": 1},\n {"a"', "is not JSON (Expecting ':' delimiter, line 2 column"),
     "json array of numbers": ("x.json", b"[1, 2]", "row 1 must be an object"),
     "utf-8": ("x.jsonl", b'{"a": 1}\n\n{"a": "\xff"}\n', "row 3 is not UTF-8 (byte 8): save the file as UTF-8"),

@@ -45,6 +45,8 @@ TOOLS = [
         ({"nums": [3, 4], "target": 7}, user(countdown_prompt([3, 4], 7)), None, None),
         ({"nums": "[3, 4]", "target": "7"}, user(countdown_prompt([3, 4], 7)), None, None),
         ({"nums": [3, 4], "target": 7, "prompt": "go", "solution": "3 + 4"}, user("go"), "3 + 4", "3 + 4"),
+        ({"nums": None, "target": None, "prompt": "2 + 2?", "answer": "4"}, user("2 + 2?"), "4", "4"),
+        ({"nums": [3, 4], "target": "", "prompt": "2 + 2?", "answer": "4"}, user("2 + 2?"), "4", "4"),
     ],
 )
 def test_formats(row: dict[str, Any], prompt: list[Any], reference: str | None, chosen: str | None) -> None:
@@ -69,6 +71,9 @@ def test_a_prompt_that_ends_with_the_assistant_s_turn_is_said(more: dict[str, An
         ({"prompt": "x?", "question": "y?", "answer": "1"}, "prompt and question differ"),
         ({"prompt": "x?", "image": "a.png", "answer": "1"}, "image: a text model cannot see or hear it"),
         ({"nums": [3], "target": None}, "target is null"),
+        ({"nums": None, "target": 3}, "nums is null"),
+        ({"nums": "", "target": "3"}, "nums is null"),
+        ({"nums": float("nan"), "target": 3}, "nums is null"),
     ],
 )
 def test_rows_that_are_left_out(row: dict[str, Any], reason: str) -> None:

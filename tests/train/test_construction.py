@@ -76,6 +76,9 @@ def test_an_adapter_that_was_loaded_frozen_is_refused(kind: str, saved: Path, tm
         build(kind, tmp_path, PeftModel.from_pretrained(llama(), saved))
     one_line(error)
     build(kind, tmp_path, PeftModel.from_pretrained(llama(), saved, is_trainable=True))
+    with pytest.raises(InputError, match=r"model: must be .* got an adapter's, .*AutoPeftModelForCausalLM") as error:
+        build(kind, tmp_path, str(saved))
+    one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +116,10 @@ def test_a_loss_that_is_never_finite_again_is_one_line(tmp_path: Path, monkeypat
 def test_args_of_another_trainer_are_refused(kind: str, tmp_path: Path) -> None:
     trainer, config = TRAINERS[kind]
     for other in {RLOOConfig, GRPOConfig, ZOPrOConfig, GuidedConfig} - set(config.__mro__):
-        with pytest.raises(ValueError, match=rf"args: must be a {config.__name__}, .* got {other.__name__}\.$") as error:
+        with pytest.raises(ValueError, match=rf"args: must be {config.__name__}\(.* got {other.__name__}\.$") as error:
             online(trainer, other, tmp_path, {"model": with_adapter()})
         one_line(error)
-    with pytest.raises(ValueError, match=r"args: must be a RLOOConfig, .* got GRPOConfig"):
+    with pytest.raises(ValueError, match=r"args: must be RLOOConfig\(...\), .* got GRPOConfig"):
         online(EngineRLOOTrainer, GRPOConfig, tmp_path, {"model": with_adapter()})
 
 

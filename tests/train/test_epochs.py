@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,6 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from trl.trainer.utils import RepeatSampler
 
-from tiny_trainers import es
 from zopro.train.epochs import CountedSteps, EpochSampler
 
 ROWS = range(16)
@@ -58,18 +56,3 @@ def test_answers_that_a_checkpoint_has_not_are_a_line(
     state = SimpleNamespace(global_step=step, is_world_process_zero=first)
     CountedSteps(trainer).on_train_begin(args, state, None)
     assert ("From a step that is a multiple of 2 it goes on" in caplog.text) == said
-
-
-def test_what_a_checkpoint_keeps_of_the_settings_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = {"population": 2, "max_completion_length": 2, "save_strategy": "steps", "save_steps": 1}
-    es(tmp_path, max_steps=1, **given).train()
-    for others, said in (({}, []), ({"sigma": 0.5, "learning_rate": 0.5}, ["learning_rate", "sigma"])):
-        caplog.clear()
-        trainer = es(tmp_path, max_steps=2, **given, **others)
-        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
-        lines = [
-            record.getMessage()
-            for record in caplog.records
-            if "its checkpoint's 0.1, not with 0.5" in record.getMessage()
-        ]
-        assert [line.partition(":")[0] for line in lines] == said

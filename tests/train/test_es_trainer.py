@@ -228,12 +228,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             ESConfig(use_cpu=True, **options)
-    with pytest.raises(InputError, match="args: must be a ESConfig"):
+    with pytest.raises(InputError, match=r"args: must be ESConfig\(...\)"):
         from zopro import ESTrainer, ZOPrOConfig
 
         ESTrainer(head_only(), tea, ZOPrOConfig(use_cpu=True))
     with pytest.raises(InputError, match=r"advantage: must be 'rloo' or left out, .*, got 'grpo'\.$"):
         es(tmp_path, advantage="grpo")
+    (tmp_path / "rewards").touch()
+    with pytest.raises(InputError, match=r"kept: must be a folder, got the file .*rewards\. Give"):
+        es(tmp_path, kept=tmp_path / "rewards")
 
 
 @pytest.mark.parametrize("greedy", [False, True])

@@ -85,6 +85,17 @@ def test_steps_stay_orthogonal_to_what_is_avoided(tmp_path: Path) -> None:
     assert moved > 5
 
 
+def test_what_is_avoided_must_be_of_the_model(tmp_path: Path) -> None:
+    name = next(name for name, parameter in adapted().named_parameters() if parameter.requires_grad)
+    for avoid, said in (
+        ({"wte.weight": torch.ones(2)}, "avoid: must name parameters of the policy"),
+        ({name: torch.ones(3, 3)}, "avoid: .* must have its parameter's shape"),
+        ({name: torch.full_like(adapted().get_parameter(name), torch.inf)}, "avoid: must be finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            adam(tmp_path, model=adapted(), avoid=avoid)
+
+
 def test_a_mixture_moves_every_adapter(tmp_path: Path) -> None:
     trainer = spsa(tmp_path, guide=0.5, max_steps=4)
     before, start = mean_reward(trainer), weights(trainer.model)

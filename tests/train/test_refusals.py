@@ -127,6 +127,14 @@ def test_networks_that_trl_can_call() -> None:
 # Rows.
 
 
+@pytest.mark.parametrize("build", [zopro, es])
+def test_messages_need_a_template(build: Any, tmp_path: Path) -> None:
+    trainer = build(tmp_path, max_steps=1)
+    trainer.train_dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": "tea"}]}] * 4)
+    with pytest.raises(InputError, match=r"processing_class: must have a chat template .*, got none\. Set"):
+        trainer.train()
+
+
 def test_prompts_with_images_are_refused(tmp_path: Path) -> None:
     trainer = es(tmp_path, max_steps=1, population=2)
     trainer.train_dataset = Dataset.from_list([{"prompt": "tea", "images": ["cup.png"]}] * 4)

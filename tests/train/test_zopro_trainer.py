@@ -12,6 +12,7 @@ from tiny_trainers import PROMPTS, TOKENIZER, lines, llama, mean_reward, tea, we
 from zopro import ZOPrOConfig
 from zopro.choices import DIRECTIONS
 from zopro.config.step import PRESETS
+from zopro.errors import InputError
 from zopro.system.random_state import preserve_random_state
 from zopro.weights.adapters import tensor_name
 from zopro.zo import Gaussian, Targeted
@@ -165,6 +166,10 @@ def test_reference_policy_is_the_one_given(tmp_path: Path) -> None:
     advantages = (total - (total.sum(1, keepdim=True) - total) / 7).flatten()
     assert torch.allclose(inputs["advantages"], advantages, atol=1e-3)
     assert float(kl.abs().mean()) > 0.01
+    with pytest.raises(
+        InputError, match=r"reference: must be left out where the model has no second adapter .* got 1 tens"
+    ):
+        zopro(tmp_path, reference={"lm_head.weight": torch.ones(12, 16)})
     with pytest.raises(ValueError, match=r"reference: must have the policy's adapter tensors in their shapes, got None"):
         zopro(tmp_path, model=with_adapter(), reference={"nothing": torch.zeros(1)})
 

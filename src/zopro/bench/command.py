@@ -17,6 +17,7 @@ from typing import Any
 from zopro.bench.options import Work
 from zopro.config.values import boolean
 from zopro.errors import InputError, Stopped
+from zopro.store.shown import several
 from zopro.system import progress
 from zopro.system.imports import importing
 from zopro.system.parent import killed
@@ -102,7 +103,7 @@ def bench_step(work: Work, peer: str | None = None, say: Callable[[str], None] =
         raise InputError(f"peer: must be one of {', '.join(PEERS)}, got {peer!r}.")
     if peer == "trl-cb" and _device(work) == "cpu":
         raise InputError("peer: must be trl on a CPU, got 'trl-cb', whose cache takes most of the machine's memory.")
-    say(f"{work.steps} steps after one to warm up, with the floor between them")
+    say(f"{several(work.steps, 'step')} after one to warm up, with the floor between them")
     result = _measured("step", work)
     result.pop("peak_mb")
     say(f"step {result['step_s']:.3f} s, floor {result['floor_s']:.3f} s, ratio {result['floor_ratio']:.3f}")
@@ -186,18 +187,22 @@ def _machine() -> str:
         return platform.processor() or platform.machine()
 
 
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.{0 if number >= 1e7 else 1}f}"
+
+
 def table(result: dict[str, Any]) -> Page:
     """The measurements for people."""
     work, phases, floors = result["work"], result["phases"], result["floor_phases"]
     adapter = f"LoRA r = {work['lora_r']}" if work["lora_r"] else "all parameters"
     head = [
-        f"{work['model'] or 'random weights, ' + work['size']}: {result['parameters'] / 1e6:.0f} M parameters, "
+        f"{work['model'] or 'random weights, ' + work['size']}: {_millions(result['parameters'])} M parameters, "
         f"{result['dtype']}, {adapter}",
-        f"{work['prompts']} prompts of {work['prompt_length']} tokens x K = {work['num_generations']}, "
-        f"{work['completion_length']} new tokens, beta {work['beta']}, {work['sides']}-sided"
+        f"{several(work['prompts'], 'prompt')} of {work['prompt_length']} tokens x K = {work['num_generations']}, "
+        f"{several(work['completion_length'], 'new token')}, beta {work['beta']}, {work['sides']}-sided"
         f"{'' if work['evaluation'] == 'sequential' else ' ' + work['evaluation']}, "
-        f"{work['queries']} direction{'s' * (work['queries'] > 1)}",
-        f"{result['machine']}, {result['threads']} threads; "
+        f"{several(work['queries'], 'direction')}",
+        f"{result['machine']}, {several(result['threads'], 'thread')}; "
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
     ]
     rows = [("", "step", "floor")]

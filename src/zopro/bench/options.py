@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from zopro.choices import DIRECTIONS
@@ -53,6 +54,8 @@ class Work:
             if getattr(self, name) < low:
                 raise InputError(f"{name}: must be at least {low}, got {getattr(self, name)}.")
         not_negative(self, "lora_r", "threads", "beta", "seed")
+        processors = os.cpu_count() or 1  # more threads wait for one another, thousands for hours
+        check(self.threads <= processors, "threads", f"must be at most {processors}, the processors here", self.threads)
         check(self.seed < 2**32, "seed", "must be less than 2^32", self.seed)
         representable(self, "seed")
         allowed = {

@@ -68,6 +68,7 @@ def _curves(axes: Any, result: Mapping[str, Any], key: str, label: str) -> None:
         axes.plot(x, [point["reward"] for point in curve], **drawn, label=name)
         if key == "seconds":
             axes.fill_between(x, low, high, color=COLOURS[colour], alpha=0.12, linewidth=0)
+    axes.locator_params(axis="x", nbins=5)  # numbers as long as 0.0175 do not touch
     axes.set_xlabel(label)
     axes.set_ylabel("reward on held-out prompts")
     axes.legend()

@@ -63,7 +63,7 @@ def compare(config: RunConfig, plan: Plan, *, quiet: bool = False) -> dict[str, 
 def _alone(out: Path, config: RunConfig, plan: Plan) -> Iterator[None]:
     """The folder is this process's until the comparison ends. What can be refused is so before there is one."""
     if plan.against and plan.against not in (*plan.methods, *finished(out / "compare.json", plan)):
-        raise InputError(f"against: must be a method that is compared, got {plan.against}.")
+        raise InputError(f"against: must be a method that is compared, got {plan.against}. Name it in --methods too.")
     if is_run(out):
         raise InputError(f"output_dir: must not be a run's folder, got {out}. Choose another.")
     shared = shared_config(config, out, plan.start)

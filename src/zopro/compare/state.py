@@ -104,9 +104,10 @@ def state_table(result: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
 
 def _cells(found: Mapping[str, Any], qualities: Sequence[str], trained: bool) -> list[tuple[str, str]]:
     asked, ended, length = found.get(REMEMBERED), found.get("ended"), found.get("length")
+    known = asked["known_before"] if asked else 0  # of none there is nothing to keep
     return [
         ("Easy questions known", f"{shown.count(asked['known'])} of {asked['of']}" if asked else ""),
-        ("Easy questions kept", f"{shown.interval(asked, 'kept')} of {asked['known_before']}" if asked else ""),
+        ("Easy questions kept", f"{shown.interval(asked, 'kept')} of {known}" if asked and known else ""),
         ("KL, other prompts", shown.kl_interval(found, ELSEWHERE) if ELSEWHERE in found else ""),
         ("Degenerate", shown.interval(found, "degenerate") if "degenerate" in found else ""),
         ("Ended", "" if ended is None else shown.share(ended)),

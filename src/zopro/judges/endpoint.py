@@ -103,7 +103,13 @@ class OpenAIJudge:
         # Longer than a pair can take in earnest; an endpoint that sends a byte a second gets past `timeout`.
         self.longest = min((max_retries + 1) * (2 * _READINGS * timeout + _LONGEST_WAIT), LONGEST)
         self._model, self._key, self._openai = model, key, openai
-        self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=max_retries)
+        try:
+            self._client = openai.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=max_retries)
+        except Exception as error:  # of what the environment says about proxies
+            raise InputError(
+                f"judge: '{self.name}' must reach its endpoint, but the client raised "
+                f"{guard.reason(error, redacted(str(error), key))}. Look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."
+            ) from None
         self._sampling: dict[str, Any] = {"temperature": 0.0}
 
     def __call__(
@@ -161,18 +167,21 @@ class OpenAIJudge:
             reply = self._reply(asked)
             if isinstance(reply, NoVerdict):
                 return reply
-            said = reply.rpartition("</think>")[2]
+            said = (reply or "").rpartition("</think>")[2]
             vote = _VOTES.get(said.strip().strip("\"'`*().").lower())
             if vote is not None:
                 return vote
         remedy = (
             f"A reply that is none of them was {redacted(said.strip(), self._key)!r:.80}. Take a model that answers with "
-            "one word, then continue with --resume: verdicts it gave are not asked for again."
+            "one word"
         )
+        if reply is None:
+            remedy = "What came was no chat completion. Let judge_base_url be the address before /chat/completions"
+        remedy += ", then continue with --resume: verdicts it gave are not asked for again."
         return NoVerdict("reply is not A, B or tie", failed=False, remedy=remedy)
 
-    def _reply(self, asked: str) -> str | NoVerdict:
-        """What the endpoint says; empty where it is no chat completion."""
+    def _reply(self, asked: str) -> str | NoVerdict | None:
+        """What the endpoint says; None where it is no chat completion."""
         sampling = self._sampling  # of this request: another thread may change it meanwhile
         try:
             completion: Any = self._client.chat.completions.create(
@@ -183,7 +192,10 @@ class OpenAIJudge:
             if sampling and isinstance(error, self._openai.BadRequestError) and "temperature" in str(error):
                 self._sampling = {}  # models that reason refuse it
                 return self._reply(asked)
-            return NoVerdict(f"endpoint failed with {guard.reason(error, redacted(str(error), self._key))}")
+            why = str(error.__cause__ or "") or str(error)  # of a lost connection the client itself says no more
+            return NoVerdict(
+                f"endpoint {self._client.base_url} failed with {guard.reason(error, redacted(why, self._key))}"
+            )
         except Exception:  # no JSON, or JSON of another shape, which the client hands on as it is
-            return ""
+            return None
         return content if isinstance(content, str) else ""

@@ -31,12 +31,14 @@ class CallableJudge:
         self.in_summary = None if measure is None else self._checked(measure)
         if not callable(self.function):
             raise InputError(f"judge: must be callable, got {target!r}.")
+        if isinstance(self.function, type):
+            raise InputError(f"judge: must be a function or an object, got {target!r}, a class. Name an object of it.")
 
     def __call__(
         self, prompts: list[str], completions: list[list[str]], references: list[str | None]
     ) -> Sequence[int | NoVerdict]:
         # A generator would do its work where it is read: not under the time limit.
-        return guard.call(lambda: list(self.function(prompts, completions, references)), self.timeout)
+        return guard.call(lambda: guard.read(self.function(prompts, completions, references)), self.timeout)
 
     def _checked(self, measure: Callable[..., Any]) -> Callable[..., dict[str, float | None]]:
         def numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -151,16 +151,19 @@ def _ask(judge: Judge, rows: list[Row], due: list[int], batch_size: int) -> Gene
 
 
 def _columns(rows: list[Row]) -> tuple[list[Any], list[Any], list[Any]]:
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+    return [row[0] for row in rows], [list(row[1]) for row in rows], [row[2] for row in rows]
 
 
 def _call(judge: Judge, rows: list[Row]) -> list[Any] | NoVerdict:
     try:
-        verdicts = list(judge(*_columns(rows)))
+        answer = guard.read(judge(*_columns(rows)))
     except guard.Late:
         raise
     except Exception as error:
         return NoVerdict(f"judge raised {guard.reason(error)}")
+    if isinstance(answer, str | bytes | Mapping | Set) or not hasattr(answer, "__len__"):
+        return NoVerdict(f"judge returned {type(answer).__name__} in place of a list of verdicts")
+    verdicts = list(answer)
     if len(verdicts) != len(rows):
         return NoVerdict("judge returned the wrong number of verdicts")
     return verdicts

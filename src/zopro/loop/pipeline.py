@@ -34,7 +34,7 @@ from zopro.loop.summary import Measure, headline, measured, summary
 from zopro.loop.table import EVALUATION, Stage, walk
 from zopro.store.durable import plain, read_json, stopped_by_full_disk
 from zopro.store.layout import Layout
-from zopro.store.rundir import RunDirectory, default_folder, followed, read_rows, write_text
+from zopro.store.rundir import FREE, RunDirectory, default_folder, followed, read_rows, write_text
 from zopro.store.shown import PER_ANSWER
 from zopro.system import progress
 from zopro.system.launch import Processes, alone
@@ -74,6 +74,9 @@ def run(
 
 def _run(config: RunConfig, resume: bool, began: float, before: Mapping[str, float], live: bool) -> dict[str, Any]:
     processes = Processes.join(config.device, config.rank_timeout)
+    of_its_own = {*FREE, *(["engine"] if config.of_servers else [])} - {"parallel"}
+    told = {key: value for key, value in config.to_dict().items() if key not in of_its_own}
+    processes.agree({**told, "--resume": resume})
     if config.parallel == "data" and METHODS[config.method].zeroth_order and config.prompts_per_step % processes.size:
         raise InputError(
             f"prompts_per_step: must be a multiple of the number of processes, {processes.size}, got "

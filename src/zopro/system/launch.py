@@ -15,7 +15,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(days=30)  # with the first rank's own stages; that it has crashed is noticed at once
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
+_IN_SOURCE = re.compile(r"^\[\S+:\d+\] ")  # where in gloo's source an error is raised
 # Of each collective the argument that this rank hands over: its place and its name.
 _GIVEN = {
     "all_gather": (1, "tensor"),
@@ -98,6 +99,20 @@ class Processes:
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
+    def agree(self, given: Mapping[str, Any]) -> None:
+        """Raise `InputError` on every rank where one was given something else than the first, by its name."""
+        if self.group is None:
+            return
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, dict(given), group=self.group)
+        for rank, theirs in enumerate(found):
+            for name, value in found[0].items():
+                if theirs[name] != value:
+                    raise InputError(
+                        f"{name}: must be the same for all processes, got {value!r} for rank 0 and {theirs[name]!r} for "
+                        f"rank {rank}. Start all of them with one command."
+                    )
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.group is not None:
@@ -118,7 +133,7 @@ class Processes:
             lost = isinstance(error, dist.DistError) or _LOST.search(str(error))
             if self.group is None or not lost or isinstance(error, Stopped):
                 raise
-            reason = str(error).strip().splitlines()[0].split(". ")[0]
+            reason = _IN_SOURCE.sub("", str(error).strip().splitlines()[0].split(". ")[0])
             raise Stopped(
                 f"rank {self.rank} has lost another one: {reason}. Nothing finished is lost. {remedy}"
             ) from error

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-from zopro.choices import TASKS, made_by
+from zopro.choices import TASKS
 from zopro.errors import InputError
 from zopro.tasks.base import DropRow, Example, Format, Message, Task
 from zopro.tasks.beside import unread, with_tools
 from zopro.tasks.folders import Split
 from zopro.tasks.literals import blank
+from zopro.tasks.own import own_task
 from zopro.tasks.rows import Row, load_rows
 
 
@@ -109,9 +110,7 @@ def _task(options: TaskOptions) -> Task:
     """The task of `options`. Raises InputError for a function of the user's that makes none."""
     make = TASKS[options.task].load()
     if options.task.startswith("python:"):
-        rule = "task: must be a function from options to a zopro.tasks.base.Task"
-        made: Task = made_by(options.task, lambda: make(options), Task, rule)
-        return made
+        return own_task(options.task, lambda: make(options))
     return cast(Task, make(options))
 
 

@@ -153,7 +153,8 @@ def _parse(data: bytes, where: str) -> Any:
         raise _Broken(f"{at}{_not_utf8(error)}") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} " if not where else ""
-        raise _Broken(f"{where}is not JSON ({error.msg}, {at}column {error.colno})") from None
+        remedy = ": write each row in one line, as one object in double quotes" if where else ""
+        raise _Broken(f"{where}is not JSON ({error.msg}, {at}column {error.colno}){remedy}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, an integer of thousands of digits
         raise _Broken(f"{where}is not JSON that can be read ({_line(error)})") from None
 
@@ -167,7 +168,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _row(values: Any, path: Path, number: int) -> Row:
     if not isinstance(values, dict):
-        raise _Broken(f"row {number} must be an object with columns, got {type(values).__name__}")
+        remedy = ": give a file that is one list the end .json" if isinstance(values, list) and number == 1 else ""
+        raise _Broken(f"row {number} must be an object with columns, got {type(values).__name__}{remedy}")
     return Row(values, str(path), number)
 
 
@@ -187,7 +189,11 @@ def _read_csv(path: Path, data: bytes) -> Iterator[Row]:
             # DictReader files surplus fields under None and gives missing ones the value None.
             if None in values or None in values.values():
                 width = len(reader.fieldnames or ())
-                raise _Broken(f"row {number} (line {reader.line_num}) does not have the header's {width} fields")
+                where = f"row {number} (line {reader.line_num})"
+                raise _Broken(
+                    f"{where} does not have the header's {width} field{'s' * (width != 1)}: part fields by commas, and "
+                    "quote one that has a comma in it"
+                )
             yield Row(values, str(path), number)
     except csv.Error as error:
         raise _Broken(f"row {number + 1} is not CSV ({error})") from None

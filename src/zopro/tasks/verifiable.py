@@ -51,9 +51,16 @@ def from_prompt(row: Row) -> Example:
 
 
 def from_countdown(row: Row) -> Example:
-    """The example of a row with `nums` and `target`; its prompt, if it has one, is taken as it is."""
-    nums, target = numbers_of(row["nums"], row["target"])
-    if any(not blank(row[name]) for name in ASKED if name in row):
+    """The example of a row with `nums` and `target`; its prompt, if it has one, is taken as it is.
+
+    One with a prompt whose numbers are null is none of the countdowns of its table.
+    """
+    asked = any(not blank(row[name]) for name in ASKED if name in row)
+    lacks = [name for name in ("nums", "target") if says_nothing(row[name])]
+    if lacks and not asked:
+        raise DropRow(f"{lacks[0]} is null")
+    nums, target = ([], 0) if lacks else numbers_of(row["nums"], row["target"])
+    if asked:
         return from_prompt(row)
     return _with_answer(row, ask(countdown_prompt(nums, target)), None)
 

@@ -94,6 +94,7 @@ def _damage(file: Path, error: Exception) -> str:
 class CheckpointMixin(Mixin):
     """What `checkpointed` puts in front of a trainer class; use that function rather than this class."""
 
+    _reading = staticmethod(_readable)
     rebuilt = False  # whoever sets this puts the parameters back when a resumed training begins
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

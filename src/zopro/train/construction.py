@@ -7,6 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from zopro.errors import Diverged, InputError, nearest
 from zopro.train.arguments import check_kinds, finite
 from zopro.weights.adapters import tensor_name
 from zopro.weights.live import by_saved_names, saved_names, saved_state, variant_name
+from zopro.weights.names import ADAPTER_CONFIG
 from zopro.weights.saving import LARGEST_WEIGHT
 from zopro.zo import SPSA
 from zopro.zo.groups import number
@@ -48,7 +50,7 @@ def arguments(given: Any, config_cls: type[TrainingArguments]) -> Any:
         return config_cls(bf16=False)  # TRL's own default asks for a GPU
     if not isinstance(given, config_cls):
         raise InputError(
-            f"args: must be a {config_cls.__name__}, which has the options of this trainer, got {type(given).__name__}."
+            f"args: must be {config_cls.__name__}(...), with the options of this trainer, got {type(given).__name__}."
         )
     check_kinds(given)
     if not 0 <= number(given.learning_rate) < math.inf:
@@ -88,6 +90,11 @@ def check_model(model: Any, beta: float, processing_class: Any, peft_config: Any
         raise InputError(
             f"model: must be a causal language model of transformers, or the name or folder of one as text, got "
             f"{type(model).__name__}. Load it with AutoModelForCausalLM, or pass str(PATH)."
+        )
+    if isinstance(model, str) and (Path(model) / ADAPTER_CONFIG).exists() and not (Path(model) / "config.json").exists():
+        raise InputError(
+            f"model: must be the name or folder of a whole model where it is a text, got an adapter's, {model}. Load it "
+            "with AutoPeftModelForCausalLM.from_pretrained(FOLDER, is_trainable=True)."
         )
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         kind = type(peft_config).__name__
@@ -150,6 +157,7 @@ def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None, b
     """Freeze the reference policy's adapter, and put `reference`, or what training starts from, in its place.
 
     Raises:
+        InputError: `reference` is given, and the model has no such adapter.
         ValueError: `reference` has other names or shapes than that adapter.
         InputError: `beta` is above 0, and PEFT keeps no second adapter of this kind beside the one that is trained.
     """
@@ -160,6 +168,11 @@ def freeze_reference(model: nn.Module, reference: Mapping[str, Tensor] | None, b
         raise InputError(
             f"beta: must be 0 for adapters of the kind {adapter_kind(model)}, of which a model holds no second one, for "
             f"the reference policy, got {beta}. Use LoRA."
+        )
+    if reference is not None and not own:
+        raise InputError(
+            f"reference: must be left out where the model has no second adapter for it, got {len(reference)} tensors. "
+            "Pass a PEFT model, as AutoPeftModelForCausalLM loads it, in place of peft_config."
         )
     start = saved_state(model, ADAPTER) if own else {}  # TRL overlooks what has no ".default." in its name
     if reference is not None:

@@ -61,16 +61,6 @@ class CountedSteps(TrainerCallback):
                 math.lcm(answered, args.gradient_accumulation_steps) // args.gradient_accumulation_steps,
             )
 
-        if state.global_step and state.is_world_process_zero and "optimizer" in kwargs:
-            self._say_what_is_kept(args, kwargs["optimizer"].param_groups[0])
-
-    def _say_what_is_kept(self, args: Any, group: dict[str, Any]) -> None:
-        kept = {"learning_rate": group.get("initial_lr"), "sigma": group.get("eps"), "eps": group.get("eps")}
-        for name, value in kept.items():
-            asked = getattr(args, name, None)
-            if value is not None and asked not in (None, "auto", value):
-                logger.warning("%s: a resumed training goes on with its checkpoint's %s, not with %s", name, value, asked)
-
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.order is not None:  # a stream has none
             self.trainer.order.set_epoch(int((state.epoch or 0) + 1e-6))

@@ -32,7 +32,7 @@ from zopro.errors import InputError
 from zopro.system.clock import timed
 from zopro.train.arguments import as_if_more_answers, check_guess, check_kinds, check_several
 from zopro.train.directed import DirectedTrainer
-from zopro.train.kept import Asked, KeptRewards
+from zopro.train.kept import Asked, KeptRewards, checked_folder
 from zopro.train.papers import EVOLUTION
 from zopro.train.population import Scored, flat, joined, mean_of_finite, numbers, total
 from zopro.train.rows import check_text
@@ -130,7 +130,7 @@ class ESTrainer(DirectedTrainer):
         if self.args.targeted and not self.previous_update:
             raise InputError("targeted: must be False without an update to follow, got True. Pass previous_update.")
         self._parts = math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
-        self._folder = None if kept is None else Path(kept)
+        self._folder = None if kept is None else checked_folder(kept)
         self._kept: KeptRewards | None = None
         self._extras: list[dict[str, list[Any]]] = []  # what reward functions add to the table, by member asked
         self._shown: tuple[list[Any], list[Any], list[list[float]], dict[str, list[Any]]] = ([], [], [], {})

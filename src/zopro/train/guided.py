@@ -29,7 +29,7 @@ from zopro.engine import Batch
 from zopro.engine.feedback import Feedback
 from zopro.engine.local.engine import LocalEngine
 from zopro.train.arguments import check_kinds
-from zopro.train.construction import adapter_kind
+from zopro.train.construction import adapter_kind, trainable
 from zopro.train.gradients import arguments_in, without_checkpointing
 from zopro.train.objectives import clipped_surrogate
 from zopro.train.rloo import EngineRLOOTrainer
@@ -37,6 +37,7 @@ from zopro.train.typed import Mixin
 from zopro.train.zopro import ZOPrOConfig, ZOPrOTrainer
 from zopro.weights.live import by_saved_names
 from zopro.zo.directions import Directions
+from zopro.zo.directions.base import check_update, norms
 from zopro.zo.guided import ResidualFeedback
 from zopro.zo.perturbation import InPlace
 
@@ -97,8 +98,9 @@ class FeedbackScores(Mixin):
     carry PEFT's wrapping. What is trained but not reached by the guide stays as it is, and is counted in a warning. A
     mixture of experts' balancing loss, which TRL adds by default, is left out.
 
-    Raises ValueError: more than one process; another engine than the local one; adapters other than plain LoRA with
-    another `local` than "block"; `args.router_aux_loss_coef` asks for the balancing loss.
+    Raises ValueError: `avoid` of another model, or not finite; more than one process; another engine than the local one;
+    adapters other than plain LoRA with another `local` than "block"; `args.router_aux_loss_coef` asks for the
+    balancing loss.
     """
 
     _name = "RLOO along guided directions"
@@ -114,6 +116,8 @@ class FeedbackScores(Mixin):
         without_checkpointing(arguments_in((*args, *kwargs.values())))
         super().__init__(*args, **kwargs)
         self.avoid = by_saved_names(avoid, self.model, "avoid")
+        check_update("avoid", self.avoid, {name: (*p.shape,) for name, p in trainable(self.model)})
+        norms("avoid", self.avoid)
         if self.accelerator.num_processes > 1:
             raise ValueError("accelerator: guided trainers run in one process, since DDP synchronises true gradients")
         if not isinstance(self.engine, LocalEngine):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zopro.errors import InputError
 from zopro.store.durable import fix_end
 from zopro.store.kept import digest, keep, kept
 from zopro.zo.displacement import Displacement
@@ -24,6 +25,13 @@ class Asked(NamedTuple):
 
     rewards: list[list[float]]  # a row for each answer, of each function's number; NaN where it does not apply
     logged: dict[str, list[float]]  # numbers that the functions logged, by name
+
+
+def checked_folder(folder: str | Path) -> Path:
+    """Raise InputError where rewards cannot be kept."""
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"kept: must be a folder, got the file {folder}. Give another path.")
+    return Path(folder)
 
 
 class KeptRewards:

@@ -28,7 +28,6 @@ from zopro.errors import InputError
 from zopro.system.clock import Clock, timed
 from zopro.system.guard import checked_reward
 from zopro.system.heap import expect_graph
-from zopro.text.chat import check_end
 from zopro.text.frame import check_embedded
 from zopro.train.arguments import check_enough, on_one_gpu
 from zopro.train.construction import (
@@ -44,7 +43,8 @@ from zopro.train.construction import (
 from zopro.train.drawing import ROW, Drawn, RowSeeds, drawing
 from zopro.train.epochs import CountedSteps, EpochSampler
 from zopro.train.objectives import group_normalised_advantages
-from zopro.train.rows import check_evaluated, check_trained
+from zopro.train.resuming import Resuming
+from zopro.train.rows import check_encoded, check_evaluated, check_trained
 from zopro.zo.monitor import ResolutionMonitor
 
 if TYPE_CHECKING:
@@ -53,14 +53,13 @@ if TYPE_CHECKING:
     from zopro.train.typed import TRLArguments
 
 
-class EngineRLOOTrainer(RLOOTrainer):
+class EngineRLOOTrainer(Resuming, RLOOTrainer):
     """`trl.RLOOTrainer` with the same arguments, generating and scoring through `zopro.engine`.
 
     Args:
         reference: name -> tensor, adapter weights of the reference policy (the SFT adapter in the iterated loop). By
             default the weights that training starts from, as in TRL.
-        advantage: "rloo", a reward less the mean of its siblings', or "grpo", the reward normalised over its group; the
-            rest of the objective is RLOO's either way.
+        advantage: "rloo", a reward less the mean of its siblings', or "grpo", that normalised over its group.
         reward_timeout: seconds that one call of a reward function may take; 0: no limit (see `zopro.system.guard.call`).
 
     Departures from TRL: in float32 old log-probs come with the rollout instead of another forward pass (on-policy they
@@ -71,9 +70,9 @@ class EngineRLOOTrainer(RLOOTrainer):
         InputError: `args` of another trainer, or with `torch_compile`; a model that cannot be trained
             (`zopro.train.construction`); rewards that are none; a repetition penalty, or `generation_kwargs` that the
             engine does not draw by (`zopro.train.drawing`); a pad token without an embedding. While training, rows
-            without a prompt, or too few; weights that diverge; a tokenizer that ends every prompt with EOS; a reward
-            function that raises, is late, or does not return one finite number (or None, which TRL leaves out) for each
-            completion.
+            without a prompt, or too few; a checkpoint of another training; weights that diverge; a tokenizer that ends
+            every prompt with EOS; a reward function that raises, is late, or does not return one finite number (or None,
+            which TRL leaves out) for each completion.
         ValueError: `reference` without an adapter of the same names and shapes to hold it; an unknown `advantage`.
     """
 
@@ -201,8 +200,7 @@ class EngineRLOOTrainer(RLOOTrainer):
         return group_normalised_advantages(centred.flatten(), generations)[first : first + len(leave_one_out)]
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        if isinstance(prompts[0], str):  # the chat template's own encoding adds nothing
-            check_end(self._tokenizer, "processing_class")
+        check_encoded(prompts[0], self._tokenizer, self.processing_class, self.chat_template_kwargs)
         return super()._tokenize_prompts(prompts)
 
     @timed("rollout")

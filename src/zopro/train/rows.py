@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from zopro.errors import InputError
+from zopro.text.chat import check_end
 from zopro.train.arguments import check_enough
 
 FIRST = 8  # rows whose prompts are looked at
@@ -63,6 +64,17 @@ def check_evaluated(rows: Any, held: Any = None) -> None:
         return
     for name, own in rows.items() if isinstance(rows, dict) else [("", rows)]:
         check_rows(own, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+
+
+def check_encoded(prompt: Any, tokenizer: Any, processing_class: Any, given: Mapping[str, Any]) -> None:
+    """Raise InputError for messages without a template, and for text at which the tokenizer ends the answer."""
+    if isinstance(prompt, str):  # the chat template's own encoding adds nothing
+        check_end(tokenizer, "processing_class")
+    elif not (getattr(processing_class, "chat_template", None) or given.get("chat_template")):
+        raise InputError(
+            "processing_class: must have a chat template where prompts are messages, got none. Set its chat_template, or "
+            "give prompts as texts."
+        )
 
 
 def check_text(rows: Sequence[Mapping[str, Any]], images: Any, fields: Mapping[str, Any]) -> None:

@@ -1,9 +1,8 @@
 """Hugging Face and TRL trainers without the backward pass.
 
 `zeroth_order(TrainerCls)` turns any `transformers.Trainer` subclass into one that uses forward passes only. The base
-class keeps its whole loop: the loss is measured around theta where the base class computes it, and the base class's own
-call of `backward` on that scalar tells which weight it gives to the micro-batch (gradient accumulation, token
-averaging).
+class keeps its whole loop: the loss is measured around theta where it computes it, and its own call of `backward` on that
+scalar tells which weight it gives to the micro-batch (gradient accumulation, token averaging).
 
     from trl import SFTTrainer
     Trainer = zeroth_order(SFTTrainer)          # same arguments
@@ -33,8 +32,8 @@ from zopro.train.evaluations import counting
 from zopro.train.gradients import arguments_in, without_backward
 from zopro.train.papers import zeroth_order_card
 from zopro.train.reached import reaches_loss, unreached
+from zopro.train.resuming import Resuming
 from zopro.train.slope import GradientSlope
-from zopro.train.typed import Mixin
 from zopro.zo import ES, SPSA, Directions, Gaussian, Ranks
 from zopro.zo.optimizer import Recorded
 from zopro.zo.records import Estimate
@@ -58,7 +57,7 @@ class _BaseClassBackward(torch.autograd.Function):
         return torch.zeros_like(weight), None
 
 
-class ZerothOrderMixin(Mixin):
+class ZerothOrderMixin(Resuming):
     """What `zeroth_order` puts in front of a trainer class; use that function rather than this class."""
 
     spsa_options: ClassVar[dict[str, Any]] = {}
@@ -85,10 +84,8 @@ class ZerothOrderMixin(Mixin):
             ) from None
         without_backward(self.args)
         if (given := getattr(self, "optimizer_cls_and_kwargs", None)) is not None:
-            raise ValueError(
-                f"optimizer_cls_and_kwargs: must be None, since zopro.{self.optimizer_cls.__name__} takes the steps, got "
-                f"{given[0].__name__}"
-            )
+            own, theirs = self.optimizer_cls.__name__, given[0].__name__
+            raise ValueError(f"optimizer_cls_and_kwargs: must be None, since zopro.{own} takes the steps, got {theirs}")
         self._slope = GradientSlope(self, self.check_slope)
         if self.args.world_size > 1:
             set_seed(self.args.seed)  # TRL has just given each rank a seed of its own
@@ -159,6 +156,8 @@ class ZerothOrderMixin(Mixin):
             RuntimeError: ranks end with different parameters.
         """
         result = super().train(*args, **kwargs)
+        if self.optimizer is None:
+            return result  # no step was left to take
         self._check_steps()
         ranks = self.spsa.ranks
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]

@@ -131,6 +131,7 @@ def test_the_page_stands_alone(finished):
     html = (finished / "report.html").read_text("utf-8")
     assert "@import" not in html and "url(" not in html
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
+    assert "@media print" in html and "print-color-adjust: exact" in html, "bars and heat maps are backgrounds"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,9 +75,38 @@ def test_what_cannot_be_removed_is_tried_again_and_killed_ones_leave_nothing(
 def test_a_remedy_is_found_whatever_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for in what the server says, of which the key's words are not shown."""
     said = b'{"error": {"message": "LoRA rank 8 is greater than max_lora_rank 4, key max_lora_rank"}}'
-    answer = SimpleNamespace(status=500, read=lambda: said)
+    answer = SimpleNamespace(status=500, read=lambda: said, headers={})
     there = SimpleNamespace(request=lambda *args: None, getresponse=lambda: answer, close=lambda: None)
     server = Server("http://127.0.0.1:9", key="max_lora_rank")
     monkeypatch.setattr(server, "_open", lambda *args, **kwargs: there)
     with pytest.raises(Failed, match=r"rank 8 .* \[redacted\] 4, key \[redacted\]; start it with a --max-lora-rank of"):
         server.load("one", Path("one"))
+
+
+def test_a_redirection_is_not_followed_but_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters that one address has would be sought at another."""
+    answer = SimpleNamespace(status=307, read=lambda: b"", headers={"Location": "https://there/v1/models"})
+    there = SimpleNamespace(request=lambda *args: None, getresponse=lambda: answer, close=lambda: None)
+    server = Server("http://127.0.0.1:9")
+    monkeypatch.setattr(server, "_open", lambda *args, **kwargs: there)
+    with pytest.raises(Failed, match="/v1/models says 307: it is at https://there/v1/models, which would be the address"):
+        server.greet()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"), [("http://a b:8000", "InvalidURL: .*'a b'"), ("http://a..b:8000", "(gaierror|UnicodeError)")]
+)
+def test_an_address_that_none_can_have_is_a_servers_failure(url: str, why: str) -> None:
+    for ask in (Server.greet, lambda server: server.load("one", Path("one"))):
+        with pytest.raises(Failed, match=f"^{why}"):
+            ask(Server(url))
+
+
+def test_a_certificate_that_is_not_known_has_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **kwargs: object) -> None:
+        raise ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
+    server = Server("https://127.0.0.1:9")
+    monkeypatch.setattr(server, "_open", refused)
+    with pytest.raises(Failed, match=r"self-signed certificate.*; export the file of its certificate.* as SSL_CERT_FILE"):
+        server.greet()

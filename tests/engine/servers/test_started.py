@@ -168,6 +168,19 @@ def test_a_python_without_vllm_is_refused(given: dict[str, str], what: str) -> N
         started.start(options(**given), ["o_proj"])
 
 
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [("no first line\n", "Exec format error"), ("#!/no/python\n", "No such file"), ("#!/bin/sh\n", "nothing")],
+)
+def test_a_program_that_is_no_python_is_refused(program: str, says: str, tmp_path: Path) -> None:
+    (python := tmp_path / "python").write_text(program)
+    python.chmod(0o755)
+    with pytest.raises(
+        InputError, match=f"vllm_python: must be a Python that has vLLM, got '{python}', which says '{says}"
+    ):
+        started.start(options(vllm_python=str(python)), ["o_proj"])
+
+
 def test_several_processes_would_start_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="engine: must be vllm:http://HOST:PORT for a run of several processes"):

@@ -93,6 +93,10 @@ def test_what_a_model_may_say_breaks_nothing(spec: str) -> None:
         ("model", "reward: must be a function, got 'model', a model."),
         ("python:math:tauu", "reward: 'math' has no 'tauu'. Did you mean 'tau'?"),
         ("python:math:tau", "reward: must be callable, got 'math:tau', which is float."),
+        (
+            "python:json:JSONDecoder",
+            "reward: must be a function or an object, got 'json:JSONDecoder', a class. Name an object of it.",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_name_gets_one_line(spec: str, line: str) -> None:

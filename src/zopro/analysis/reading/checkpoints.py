@@ -186,7 +186,7 @@ def read(place: Path, label: str, iteration: int | None = None, step: int | None
 def natural(path: Path) -> list[tuple[int, int, str]]:
     """A sort key under which numbers inside names count as numbers."""
     words = re.split(r"(\d+)", path.name)
-    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words]
+    return [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in words]
 
 
 def _pickled(folder: Path) -> str:

@@ -11,7 +11,7 @@ from zopro.store.layout import Layout
 def run_at(run: Path) -> Layout:
     """The paths of a run directory. Raises `InputError`: it is none."""
     if not run.is_dir():
-        raise InputError(f"RUN: must be a run directory, got '{run}' (no such folder).")
+        raise InputError(f"RUN: must be a run directory, got '{run}' ({_is_none(run)}).")
     layout = Layout(run)
     if not layout.sft().is_dir() and not layout.policies().is_dir():
         raise InputError(f"RUN: must hold the folders sft and policy of a run, got '{run}'.")
@@ -32,5 +32,9 @@ def refuse_parts_of_run(policy: str | Path, reward: str | Path) -> None:
 def folder_at(folder: str | Path, name: str) -> Path:
     """A folder of checkpoints, for `--name`. Raises `InputError`: there is none."""
     if not Path(folder).is_dir():
-        raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}' (no such folder).")
+        raise InputError(f"--{name}: must be a folder of checkpoints, got '{folder}' ({_is_none(Path(folder))}).")
     return Path(folder)
+
+
+def _is_none(path: Path) -> str:
+    return "a file. Give its folder" if path.is_file() else "no such folder"

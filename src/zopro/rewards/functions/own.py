@@ -13,4 +13,6 @@ def own(path: str) -> Any:
     function = imported(path, "reward")
     if not callable(function):
         raise InputError(f"reward: must be callable, got {path!r}, which is {type(function).__name__}.")
+    if isinstance(function, type):
+        raise InputError(f"reward: must be a function or an object, got {path!r}, a class. Name an object of it.")
     return function

@@ -16,7 +16,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ REMEDIES = (
     ("/v1/load_lora_adapter says 404: {", "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"),
     ("says 401", f"export its key as {VLLM_KEY}"),
     ("maximum context length", "start it with a larger --max-model-len"),
+    ("CERTIFICATE_VERIFY_FAILED", "export the file of its certificate, or of its authority's, as SSL_CERT_FILE"),
 )
 """What is found in a server's complaint, and what helps."""
 PROBED = "The quick brown fox jumps over the lazy dog."  # whose log-probs tell one model from another
@@ -216,20 +217,26 @@ class Server:
 
     def _text(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> str:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        connection = self._open(*self._place, timeout=timeout or self.timeout)
         try:
-            connection.request(method, self._path + path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            text = response.read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise Failed(f"{type(error).__name__}: {error}") from None
-        finally:
-            connection.close()
+            with closing(self._open(*self._place, timeout=timeout or self.timeout)) as connection:
+                connection.request(method, self._path + path, None if body is None else json.dumps(body), headers)
+                response = connection.getresponse()
+                text = response.read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # of a name that none can have, too
+            why = f"{type(error).__name__}: {error}"
+            raise Failed("; ".join([why, *_remedies(why)])) from None
         if response.status != 200:
-            says, reason = f"{path} says {response.status}: ", _reason(text)
-            remedies = [remedy for sign, remedy in REMEDIES if sign in says + reason]
-            raise Failed("; ".join([says + redacted(reason, self.key)[:300], *remedies]), response.status)
+            elsewhere = response.headers.get("Location")
+            reason = _reason(text) if elsewhere is None else f"it is at {elsewhere}, which would be the address to give"
+            says = f"{path} says {response.status}: "
+            shown = says + redacted(reason, self.key)[:300]
+            raise Failed("; ".join([shown, *_remedies(says + reason)]), response.status)
         return text
+
+
+def _remedies(complaint: str) -> list[str]:
+    """What helps."""
+    return [remedy for sign, remedy in REMEDIES if sign in complaint]
 
 
 def _reason(text: str) -> str:

@@ -141,14 +141,20 @@ def _python(given: str) -> str:
 
 def _device(python: str) -> str:
     """What that vLLM computes on. Raises InputError: it cannot be imported."""
-    asked = subprocess.run([python, "-c", LOOK], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if asked.returncode:
-        said = (asked.stderr.strip().splitlines() or ["no word"])[-1]
+    asks = [python, "-c", LOOK]
+    try:
+        asked = subprocess.run(asks, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    except OSError as error:  # a text without #!, the program of another machine
+        said, found = error.strerror, []
+    else:
+        said = (asked.stderr.strip().splitlines() or ["nothing"])[-1]
+        found = [] if asked.returncode else asked.stdout.split()
+    if not found:
         raise InputError(
             f"vllm_python: must be a Python that has vLLM, got {python!r}, which says {said!r}. Install vLLM into an "
             "environment of its own and name its Python: --vllm_python ENV/bin/python."
         )
-    return asked.stdout.split()[-1]
+    return found[-1]
 
 
 def _stop(owner: int, process: subprocess.Popen[bytes], log: Path) -> None:
