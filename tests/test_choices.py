@@ -110,6 +110,8 @@ def fails(inputs):
 nothing = Method("nothing", train, "", self_starting=True)
 rated = Method("rated", train, "", rate="nope")
 used = Method("used", train, "", uses="gradients")
+heeding = Method("heeding", train, "", heeds=("stepp",))
+preset = Method("preset", train, "", preset="papr")
 """
 
 
@@ -120,6 +122,8 @@ used = Method("used", train, "", uses="gradients")
         ("fails", "must return a trainer of transformers, got 'python:faulty:fails', which raised KeyError: 'beta2'"),
         ("rated", "its rate must be a key of the configuration, got .* with rate 'nope'"),
         ("used", "must have uses FUNCTION_VALUES, SWEEP or BACK_PROPAGATION"),
+        ("heeding", "its heeds must be of step, directions, evolution, guided, got .* with heeds 'stepp'"),
+        ("preset", "its preset must be of default, paper, got .* with preset 'papr'"),
     ],
 )
 def test_methods_that_are_not_as_they_should_be(

@@ -46,6 +46,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a task that fails": ({"task": "python:math:sqrt"}, "task: must be a function .* which raised TypeError"),
     "noise of no module": ({"noise": "python:no_such_module:Sparse"}, "noise: cannot import 'no_such_module'"),
     "a module that ends the process": ({"noise": "python:ends:N"}, r"noise: cannot import 'ends' \(SystemExit: 0\)"),
+    "a file for a module": ({"noise": "python:mine.py:N"}, r"noise: cannot import 'mine.py' .*Give mine:N\."),
     "noise that takes arguments": ({"noise": "python:math:sqrt"}, "noise: must be a class of zopro.zo.Directions"),
     "noise that raises": (
         {"noise": "python:hostile_noise:Raises"},

@@ -133,7 +133,8 @@ def imported(path: str, key: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
-        raise InputError(f"{key}: cannot import {module_name!r} ({type(error).__name__}: {error}).") from error
+        remedy = f" Give {module_name[:-3]}:{attribute}." if module_name.endswith(".py") else ""
+        raise InputError(f"{key}: cannot import {module_name!r} ({type(error).__name__}: {error}).{remedy}") from error
     if not hasattr(module, attribute):
         raise InputError(f"{key}: {module_name!r} has no {attribute!r}.{nearest(attribute, dir(module))}")
     return getattr(module, attribute)

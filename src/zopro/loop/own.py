@@ -11,6 +11,8 @@ import torch
 
 from zopro.choices import BACK_PROPAGATION, DIRECTIONS, FUNCTION_VALUES, METHODS, SWEEP, made_by
 from zopro.config import RunConfig
+from zopro.config.heeded import GROUPS
+from zopro.config.step import PRESETS
 from zopro.errors import InputError
 from zopro.zo.directions import Directions, noise_source
 
@@ -40,6 +42,11 @@ def _check_method(config: RunConfig) -> None:
         raise InputError(f"method: {rule}, got {name!r} with uses {chosen.uses!r}.")
     if not hasattr(config, chosen.rate):
         raise InputError(f"method: its rate must be a key of the configuration, got {name!r} with rate {chosen.rate!r}.")
+    if wrong := [*({*(chosen.heeds or ())} - {*GROUPS})]:
+        raise InputError(f"method: its heeds must be of {', '.join(GROUPS)}, got {name!r} with heeds {wrong[0]!r}.")
+    if chosen.preset not in ("", *PRESETS):
+        rule = f"its preset must be of {', '.join(PRESETS)}"
+        raise InputError(f"method: {rule}, got {name!r} with preset {chosen.preset!r}.")
 
 
 def _check_drawn(name: str, made: Directions, parameter: str, like: torch.Tensor) -> None:

@@ -124,7 +124,8 @@ class ESStrategy:
         told = _rows(values, self.population)
         automatic = any(group["auto_eps"] for group in self.groups)
         if automatic and len(told[0]) < 2:
-            raise ValueError("sigma: 'auto' must be told the rewards of at least 2 prompts for each member, got 1")
+            rule = "sigma: 'auto' must be told the rewards of at least 2 prompts for each member, got 1"
+            raise ValueError(f"{rule}. Give it a number.")
         rewards = self._complete(told)
         eps = [float(group["eps"]) for group in self.groups]
         means = [shapes.mean(row) for row in rewards] if rewards else [math.nan] * self.population
