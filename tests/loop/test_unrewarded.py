@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def patchy(prompts: list[str], completions: list[str], **columns: Any) -> list[f
     return [None if alone or "a" in p else 1 / (1 + len(c)) for p, c in zip(prompts, completions, strict=True)]
 
 
-def test_what_has_no_reward_is_not_counted(tmp_path: Path) -> None:
+def test_what_has_no_reward_is_not_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = write_inputs(tmp_path / "inputs")
     for name in ("train", "eval"):
         asked = [{"prompt": f"{name[0]} {prompt}" if name == "train" else prompt} for prompt in PROMPTS]
@@ -36,7 +37,10 @@ def test_what_has_no_reward_is_not_counted(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         no_report(patch)
-        found = pipeline.run(made, quiet=True)
+        found = pipeline.run(made)
+    said = capfd.readouterr().err
+    assert re.search(r"policy 0: \d+ of \d+ answers have no reward \(None\): they take no part in their step", said)
+    assert "All reward functions" not in said, "TRL's, with all columns of a row"
     before, after = found["evaluations"]
     assert before["n"] == after["n"] == 1, "milk alone"
     assert "4 held-out prompts  reward [95 %]" in demo.table(found)

@@ -24,6 +24,7 @@ from zopro.loop.recording import Origin, Recorder, origin_of
 from zopro.loop.run import Run
 from zopro.loop.trainers import trainer_of
 from zopro.loop.unended import UnendedCallback
+from zopro.loop.unscored import unscored
 from zopro.store import shown
 from zopro.store.rundir import whole_folder
 from zopro.system import progress
@@ -58,14 +59,19 @@ def policy_trainer(
     config, policies, store = run.config, models.policies, run.store
     mu = policies.update(*origin.previous_update) if origin.previous_update else {}
     v = policies.reward_update(*origin.reward_update) if origin.reward_update else {}
-    with policies.open(origin.start, trainable=True) as model, preserve_random_state():
+    where = f"policy {origin.iteration}"
+    with (
+        policies.open(origin.start, trainable=True) as model,
+        preserve_random_state(),
+        unscored(where, run.say) as count,
+    ):
         # Whence TRL loads the reference policy where there is no adapter to take away.
         model.config._name_or_path = str(store.sft() if policies.full else config.model)
         rewards = models.rewards_with(store.reward(origin.iteration))
         inputs = PolicyInputs(
             model=model,
             tokenizer=models.tokenizer,
-            reward_function=rewards.as_reward_function(items),
+            reward_function=rewards.as_reward_function(items, count),
             prompts=[item.prompt for item in items],
             rows=[item.example.row for item in items],
             config=config,
@@ -85,7 +91,7 @@ def policy_trainer(
         if getattr(trainer, "follows_update", False) and not (origin.iteration or config.sft_steps):
             run.say("policy 0: without SFT steps there is no update to follow, so steps go along noise alone")
         for line in _missing(config, origin.method, mu, v):
-            run.say(f"policy {origin.iteration}: {line}")
+            run.say(f"{where}: {line}")
         yield trainer, model
 
 

@@ -92,8 +92,11 @@ class Rewards:
         known = [number for number in weighted if not math.isnan(number)]
         return sum(known[1:], known[0]) if known else math.nan
 
-    def as_reward_function(self, items: Sequence[Item]) -> Callable[..., Any]:
-        """A reward function as TRL calls it, of answers to `items`, which the column `item` numbers."""
+    def as_reward_function(
+        self, items: Sequence[Item], count: Callable[[Numbers], None] = lambda rewards: None
+    ) -> Callable[..., Any]:
+        """A reward function as TRL calls it, of answers to `items`, which the column `item` numbers; `count` is told each
+        call's rewards."""
         if self.model is not None and list(self.weights.values()) == [1.0]:
             return self.model.as_reward_function(self.batch_size)
         places = {item.prompt: number for number, item in enumerate(items)}
@@ -105,6 +108,7 @@ class Rewards:
             scores = self.score([items[number] for number in numbers], completion_ids, columns.get("trainer_state"))
             for name, values in scores.parts.items() if len(scores.parts) > 1 and columns.get("log_metric") else ():
                 columns["log_metric"](f"rewards/{name}", known_mean(values))
+            count(scores.total)
             return [None if math.isnan(number) else number for number in scores.total]
 
         reward.checked = True  # type: ignore[attr-defined]
