@@ -26,6 +26,18 @@ def test_rows_go_to_a_file_or_to_stdout(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["data"] == arithmetic(3, difficulties=[3, 4]) and found["rows"] == 3
 
 
+def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (one := tmp_path / "one.jsonl").touch()
+    two, three, config = (tmp_path / name for name in ("two.jsonl", "three.jsonl", "config.yaml"))
+    assert typed(capsys, "data", "arithmetic", "--rows", 1, "--out", two) == (0, f"1 row written to {two}")
+    found = {"pairs": 1, "prompts": 1, "cut_off": 0, "chosen_reward": 0.5, "rejected_reward": 0.25}
+    monkeypatch.setattr("zopro.loop.own_pairs.own_pairs", lambda *asked: ([], found))
+    monkeypatch.setattr("zopro.loop.beforehand.check_beforehand", lambda config: None)
+    config.write_text(f"model: x/y\ntask: preference\ntrain_data: {one}\nreward: ['length:1-2']\n")
+    said = typed(capsys, "pairs", config, "--out", three)[1]
+    assert said.startswith(f"1 pair of 1 prompt written to {three}:")
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -32,6 +32,25 @@ def test_a_terminal_gets_the_same_words(screen: FakeScreen, monkeypatch: pytest.
     assert screen.words().replace("─", "").split() == " ".join([HOSTILE, *map(" ".join, ROWS), long]).split()
 
 
+@pytest.mark.parametrize("columns", [24, 30, 33, 34, 40, 60, 80])
+def test_no_width_of_a_terminal_cuts_a_word(columns: int, screen: FakeScreen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich puts an ellipsis for the end of a number; too narrow a terminal gets a line for each cell."""
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [
+        ("200 held-out prompts", "reward [95 %]", "KL per answer", ""),
+        ("iteration 0", "0.329 [-0.282, 0.939]", "3.370", ""),
+        ("rloo-checkpointed", "-", "", "more"),
+    ]
+    show(Page(Table(rows, right=True)))
+    said = screen.words()
+    assert "…" not in said and {word for row in rows[1:] for cell in row for word in cell.split()} <= set(said.split())
+    first = "200 held-out prompts\niteration 0\n  reward [95 %]: 0.329 [-0.282, 0.939]\n  KL per answer: 3.370\n"
+    stacked = f"{first}rloo-checkpointed\n  reward [95 %]: -\n  more"
+    assert (stacked in said) == (columns < 46) != ("─" in said)
+    assert columns < 46 or max(map(len, said.splitlines())) <= columns
+
+
 def test_rich_waits_for_a_terminal() -> None:
     """Nothing that is printed to a pipe pays for its import."""
     code = (

@@ -14,6 +14,7 @@ from typing import Any
 
 from zopro.config.fields import check
 from zopro.errors import InputError
+from zopro.store.shown import several
 
 
 def add(commands: Any) -> argparse.ArgumentParser:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if out is None:
         return {**result, "data": rows}, _lines(rows)
     write_rows(out, rows)
-    return result, f"{len(rows)} rows written to {out}"
+    return result, f"{several(len(rows), 'row')} written to {out}"
 
 
 def new_rows(name: str) -> Path:

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Sample, rank and write; what can be refused is refused before anything is loaded."""
     from zopro.loop.beforehand import check_beforehand, check_own_pairs
     from zopro.store.rundir import followed
+    from zopro.store.shown import several
 
     check(args.rows is None or args.rows > 0, "--rows", "must be at least 1", args.rows)
     count = args.rows or 0
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rows, found = own_pairs(config, count, args.held_out)
     write_rows(out, rows)
     rewards = f"{found['chosen_reward']:.3f} and {found['rejected_reward']:.3f}"
-    text = f"{found['pairs']} pairs of {found['prompts']} prompts written to {out}: rewards {rewards} on average"
+    counted = f"{several(found['pairs'], 'pair')} of {several(found['prompts'], 'prompt')}"
+    text = f"{counted} written to {out}: rewards {rewards} on average"
     if equal := found["prompts"] - found["pairs"]:
         text += f"\n{equal} prompt{'s have' if equal > 1 else ' has'} none: no two of their answers differ in reward"
     if cut := found["cut_off"]:
