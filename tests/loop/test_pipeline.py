@@ -183,6 +183,7 @@ def test_a_run_of_another_config_is_refused(finished: tuple[RunConfig, dict[str,
         {"warm_start": "sft", "preset": "paper", "eps": ""},
         {"warm_start": "spsa", "sides": 1, "queries": 2},
         {"warm_start": "es", "population": 4, "iterations": 1},
+        {"warm_start": "guided"},
         {"lora_r": 0, "warm_start": "sft"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
@@ -211,7 +212,7 @@ def test_methods_and_warm_starts_run_the_same_loop(
     ]
     if settings.method == "rloo" or (settings.method, settings.guide) == ("guided", "adam"):
         assert set(first_order) == set(range(settings.iterations))
-    elif settings.warm_start == "first_order" and not METHODS[settings.method].self_starting:
+    elif settings.warm_start in ("first_order", "guided") and not METHODS[settings.method].self_starting:
         assert set(first_order) == {0}
     else:
         assert not first_order, "no step of this run may back-propagate through the policy"

@@ -194,7 +194,7 @@ METHODS = Registry(
     ),
 )
 
-METHOD_OF_START = {"first_order": "rloo", "spsa": "mezo", "es": "es"}
+METHOD_OF_START = {"first_order": "rloo", "spsa": "mezo"} | {m: m for m in METHODS if METHODS[m].self_starting}
 """Methods of an iteration 0 whose own method needs a previous update; `sft` gives it one."""
 
 DIRECTIONS = Registry(

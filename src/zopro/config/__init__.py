@@ -30,7 +30,7 @@ from zopro.config.step import StepOptions
 from zopro.config.values import read_as
 from zopro.errors import InputError, nearest
 
-WARM_STARTS = ("first_order", "sft", "spsa", "es")
+WARM_STARTS = ("sft", *METHOD_OF_START)
 FEW_QUESTIONS, ALL_QUESTIONS = 5, 200  # easy ones: what `true` asks, and how many there are
 
 
@@ -48,7 +48,8 @@ class LoopOptions:
     iterations: int = option(4, "Policy iterations, iteration 0 included.")
     warm_start: str = option(
         "first_order",
-        "Iteration 0: first_order (RLOO, as the paper), sft (its update is the last one), spsa or es. Verifiable: spsa.",
+        "Iteration 0: first_order (RLOO, as the paper), sft (its update is the last one), spsa, or a method that starts "
+        "by itself, such as guided (RLOO's gain in nearly the memory of inference) or es. Verifiable: spsa.",
         WARM_STARTS,
     )
     iteration_share: float = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zopro.choices import METHODS
+from zopro.choices import METHOD_OF_START, METHODS
 from zopro.config.fields import check
 
 
@@ -22,8 +22,8 @@ def check_served(config: Any) -> None:
     check(config.lora_r > 0, "lora_r", rule, config.lora_r)
     rule = f"must be sequential with engine {engine}"
     check(config.evaluation == "sequential", "evaluation", rule, config.evaluation)
-    warm = method.self_starting or config.warm_start != "first_order"
-    rule = f"must be es, spsa or sft with engine {engine}, since the first iteration has no gradients"
-    check(warm, "warm_start", rule, config.warm_start)
+    starts = ["sft", *(start for start, made in METHOD_OF_START.items() if METHODS[made].zeroth_order)]
+    rule = f"must be one of {', '.join(starts)} with engine {engine}, since the first iteration has no gradients"
+    check(method.self_starting or config.warm_start in starts, "warm_start", rule, config.warm_start)
     rule = "must be 1 with engine vllm, whose servers give log-probs of given tokens at 1 alone"
     check(not config.of_servers or config.temperature == 1, "temperature", rule, config.temperature)

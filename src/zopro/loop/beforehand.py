@@ -28,7 +28,7 @@ def check_beforehand(config: RunConfig, resume: bool = False) -> None:
         check_folder(Path(config.output_dir), config, resume)
     if resume:
         config = followed(config, Path(config.output_dir))
-    fits = config.queries == 1 or (config.method, config.guide) != ("guided", "spsa")
+    fits = config.queries == 1 or config.guide != "spsa" or "guided" not in config.methods
     check(fits, "queries", "must be 1 with guide: spsa, which has one direction a step", config.queries)
     check_base(config)
     check_bitsandbytes(config)
