@@ -64,6 +64,8 @@ def test_what_contradicts_itself_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("zopro.loop.pipeline.run", lambda *given, **options: pytest.fail("it began"))
     with pytest.raises(InputError, match=r"^queries: must be 1 with guide: spsa"):
         zopro.run(run.config, method="guided", guide="spsa", queries=2, output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match=r"^queries: must be 1 with guide: spsa"):
+        zopro.run(run.config, method="zopro", warm_start="guided", guide="spsa", queries=2, output_dir=tmp_path / "run")
 
 
 def test_the_command_s_flags_are_arguments_here(run: Any) -> None:

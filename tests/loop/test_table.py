@@ -67,6 +67,8 @@ def test_every_stage_has_an_output_of_its_own(tmp_path: Path) -> None:
         ("zopro-paper", "sft", [True, True]),
         ("mezo", "spsa", [True, True]),
         ("zopro", "es", [True, True]),
+        ("zopro", "guided", [False, True]),
+        ("mezo", "fzoo", [True, True]),
         ("guided", "first_order", [False, False]),
         ("rloo", "spsa", [False, False]),
     ],
